@@ -1,0 +1,109 @@
+"""What the engine is asked to do: cells, jobs, and how a search draws. Frozen values, no behaviour."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+# Names become tags, file names and MLflow filters; an alphabet without quotes, slashes or blanks needs no escaping.
+_NAME = re.compile(r"[\w.:=,+-]+")
+
+
+def _check_name(owner: str, value: str) -> None:
+    if not _NAME.fullmatch(value):
+        raise ValueError(f"{owner}: use letters, digits and . : = , + - _ only, got {value!r}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """One directed pair of domains at one ratio."""
+
+    source: str
+    """Name of the domain the taste is known in (the papers' auxiliary)."""
+    target: str
+    """Name of the domain that ratings are predicted in."""
+    ratio: float
+    """Cold ratio (MuSiC) or overlap ratio (LGCD), in (0, 1]."""
+
+    def __post_init__(self) -> None:
+        _check_name("cell source", self.source)
+        _check_name("cell target", self.target)
+
+    @property
+    def task(self) -> str:
+        """`books->movies`."""
+        return f"{self.source}->{self.target}"
+
+    @property
+    def name(self) -> str:
+        """`books->movies@0.2`."""
+        return f"{self.task}@{self.ratio:g}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """One configuration in one cell, trained over its seeds in one trial."""
+
+    part: str
+    """`search`, `sweep:<field>`, `ablate` or `score`."""
+    cell: Cell
+    name: str
+    """Unique within part and cell: `steps=10`, `wo_side`, `best`; of a search the trial number, see `trial_name`."""
+    config: Mapping[str, Any] | None
+    """Fields that differ from the base configuration; None: the searcher asks the cell's Optuna study."""
+    seeds: tuple[int, ...]
+    """Training seeds; their mean is the trial's result."""
+    features: str
+    """Key of the task folder's flavour, e.g. `main` or `ratings`."""
+    task_dir: str
+    """Folder of task tensors, a path that workers can read."""
+    score: bool = False
+    """True only in `score`: the test folder is opened too."""
+    test_dir: str | None = None
+    """Folder of the test data; given exactly when `score` is true."""
+
+    def __post_init__(self) -> None:
+        _check_name("job part", self.part)
+        _check_name("job name", self.name)
+        if not self.seeds:
+            raise ValueError(f"job {self.trial}: needs at least one seed")
+        if self.score != (self.test_dir is not None):
+            raise ValueError(f"job {self.trial}: test_dir belongs to score jobs and to them only, got {self.test_dir}")
+
+    @property
+    def trial(self) -> str:
+        """`<part>/<cell>/<name>`: the identity that MLflow's tag `study.trial` holds."""
+        return f"{self.part}/{self.cell.name}/{self.name}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchSpec:
+    """How each cell's search draws its trials."""
+
+    trials: int
+    """Configurations per cell."""
+    seeds: tuple[int, ...]
+    """Training seeds of each configuration."""
+    sampler: str = "TPESampler"
+    """Class in optuna.samplers; `study.searcher.SAMPLERS` lists those that are supported."""
+    sampler_args: Mapping[str, Any] = field(default_factory=dict)
+    """Arguments of that class's constructor, seed excepted."""
+    seed: int = 0
+    """Seed of the sampler; trial n draws from (seed, n) alone, whatever ran before in this process."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Resources:
+    """What one trial holds while it runs."""
+
+    cpus: float = 1
+    """Cores; also the number of torch threads (rounded down, at least 1)."""
+    gpus: float = 0
+    """GPUs; a fraction shares one."""
+
+
+def trial_name(number: int) -> str:
+    """A search job's name, from the number that Optuna gives its trial: `0007`."""
+    return f"{number:04d}"
