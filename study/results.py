@@ -1,0 +1,217 @@
+"""A study read back from MLflow alone: one row per trial, with tags, parameters and metrics as columns.
+
+Columns of `Results.trials`: those of `COLUMNS`, then `params.<field>` (text, as MLflow keeps it) and `metrics.<name>`
+(float; NaN where not logged). Epoch series stay in MLflow until `Results.epochs` asks for one.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import yaml
+from mlflow import MlflowClient
+from mlflow.artifacts import download_artifacts
+from mlflow.entities import Run
+from mlflow.exceptions import MlflowException
+
+from features.errors import InputError
+
+TAG = "study."
+PREDICTOR = "predictor:"
+PREDICTORS = ("global_mean", "item_mean", "source_offset")
+NOT_CONFIG = frozenset({"task", "source", "target", "ratio", "seeds", "features"})
+COLUMNS = ("run_id", "status", "part", "cell", "task", "source", "target", "ratio", "name", "variant", "best")
+_PAGE = 1_000
+
+
+class MissingError(InputError):
+    """The store does not hold what a figure or table needs (yet); the report lists the message and goes on."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Results:
+    """Everything of one study; `trials` holds one row per trial, the finished run where a trial has several."""
+
+    tracking_uri: str
+    experiment: str
+    trials: pd.DataFrame
+    domains: tuple[Mapping[str, Any], ...]  # manifests, as logged by the part "data"
+    cells: tuple[Mapping[str, Any], ...]  # counts per cell, as logged by the part "data"
+    simulated: bool
+    tags: Mapping[
+        str, tuple[str, ...]
+    ]  # data_key, feature_key, commit, versions, device -> values over finished trials
+    duplicates: tuple[str, ...]  # trials with more than one finished run; the newest one counts
+    foreign: int  # runs of the experiment that no study wrote
+
+    def finished(self, part: str | None = None) -> pd.DataFrame:
+        """The finished trials (of one part)."""
+        rows = self.trials[self.trials["status"] == "FINISHED"]
+        return rows if part is None else rows[rows["part"] == part]
+
+    def validation(self, part: str = "search") -> pd.DataFrame:
+        """Finished trials of a part without any test column: the only thing that selection is given."""
+        rows = self.finished(part)
+        return rows[[name for name in rows.columns if not str(name).startswith("metrics.test_")]]
+
+    def sweeps(self) -> list[str]:
+        """Names of the parameters that were swept (finished trials only), sorted."""
+        parts = self.finished()["part"].unique()
+        return sorted(str(part).removeprefix("sweep:") for part in parts if str(part).startswith("sweep:"))
+
+    def tasks(self) -> list[str]:
+        """All tasks of the study, sorted, so that a task keeps its colour in every figure."""
+        return sorted(str(task) for task in self.trials["task"].unique())
+
+    def ratios(self) -> list[float]:
+        """All cold ratios of the study, sorted."""
+        return sorted(float(ratio) for ratio in self.trials["ratio"].unique())
+
+    def searched(self) -> list[str]:
+        """Config fields that took more than one value over the finished search trials, sorted."""
+        rows = self.finished("search")
+        names = [str(name) for name in rows.columns if str(name).startswith("params.")]
+        varied = [name.removeprefix("params.") for name in names if rows[name].nunique(dropna=False) > 1]
+        return sorted(set(varied) - NOT_CONFIG)
+
+    def epochs(self, run_id: str, metric: str) -> pd.DataFrame:
+        """Columns epoch, value: the series `epoch/<metric>` of one run; of a repeated epoch the newest value."""
+        history = MlflowClient(self.tracking_uri).get_metric_history(run_id, f"epoch/{metric}")
+        newest = {point.step: point.value for point in sorted(history, key=lambda point: point.timestamp)}
+        return pd.DataFrame({"epoch": sorted(newest), "value": [newest[step] for step in sorted(newest)]})
+
+    def config(self, run_id: str) -> Mapping[str, Any]:
+        """The run's `config.yaml`: everything that is needed to train it again."""
+        loaded = yaml.safe_load(read_artifact(self.tracking_uri, run_id, "config.yaml"))
+        if not isinstance(loaded, dict):
+            raise InputError(f"run {run_id}: config.yaml must be a mapping, is {type(loaded).__name__}; train it again")
+        return loaded
+
+    def per_user(self, run_id: str) -> pd.DataFrame:
+        """The run's `per_user.csv`: seed, user, n, sum_abs_error, sum_squared_error, ndcg20."""
+        with tempfile.TemporaryDirectory() as folder:
+            return pd.read_csv(_download(self.tracking_uri, run_id, "per_user.csv", folder), dtype={"user": str})
+
+
+def load_results(tracking_uri: str, experiment: str) -> Results:
+    """Read the study `experiment`; failed and running trials are kept with their status.
+
+    Raises InputError where the store does not hold the experiment.
+    """
+    local = tracking_uri.removeprefix("sqlite:///")
+    if local != tracking_uri and not Path(local).exists():  # MLflow's client would create the file
+        raise InputError(f"{tracking_uri}: there is no such store; run `study run {experiment}` first")
+    client = MlflowClient(tracking_uri)
+    found = client.get_experiment_by_name(experiment)
+    if found is None:
+        raise InputError(f"{tracking_uri}: holds no experiment {experiment!r}; run `study run {experiment}` first")
+    runs = _all_runs(client, found.experiment_id)
+    ours = [run for run in runs if f"{TAG}part" in run.data.tags]
+    trial_runs = [run for run in ours if f"{TAG}trial" in run.data.tags and f"{TAG}cell" in run.data.tags]
+    trials, duplicates = _one_per_trial(trial_runs)
+    data = [run for run in ours if run.data.tags[f"{TAG}part"] == "data" and run.info.status == "FINISHED"]
+    newest = max(data, key=_age) if data else None
+    finished = [run for run in trials if run.info.status == "FINISHED"]
+    return Results(
+        tracking_uri=tracking_uri,
+        experiment=experiment,
+        trials=_frame(trials),
+        domains=_records(tracking_uri, newest, "domains.json"),
+        cells=_records(tracking_uri, newest, "cells.json"),
+        simulated=any(_is_true(run, "simulated") for run in ours),
+        tags={name: _values(finished, name) for name in ("data_key", "feature_key", "commit", "versions", "device")},
+        duplicates=duplicates,
+        foreign=len(runs) - len(ours),
+    )
+
+
+def read_artifact(tracking_uri: str, run_id: str, path: str) -> str:
+    """The text of one artifact; InputError where the run has none of that name."""
+    with tempfile.TemporaryDirectory() as folder:
+        return _download(tracking_uri, run_id, path, folder).read_text(encoding="utf-8")
+
+
+def _download(tracking_uri: str, run_id: str, path: str, folder: str) -> Path:
+    try:
+        return Path(download_artifacts(run_id=run_id, artifact_path=path, dst_path=folder, tracking_uri=tracking_uri))
+    except (MlflowException, OSError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(f"run {run_id}: has no readable artifact {path} ({reason}); train it again") from error
+
+
+def _all_runs(client: MlflowClient, experiment_id: str) -> list[Run]:
+    runs: list[Run] = []
+    token: str | None = None
+    while True:
+        page = client.search_runs([experiment_id], max_results=_PAGE, page_token=token)
+        runs.extend(page)
+        token = page.token
+        if not token:
+            return runs
+
+
+def _age(run: Run) -> tuple[int, str]:
+    return (run.info.start_time or 0, run.info.run_id)
+
+
+def _is_true(run: Run, tag: str) -> bool:
+    return str(run.data.tags.get(f"{TAG}{tag}", "")).lower() == "true"
+
+
+def _values(runs: Sequence[Run], tag: str) -> tuple[str, ...]:
+    return tuple(sorted({run.data.tags[f"{TAG}{tag}"] for run in runs if f"{TAG}{tag}" in run.data.tags}))
+
+
+def _one_per_trial(runs: Sequence[Run]) -> tuple[list[Run], tuple[str, ...]]:
+    """The newest finished run of each trial, else its newest run; and the trials that finished more than once."""
+    groups: dict[str, list[Run]] = {}
+    for run in sorted(runs, key=_age):
+        groups.setdefault(run.data.tags[f"{TAG}trial"], []).append(run)
+    kept, repeated = [], []
+    for trial in sorted(groups):
+        done = [run for run in groups[trial] if run.info.status == "FINISHED"]
+        kept.append((done or groups[trial])[-1])
+        if len(done) > 1:
+            repeated.append(trial)
+    return kept, tuple(repeated)
+
+
+def _frame(runs: Sequence[Run]) -> pd.DataFrame:
+    return pd.DataFrame([_row(run) for run in runs]) if runs else pd.DataFrame(columns=list(COLUMNS))
+
+
+def _row(run: Run) -> dict[str, Any]:
+    tags, params = run.data.tags, run.data.params
+    part, cell = tags[f"{TAG}part"], tags[f"{TAG}cell"]
+    task, ratio = tags[f"{TAG}task"], float(tags[f"{TAG}ratio"])
+    source, _, target = task.partition("->")
+    row: dict[str, Any] = {
+        "run_id": run.info.run_id,
+        "status": run.info.status,
+        "part": part,
+        "cell": cell,
+        "task": task,
+        "source": source,
+        "target": target,
+        "ratio": ratio,
+        "name": tags[f"{TAG}trial"].removeprefix(f"{part}/{cell}/"),
+        "variant": tags.get(f"{TAG}variant", ""),
+        "best": _is_true(run, "best"),
+    }
+    row |= {f"params.{name}": value for name, value in params.items()}
+    return row | {f"metrics.{name}": value for name, value in run.data.metrics.items() if not name.startswith("epoch/")}
+
+
+def _records(tracking_uri: str, run: Run | None, path: str) -> tuple[Mapping[str, Any], ...]:
+    if run is None:
+        return ()
+    loaded = json.loads(read_artifact(tracking_uri, run.info.run_id, path))
+    if not isinstance(loaded, list) or not all(isinstance(record, dict) for record in loaded):
+        raise InputError(f"run {run.info.run_id}: {path} must be a list of objects; run the study's data part again")
+    return tuple(loaded)
