@@ -178,7 +178,7 @@ def _long_tail(total: int, count: int, floor: int, cap: int, spread: float, rng:
     """`count` log-normal numbers from `floor` to `cap` that sum to `total`."""
     weight = rng.lognormal(0.0, spread, count)
     spare = total - floor * count
-    counts = np.minimum(floor + (spare * weight / weight.sum()).astype(np.int64), cap)
+    counts: Ints = np.minimum(floor + (spare * weight / weight.sum()).astype(np.int64), cap)
     while left := total - int(counts.sum()):
         room = np.flatnonzero(counts < cap)
         counts[rng.choice(room, size=min(left, room.size), replace=False)] += 1

@@ -1,0 +1,79 @@
+"""Filters of interactions, as statements over a DuckDB table: `kept(u, i, rating, words, row)`.
+
+`u` and `i` number users and items; `items(i, described, pictured)` tells which items have a description and an image.
+Each filter leaves a smaller `kept`; the work is done out of core, on numbers alone.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+
+import duckdb
+
+from features.errors import InputError
+
+
+@dataclass(frozen=True, kw_only=True)
+class FilterSpec:
+    """Filters, applied in the order of the fields. MuSiC 4.1.1: 10 words, description and image, 20 reviews."""
+
+    min_words: int = 0  # reviews with fewer words (title not counted) are dropped
+    require_description: bool = False  # items without description are dropped
+    require_image: bool = False  # items without image are dropped
+    k_core: int = 0  # users and items with fewer interactions are dropped until none is left to drop; 0: off
+    min_user_reviews: int = 0  # users with fewer reviews, after the filters above, are dropped
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if field.type is bool or field.type == "bool":
+                if not isinstance(value, bool):
+                    raise InputError(f"filters.{field.name} is {value!r}; it must be true or false")
+            elif isinstance(value, bool) or not isinstance(value, int) or value < 0:
+                raise InputError(f"filters.{field.name} is {value!r}; it must be a whole number, 0 or more")
+
+
+def apply_filters(spec: FilterSpec, database: duckdb.DuckDBPyConnection) -> Iterator[str]:
+    """Apply each filter of `spec` that is on, yielding `name=value` after each."""
+    if spec.min_words:
+        _keep(database, f"words >= {spec.min_words}")
+        yield f"min_words={spec.min_words}"
+    if spec.require_description:
+        _keep(database, "i IN (SELECT i FROM items WHERE described)")
+        yield "require_description=true"
+    if spec.require_image:
+        _keep(database, "i IN (SELECT i FROM items WHERE pictured)")
+        yield "require_image=true"
+    if spec.k_core:
+        _core(database, spec)
+        yield f"k_core={spec.k_core}"
+    if spec.min_user_reviews:
+        _keep(database, _frequent("u", spec.min_user_reviews))
+        yield f"min_user_reviews={spec.min_user_reviews}"
+
+
+def _core(database: duckdb.DuckDBPyConnection, spec: FilterSpec) -> None:
+    """The largest set in which each item has k interactions and each user k (or `min_user_reviews`, if that is more).
+
+    Users are held to the higher number here, for dropping them afterwards would break the items' core again.
+    """
+    users = _frequent("u", max(spec.k_core, spec.min_user_reviews))
+    while _keep(database, f"{users} AND {_frequent('i', spec.k_core)}"):
+        pass
+
+
+def _frequent(column: str, least: int) -> str:
+    return f"{column} IN (SELECT {column} FROM kept GROUP BY {column} HAVING count(*) >= {least})"
+
+
+def _keep(database: duckdb.DuckDBPyConnection, condition: str) -> int:
+    """Keep the interactions that meet `condition`; returns how many were dropped."""
+    before = count(database, "count(*)")
+    database.execute(f"CREATE OR REPLACE TABLE kept AS SELECT * FROM kept WHERE {condition}")
+    return before - count(database, "count(*)")
+
+
+def count(database: duckdb.DuckDBPyConnection, what: str) -> int:
+    """One number of the table `kept`."""
+    row = database.execute(f"SELECT {what} FROM kept").fetchone()
+    assert row is not None
+    return int(row[0])

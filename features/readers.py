@@ -1,0 +1,484 @@
+"""Readers of raw files: Amazon Reviews 2023 JSON lines, RecBole atomic files, parquet and CSV tables.
+
+Each yields Arrow batches of one schema, INTERACTIONS or ITEMS, so that no more than a few megabytes are held at a time.
+Arrow parses whole blocks; Python looks at single lines only once a block is known to be bad, to say which line it is.
+Everything wrong with a file is an InputError: `file:line: rule, value; remedy`.
+"""
+
+import csv
+import gzip
+import io
+import json
+import zlib
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, Literal, NoReturn
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv as pa_csv
+import pyarrow.json as pa_json
+import pyarrow.parquet as pq
+
+from features.errors import InputError
+
+Kind = Literal["interactions", "items"]
+BLOCK = 1 << 23  # bytes of text parsed at a time
+
+INTERACTIONS = pa.schema(
+    [
+        ("user_id", pa.string()),
+        ("item_id", pa.string()),
+        ("rating", pa.float64()),
+        ("text", pa.string()),  # title and text of the review, null where there is neither
+        ("words", pa.int32()),  # words of the review without its title
+        ("timestamp", pa.int64()),  # as the source counts it (Amazon 2023: milliseconds), null where absent
+    ]
+)
+ITEMS = pa.schema([(name, pa.string()) for name in ("item_id", "title", "description", "categories", "image")])
+
+# Our names of raw columns, which `DomainSpec.columns` may map to a file's own.
+COLUMNS: Mapping[Kind, tuple[str, ...]] = {
+    "interactions": ("user_id", "item_id", "rating", "review_title", "text", "timestamp"),
+    "items": tuple(ITEMS.names),
+}
+REQUIRED: Mapping[Kind, tuple[str, ...]] = {"interactions": ("user_id", "item_id", "rating"), "items": ("item_id",)}
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Some rows of one file under our raw names, and where each stands in it (`file:line`), for error messages."""
+
+    batch: pa.RecordBatch
+    place: Callable[[int], str]
+
+
+# --- the two ways in ----------------------------------------------------------------------------------------------
+
+
+def read_interactions(
+    reader: str, path: Path, columns: Mapping[str, str], scale: tuple[float, float]
+) -> Iterator[pa.RecordBatch]:
+    """Interactions of one file, in file order, every rating within `scale`."""
+    for chunk in READERS[reader](path, "interactions", columns):
+        rating = _number(chunk, "rating", pa.float64())
+        _check(chunk, rating, scale)
+        title, text = _text(chunk, "review_title"), pc.fill_null(_text(chunk, "text"), "")
+        whole = pc.utf8_trim_whitespace(pc.binary_join_element_wise(pc.fill_null(title, ""), text, " "))
+        arrays = [
+            _text(chunk, "user_id"),
+            _text(chunk, "item_id"),
+            rating,
+            _null_where_empty(whole),
+            count_words(text),
+            _number(chunk, "timestamp", pa.int64()),
+        ]
+        yield pa.record_batch(arrays, schema=INTERACTIONS)
+
+
+def read_items(reader: str, path: Path, columns: Mapping[str, str]) -> Iterator[pa.RecordBatch]:
+    """Items of one file, in file order; the same item may come more than once."""
+    for chunk in READERS[reader](path, "items", columns):
+        _check(chunk, None, None)
+        arrays = [_null_where_empty(_text(chunk, name, " > " if name == "categories" else " ")) for name in ITEMS.names]
+        yield pa.record_batch(arrays, schema=ITEMS)
+
+
+def count_words(text: pa.StringArray) -> pa.Int32Array:
+    """Words between white space; `text` holds no nulls."""
+    trimmed = pc.ascii_trim_whitespace(text)
+    words = pc.list_value_length(pc.ascii_split_whitespace(trimmed))
+    return pc.if_else(pc.equal(trimmed, ""), pa.scalar(0, pa.int32()), words)
+
+
+# --- rules that every file has to meet ----------------------------------------------------------------------------
+
+
+def _check(chunk: Chunk, rating: pa.Array | None, scale: tuple[float, float] | None) -> None:
+    """Raise InputError for the first row without an id, or with a rating that is absent, NaN or off the scale."""
+    faults: list[tuple[int, str]] = []
+
+    def note(bad: Any, what: Callable[[int], str]) -> None:
+        if pc.any(bad).as_py():
+            row = pc.index(bad, True).as_py()
+            faults.append((row, what(row)))
+
+    for name in ("user_id", "item_id") if rating is not None else ("item_id",):
+        ids = _text(chunk, name)
+        note(pc.equal(pc.fill_null(ids, ""), ""), lambda row, name=name: f"{name} is missing; each row needs one")  # type: ignore[misc]
+    if rating is not None and scale is not None:
+        low, high = scale
+        note(pc.is_null(rating), lambda row: "rating is missing; each interaction needs one")
+        note(pc.fill_null(pc.is_nan(rating), False), lambda row: "rating is NaN; correct or remove the row")
+        outside = pc.or_(pc.less(rating, low), pc.greater(rating, high))
+        remedy = "correct it or set rating_scale"
+        note(
+            pc.fill_null(outside, False),
+            lambda row: f"rating must lie from {low:g} to {high:g}, not {rating[row].as_py():g}; {remedy}",
+        )
+    if faults:
+        row, what = min(faults)
+        raise InputError(f"{chunk.place(row)}: {what}")
+
+
+def _text(chunk: Chunk, name: str, separator: str = " ") -> pa.Array:
+    """A column as text; lists are joined; all null where the file has no such column."""
+    if name not in chunk.batch.schema.names:
+        return pa.nulls(chunk.batch.num_rows, pa.string())
+    column = chunk.batch[name]
+    if pa.types.is_string(column.type):
+        return column
+    try:
+        if pa.types.is_list(column.type) or pa.types.is_large_list(column.type):
+            return pc.binary_join(column.cast(pa.list_(pa.string())), separator)
+        return column.cast(pa.string())
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+        raise InputError(f"{chunk.place(0)}: {name} is of type {column.type}, which is no text; map another") from error
+
+
+def _number(chunk: Chunk, name: str, kind: pa.DataType) -> pa.Array:
+    """A column as numbers of `kind`; InputError names the first value that is none."""
+    if name not in chunk.batch.schema.names:
+        return pa.nulls(chunk.batch.num_rows, kind)
+    column = chunk.batch[name]
+    if pa.types.is_timestamp(column.type):
+        column = column.cast(pa.timestamp("ms"), safe=False)
+    try:
+        if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
+            column = column.cast(pa.float64() if not _all_whole(column) else kind)
+        return column.cast(kind, safe=not pa.types.is_floating(column.type))
+    except pa.ArrowInvalid:
+        values = column.to_pylist()
+        row = next(row for row, value in enumerate(values) if not _is_number(value))
+        raise InputError(f"{chunk.place(row)}: {name} is {values[row]!r}, not a number; correct it") from None
+    except pa.ArrowNotImplementedError as error:
+        raise InputError(f"{chunk.place(0)}: {name} is of type {column.type}, not a number; map another") from error
+
+
+def _all_whole(column: pa.Array) -> bool:
+    whole: bool = pc.all(pc.match_substring_regex(column, r"^-?\d{1,18}$")).as_py() is not False
+    return whole
+
+
+def _is_number(value: str | None) -> bool:
+    try:
+        float(value or 0)
+    except ValueError:
+        return False
+    return True
+
+
+def _null_where_empty(text: pa.Array) -> pa.Array:
+    return pc.if_else(pc.equal(text, ""), pa.scalar(None, pa.string()), text)
+
+
+# --- bytes --------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _open(path: Path) -> Iterator[BinaryIO]:
+    """The bytes of a file, unpacked if its name ends in .gz; faults of the packing become InputError."""
+    try:
+        with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as stream:
+            yield stream  # type: ignore[misc]
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file; put it there or correct its name") from None
+    except EOFError:
+        raise InputError(f"{path}: the gzip file is truncated; fetch it again") from None
+    except (gzip.BadGzipFile, zlib.error) as error:
+        raise InputError(f"{path}: the gzip file is damaged ({error}); fetch it again") from None
+
+
+def _blocks(stream: BinaryIO) -> Iterator[tuple[int, bytes]]:
+    """Blocks of whole lines, each with the number of its first line, counted from 1 at the stream's start."""
+    line, rest = 1, b""
+    while data := stream.read(BLOCK):
+        cut = data.rfind(b"\n") + 1
+        if not cut:
+            rest += data
+            continue
+        block, rest = rest + data[:cut], data[cut:]
+        yield line, block
+        line += block.count(b"\n")
+    if rest:
+        yield line, rest
+
+
+@dataclass(frozen=True)
+class _Block:
+    """Whole lines of a text file; blank ones are not rows."""
+
+    path: Path
+    first: int  # line number of the first line
+    data: bytes
+
+    def lines(self) -> Iterator[tuple[int, bytes]]:
+        """Number and bytes of each line that is a row."""
+        for number, line in enumerate(self.data.split(b"\n"), self.first):
+            if line.strip():
+                yield number, line
+
+    def place(self, row: int) -> str:
+        number = next(number for index, (number, _) in enumerate(self.lines()) if index == row)
+        return f"{self.path}:{number}"
+
+    def parse(self, parser: Callable[[bytes], pa.Table], explain: Callable[[bytes], str | None]) -> Chunk:
+        """All rows at once; where that fails, the first line that fails on its own, with what `explain` says of it."""
+        try:
+            table = _valid(parser(self.data))
+        except (pa.ArrowInvalid, UnicodeDecodeError) as error:
+            self._blame(parser, explain, error)
+        if table.num_rows != self.data.count(b"\n") and table.num_rows != sum(1 for _ in self.lines()):
+            self._blame(parser, explain, None)
+        return Chunk(_one_batch(table), self.place)
+
+    def _blame(
+        self, parser: Callable[[bytes], pa.Table], explain: Callable[[bytes], str | None], error: Exception | None
+    ) -> NoReturn:
+        for number, line in self.lines():
+            try:
+                ok = _valid(parser(line)).num_rows == 1
+                reason = "one row a line is expected"
+            except (pa.ArrowInvalid, UnicodeDecodeError) as fault:
+                ok, reason = False, " ".join(str(fault).split())
+            if not ok:
+                raise InputError(f"{self.path}:{number}: {explain(line) or reason}; correct or remove the line")
+        raise InputError(f"{self.path}:{self.first}: unreadable from here on ({error}); one row a line is expected")
+
+
+def _one_batch(table: pa.Table) -> pa.RecordBatch:
+    columns = [pa.concat_arrays(column.chunks) if column.num_chunks else column.combine_chunks() for column in table]
+    return pa.RecordBatch.from_arrays(columns, names=table.column_names)
+
+
+def _valid(table: pa.Table) -> pa.Table:
+    table.validate(full=True)  # Arrow's JSON parser lets bad UTF-8 through
+    return table
+
+
+# --- Amazon Reviews 2023 ------------------------------------------------------------------------------------------
+
+_PICTURE = pa.list_(pa.struct([("large", pa.string()), ("hi_res", pa.string()), ("thumb", pa.string())]))
+_AMAZON: Mapping[Kind, pa.Schema] = {
+    "interactions": pa.schema(
+        [
+            ("user_id", pa.string()),
+            ("parent_asin", pa.string()),
+            ("rating", pa.float64()),
+            ("title", pa.string()),
+            ("text", pa.string()),
+            ("timestamp", pa.int64()),
+        ]
+    ),
+    "items": pa.schema(
+        [
+            ("parent_asin", pa.string()),
+            ("title", pa.string()),
+            ("description", pa.list_(pa.string())),
+            ("categories", pa.list_(pa.string())),
+            ("images", _PICTURE),
+        ]
+    ),
+}
+
+
+def _amazon2023(path: Path, kind: Kind, columns: Mapping[str, str]) -> Iterator[Chunk]:
+    """Amazon Reviews 2023 (Hou et al. 2024), JSON lines: reviews `<name>.jsonl.gz`, metadata `meta_<name>.jsonl.gz`."""
+    schema = _AMAZON[kind]
+    options = pa_json.ParseOptions(explicit_schema=schema, unexpected_field_behavior="ignore")
+
+    def parse(data: bytes) -> pa.Table:
+        whole = pa_json.ReadOptions(use_threads=False, block_size=len(data) + 1)
+        return pa_json.read_json(io.BytesIO(data), read_options=whole, parse_options=options)
+
+    ours = {"parent_asin": "item_id", **({"title": "review_title"} if kind == "interactions" else {"images": "image"})}
+    required = ("user_id", "parent_asin", "rating") if kind == "interactions" else ("parent_asin",)
+    with _open(path) as stream:
+        for first, data in _blocks(stream):
+            chunk = _Block(path, first, data).parse(parse, lambda line: _explain_json(line, schema))
+            for name in required:
+                if chunk.batch[name].null_count:
+                    row = pc.index(pc.is_null(chunk.batch[name]), True).as_py()
+                    raise InputError(
+                        f"{chunk.place(row)}: the field {name} is missing or null; correct or remove the line"
+                    )
+            arrays = [
+                _first_image(column) if name == "images" else column
+                for name, column in zip(schema.names, chunk.batch.columns, strict=True)
+            ]
+            yield Chunk(
+                pa.RecordBatch.from_arrays(arrays, names=[ours.get(name, name) for name in schema.names]), chunk.place
+            )
+
+
+def _first_image(images: pa.Array) -> pa.Array:
+    """The first image of each item (MuSiC 4.1.1), the large one where there is one."""
+    first = pc.list_element(
+        pc.if_else(pc.greater(pc.list_value_length(images), 0), images, pa.scalar([{}], _PICTURE)), 0
+    )
+    return pc.coalesce(*(pc.struct_field(first, size) for size in ("large", "hi_res", "thumb")))
+
+
+def _explain_json(line: bytes, schema: pa.Schema) -> str | None:
+    """What is wrong with one JSON line, in words; None where Python finds nothing."""
+    try:
+        row = json.loads(line)
+    except UnicodeDecodeError:
+        return "the text is not UTF-8"
+    except ValueError as error:
+        return f"not JSON ({error})"
+    if not isinstance(row, dict):
+        return f"a JSON object is expected, not {_shown(row)}"
+    for field in schema:
+        value = row.get(field.name)
+        if value is None:
+            continue
+        if pa.types.is_string(field.type) and not isinstance(value, str):
+            return f"{field.name} must be text, not {_shown(value)}"
+        if pa.types.is_floating(field.type) and (isinstance(value, bool) or not isinstance(value, int | float)):
+            return f"{field.name} must be a number, not {_shown(value)}"
+        if pa.types.is_integer(field.type) and (isinstance(value, bool) or not isinstance(value, int)):
+            return f"{field.name} must be a whole number, not {_shown(value)}"
+        if pa.types.is_list(field.type):
+            inner, word = (dict, "objects") if pa.types.is_struct(field.type.value_type) else (str, "texts")
+            if not isinstance(value, list) or not all(isinstance(part, inner | None) for part in value):
+                return f"{field.name} must be a list of {word}, not {_shown(value)}"
+    return None
+
+
+def _shown(value: object) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+# --- RecBole atomic files -----------------------------------------------------------------------------------------
+
+_RECBOLE_TYPES = ("token", "token_seq", "float", "float_seq")
+
+
+def _recbole(path: Path, kind: Kind, columns: Mapping[str, str]) -> Iterator[Chunk]:
+    """RecBole's atomic files: tab-separated, a header of `name:type`, no quoting; `.inter` and `.item`."""
+    with _open(path) as stream:
+        header = _recbole_header(path, stream.readline())
+        names = _choose(path, kind, columns, header)
+
+        def parse(data: bytes) -> pa.Table:
+            table = pa_csv.read_csv(
+                io.BytesIO(data),
+                read_options=pa_csv.ReadOptions(use_threads=False, column_names=header, block_size=len(data) + 1),
+                parse_options=pa_csv.ParseOptions(delimiter="\t", quote_char=False, escape_char=False),
+                convert_options=_as_text(names),
+            )
+            return table.rename_columns(list(names))
+
+        def explain(line: bytes) -> str | None:
+            fields = line.count(b"\t") + 1
+            return None if fields == len(header) else f"{fields} fields where the header has {len(header)}"
+
+        for first, data in _blocks(stream):
+            yield _Block(path, first + 1, data).parse(parse, explain)
+
+
+def _recbole_header(path: Path, line: bytes) -> list[str]:
+    names = []
+    for field in line.decode("utf-8", "replace").strip("\r\n").split("\t"):
+        name, colon, kind = field.rpartition(":")
+        if not colon or not name or kind not in _RECBOLE_TYPES:
+            raise InputError(
+                f"{path}:1: a RecBole header holds name:type fields with type {', '.join(_RECBOLE_TYPES)}, "
+                f"not {field[:60]!r}; correct the header"
+            )
+        names.append(name)
+    if repeated := sorted({name for name in names if names.count(name) > 1}):
+        raise InputError(f"{path}:1: the header names {', '.join(repeated)} twice; correct the header")
+    return names
+
+
+# --- tables -------------------------------------------------------------------------------------------------------
+
+
+def _table(path: Path, kind: Kind, columns: Mapping[str, str]) -> Iterator[Chunk]:
+    """Parquet (.parquet, .pq), or text with a header: comma-separated .csv, tab-separated .tsv, also with .gz."""
+    suffix = path.with_suffix("").suffix if path.suffix == ".gz" else path.suffix
+    if suffix in (".parquet", ".pq") and path.suffix != ".gz":
+        batches = _parquet_batches(path, kind, columns)
+    elif suffix in (".csv", ".tsv"):
+        batches = _csv_batches(path, kind, columns, "," if suffix == ".csv" else "\t")
+    else:
+        raise InputError(
+            f"{path}: a table is .parquet, .pq, .csv, .tsv, .csv.gz or .tsv.gz; convert or rename the file"
+        )
+    rows = 0
+    for batch in batches:
+        start = rows
+        yield Chunk(batch, lambda row, start=start: f"{path}: row {start + row + 1}")  # type: ignore[misc]
+        rows += batch.num_rows
+
+
+def _parquet_batches(path: Path, kind: Kind, columns: Mapping[str, str]) -> Iterator[pa.RecordBatch]:
+    with _open(path) as stream:
+        try:
+            file = pq.ParquetFile(stream)
+            names = _choose(path, kind, columns, file.schema_arrow.names)
+            for batch in file.iter_batches(columns=list(names.values())):
+                yield pa.RecordBatch.from_arrays([batch[theirs] for theirs in names.values()], names=list(names))
+        except (pa.ArrowInvalid, OSError) as error:
+            raise InputError(f"{path}: not a whole parquet file ({_first_line(error)}); fetch it again") from error
+
+
+def _csv_batches(path: Path, kind: Kind, columns: Mapping[str, str], delimiter: str) -> Iterator[pa.RecordBatch]:
+    with _open(path) as stream:
+        line = stream.readline().decode("utf-8-sig", "replace")
+        header = next(csv.reader([line], delimiter=delimiter), [])
+        names = _choose(path, kind, columns, header)
+        try:
+            reader = pa_csv.open_csv(
+                stream,
+                read_options=pa_csv.ReadOptions(use_threads=False, column_names=header, block_size=BLOCK),
+                parse_options=pa_csv.ParseOptions(delimiter=delimiter, newlines_in_values=True),
+                convert_options=_as_text(names),
+            )
+            for batch in reader:
+                yield batch.rename_columns(list(names))
+        except (pa.ArrowInvalid, UnicodeDecodeError) as error:
+            if str(error) == "Empty CSV file":
+                return
+            raise InputError(f"{path}: not a CSV table ({_first_line(error)}); correct the file") from error
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).split("\n")[0][:200]
+
+
+def _as_text(names: Mapping[str, str]) -> pa_csv.ConvertOptions:
+    """Only the wanted columns, each as text: ids such as 007 or NA are to stay what they are."""
+    return pa_csv.ConvertOptions(
+        include_columns=list(names.values()),
+        column_types=dict.fromkeys(names.values(), pa.string()),
+        strings_can_be_null=True,
+        null_values=[""],
+    )
+
+
+def _choose(path: Path, kind: Kind, columns: Mapping[str, str], present: list[str]) -> dict[str, str]:
+    """Which of a file's columns to read: our name -> theirs."""
+    chosen = {}
+    for name in COLUMNS[kind]:
+        theirs = columns.get(name, name)
+        if theirs in present:
+            chosen[name] = theirs
+        elif name in REQUIRED[kind] or name in columns:
+            raise InputError(
+                f"{path}: there is no column {theirs!r} for {name}; its columns are {', '.join(present)}; "
+                f"set columns.{name} to one of them"
+            )
+    return chosen
+
+
+READERS: Mapping[str, Callable[[Path, Kind, Mapping[str, str]], Iterator[Chunk]]] = {
+    "amazon2023": _amazon2023,
+    "recbole": _recbole,
+    "table": _table,
+}
