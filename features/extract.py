@@ -1,0 +1,443 @@
+"""Extraction: plan -> Ray Data actor pool (or threads) -> shards -> one aligned table.
+
+plan        rows of the domain -> content keys -> deduplicate -> macro-batches -> anti-join against the shards on disk
+run         each macro-batch is encoded by one worker, which writes its shard itself: no vector crosses a process
+finish      every planned row is in a shard or failed with a reason; failures are bounded; the table, manifest last
+
+Kill it anywhere and start it again: finished macro-batches are found on disk, and nothing else is trusted.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import logging
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from functools import partial
+from itertools import islice, pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from features.encoder import (
+    Encoder,
+    EncoderSpec,
+    ResolvedEncoder,
+    load_encoder,
+    load_tokenizer,
+    resolve_encoder,
+    tokenize,
+)
+from features.errors import InputError
+from features.prompts import PROMPTS, Row, find_prompt, item_rows, user_rows
+from features.store import (
+    KEY_TYPE,
+    FeatureTable,
+    RowStore,
+    digest,
+    open_table,
+    row_key,
+    table_path,
+    write_table,
+)
+
+if TYPE_CHECKING:
+    from features.domain import Domain
+
+Progress = Callable[[int, int], None]  # texts done, texts to do in this call
+
+KINDS = ("items", "users")
+USER_FEATURES = ("review_mean", "concat")
+RAY_TEXTS = 100_000  # fewer texts than this are done before Ray's 5 to 7 s of start-up have paid off
+_THREADS = 8  # Python threads that still scale: beyond, they wait for the interpreter lock between operators
+_MACRO_TEXTS = (256, 4096)  # a macro-batch: long enough to sort by length, short enough to lose to a kill
+_MACRO_BATCHES = 16  # and small jobs are cut into this many, so that no worker is alone with the last one
+_BLOCK_SCHEMA = pa.schema([("key", KEY_TYPE), ("texts", pa.list_(pa.large_string())), ("image", pa.string())])
+
+
+@dataclass(frozen=True, kw_only=True)
+class FeatureSpec:
+    """One feature table: whose vectors, from which words, by which encoder."""
+
+    # "items": title, categories, description; "users": the user's reviews of this one domain
+    kind: str
+    encoder: EncoderSpec
+    # "review_mean": mean of the reviews' vectors; "concat": one text of all reviews, cut at max_tokens. Not a detail:
+    # the top-10 neighbours of the two overlap by 0.10. Only read for users.
+    users: str = "review_mean"
+    # newest reviews of a user that are read (0: all). Only read for users.
+    max_reviews: int = 0
+    # name in features.prompts.PROMPTS
+    prompt: str = "plain-1"
+
+    def __post_init__(self) -> None:
+        faults = [
+            f"features.{name} must be one of {', '.join(allowed)}, not {value!r}"
+            for name, value, allowed in (
+                ("kind", self.kind, KINDS),
+                ("users", self.users, USER_FEATURES),
+                ("prompt", self.prompt, tuple(sorted(PROMPTS))),
+            )
+            if value not in allowed
+        ]
+        if self.max_reviews < 0:
+            faults.append(f"features.max_reviews must be 0 (all) or more, not {self.max_reviews}")
+        if faults:
+            raise InputError("; ".join(faults))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Estimate:
+    """What an extraction has left to do. Tokens are projected from a sample of the texts that are left."""
+
+    rows: int
+    rows_left: int
+    texts_left: int
+    tokens_left: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """All rows of a table, and the macro-batches that are still to be encoded."""
+
+    ids: list[str]  # sorted
+    keys: list[bytes | None]  # row key of each id; None where the row failed before any encoder saw it
+    failed: dict[str, str]  # id -> reason
+    blocks: list[pa.Table]  # one per macro-batch, _BLOCK_SCHEMA; unique rows that no shard holds
+
+    @property
+    def texts_left(self) -> int:
+        return sum(_texts(block) for block in self.blocks)
+
+
+def feature_key(spec: FeatureSpec, domain: Domain) -> str:
+    """Key of a table: the encoder by content, the prompt by its words, and the domain by its own content key.
+
+    Raises InputError if the encoder cannot be found.
+    """
+    return _feature_key(spec, domain, resolve_encoder(spec.encoder))
+
+
+def _feature_key(spec: FeatureSpec, domain: Domain, resolved: ResolvedEncoder) -> str:
+    rows = {"users": spec.users, "max_reviews": spec.max_reviews} if spec.kind == "users" else {}
+    prompt = {"name": spec.prompt} | asdict(find_prompt(spec.prompt))
+    return digest({"encoder": resolved.key, "prompt": prompt, "kind": spec.kind, "domain": domain.key} | rows)
+
+
+def find_table(spec: FeatureSpec, domain: Domain, store: Path) -> FeatureTable | None:
+    """The finished table, or None if it is still to be extracted. Raises InputError for a broken one."""
+    key = feature_key(spec, domain)
+    path = table_path(store, domain.name, spec.kind, key)
+    return open_table(path, key) if path.exists() else None
+
+
+def estimate(spec: FeatureSpec, domain: Domain, store: Path) -> Estimate:
+    """What `extract` would do now. Reads the domain's texts and the keys on disk; loads a tokenizer but no model."""
+    if (table := find_table(spec, domain, store)) is not None:
+        return Estimate(rows=table.manifest["rows"]["planned"], rows_left=0, texts_left=0, tokens_left=0)
+    resolved = resolve_encoder(spec.encoder)
+    plan = make_plan(spec, domain, RowStore.of(store, resolved.key).index())
+    texts = plan.texts_left
+    sample = [text for block in plan.blocks for text in islice(_block_texts(block), max(1, 512 // len(plan.blocks)))]
+    tokens = tokenize(load_tokenizer(resolved), sample, spec.encoder.max_tokens)
+    return Estimate(
+        rows=len(plan.ids),
+        rows_left=sum(block.num_rows for block in plan.blocks),
+        texts_left=texts,
+        tokens_left=round(sum(map(len, tokens)) / max(1, len(tokens)) * texts),
+    )
+
+
+def extract(
+    spec: FeatureSpec,
+    domain: Domain,
+    store: Path,
+    *,
+    progress: Progress | None = None,
+    workers: int | None = None,
+    use_ray: bool | None = None,
+    loader: Callable[[ResolvedEncoder], Encoder] = load_encoder,
+) -> FeatureTable:
+    """The feature table of `domain`, extracted if it is not in the store; only rows that no shard holds are encoded.
+
+    progress: called with (texts done, texts to do). workers: threads, or Ray actors (default: one per GPU if there are
+    any, else one per core). use_ray: None lets the number of texts decide.
+    Raises InputError: encoder missing or not what it should be, empty domain, too many failed rows, another's store.
+    """
+    start = time.monotonic()
+    resolved = resolve_encoder(spec.encoder)
+    key = _feature_key(spec, domain, resolved)
+    path = table_path(store, domain.name, spec.kind, key)
+    if path.exists():
+        return open_table(path, key)
+    shards = RowStore.of(store, resolved.key)
+    shards.clean()
+    plan = make_plan(spec, domain, shards.index())
+    _check_failed(spec, domain, plan, plan.failed)  # before hours of encoding, not after
+
+    todo = plan.texts_left
+    run = _run_ray if (todo >= RAY_TEXTS if use_ray is None else use_ray) else _run_threads
+    failed_keys: dict[bytes, str] = {}
+    done = 0
+    make_worker = partial(ShardWorker, partial(loader, resolved), shards, spec.encoder.store_dtype)
+    for result in run(plan.blocks, make_worker, workers) if plan.blocks else ():
+        done += result["texts"]
+        failed_keys |= zip(result["failed"], result["reasons"], strict=True)
+        if progress is not None:
+            progress(done, todo)
+    return _finish(spec, domain, resolved, plan, failed_keys, path, shards, key, time.monotonic() - start)
+
+
+def make_plan(spec: FeatureSpec, domain: Domain, done: Mapping[bytes, int]) -> Plan:
+    """Rows of the domain, deduplicated by content, cut into macro-batches, less those in `done` (row keys).
+
+    Rows are ordered by key, which is a shuffle that never changes, and cut before the anti-join: a resumed run has the
+    same macro-batches as an uninterrupted one. Raises InputError for a domain without rows.
+    """
+    prompt = find_prompt(spec.prompt)
+    rows = (
+        item_rows(domain, prompt) if spec.kind == "items" else user_rows(domain, prompt, spec.users, spec.max_reviews)
+    )
+    ids: list[str] = []
+    keys: list[bytes | None] = []
+    failed: dict[str, str] = {}
+    texts: dict[bytes, int] = {}
+    left: list[pa.Table] = []
+    pending: list[tuple[bytes, Row]] = []
+    for name, row in rows:
+        ids.append(name)
+        if isinstance(row, str):
+            keys.append(None)
+            failed[name] = row
+            continue
+        keys.append(key := row_key(row))
+        if key not in texts:
+            texts[key] = len(row.texts)
+            if key not in done:
+                pending.append((key, row))
+        if len(pending) >= 4096:  # texts wait as Arrow, not as Python objects
+            left.append(_block(pending))
+            pending = []
+    if not ids:
+        raise InputError(f"domain {domain.name}: no {spec.kind}, so no features; loosen its filters or check its files")
+    left.append(_block(pending))
+    assert all(a < b for a, b in pairwise(ids))
+    return Plan(ids=ids, keys=keys, failed=failed, blocks=_macro_batches(pa.concat_tables(left), texts))
+
+
+def _block(rows: Sequence[tuple[bytes, Row]]) -> pa.Table:
+    return pa.table(
+        [
+            pa.array([key for key, _ in rows], KEY_TYPE),
+            pa.array([list(row.texts) for _, row in rows], pa.list_(pa.large_string())),
+            pa.array([row.image for _, row in rows], pa.string()),
+        ],
+        schema=_BLOCK_SCHEMA,
+    )
+
+
+def _macro_batches(left: pa.Table, texts: Mapping[bytes, int]) -> list[pa.Table]:
+    """Cut all planned rows (`texts`: key -> number of texts) by key order, then keep what is left of each piece."""
+    size = int(np.clip(sum(texts.values()) // _MACRO_BATCHES, *_MACRO_TEXTS))
+    planned = sorted(texts)
+    ends = np.cumsum([texts[key] for key in planned])
+    macro = dict(zip(planned, ((ends - 1) // size).tolist(), strict=True))
+    keys = left["key"].to_pylist()
+    order = np.array(sorted(range(len(keys)), key=keys.__getitem__), np.int64)
+    number = np.array([macro[keys[i]] for i in order], np.int64)
+    cuts = np.flatnonzero(np.diff(number)) + 1
+    return [left.take(part) for part in np.split(order, cuts) if len(part)]
+
+
+def _texts(block: pa.Table) -> int:
+    return sum(len(chunk.flatten()) for chunk in block["texts"].chunks)
+
+
+def _block_texts(block: pa.Table) -> Iterator[str]:
+    return (text for chunk in block["texts"].chunks for text in chunk.flatten().to_pylist())
+
+
+class ShardWorker:
+    """Encodes one macro-batch and writes its shard; called from threads, or by Ray Data as an actor.
+
+    It answers with one line of what happened, never with vectors.
+    """
+
+    def __init__(self, load: Callable[[], Encoder], shards: RowStore, store_dtype: str) -> None:
+        self.encoder = load()
+        self.shards = shards
+        self.dtype = np.dtype(store_dtype)
+
+    def __call__(self, block: pa.Table) -> pa.Table:
+        # One thread per worker, said out loud: Ray's OMP_NUM_THREADS=1 holds in actors only, two threads on a busy
+        # machine are ten times slower than one, and with one a row's bits do not depend on its batch.
+        torch.set_num_threads(1)
+        keys: list[bytes] = block["key"].to_pylist()
+        rows = [
+            Row(texts=tuple(texts), image=image)
+            for texts, image in zip(block["texts"].to_pylist(), block["image"].to_pylist(), strict=True)
+        ]
+        encoded = self.encoder.encode(rows)
+        with np.errstate(over="ignore"):  # what overflows is found in the next line
+            vectors = encoded.vectors.astype(self.dtype)
+        finite = np.isfinite(vectors).all(1)
+        failed = {int(i): f"vector not finite in {self.dtype}" for i in np.flatnonzero(~finite)} | dict(encoded.failed)
+        good = [i for i in range(len(keys)) if i not in failed]
+        if good:
+            self.shards.write([keys[i] for i in good], vectors[good], encoded.tokens[good])
+        return pa.table(
+            {
+                "texts": [sum(len(row.texts) for row in rows)],
+                "failed": pa.array([[keys[i] for i in failed]], pa.list_(KEY_TYPE)),
+                "reasons": pa.array([list(failed.values())], pa.list_(pa.string())),
+            }
+        )
+
+
+def _run_threads(
+    blocks: Sequence[pa.Table], make_worker: Callable[[], ShardWorker], workers: int | None
+) -> Iterator[dict[str, Any]]:
+    """One model shared by several threads of one torch thread each; results as they come."""
+    before = torch.get_num_threads()
+    threads = workers or (1 if torch.cuda.is_available() else min(len(os.sched_getaffinity(0)), _THREADS))
+    worker = make_worker()
+    pool = ThreadPoolExecutor(threads)
+    try:
+        running = {pool.submit(worker, block) for block in blocks}
+        while running:
+            finished, running = wait(running, return_when=FIRST_COMPLETED)
+            for future in finished:
+                yield from future.result().to_pylist()
+    finally:
+        pool.shutdown(cancel_futures=True)
+        torch.set_num_threads(before)
+
+
+def _run_ray(
+    blocks: Sequence[pa.Table], make_worker: Callable[[], ShardWorker], workers: int | None
+) -> Iterator[dict[str, Any]]:
+    """One actor per GPU (or core), each with its own model; one Ray Data block per macro-batch."""
+    import ray
+
+    with _ray_session():
+        cluster: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+        gpus = int(cluster.get("GPU", 0))
+        size = min(workers or gpus or int(cluster["CPU"]), len(blocks))
+        # from_arrow with a table per macro-batch: a single block would keep a single actor busy, whatever the pool.
+        results = ray.data.from_arrow(list(blocks)).map_batches(
+            _Actor,
+            fn_constructor_args=(make_worker,),
+            batch_size=None,
+            batch_format="pyarrow",
+            compute=ray.data.ActorPoolStrategy(size=size),
+            num_cpus=1,
+            num_gpus=1 if gpus else 0,
+        )
+        yield from results.iter_rows()
+
+
+class _Actor:
+    """ShardWorker whose model loads with the first block.
+
+    An InputError of the loader then reaches the driver as itself; from a constructor, Ray would report a dead actor.
+    """
+
+    def __init__(self, make_worker: Callable[[], ShardWorker]) -> None:
+        self.make_worker = make_worker
+        self.worker: ShardWorker | None = None
+
+    def __call__(self, block: pa.Table) -> pa.Table:
+        if self.worker is None:
+            self.worker = self.make_worker()
+        return self.worker(block)
+
+
+@contextmanager
+def _ray_session() -> Iterator[None]:
+    """The running Ray, or one of our own for the extraction; InputErrors of workers come out as themselves."""
+    import ray
+    from ray.data import DataContext
+
+    own = not ray.is_initialized()
+    if own:
+        ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+    context = DataContext.get_current()
+    bars, context.enable_progress_bars = context.enable_progress_bars, False
+    try:
+        yield
+    except ray.exceptions.RayError as error:
+        cause: BaseException | None = error
+        while cause is not None:
+            if isinstance(cause, InputError):
+                raise InputError(str(cause.args[0])) from error
+            cause = getattr(cause, "cause", None) or cause.__cause__
+        raise
+    finally:
+        context.enable_progress_bars = bars
+        if own:
+            ray.shutdown()
+
+
+def _check_failed(spec: FeatureSpec, domain: Domain, plan: Plan, failed: Mapping[str, str]) -> None:
+    allowed = spec.encoder.max_failed_fraction
+    if len(failed) > allowed * len(plan.ids) or len(failed) == len(plan.ids):
+        name, reason = min(failed.items())
+        raise InputError(
+            f"features of {domain.name} {spec.kind}: {len(failed)} of {len(plan.ids)} rows failed, and "
+            f"encoder.max_failed_fraction is {allowed:g}; first {name!r}: {reason}; mend or filter them, or raise it"
+        )
+
+
+def _finish(
+    spec: FeatureSpec,
+    domain: Domain,
+    resolved: ResolvedEncoder,
+    plan: Plan,
+    failed_keys: Mapping[bytes, str],
+    path: Path,
+    shards: RowStore,
+    key: str,
+    seconds: float,
+) -> FeatureTable:
+    """Check that every planned row is on disk or failed, and publish the table."""
+    failed = dict(plan.failed)
+    failed |= {name: failed_keys[k] for name, k in zip(plan.ids, plan.keys, strict=True) if k and k in failed_keys}
+    _check_failed(spec, domain, plan, failed)
+    done = shards.index()
+    kept = [(name, k) for name, k in zip(plan.ids, plan.keys, strict=True) if k is not None and k in done]
+    if len(kept) + len(failed) != len(plan.ids):
+        raise RuntimeError(
+            f"features of {domain.name} {spec.kind}: {len(plan.ids)} rows planned, {len(kept)} in {shards.folder}, "
+            f"{len(failed)} failed: some were lost; run it again, finished rows are kept"
+        )
+    unique = {k for _, k in kept}
+    manifest = {
+        "key": key,
+        "kind": spec.kind,
+        "users": spec.users if spec.kind == "users" else None,
+        "max_reviews": spec.max_reviews if spec.kind == "users" else None,
+        "prompt": {"name": spec.prompt} | asdict(find_prompt(spec.prompt)),
+        "encoder": {"model": spec.encoder.model, "revision": spec.encoder.revision, "key": resolved.key}
+        | resolved.identity,
+        "domain": {"name": domain.name, "key": domain.key},
+        "simulated": domain.simulated,
+        "rows": {
+            "planned": len(plan.ids),
+            "done": len(kept),
+            "unique": len(unique),
+            "failed": [{"id": name, "reason": reason} for name, reason in sorted(failed.items())],
+        },
+        "tokens": sum(done[k] for k in unique),
+        "seconds": round(seconds, 3),  # of the call that finished the table
+        "versions": {
+            name: importlib.metadata.version(name) for name in ("torch", "transformers", "numpy", "pyarrow", "ray")
+        },
+    }
+    return write_table(path, [name for name, _ in kept], pa.array([k for _, k in kept], KEY_TYPE), shards, manifest)

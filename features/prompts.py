@@ -1,0 +1,120 @@
+"""What an encoder reads: the texts of one item or of one user of one domain.
+
+MuSiC section 4.1: item features from title, description and categories; user features from the user's review texts of
+one domain. A prompt is data, has a name, and its very words are part of every feature key (design section 5), so an
+edited prompt re-extracts and an unchanged one never does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from features.errors import InputError
+
+if TYPE_CHECKING:
+    from features.domain import Domain
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """What one vector is made from: the mean over `texts` of their vectors, and an image for encoders that see.
+
+    A text encoder refuses a row with an image, so an image never gets lost in silence.
+    """
+
+    texts: tuple[str, ...]
+    image: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prompt:
+    """The words around a row's content. `{}` stands for the content; an item's absent fields leave no line behind."""
+
+    title: str
+    categories: str
+    description: str
+    review: str
+
+
+PROMPTS: Mapping[str, Prompt] = {
+    # Nothing but the content: sentence encoders were trained on bare sentences, and each word costs tokens per review.
+    "plain-1": Prompt(title="{}", categories="{}", description="{}", review="{}"),
+    # Field names for language models, which can use them.
+    "named-1": Prompt(title="Title: {}", categories="Categories: {}", description="Description: {}", review="{}"),
+}
+
+NO_TEXT = "no title, categories or description"
+NO_REVIEW = "no review text"
+
+
+def find_prompt(name: str) -> Prompt:
+    """The prompt of that name. Raises InputError, naming those there are."""
+    if name not in PROMPTS:
+        raise InputError(f"prompt: must be one of {', '.join(sorted(PROMPTS))}, not {name!r}; add it to PROMPTS")
+    return PROMPTS[name]
+
+
+def item_text(item: Mapping[str, Any], prompt: Prompt) -> str:
+    """Title, categories and description of one item, a line each; empty if it has none of them."""
+    lines = (
+        template.format(value.strip())
+        for template, value in (
+            (prompt.title, item["title"] or ""),
+            (prompt.categories, item["categories"] or ""),
+            (prompt.description, item["description"] or ""),
+        )
+        if value.strip()
+    )
+    return "\n".join(lines)
+
+
+def item_rows(domain: Domain, prompt: Prompt) -> Iterator[tuple[str, Row | str]]:
+    """(item id, its row, or the reason why it has none), sorted by id, read in bounded memory."""
+    columns = ["item_id", "title", "description", "categories"]
+    for batch in pq.ParquetFile(domain.path / "items.parquet").iter_batches(columns=columns):
+        for item in batch.to_pylist():
+            text = item_text(item, prompt)
+            yield item["item_id"], Row(texts=(text,)) if text else NO_TEXT
+
+
+def user_rows(domain: Domain, prompt: Prompt, users: str, max_reviews: int) -> Iterator[tuple[str, Row | str]]:
+    """(user id, row of the user's reviews in this domain, or the reason why there is none), sorted by id.
+
+    The newest `max_reviews` reviews with text are taken (0: all; without timestamps, in item order), newest first.
+    `review_mean`: one text per review, so the vector is the mean of the reviews' vectors; `concat`: one text with all
+    of them, cut by the encoder at its longest input.
+    """
+    for user, reviews in _by_user(domain.path / "interactions.parquet"):
+        reviews = sorted(reviews, key=lambda review: review[1], reverse=True)  # stable: ties stay in item order
+        texts = [prompt.review.format(text) for text, _ in reviews[: max_reviews or None]]
+        if not texts:
+            yield user, NO_REVIEW
+        else:
+            yield user, Row(texts=tuple(texts) if users == "review_mean" else ("\n".join(texts),))
+
+
+def _by_user(interactions: Path) -> Iterator[tuple[str, Sequence[tuple[str, int]]]]:
+    """(user, [(text, timestamp)] of the reviews with text), streamed from a file that is sorted by user."""
+    current: str | None = None
+    reviews: list[tuple[str, int]] = []
+    for batch in pq.ParquetFile(interactions).iter_batches(columns=["user_id", "text", "timestamp"]):
+        for user, text, timestamp in zip(*(_values(batch, i) for i in range(3)), strict=True):
+            if user != current:
+                if current is not None:
+                    yield current, reviews
+                current, reviews = user, []
+            if text is not None and text.strip():
+                reviews.append((text.strip(), timestamp if timestamp is not None else 0))
+    if current is not None:
+        yield current, reviews
+
+
+def _values(batch: pa.RecordBatch, column: int) -> list[Any]:
+    values: list[Any] = batch.column(column).to_pylist()
+    return values
