@@ -17,7 +17,7 @@ import pandas as pd
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
 
-from study.results import MissingError, Results
+from study.results import MissingError, Results, per_seed
 from study.select import best_per_cell
 from study.statistics import Interval, seed_interval
 
@@ -223,7 +223,7 @@ def sensitivity(results: Results, parameter: str, metrics: Sequence[str] = ("val
     if any(_is_cut(panel) for panel in panels):
         notes += ("Intervals wider than the axis are cut at its edge; the CSV holds their ends.",)
     title = _TITLES.get(parameter, f"Sensitivity to {parameter}")
-    alt = f"{title}: one line per task and cold ratio over {', '.join(_text(value) for value in values)}."
+    alt = f"{title}: one line per task and cold ratio over {', '.join(value_text(value) for value in values)}."
     head = Head(
         _NAMES.get(parameter, f"sensitivity_{parameter}"), _titled(title, results), alt, palette_of(results), notes
     )
@@ -274,7 +274,8 @@ def history(results: Results, selection: tuple[str, str] = SELECTION) -> History
         traces.append(Trace(str(cell), str(first["task"]), float(first["ratio"]), x, y, tuple(accumulate(y, pick))))
     lost = int((failed["part"] == "search").sum())
     notes = [f"{lost} failed search trials are not shown."] if lost else []
-    top = {task: _top([y for trace in traces if trace.task == task for y in trace.y]) for task in results.tasks()}
+    by_task = {task: [y for trace in traces if trace.task == task for y in trace.y] for task in results.tasks()}
+    top = {task: _top(values, direction) for task, values in by_task.items()}
     beyond = sum(y > top[trace.task] for trace in traces for y in trace.y)
     if beyond:
         notes.append(f"{beyond} trials lie beyond the axis and are drawn at its edge.")
@@ -358,13 +359,8 @@ def _panel(rows: pd.DataFrame, metric: str, values: Sequence[float | str]) -> Pa
 
 
 def _over_seeds(row: pd.Series, metric: str) -> Interval | None:
-    """Interval over the seeds that the trial logged; a trial without seeds has a value only."""
-    prefix = f"metrics.{metric}/seed_"
-    seeds = [float(row[name]) for name in row.index if str(name).startswith(prefix) and not pd.isna(row[name])]
-    if seeds:
-        return seed_interval(seeds)
-    value = row.get(f"metrics.{metric}", math.nan)
-    return seed_interval([float(value)]) if math.isfinite(value) else None
+    values = per_seed(row, metric)
+    return seed_interval(values) if values else None
 
 
 def _limits(lines: Sequence[Line]) -> tuple[float, float]:
@@ -390,7 +386,7 @@ def _lacking(rows: pd.DataFrame, results: Results, values: Sequence[float | str]
     notes = []
     for cell in sorted(str(name) for name in results.trials["cell"].unique()):
         there = set(rows.loc[rows["cell"] == cell, "_x"])
-        lacks = [_text(value) for value in values if value not in there]
+        lacks = [value_text(value) for value in values if value not in there]
         if lacks:
             notes.append(f"{cell}: {parameter} = {', '.join(lacks)} missing.")
     return tuple(notes)
@@ -424,20 +420,26 @@ def _position(text: str, values: Sequence[float | str], log: bool) -> float:
 def _ticks(values: Sequence[float | str], log: bool) -> tuple[tuple[float, str], ...]:
     """Every value where there are few, else the ends and the middle."""
     if len(values) <= 6 or isinstance(values[0], str):
-        return tuple((_position(str(value), values, log), _text(value)) for value in values)
+        return tuple((_position(str(value), values, log), value_text(value)) for value in values)
     low, high = float(values[0]), float(values[-1])
     middle = math.sqrt(low * high) if log else (low + high) / 2
-    return ((0.0, _text(low)), (0.5, _text(middle)), (1.0, _text(high)))
+    return ((0.0, value_text(low)), (0.5, value_text(middle)), (1.0, value_text(high)))
 
 
-def _text(value: float | str) -> str:
-    return value if isinstance(value, str) else f"{value:.3g}"
+def value_text(value: float | str) -> str:
+    """A value as short as it can be read: 0.0005 is 5e-4."""
+    if isinstance(value, str):
+        return value
+    if value and abs(value) < 0.01:
+        digits, _, exponent = f"{value:.1e}".partition("e")
+        return f"{digits.removesuffix('.0')}e{int(exponent)}"
+    return f"{value:.3g}"
 
 
-def _top(values: Sequence[float]) -> float:
+def _top(values: Sequence[float], direction: str) -> float:
     """End of an axis that a few diverged trials may not stretch: four times the median's distance from the best."""
-    if not values:
-        return math.inf
+    if not values or direction == "maximize":
+        return max(values, default=math.inf)
     ordered = sorted(values)
     low, median = ordered[0], ordered[len(ordered) // 2]
     cap = median + 4 * (median - low)
@@ -459,7 +461,7 @@ def _importances(
     trials: pd.DataFrame, kinds: Mapping[str, BaseDistribution], metric: str, direction: str
 ) -> Mapping[str, float]:
     optuna.logging.set_verbosity(optuna.logging.WARNING)  # it announces each study in memory
-    study = optuna.create_study(direction=direction)
+    study = optuna.create_study(direction="minimize" if direction == "minimize" else "maximize")
     for _, row in trials.iterrows():
         texts = {name: str(row[f"params.{name}"]) for name in kinds if not pd.isna(row[f"params.{name}"])}
         params = {

@@ -6,19 +6,22 @@ Columns of `Results.trials`: those of `COLUMNS`, then `params.<field>` (text, as
 
 from __future__ import annotations
 
+import io
 import json
+import math
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlparse
 
 import pandas as pd
 import yaml
 from mlflow import MlflowClient
-from mlflow.artifacts import download_artifacts
 from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
+from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
 from features.errors import InputError
 
@@ -26,7 +29,7 @@ TAG = "study."
 PREDICTOR = "predictor:"
 PREDICTORS = ("global_mean", "item_mean", "source_offset")
 NOT_CONFIG = frozenset({"task", "source", "target", "ratio", "seeds", "features"})
-COLUMNS = ("run_id", "status", "part", "cell", "task", "source", "target", "ratio", "name", "variant", "best")
+COLUMNS = ("run_id", "status", "part", "cell", "task", "source", "target", "ratio", "name", "variant", "best", "error")
 _PAGE = 1_000
 
 
@@ -95,8 +98,7 @@ class Results:
 
     def per_user(self, run_id: str) -> pd.DataFrame:
         """The run's `per_user.csv`: seed, user, n, sum_abs_error, sum_squared_error, ndcg20."""
-        with tempfile.TemporaryDirectory() as folder:
-            return pd.read_csv(_download(self.tracking_uri, run_id, "per_user.csv", folder), dtype={"user": str})
+        return pd.read_csv(io.StringIO(read_artifact(self.tracking_uri, run_id, "per_user.csv")), dtype={"user": str})
 
 
 def load_results(tracking_uri: str, experiment: str) -> Results:
@@ -131,15 +133,24 @@ def load_results(tracking_uri: str, experiment: str) -> Results:
     )
 
 
+def per_seed(trial: pd.Series, metric: str) -> list[float]:
+    """The metric of each seed that a row of `Results.trials` logged, else its one value, else nothing."""
+    prefix = f"metrics.{metric}/seed_"
+    seeds = [float(trial[name]) for name in trial.index if str(name).startswith(prefix)]
+    seeds = [value for value in seeds if math.isfinite(value)]
+    value = float(trial.get(f"metrics.{metric}", math.nan))
+    return seeds or ([value] if math.isfinite(value) else [])
+
+
 def read_artifact(tracking_uri: str, run_id: str, path: str) -> str:
     """The text of one artifact; InputError where the run has none of that name."""
-    with tempfile.TemporaryDirectory() as folder:
-        return _download(tracking_uri, run_id, path, folder).read_text(encoding="utf-8")
-
-
-def _download(tracking_uri: str, run_id: str, path: str, folder: str) -> Path:
     try:
-        return Path(download_artifacts(run_id=run_id, artifact_path=path, dst_path=folder, tracking_uri=tracking_uri))
+        root = MlflowClient(tracking_uri).get_run(run_id).info.artifact_uri
+        in_place = urlparse(root).scheme in ("", "file")  # then nothing is copied
+        with tempfile.TemporaryDirectory() as folder:
+            repository: Any = get_artifact_repository(root, tracking_uri)
+            found = repository.download_artifacts(path, None if in_place else folder)
+            return Path(found).read_text(encoding="utf-8")
     except (MlflowException, OSError) as error:
         reason = " ".join(str(error).split())[:200]
         raise InputError(f"run {run_id}: has no readable artifact {path} ({reason}); train it again") from error
@@ -203,6 +214,7 @@ def _row(run: Run) -> dict[str, Any]:
         "name": tags[f"{TAG}trial"].removeprefix(f"{part}/{cell}/"),
         "variant": tags.get(f"{TAG}variant", ""),
         "best": _is_true(run, "best"),
+        "error": tags.get(f"{TAG}error", ""),
     }
     row |= {f"params.{name}": value for name, value in params.items()}
     return row | {f"metrics.{name}": value for name, value in run.data.metrics.items() if not name.startswith("epoch/")}

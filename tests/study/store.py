@@ -251,6 +251,6 @@ def full_store(folder: Path) -> Store:
     fill_sweeps(store)
     fill_rest(store)
     task, ratio = CELLS[0]
-    store.add("search", task, ratio, "0012", {}, status="FAILED", tags={"study.reason": "loss is NaN in epoch 3"})
+    store.add("search", task, ratio, "0012", {}, status="FAILED", tags={"study.error": "loss is NaN in epoch 3"})
     store.add("search", task, ratio, "0013", {}, status="RUNNING")
     return store

@@ -1,0 +1,325 @@
+"""Draws the numbers of `study.figures`: one style, matplotlib's object interface, the same bytes each time.
+
+Colours are Okabe and Ito's (distinct for colour-blind readers): a task has one colour, a cold ratio one marker and line
+style, whatever the figure. Legends stand outside the axes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import singledispatch
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.collections import LineCollection
+from matplotlib.colors import Normalize
+from matplotlib.figure import Figure as Canvas
+from matplotlib.lines import Line2D
+from matplotlib.ticker import FixedLocator, MaxNLocator, NullFormatter, NullLocator
+
+from study.figures import (
+    Curves,
+    Figure,
+    History,
+    Importance,
+    Line,
+    Palette,
+    Panel,
+    Parallel,
+    Sensitivity,
+    Trace,
+    value_text,
+)
+
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+STROKES = ("-", (0, (5, 2)), (0, (1.5, 1.5)), (0, (5, 2, 1.5, 2)))
+LABELS = {
+    "val_rmse": "Validation RMSE (rating points)",
+    "val_mae": "Validation MAE (rating points)",
+    "val_ndcg20": "Validation NDCG@20 (0 to 1)",
+    "steps": "Diffusion steps T",
+    "lr": "Learning rate",
+    "dropout": "Dropout rate",
+    "beta": "Reconstruction loss weight β",
+    "activation": "Activation function",
+}
+_GREY = "#6b7280"
+_STYLE: Any = {  # matplotlib types its keys as literals
+    "font.family": "DejaVu Sans",
+    "font.size": 10,
+    "axes.titlesize": 10.5,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": "#374151",
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "#e5e7eb",
+    "grid.linewidth": 0.8,
+    "figure.titlesize": 12,
+    "figure.titleweight": "bold",
+    "legend.frameon": False,
+    "legend.fontsize": 9.5,
+    "legend.handlelength": 3.4,
+    "figure.constrained_layout.w_pad": 0.08,
+    "figure.constrained_layout.h_pad": 0.08,
+    "figure.constrained_layout.wspace": 0.04,
+    "lines.linewidth": 1.7,
+    "lines.markersize": 5.5,
+    "svg.hashsalt": "study",
+    "svg.fonttype": "path",
+}
+
+
+def save(figure: Figure, folder: Path) -> dict[str, Path]:
+    """Write `<name>.png`, `<name>.svg` and the points as `<name>.csv`; returns them by their ending."""
+    paths = {ending: folder / f"{figure.head.name}.{ending}" for ending in ("png", "svg", "csv")}
+    with _style():
+        canvas = draw(figure)
+        canvas.savefig(paths["png"], dpi=160, metadata={"Software": None})
+        canvas.savefig(paths["svg"], metadata={"Date": None, "Creator": None})
+    figure.points().to_csv(paths["csv"], index=False, lineterminator="\n")
+    return paths
+
+
+@contextmanager
+def _style() -> Iterator[None]:
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()
+        matplotlib.rcParams.update(_STYLE)
+        yield
+
+
+@singledispatch
+def draw(figure: Figure) -> Canvas:
+    """A matplotlib figure of the numbers."""
+    raise TypeError(f"no drawing for {type(figure).__name__}")
+
+
+@draw.register
+def _sensitivity(figure: Sensitivity) -> Canvas:
+    return _lines(figure) if figure.numeric else _groups(figure)
+
+
+def _lines(figure: Sensitivity) -> Canvas:
+    """One panel per metric, one line per cell; cells stand a little apart so that their intervals can be read."""
+    canvas = _canvas(figure, 5.2 * len(figure.panels), 4.6)
+    values = np.asarray(figure.values, dtype=np.float64)
+    position = np.log(values) if figure.log else values
+    gap = float(np.diff(position).min()) if len(position) > 1 else 1.0
+    for axes, panel in zip(_row(canvas, len(figure.panels)), figure.panels, strict=True):
+        for k, line in enumerate(panel.lines):
+            shift = 0.10 * gap * (k - (len(panel.lines) - 1) / 2) / max(1, (len(panel.lines) - 1) / 2)
+            x = np.asarray(line.x, dtype=np.float64)
+            x = np.exp(np.log(x) + shift) if figure.log else x + shift
+            _interval(
+                axes, x, line, color=_colour(figure.head.palette, line.task), **_shape(figure.head.palette, line.ratio)
+            )
+        axes.set_xscale("log" if figure.log else "linear")
+        axes.xaxis.set_major_locator(FixedLocator(list(values)))
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.xaxis.set_minor_formatter(NullFormatter())
+        axes.set_xticks(list(values), [value_text(float(value)) for value in values])
+        axes.set(xlabel=_label(figure.parameter), ylabel=_label(panel.metric), ylim=(panel.low, panel.high))
+    _cell_legend(canvas, figure.head.palette, [(line.task, line.ratio) for line in figure.panels[0].lines])
+    return canvas
+
+
+def _groups(figure: Sensitivity) -> Canvas:
+    """One column per task, one row per metric; groups of cold ratios, in each group one marker per category."""
+    palette = figure.head.palette
+    tasks = [task for task in palette.tasks if any(line.task == task for line in figure.panels[0].lines)]
+    canvas = _canvas(figure, max(5.6, 3.9 * len(tasks)), 1.3 + 3.0 * len(figure.panels))
+    grid = canvas.subplots(len(figure.panels), len(tasks), squeeze=False, sharey="row")
+    for panel, row in zip(figure.panels, grid, strict=True):
+        for task, axes in zip(tasks, row, strict=True):
+            _group(axes, figure, panel, [line for line in panel.lines if line.task == task], _colour(palette, task))
+            axes.set_title(_task(task))
+        row[0].set_ylabel(_label(panel.metric))
+    handles = [
+        Line2D([], [], color=_GREY, linestyle="", label=str(value), **_category(k, _GREY))
+        for k, value in enumerate(figure.values)
+    ]
+    canvas.legend(
+        handles=handles, loc="outside lower center", ncols=min(6, len(handles)), title=_label(figure.parameter)
+    )
+    return canvas
+
+
+def _group(axes: Axes, figure: Sensitivity, panel: Panel, lines: Sequence[Line], colour: str) -> None:
+    width = 0.6 / max(1, len(figure.values) - 1)
+    for g, line in enumerate(lines):
+        for x, y in zip(line.x, line.y, strict=True):
+            k = figure.values.index(x)
+            at = g + (k - (len(figure.values) - 1) / 2) * width
+            axes.vlines(at, y.low, y.high, color=colour, linewidth=1.4, alpha=0.7)
+            axes.plot([at], [y.value], linestyle="", color=colour, **_category(k, colour))
+    for g in range(1, len(lines)):
+        axes.axvline(g - 0.5, color="#d1d5db", linewidth=0.8)
+    axes.grid(False, axis="x")
+    axes.set_xticks(range(len(lines)), [f"{line.ratio:.0%}" for line in lines])
+    axes.set(
+        xlabel="Cold ratio (share of overlapping users)", xlim=(-0.5, len(lines) - 0.5), ylim=(panel.low, panel.high)
+    )
+
+
+@draw.register
+def _importance(figure: Importance) -> Canvas:
+    palette = figure.head.palette
+    canvas = _canvas(figure, 8.0, 1.9 + 0.5 * len(figure.parameters))
+    axes = canvas.subplots()
+    rows = np.arange(len(figure.parameters))
+    axes.barh(rows, figure.means, height=0.62, color="#e5e7eb", zorder=1)
+    spread = np.linspace(-0.2, 0.2, len(figure.cells)) if len(figure.cells) > 1 else np.zeros(1)
+    for cell, shift in zip(figure.cells, spread, strict=True):
+        shares = [cell.shares.get(name, np.nan) for name in figure.parameters]
+        style = {**_shape(palette, cell.ratio), "linestyle": ""}
+        axes.plot(
+            shares, rows + shift, color=_colour(palette, cell.task), markeredgecolor="white", markersize=7, **style
+        )
+    axes.set_yticks(rows, [_label(name) for name in figure.parameters])
+    axes.invert_yaxis()
+    axes.grid(False, axis="y")
+    trials = sorted({cell.trials for cell in figure.cells})
+    count = f"{trials[0]}" if len(trials) == 1 else f"{trials[0]} to {trials[-1]}"
+    axes.set_xlim(0, None)
+    axes.set_xlabel(f"Importance (share, PED-ANOVA; {count} trials per cell; bar: mean of the cells)")
+    _cell_legend(canvas, palette, [(cell.task, cell.ratio) for cell in figure.cells], lines=False)
+    return canvas
+
+
+@draw.register
+def _history(figure: History) -> Canvas:
+    palette = figure.head.palette
+    tasks = [task for task in palette.tasks if any(trace.task == task for trace in figure.traces)]
+    canvas = _canvas(figure, max(6.0, 4.4 * len(tasks)), 4.4)
+    for axes, task in zip(_row(canvas, len(tasks)), tasks, strict=True):
+        for trace in (trace for trace in figure.traces if trace.task == task):
+            _search(axes, trace, figure.top[task], _colour(palette, task), palette)
+        axes.set_title(_task(task))
+        axes.set(xlabel="Search trial", ylabel=_label(figure.metric))
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    ratios = [ratio for ratio in palette.ratios if any(trace.ratio == ratio for trace in figure.traces)]
+    handles = [Line2D([], [], color=_GREY, label=f"cold {ratio:.0%}", **_shape(palette, ratio)) for ratio in ratios]
+    canvas.legend(
+        handles=handles, loc="outside lower center", ncols=len(handles), title="points: trials · lines: best so far"
+    )
+    return canvas
+
+
+def _search(axes: Axes, trace: Trace, top: float, colour: str, palette: Palette) -> None:
+    shape = _shape(palette, trace.ratio)
+    axes.plot(
+        trace.x, np.minimum(trace.y, top), linestyle="", marker=shape["marker"], color=colour, alpha=0.4, markersize=4.5
+    )
+    axes.step(trace.x, trace.best, where="post", color=colour, linestyle=shape["linestyle"])
+
+
+@draw.register
+def _curves(figure: Curves) -> Canvas:
+    palette = figure.head.palette
+    canvas = _canvas(figure, 7.6, 4.6)
+    axes = canvas.subplots()
+    for trace in figure.traces:
+        shape = _shape(palette, trace.ratio)
+        every = max(1, len(trace.x) // 8)
+        axes.plot(trace.x, trace.y, color=_colour(palette, trace.task), markevery=every, **shape)
+    axes.set(xlabel="Epoch", ylabel=_label(figure.metric))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    _cell_legend(canvas, palette, [(trace.task, trace.ratio) for trace in figure.traces])
+    return canvas
+
+
+@draw.register
+def _parallel(figure: Parallel) -> Canvas:
+    """Dark lines are good trials; the selected one is drawn last, in vermilion."""
+    canvas = _canvas(figure, max(7.0, 1.9 * len(figure.axes) + 2.2), 4.6)
+    axes = canvas.subplots()
+    x = np.arange(len(figure.axes))
+    lines = [np.column_stack([x, positions]) for positions in figure.positions]
+    values = np.asarray(figure.values)
+    worst = float(np.quantile(values, 0.9)) if len(values) > 1 else float(values[0]) + 1e-9
+    norm = Normalize(float(values.min()), worst)
+    order = np.argsort(-values, kind="stable")
+    axes.add_collection(
+        LineCollection(
+            [lines[i] for i in order], array=values[order], cmap="viridis", norm=norm, alpha=0.75, linewidths=1.2
+        )
+    )
+    best = lines[figure.best]
+    axes.plot(best[:, 0], best[:, 1], color=COLOURS[1], linewidth=2.8, marker="o", zorder=4)
+    for k, axis in enumerate(figure.axes):
+        axes.axvline(k, color="#374151", linewidth=1.0, zorder=3)
+        for position, text in axis.ticks:
+            box = {"facecolor": "white", "edgecolor": "none", "alpha": 0.85, "pad": 1.0}
+            axes.annotate(
+                text, (k, position), (5, 0), textcoords="offset points", va="center", fontsize=8.5, bbox=box, zorder=5
+            )
+    axes.set_xticks(x, [_label(axis.name) + (" (log)" if axis.log else "") for axis in figure.axes])
+    axes.set_yticks([])
+    axes.grid(False)
+    axes.spines[["left", "bottom"]].set_visible(False)
+    axes.tick_params(axis="x", length=0, pad=8)
+    axes.set(xlim=(-0.15, len(x) - 1 + 0.45), ylim=(-0.06, 1.06))
+    canvas.colorbar(ScalarMappable(norm, "viridis"), ax=axes, label=_label(figure.metric), extend="max", pad=0.01)
+    selected = f"selected: trial {figure.trials[figure.best]}, {figure.values[figure.best]:.4f}"
+    canvas.legend(
+        handles=[Line2D([], [], color=COLOURS[1], linewidth=2.8, marker="o", label=selected)],
+        loc="outside lower center",
+    )
+    return canvas
+
+
+def _canvas(figure: Figure, width: float, height: float) -> Canvas:
+    canvas = Canvas(figsize=(width, height), layout="constrained")
+    canvas.suptitle(figure.head.title)
+    return canvas
+
+
+def _row(canvas: Canvas, columns: int) -> list[Axes]:
+    return list(canvas.subplots(1, columns, squeeze=False)[0])
+
+
+def _interval(axes: Axes, x: Sequence[float] | np.ndarray[Any, Any], line: Line, **style: Any) -> None:
+    axes.plot(x, [y.value for y in line.y], zorder=3, markeredgecolor="white", markeredgewidth=0.6, **style)
+    axes.vlines(x, [y.low for y in line.y], [y.high for y in line.y], color=style["color"], linewidth=1.3, alpha=0.55)
+
+
+def _cell_legend(canvas: Canvas, palette: Palette, cells: Sequence[tuple[str, float]], lines: bool = True) -> None:
+    """One column per task, its ratios below each other."""
+    ordered = [(task, ratio) for task in palette.tasks for ratio in palette.ratios if (task, ratio) in set(cells)]
+    handles = []
+    for task, ratio in ordered:
+        shape = _shape(palette, ratio) if lines else {**_shape(palette, ratio), "linestyle": ""}
+        label = f"{_task(task)}, cold {ratio:.0%}"
+        handles.append(Line2D([], [], color=_colour(palette, task), label=label, **shape))
+    columns = max(1, min(3, len({task for task, _ in ordered})))
+    canvas.legend(handles=handles, loc="outside lower center", ncols=columns)
+
+
+def _colour(palette: Palette, task: str) -> str:
+    return COLOURS[palette.tasks.index(task) % len(COLOURS)]
+
+
+def _shape(palette: Palette, ratio: float) -> dict[str, Any]:
+    k = palette.ratios.index(ratio)
+    return {"marker": MARKERS[k % len(MARKERS)], "linestyle": STROKES[k % len(STROKES)]}
+
+
+def _category(k: int, colour: str) -> dict[str, Any]:
+    """Marker of the k-th category: every second one is hollow, so that neighbours differ twice."""
+    face = colour if k % 2 == 0 else "white"
+    return {"marker": MARKERS[k % len(MARKERS)], "markerfacecolor": face, "markersize": 7.5, "markeredgewidth": 1.5}
+
+
+def _label(name: str) -> str:
+    return LABELS.get(name, name.replace("_", " "))
+
+
+def _task(task: str) -> str:
+    return task.replace("->", " → ")
