@@ -5,7 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
+
+Direction = Literal["minimize", "maximize"]
 
 # Names become tags, file names and MLflow filters; an alphabet without quotes, slashes or blanks needs no escaping.
 _NAME = re.compile(r"[\w.:=,+-]+")
@@ -102,6 +104,18 @@ class Resources:
     """Cores; also the number of torch threads (rounded down, at least 1)."""
     gpus: float = 0
     """GPUs; a fraction shares one."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cluster:
+    """Where the trials run and what Ray may use of it."""
+
+    address: str | None = None
+    """Address of a running cluster (`auto`: the one on this machine); None: start Ray here, with all cores."""
+    dashboard: bool = False
+    """Ray's dashboard; only for a Ray that is started here."""
+    max_concurrent: int | None = None
+    """Trials side by side; None: as many as the resources hold."""
 
 
 def trial_name(number: int) -> str:

@@ -1,0 +1,127 @@
+"""Runs the jobs of one part: exactly those that are not finished yet, whatever ended the driver before.
+
+What is durable is Optuna's journal and MLflow. Every call reads from them what is left and gives that to a fresh Tuner;
+Ray's own snapshots are never resumed from.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from features.errors import InputError
+from search_spaces import Space
+from study import tracking
+from study.draws import open_journal
+from study.jobs import Cluster, Direction, Job, Resources, SearchSpec
+from study.ledger import Failure, PartLedger, Progress, Recipe
+
+__all__ = ["Failure", "Progress", "RunSummary", "run_jobs"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunSummary:
+    """What a call of `run_jobs` leaves."""
+
+    planned: int
+    ran: int
+    """Trials that this call trained; 0: there was nothing left to do."""
+    superseded: int
+    """Runs of an earlier plan under the same names: deleted in MLflow (its UI restores them) and trained anew."""
+    failures: tuple[Failure, ...]
+    """All planned trials that failed, in this call or before."""
+    log: Path
+    """Where Ray's own messages went."""
+
+
+def run_jobs(
+    *,
+    experiment: str,
+    home: Path,
+    jobs: Sequence[Job],
+    trainable: str,
+    model: str,
+    base: Mapping[str, Any],
+    space: Space | None = None,
+    search: SearchSpec | None = None,
+    selection: tuple[str, Direction] = ("val_rmse", "minimize"),
+    resources: Resources | None = None,
+    cluster: Cluster | None = None,
+    tags: Mapping[str, str] | None = None,
+    tracking_uri: str | None = None,
+    on_progress: Callable[[Progress], None] | None = None,
+) -> RunSummary:
+    """Finish `jobs`, all of one part, and say what became of them.
+
+    `trainable` is `module:function`, importable on the workers, with the signature of `trainables.door.run`. A job's
+    configuration is `base` with its own (or its drawn) fields over it. Jobs without a configuration are drawn from
+    `space` as `search` says; their names are the trial numbers 0000, 0001, ... of their cell.
+
+    A fixed job that failed is trained again by the next call. A drawn one is not: its failure is Optuna's result,
+    unless the worker process was lost, which says nothing about the parameters.
+
+    Raises InputError when another process works on the experiment or one trial asks for more than this machine has, and
+    KeyboardInterrupt after SIGINT or SIGTERM; every open run is then closed as KILLED.
+    """
+    (part,) = {job.part for job in jobs}
+    assert len({job.trial for job in jobs}) == len(jobs), "two jobs of one name"
+    resources, cluster = resources or Resources(), cluster or Cluster()
+    recipe = Recipe(
+        experiment=experiment, trainable=trainable, model=model, base=base, space=space, search=search,
+        selection=selection, tags=tags or {}, threads=max(1, int(resources.cpus)),
+    )  # fmt: skip
+    log = home.absolute() / "logs" / f"{experiment}-ray.log"
+    with _exclusive(home, experiment):
+        tracker = tracking.open_part(
+            home=home, uri=tracking_uri, experiment=experiment, part=part, tags=recipe.tags, metric=selection[0]
+        )
+        ledger = PartLedger(
+            recipe=recipe,
+            jobs=jobs,
+            tracker=tracker,
+            journal=lambda: open_journal(home / "optuna" / f"{experiment}.log"),
+            on_progress=on_progress,
+        )
+        ledger.show()
+        status = tracking.KILLED
+        try:
+            if ledger.todo:
+                from study.launch import launch
+
+                tracker.start_part()
+                name = f"{experiment}-{part.replace(':', '-')}"
+                launch(ledger.todo, ledger, name=name, home=home, log=log, cluster=cluster, resources=resources)
+            if ledger.complete:
+                status = tracking.FINISHED
+        finally:
+            tracker.end_part(status)
+    if not ledger.complete:
+        raise KeyboardInterrupt
+    return RunSummary(
+        planned=len(jobs), ran=len(ledger.todo), superseded=ledger.superseded, failures=ledger.failures, log=log
+    )
+
+
+@contextlib.contextmanager
+def _exclusive(home: Path, experiment: str) -> Iterator[None]:
+    """Hold the experiment for this process; the kernel lets go of it when the process ends, however it ends."""
+    home.mkdir(parents=True, exist_ok=True)
+    path = home / f"{experiment}.lock"
+    with path.open("a+", encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            file.seek(0)
+            owner = file.read().strip() or "unknown"
+            raise InputError(
+                f"study '{experiment}': process {owner} works on it in {home}; wait for it or stop it"
+            ) from error
+        file.truncate(0)
+        file.write(f"{os.getpid()}\n")
+        file.flush()
+        yield

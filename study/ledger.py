@@ -1,0 +1,270 @@
+"""What is left of a part, and what becomes of each trial: the one place where Optuna and MLflow are kept equal.
+
+A trial is closed in MLflow first and told to Optuna second. A driver that dies in between leaves MLflow ahead, and the
+next one tells Optuna what MLflow says. A trial that neither store holds as ended is trained again with the parameters
+that it had.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from optuna.storages import BaseStorage
+
+from search_spaces import Space
+from study.draws import CellSearch
+from study.jobs import Direction, Job, SearchSpec, trial_name
+from study.tracking import FAILED, FINISHED, EpochReport, PartTracker
+
+
+@dataclass(frozen=True, kw_only=True)
+class Progress:
+    """How far a part is; sent whenever a trial starts or ends."""
+
+    total: int
+    """Planned trials."""
+    done: int
+    """Those that ended, failed ones and earlier calls included."""
+    failed: int
+    running: Mapping[str, int]
+    """Cell -> trials in progress."""
+    best: Mapping[str, float]
+    """Cell -> best value of the selection metric so far; cells without a finished trial are absent."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Failure:
+    """A trial without a result."""
+
+    trial: str
+    reason: str
+    """One line: type and message of the exception."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """What all trials of a part share."""
+
+    experiment: str
+    trainable: str
+    """`module:function` with the signature of `trainables.door.run`."""
+    model: str
+    base: Mapping[str, Any]
+    """Configuration under each job's own fields."""
+    space: Space | None
+    search: SearchSpec | None
+    selection: tuple[str, Direction]
+    tags: Mapping[str, str]
+    """On every run; `study.data_key` and `study.feature_key` also tell whether an old result still counts."""
+    threads: int
+    """torch threads of a trial."""
+
+
+class PartLedger:
+    """The jobs of one part between the two stores; told by the searcher what happens to each."""
+
+    def __init__(
+        self,
+        *,
+        recipe: Recipe,
+        jobs: Sequence[Job],
+        tracker: PartTracker,
+        journal: Callable[[], BaseStorage],
+        on_progress: Callable[[Progress], None] | None,
+    ) -> None:
+        self._recipe = recipe
+        self._tracker = tracker
+        self._metric, self._direction = recipe.selection
+        self._on_progress = on_progress
+        self._total = len(jobs)
+        self._running: Counter[str] = Counter()
+        self._best: dict[str, float] = {}
+        self._failures: dict[str, str] = {}
+        self._finals: dict[str, EpochReport] = {}
+        self._errors: dict[str, tuple[str, str]] = {}
+        self._searches = self._open_searches(jobs, journal)
+        self.superseded = 0
+        """Runs under a planned name that answered another question and were dropped."""
+        self.todo = tuple(job for job in jobs if self._is_left(job))
+        """Jobs that have to be trained now, in the order given."""
+        self._open = {job.trial for job in self.todo}
+
+    @property
+    def complete(self) -> bool:
+        """Whether every job of `todo` has ended."""
+        return not self._open
+
+    @property
+    def failures(self) -> tuple[Failure, ...]:
+        """All planned trials that failed, in this call or before."""
+        return tuple(Failure(trial=trial, reason=reason) for trial, reason in sorted(self._failures.items()))
+
+    def _open_searches(self, jobs: Sequence[Job], journal: Callable[[], BaseStorage]) -> dict[str, CellSearch]:
+        drawn: dict[str, list[Job]] = {}
+        for job in jobs:
+            if job.config is None:
+                drawn.setdefault(job.cell.name, []).append(job)
+        if not drawn:
+            return {}
+        space, search = self._recipe.space, self._recipe.search
+        assert space is not None, "drawn jobs need a space"
+        assert search is not None, "drawn jobs need a search"
+        storage = journal()
+        for cell, cell_jobs in drawn.items():
+            names = sorted(job.name for job in cell_jobs)
+            assert names == [trial_name(number) for number in range(len(names))], f"{cell}: numbers have gaps: {names}"
+        return {
+            # The name carries the search's identity: another space or sampler starts another study.
+            cell: CellSearch(
+                storage=storage,
+                name=f"{cell}/{self._fingerprint(cell_jobs[0])[:12]}",
+                space=space,
+                spec=search,
+                direction=self._direction,
+            )
+            for cell, cell_jobs in drawn.items()
+        }
+
+    def _fingerprint(self, job: Job) -> str:
+        """Hash of all that a job's result depends on, as far as the plan says it; equal for all draws of a search."""
+        recipe = self._recipe
+        identity: dict[str, Any] = {
+            "model": recipe.model,
+            "seeds": job.seeds,
+            "features": job.features,
+            "task": Path(job.task_dir).name,
+            "score": job.score,
+            "data": [recipe.tags.get("study.data_key"), recipe.tags.get("study.feature_key")],
+        }
+        if job.config is not None:
+            identity["config"] = {**recipe.base, **job.config}
+        elif recipe.space is not None and recipe.search is not None:
+            identity |= {
+                "base": dict(recipe.base),
+                "space": recipe.space.definition(),
+                "sampler": [recipe.search.sampler, dict(recipe.search.sampler_args), recipe.search.seed],
+                "selection": recipe.selection,
+            }
+        text = json.dumps(identity, sort_keys=True, default=str)
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    def _is_left(self, job: Job) -> bool:
+        """Whether the job has to be trained; on the way, Optuna is told what only MLflow knows."""
+        run = self._tracker.runs.get(job.trial)
+        search = self._searches[job.cell.name] if job.config is None else None
+        if run is not None:
+            why = None
+            if run.fingerprint != self._fingerprint(job):
+                why = "the plan asks for another configuration, data or search under this name"
+            elif search is not None and search.state(int(job.name)) is None:
+                why = "its Optuna trial is gone"
+            if why is not None:
+                self._tracker.drop(job.trial, why)
+                self.superseded += 1
+                run = None
+        if run is not None and run.status == FINISHED:
+            if search is not None:
+                search.tell(int(job.name), run.metrics[self._metric])
+            self._note_value(job, run.metrics[self._metric])
+            return False
+        if run is not None and search is not None and run.status == FAILED and run.failure == "trial":
+            search.tell(int(job.name), None)
+            self._failures[job.trial] = run.reason or "unknown"
+            return False
+        return True
+
+    def start(self, job: Job) -> dict[str, Any]:
+        """Open the job in MLflow, drawn from Optuna where it has no configuration; returns what its worker needs."""
+        recipe = self._recipe
+        own = self._searches[job.cell.name].draw(int(job.name)) if job.config is None else job.config
+        config = {**recipe.base, **own}
+        logged = {
+            "model": recipe.model,
+            "trainable": recipe.trainable,
+            "experiment": recipe.experiment,
+            "part": job.part,
+            "cell": {"source": job.cell.source, "target": job.cell.target, "ratio": job.cell.ratio},
+            "name": job.name,
+            "seeds": list(job.seeds),
+            "features": job.features,
+            "task_dir": job.task_dir,
+            "test_dir": job.test_dir,
+            "config": config,
+        }
+        self._tracker.start(job, config=config, logged=logged, fingerprint=self._fingerprint(job))
+        self._running[job.cell.name] += 1
+        self.show()
+        return {
+            "trainable": recipe.trainable,
+            "model": recipe.model,
+            "config": config,
+            "task_dir": str(Path(job.task_dir).absolute()),  # Ray runs a trial in a folder of its own
+            "seeds": job.seeds,
+            "test_dir": None if job.test_dir is None else str(Path(job.test_dir).absolute()),
+            "metric": self._metric,
+            "threads": recipe.threads,
+        }
+
+    def report(self, job: Job, epochs: Sequence[EpochReport]) -> None:
+        """Epochs of a running job."""
+        self._tracker.report(job.trial, epochs)
+        for epoch in epochs:
+            if epoch.final:
+                self._finals[job.trial] = epoch
+
+    def failed(self, job: Job, *, reason: str, detail: str) -> None:
+        """The training raised; `close` follows."""
+        self._errors[job.trial] = (reason, detail)
+
+    def close(self, job: Job) -> None:
+        """The trial has ended after its last report. Without a result or an error it was stopped, and stays open."""
+        search = self._searches[job.cell.name] if job.config is None else None
+        if job.trial in self._errors:
+            reason, detail = self._errors.pop(job.trial)
+            self._tracker.fail(job.trial, failure="trial", reason=reason, detail=detail)
+            if search is not None:
+                search.tell(int(job.name), None)
+            self._failures[job.trial] = reason
+        elif job.trial in self._finals:
+            final = self._finals.pop(job.trial)
+            self._tracker.finish(job.trial, final)
+            if search is not None:
+                search.tell(int(job.name), final.metrics[self._metric])
+            self._note_value(job, final.metrics[self._metric])
+        else:
+            return
+        self._ended(job)
+
+    def lost(self, job: Job, *, reason: str) -> None:
+        """The process went. Optuna is not told: that says nothing about the parameters. The next call retries."""
+        self._tracker.fail(job.trial, failure="worker", reason=reason, detail=reason)
+        self._failures[job.trial] = reason
+        self._ended(job)
+
+    def _ended(self, job: Job) -> None:
+        self._open.discard(job.trial)
+        self._running[job.cell.name] -= 1
+        self.show()
+
+    def _note_value(self, job: Job, value: float) -> None:
+        better = min if self._direction == "minimize" else max
+        self._best[job.cell.name] = better(value, self._best.get(job.cell.name, value))
+
+    def show(self) -> None:
+        """Send the progress to whoever draws it."""
+        if self._on_progress is not None:
+            self._on_progress(
+                Progress(
+                    total=self._total,
+                    done=self._total - len(self._open),
+                    failed=len(self._failures),
+                    running={cell: count for cell, count in self._running.items() if count},
+                    best=dict(self._best),
+                )
+            )

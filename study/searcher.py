@@ -1,0 +1,140 @@
+"""The one Ray Tune searcher: hands out the jobs of a part, all cells side by side, and passes their results on.
+
+It decides nothing about the stores (the ledger does) and keeps nothing that must survive: a new driver makes a new
+searcher from what Optuna and MLflow hold.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Protocol
+
+from ray.tune import Callback
+from ray.tune.progress_reporter import TrialProgressCallback
+from ray.tune.search import Searcher
+
+from study.jobs import Job
+from study.tracking import EpochReport
+
+if TYPE_CHECKING:
+    from ray.tune.experiment import Trial
+
+
+class Ledger(Protocol):
+    """Who is told what becomes of each job."""
+
+    def start(self, job: Job) -> dict[str, Any]:
+        """Open the job in the stores; returns what its worker needs."""
+
+    def report(self, job: Job, epochs: Sequence[EpochReport]) -> None:
+        """Epochs of a running job."""
+
+    def failed(self, job: Job, *, reason: str, detail: str) -> None:
+        """The training raised."""
+
+    def lost(self, job: Job, *, reason: str) -> None:
+        """The worker process went."""
+
+    def close(self, job: Job) -> None:
+        """The trial has ended, after its last report."""
+
+
+class JobSearcher(Searcher):
+    """Hands out `todo`: the cell with the fewest running trials first, within a cell in the given order.
+
+    So no cell waits for another's last trial, and up to one trial per cell at a time each cell's search is sequential,
+    hence reproducible.
+    """
+
+    def __init__(self, todo: Sequence[Job], ledger: Ledger) -> None:
+        super().__init__()
+        self._ledger = ledger
+        self._queues: dict[str, deque[Job]] = {}
+        for job in todo:
+            self._queues.setdefault(job.cell.name, deque()).append(job)
+        self._handed: Counter[str] = Counter()
+        self._running: Counter[str] = Counter()
+        self._jobs: dict[str, Job] = {}
+        self.broken: Exception | None = None
+        """What the ledger raised at the end of a trial; Tune would count it as the trial's own error and go on."""
+
+    def suggest(self, trial_id: str) -> dict[str, Any] | str:  # type: ignore[override]  # Ray's says None, takes a word
+        """Tune's question for another trial; Ray's word FINISHED when there is none."""
+        waiting = [cell for cell, queue in self._queues.items() if queue]
+        if not waiting or self.broken is not None:
+            return str(self.FINISHED)
+        cell = min(waiting, key=lambda name: (self._running[name], self._handed[name]))
+        job = self._queues[cell].popleft()
+        self._handed[cell] += 1
+        self._running[cell] += 1
+        self._jobs[trial_id] = job
+        return {"payload": self._ledger.start(job)}
+
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        """Tune's notice that a trial ended; what it ended with has arrived before, through `JobCallback`."""
+        job = self._jobs[trial_id]
+        self._running[job.cell.name] -= 1
+        if not error:
+            try:
+                self._ledger.close(job)
+            except Exception as broken:
+                self.broken = broken
+                raise
+
+    def job(self, trial_id: str) -> Job:
+        """The job behind a Tune trial."""
+        return self._jobs[trial_id]
+
+    def save(self, checkpoint_path: str) -> None:
+        """Nothing: Ray's snapshot is not what a study resumes from."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}  # Tune pickles its searcher into the snapshot, see `save`
+
+
+class JobCallback(Callback):
+    """Passes reports and lost workers to the ledger."""
+
+    def __init__(self, searcher: JobSearcher, ledger: Ledger) -> None:
+        self._searcher = searcher
+        self._ledger = ledger
+
+    def on_trial_result(
+        self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **info: Any
+    ) -> None:
+        """A message from `study.worker`; taken out of the result, so that Tune neither logs nor keeps it."""
+        job = self._searcher.job(trial.trial_id)
+        epochs, failure = result.pop("epochs"), result.pop("failure")
+        self._ledger.report(
+            job,
+            [
+                EpochReport(epoch=epoch, metrics=metrics, final=final, artifacts=artifacts, time_ms=time_ms)
+                for epoch, metrics, final, artifacts, time_ms in epochs
+            ],
+        )
+        if failure is not None:
+            self._ledger.failed(job, **failure)
+
+    def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        """The trial's process or node is gone."""
+        if self._searcher.broken is not None:
+            return
+        error = trial.get_error()
+        self._ledger.lost(self._searcher.job(trial.trial_id), reason=" ".join(str(error).split()))
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}  # pickled into Tune's snapshot, see JobSearcher.save
+
+
+class SilentCallback(TrialProgressCallback):
+    """In the place of Tune's own, which prints a line per finished trial whatever its verbosity."""
+
+    def on_trial_result(self, *args: Any, **info: Any) -> None:
+        """Print nothing."""
+
+    def on_trial_error(self, *args: Any, **info: Any) -> None:
+        """Print nothing."""
+
+    def on_trial_complete(self, *args: Any, **info: Any) -> None:
+        """Print nothing."""

@@ -1,0 +1,91 @@
+"""One trial inside a Ray worker: runs the model's door and reports its epochs in batches.
+
+An exception of the training is a result (Optuna FAIL, MLflow FAILED), not a crash: it travels to the driver as data,
+and the worker process is reused. Only a lost process reaches Ray Tune as an error.
+"""
+
+from __future__ import annotations
+
+import importlib
+import math
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from typing import Any, cast
+
+# A report costs the driver a round trip. The first ones come fast enough to watch, later ones grow rarer with the age
+# of the trial, so that hundreds of long trials do not drown one driver. Seconds.
+_MIN_INTERVAL_S, _MAX_INTERVAL_S, _INTERVAL_SHARE = 0.5, 10.0, 0.05
+
+
+def resolve(path: str) -> Callable[..., Iterator[Any]]:
+    """The function that `module:function` names; raises ImportError or AttributeError."""
+    module, _, name = path.partition(":")
+    return cast(Callable[..., Iterator[Any]], getattr(importlib.import_module(module), name))
+
+
+def train(config: dict[str, Any]) -> None:
+    """The Ray Tune trainable; `config["payload"]` is what `PartLedger.start` returned."""
+    from ray import tune
+
+    outbox = Outbox(lambda message: tune.report(message))
+    try:
+        run_trial(config["payload"], outbox)
+    except Exception as error:
+        outbox.fail(error)
+    outbox.send()
+
+
+def run_trial(payload: dict[str, Any], outbox: Outbox) -> None:
+    """Train and put every epoch into the outbox.
+
+    `payload`: trainable, model, config, task_dir, seeds, test_dir, metric (of the selection), threads (of torch).
+
+    Raises what the training raises, FloatingPointError when the selection metric is not a number, and RuntimeError when
+    the training ends without its final report.
+    """
+    import torch
+
+    # More threads than cores make small models ten times slower; a reused process keeps the last trial's setting.
+    torch.set_num_threads(payload["threads"])
+    door = resolve(payload["trainable"])
+    final = False
+    for report in door(
+        payload["model"], payload["config"], payload["task_dir"], payload["seeds"], test_dir=payload["test_dir"]
+    ):
+        metrics = {key: float(value) for key, value in report.metrics.items()}
+        final = report.final
+        if final and not math.isfinite(metrics[payload["metric"]]):
+            raise FloatingPointError(f"{payload['metric']} is {metrics[payload['metric']]} at epoch {report.epoch}")
+        outbox.add((report.epoch, metrics, report.final, dict(report.artifacts), int(time.time() * 1000)))
+    if not final:
+        raise RuntimeError(f"{payload['trainable']} ended without a final report")
+
+
+class Outbox:
+    """Collects epochs and sends them together."""
+
+    def __init__(self, send: Callable[[dict[str, Any]], None]) -> None:
+        self._send = send
+        self._epochs: list[tuple[int, dict[str, float], bool, dict[str, str | bytes], int]] = []
+        self._failure: dict[str, str] | None = None
+        self._began = self._sent = time.monotonic()
+
+    def add(self, epoch: tuple[int, dict[str, float], bool, dict[str, str | bytes], int]) -> None:
+        """Keep an epoch, and send all when the last sending is long enough ago; a final one waits for `send`."""
+        self._epochs.append(epoch)
+        now = time.monotonic()
+        interval = min(_MAX_INTERVAL_S, max(_MIN_INTERVAL_S, _INTERVAL_SHARE * (now - self._began)))
+        if now - self._sent >= interval and not epoch[2]:
+            self.send()
+
+    def fail(self, error: Exception) -> None:
+        """Note the exception that ended the training."""
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        self._failure = {"reason": reason, "detail": "".join(traceback.format_exception(error))}
+
+    def send(self) -> None:
+        """Hand over everything kept so far."""
+        self._sent = time.monotonic()
+        epochs, self._epochs = self._epochs, []
+        self._send({"epochs": epochs, "failure": self._failure})
