@@ -44,8 +44,8 @@ class SpaceError(ValueError):
     """A faulty search space; the message has one line per fault: place, rule, value, remedy."""
 
     def __init__(self, faults: Collection[str]) -> None:
-        super().__init__("\n".join(faults))
-        self.faults = tuple(faults)
+        self.faults = tuple(" ".join(fault.splitlines()) for fault in faults)
+        super().__init__("\n".join(self.faults))
 
 
 @dataclass(frozen=True, kw_only=True)

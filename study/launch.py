@@ -70,14 +70,9 @@ def _connect(cluster: Cluster) -> None:
     if ray.is_initialized():
         return
     if cluster.address is not None:
-        ray.init(address=cluster.address, configure_logging=False, log_to_driver=False)
+        ray.init(address=cluster.address, log_to_driver=False)
     else:
-        ray.init(
-            num_cpus=os.cpu_count(),
-            include_dashboard=cluster.dashboard,
-            configure_logging=False,
-            log_to_driver=False,
-        )
+        ray.init(num_cpus=os.cpu_count(), include_dashboard=cluster.dashboard, log_to_driver=False)
 
 
 def _concurrency(cluster: Cluster, resources: Resources) -> int | None:
