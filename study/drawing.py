@@ -80,7 +80,7 @@ def save(figure: Figure, folder: Path) -> dict[str, Path]:
     """Write `<name>.png`, `<name>.svg` and the points as `<name>.csv`; returns them by their ending."""
     paths = {ending: folder / f"{figure.head.name}.{ending}" for ending in ("png", "svg", "csv")}
     with _style():
-        canvas = draw(figure)
+        canvas = _draw(figure)
         canvas.savefig(paths["png"], dpi=160, metadata={"Software": None})
         canvas.savefig(paths["svg"], metadata={"Date": None, "Creator": None})
     figure.points().to_csv(paths["csv"], index=False, lineterminator="\n")
@@ -95,13 +95,18 @@ def _style() -> Iterator[None]:
         yield
 
 
-@singledispatch
 def draw(figure: Figure) -> Canvas:
-    """A matplotlib figure of the numbers."""
+    """A matplotlib figure of the numbers, in the study's style."""
+    with _style():
+        return _draw(figure)
+
+
+@singledispatch
+def _draw(figure: Figure) -> Canvas:
     raise TypeError(f"no drawing for {type(figure).__name__}")
 
 
-@draw.register
+@_draw.register
 def _sensitivity(figure: Sensitivity) -> Canvas:
     return _lines(figure) if figure.numeric else _groups(figure)
 
@@ -168,7 +173,7 @@ def _group(axes: Axes, figure: Sensitivity, panel: Panel, lines: Sequence[Line],
     )
 
 
-@draw.register
+@_draw.register
 def _importance(figure: Importance) -> Canvas:
     palette = figure.head.palette
     canvas = _canvas(figure, 8.0, 1.9 + 0.5 * len(figure.parameters))
@@ -193,7 +198,7 @@ def _importance(figure: Importance) -> Canvas:
     return canvas
 
 
-@draw.register
+@_draw.register
 def _history(figure: History) -> Canvas:
     palette = figure.head.palette
     tasks = [task for task in palette.tasks if any(trace.task == task for trace in figure.traces)]
@@ -220,7 +225,7 @@ def _search(axes: Axes, trace: Trace, top: float, colour: str, palette: Palette)
     axes.step(trace.x, trace.best, where="post", color=colour, linestyle=shape["linestyle"])
 
 
-@draw.register
+@_draw.register
 def _curves(figure: Curves) -> Canvas:
     palette = figure.head.palette
     canvas = _canvas(figure, 7.6, 4.6)
@@ -235,7 +240,7 @@ def _curves(figure: Curves) -> Canvas:
     return canvas
 
 
-@draw.register
+@_draw.register
 def _parallel(figure: Parallel) -> Canvas:
     """Dark lines are good trials; the selected one is drawn last, in vermilion."""
     canvas = _canvas(figure, max(7.0, 1.9 * len(figure.axes) + 2.2), 4.6)

@@ -11,7 +11,7 @@ from .store import Store, full_store
 
 @pytest.fixture(scope="session")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
-    """A finished study; tests must not write to it."""
+    """A finished study; tests must add no trial to it."""
     return full_store(tmp_path_factory.mktemp("store"))
 
 

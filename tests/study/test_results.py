@@ -12,6 +12,8 @@ from study.results import Results, load_results
 
 from .store import CONFIG, Store, empty_store, seeds_around, with_seeds
 
+pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy:DeprecationWarning")
+
 
 def test_every_trial_once_with_its_tags_params_and_metrics(results: Results) -> None:
     counts = results.trials.groupby(["part", "status"]).size().to_dict()
@@ -72,7 +74,7 @@ def test_an_empty_experiment_is_an_empty_study(tmp_path: Path) -> None:
 def test_a_store_without_the_study_is_an_error_and_stays_as_it_was(store: Store, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="holds no experiment 'other'; run `study run other` first"):
         load_results(store.uri, "other")
-    with pytest.raises(InputError, match="none.db: there is no such store; run `study run tiny` first"):
+    with pytest.raises(InputError, match=r"none\.db: there is no such store; run `study run tiny` first"):
         load_results(f"sqlite:///{tmp_path / 'none.db'}", "tiny")
     assert not list(tmp_path.iterdir())
 

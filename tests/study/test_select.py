@@ -11,6 +11,8 @@ from features.errors import InputError
 from study.results import Results
 from study.select import best_per_cell
 
+pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy:DeprecationWarning")
+
 
 def frame(values: list[tuple[str, str, float]]) -> pd.DataFrame:
     rows = [
@@ -45,7 +47,7 @@ def test_the_selected_trials_are_those_that_the_study_tagged(results: Results) -
 
 def test_selection_refuses_test_columns_and_unknown_words() -> None:
     good = frame([("x", "0", 0.5)])
-    with pytest.raises(InputError, match="must not see test data, got metrics.test_mae"):
+    with pytest.raises(InputError, match=r"must not see test data, got metrics\.test_mae"):
         best_per_cell(good.assign(**{"metrics.test_mae": 0.1}))
     with pytest.raises(InputError, match="must not see test data, got test_rmse"):
         best_per_cell(good, "test_rmse")
