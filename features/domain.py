@@ -10,7 +10,6 @@ import hashlib
 import json
 import os
 import shutil
-import socket
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, suppress
 from dataclasses import asdict, dataclass, field
@@ -24,6 +23,7 @@ import pyarrow.parquet as pq
 
 from features.errors import InputError
 from features.filters import FilterSpec, apply_filters, count
+from features.folders import whole_folder, write_json
 from features.readers import COLUMNS, INTERACTIONS, ITEMS, READERS, read_interactions, read_items
 from features.simulate import LABEL
 
@@ -31,6 +31,7 @@ __all__ = ["Domain", "DomainSpec", "FilterSpec", "domain_key", "open_domain", "p
 
 VERSION = 1  # of what is written; part of the key
 MEMORY_LIMIT = "1GB"  # of DuckDB; what does not fit is spilled to disk
+THREADS = 2  # of DuckDB; each needs its share of the memory
 DUPLICATES = ("mean", "last", "first")
 
 
@@ -62,10 +63,11 @@ class DomainSpec:
             _among(f"{place}.columns", name, known)
             if self.items is None and name not in COLUMNS["interactions"]:
                 raise InputError(f"{place}.columns: {name} is a column of items, but no items file is given; set items")
-        scale = tuple(float(bound) for bound in self.rating_scale)
-        if len(scale) != 2 or not scale[0] < scale[1]:
+        scale = tuple(self.rating_scale)
+        numbers = all(isinstance(bound, int | float) and not isinstance(bound, bool) for bound in scale)
+        if len(scale) != 2 or not numbers or not scale[0] < scale[1]:
             raise InputError(f"{place}.rating_scale is {list(scale)}; give the lowest and the highest rating, in order")
-        object.__setattr__(self, "rating_scale", scale)
+        object.__setattr__(self, "rating_scale", (float(scale[0]), float(scale[1])))
 
 
 def _among(place: str, value: str, known: Sequence[str] | Mapping[str, Any]) -> None:
@@ -151,7 +153,7 @@ def _file_hash(path: Path, store: Path) -> str:
     with path.open("rb") as stream:
         digest = hashlib.file_digest(stream, "sha256").hexdigest()
     note.parent.mkdir(parents=True, exist_ok=True)
-    _write_json(note, {**stamp, "sha256": digest})
+    write_json(note, {**stamp, "sha256": digest})
     return digest
 
 
@@ -160,12 +162,6 @@ def _simulated(spec: DomainSpec, data: Path) -> bool:
     path = data / spec.interactions
     folders = [folder for folder in path.parents if folder.is_relative_to(data)]
     return any((folder / LABEL).is_file() for folder in folders)
-
-
-def _write_json(path: Path, content: Mapping[str, Any]) -> None:
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    partial.write_text(json.dumps(content, indent=1) + "\n")
-    partial.replace(path)
 
 
 # --- preparing ----------------------------------------------------------------------------------------------------
@@ -202,8 +198,9 @@ def prepare_domain(spec: DomainSpec, data: Path, store: Path, progress: Callable
     path = store / f"{spec.name}-{key[:12]}"
     if (path / "manifest.json").is_file():
         return _moved(open_domain(path), data)
-    partial = _partial_folder(path)
-    try:
+    if path.exists():  # only a hand that deletes leaves a folder without its manifest
+        shutil.rmtree(path)
+    with whole_folder(path) as partial:
         counts = _prepare(spec, data, partial, progress or (lambda rows: None))
         for source in sources:
             if _file_hash(data / source["file"], store) != source["sha256"]:
@@ -220,11 +217,7 @@ def prepare_domain(spec: DomainSpec, data: Path, store: Path, progress: Callable
             "spec": asdict(spec),
             **counts,
         }
-        _write_json(partial / "manifest.json", manifest)
-        with suppress(OSError):  # another process may have been first: then its folder is as good as ours
-            partial.rename(path)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        write_json(partial / "manifest.json", manifest)
     return open_domain(path)
 
 
@@ -232,25 +225,8 @@ def _moved(domain: Domain, data: Path) -> Domain:
     """Note where the raw files lie now: relative image paths refer to that folder."""
     if domain.data_folder == data.resolve():
         return domain
-    _write_json(domain.path / "manifest.json", {**domain.manifest, "data": str(data.resolve())})
+    write_json(domain.path / "manifest.json", {**domain.manifest, "data": str(data.resolve())})
     return open_domain(domain.path)
-
-
-def _partial_folder(path: Path) -> Path:
-    """A new hidden folder beside `path`; those left there by processes that have died are removed."""
-    host = socket.gethostname()
-    prefix = f".{path.name}.{host}."
-    for left in path.parent.glob(f"{prefix}*"):
-        try:
-            os.kill(int(left.name.removeprefix(prefix)), 0)
-        except ProcessLookupError:
-            shutil.rmtree(left, ignore_errors=True)
-        except PermissionError:  # alive, someone else's
-            continue
-    partial = path.with_name(f"{prefix}{os.getpid()}")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    return partial
 
 
 def _prepare(spec: DomainSpec, data: Path, folder: Path, progress: Callable[[int], None]) -> dict[str, Any]:
@@ -264,7 +240,7 @@ def _prepare(spec: DomainSpec, data: Path, folder: Path, progress: Callable[[int
     _stage(metadata, ITEMS, work / "meta.parquet", progress)
     config: dict[str, str | bool | int | float | list[str]] = {
         "memory_limit": MEMORY_LIMIT,
-        "threads": min(4, os.cpu_count() or 1),
+        "threads": min(THREADS, os.cpu_count() or 1),
         "temp_directory": str(work / "spill"),
     }
     with closing(duckdb.connect(str(work / "work.duckdb"), config=config)) as database:

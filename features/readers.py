@@ -9,6 +9,7 @@ import csv
 import gzip
 import io
 import json
+import math
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -143,16 +144,18 @@ def _number(chunk: Chunk, name: str, kind: pa.DataType) -> pa.Array:
     if name not in chunk.batch.schema.names:
         return pa.nulls(chunk.batch.num_rows, kind)
     column = chunk.batch[name]
-    if pa.types.is_timestamp(column.type):
-        column = column.cast(pa.timestamp("ms"), safe=False)
     try:
-        if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
-            column = column.cast(pa.float64() if not _all_whole(column) else kind)
-        return column.cast(kind, safe=not pa.types.is_floating(column.type))
+        if pa.types.is_timestamp(column.type):
+            column = column.cast(pa.timestamp("ms"), safe=False)
+        elif pa.types.is_string(column.type):
+            column = column.cast(kind if _all_whole(column) else pa.float64())
+        if pa.types.is_integer(kind) and pa.types.is_floating(column.type):
+            column = pc.trunc(pc.if_else(pc.is_finite(column), column, pa.scalar(None, column.type)))
+        return column.cast(kind)
     except pa.ArrowInvalid:
         values = column.to_pylist()
         row = next(row for row, value in enumerate(values) if not _is_number(value))
-        raise InputError(f"{chunk.place(row)}: {name} is {values[row]!r}, not a number; correct it") from None
+        raise InputError(f"{chunk.place(row)}: {name} is {values[row]!r}, not a number in range; correct it") from None
     except pa.ArrowNotImplementedError as error:
         raise InputError(f"{chunk.place(0)}: {name} is of type {column.type}, not a number; map another") from error
 
@@ -162,12 +165,11 @@ def _all_whole(column: pa.Array) -> bool:
     return whole
 
 
-def _is_number(value: str | None) -> bool:
+def _is_number(value: str | float | None) -> bool:
     try:
-        float(value or 0)
+        return value is None or not 2**63 <= abs(float(value)) < math.inf
     except ValueError:
         return False
-    return True
 
 
 def _null_where_empty(text: pa.Array) -> pa.Array:

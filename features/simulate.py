@@ -17,9 +17,7 @@ everything else passes through in chunks.
 
 import gzip
 import json
-import os
 import re
-import shutil
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -35,7 +33,9 @@ from PIL import Image
 
 from features import phrases
 from features.errors import InputError
+from features.folders import whole_folder, write_json
 
+VERSION = 1  # of what is written
 LABEL = "SIMULATED.json"  # the file that marks a data folder as simulated
 CHUNK = 50_000  # reviews or items made at a time
 MEAN = 3.6  # rating of a middling item by a middling user
@@ -104,7 +104,7 @@ def _size(name: object, size: object) -> DomainSize:
         size = DomainSize(**size)
     if not isinstance(size, DomainSize):
         raise InputError(f"simulate: domains.{name} is {size!r}; give users, items and ratings")
-    _whole(f"domains.{name}.users", size.users, 2, 2**31)
+    _whole(f"domains.{name}.users", size.users, 2, 2**28)
     _whole(f"domains.{name}.items", size.items, 2, 2**28)
     # Above a quarter of all pairs, long tails and unique pairs no longer go together.
     _whole(f"domains.{name}.ratings", size.ratings, max(size.users, size.items), size.users * size.items // 4)
@@ -119,22 +119,21 @@ def simulate(spec: SimulateSpec, out: Path, progress: Callable[[int], None] | No
     The folder appears when it is whole. One that already holds this very simulation is left as it is; any other
     non-empty folder raises InputError.
     """
-    label = {"simulated": True, "by": "features.simulate 1", "spec": asdict(spec)}
-    if (out / LABEL).is_file() and json.loads((out / LABEL).read_text()) == label:
-        return out
+    label = {"simulated": True, "by": f"features.simulate {VERSION}", "spec": asdict(spec)}
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise InputError(f"{out}: exists and holds something else; name a new folder or remove this one")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    partial = out.with_name(f".{out.name}.partial-{os.getpid()}")
-    try:
-        partial.mkdir()
+        return _same(out, label)
+    with whole_folder(out) as folder:
         # The label goes first: not even a folder left by a crash holds simulated data without it.
-        (partial / LABEL).write_text(json.dumps(label, indent=1, sort_keys=True) + "\n")
-        for order, name in enumerate(spec.domains):
-            _write_domain(spec, name, order, partial, progress or (lambda rows: None))
-        partial.replace(out)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        write_json(folder / LABEL, label)
+        for name in spec.domains:
+            _write_domain(spec, name, folder, progress or (lambda rows: None))
+    return _same(out, label)
+
+
+def _same(out: Path, label: Mapping[str, Any]) -> Path:
+    """`out`, if it holds what `label` describes."""
+    if not (out / LABEL).is_file() or json.loads((out / LABEL).read_text()) != label:
+        raise InputError(f"{out}: holds something else already; name a new folder or remove this one")
     return out
 
 
@@ -189,16 +188,22 @@ def _match(activity: Ints, popularity: Ints, rng: np.random.Generator) -> npt.ND
     """Items in the order of their users: each user and item as often as told, no pair twice."""
     item = np.repeat(np.arange(popularity.size, dtype=np.int32), popularity)
     rng.shuffle(item)
-    start = np.repeat(np.arange(activity.size, dtype=np.int64) * popularity.size, activity)
-    while True:
+    start = np.repeat(np.arange(activity.size, dtype=np.int64) * popularity.size, activity)  # a pair is start + item
+    for _ in range(10_000):
         order = np.argsort(start + item, kind="stable")
-        pair = start[order] + item[order]
-        repeated = order[1:][pair[1:] == pair[:-1]]
+        pairs = (start + item)[order]
+        repeated = order[1:][pairs[1:] == pairs[:-1]]
         if not repeated.size:
             return item
-        # Shuffling the repeated places among themselves and a few others keeps every count.
-        places = np.unique(np.concatenate([repeated, rng.integers(item.size, size=3 * repeated.size)]))
-        item[places] = rng.permutation(item[places])
+        # Each repeated place swaps items with a random one, where that makes two pairs that are new.
+        other, first = np.unique(rng.integers(item.size, size=repeated.size), return_index=True)
+        mine = repeated[first]
+        new = np.stack([start[mine] + item[other], start[other] + item[mine]])
+        found = pairs[np.minimum(np.searchsorted(pairs, new), pairs.size - 1)] == new
+        _, which, times = np.unique(new, return_inverse=True, return_counts=True)
+        good = ~found.any(axis=0) & (times[which].reshape(new.shape) == 1).all(axis=0) & ~np.isin(other, repeated)
+        item[mine[good]], item[other[good]] = item[other[good]], item[mine[good]]
+    raise InputError("simulate: so many ratings leave no way to keep each user-item pair unique; ask for fewer ratings")
 
 
 def _domain_taste(spec: SimulateSpec, name: str, shared: Floats) -> Floats:
@@ -212,7 +217,7 @@ def _domain_taste(spec: SimulateSpec, name: str, shared: Floats) -> Floats:
     return unit
 
 
-def _latent(spec: SimulateSpec, name: str, order: int) -> _Latent:
+def _latent(spec: SimulateSpec, name: str) -> _Latent:
     size = spec.domains[name]
 
     def users(purpose: str, *width: int) -> npt.NDArray[np.float64]:
@@ -220,7 +225,8 @@ def _latent(spec: SimulateSpec, name: str, order: int) -> _Latent:
         return np.concatenate([_rng(spec, purpose).normal(size=(spec.overlap, *width)), own])
 
     index = np.arange(size.users, dtype=np.int64)
-    index[spec.overlap :] += (order + 1) << 40
+    own_ids = ((zlib.crc32(name.encode()) >> 1) + 1) << 28  # ids do not depend on the other domains either
+    index[spec.overlap :] += own_ids
     items = _rng(spec, "items", name)
     factors = items.normal(size=(size.items, spec.factors))
     strong = np.argsort(items.random(factors.shape), axis=1)[:, :2]
@@ -232,7 +238,7 @@ def _latent(spec: SimulateSpec, name: str, order: int) -> _Latent:
         user_ids=_ids("SIMU", index, 12),
         leniency=users("leniency").astype(np.float32),
         taste=_domain_taste(spec, name, users("taste", spec.factors).astype(np.float32)),
-        item_ids=_ids("SIMI", np.arange(size.items, dtype=np.int64) + (order << 32), 10),
+        item_ids=_ids("SIMI", np.arange(size.items, dtype=np.int64) + own_ids, 12),
         quality=items.normal(size=size.items).astype(np.float32),
         factors=factors.astype(np.float32),
         popularity=_long_tail(size.ratings, size.items, 1, size.users // 2, 1.2, items),
@@ -465,8 +471,8 @@ def _write_images(
             Image.fromarray(picture).save(path, quality=85)
 
 
-def _write_domain(spec: SimulateSpec, name: str, order: int, folder: Path, progress: Callable[[int], None]) -> None:
-    latent = _latent(spec, name, order)
+def _write_domain(spec: SimulateSpec, name: str, folder: Path, progress: Callable[[int], None]) -> None:
+    latent = _latent(spec, name)
     pictured = _has_image(spec, name, latent)
     _write_images(spec, name, latent, pictured, folder)
     _write_lines(folder / f"meta_{name}.jsonl.gz", _metadata(spec, name, latent, pictured), progress)

@@ -1,0 +1,52 @@
+"""Folders and files that appear whole or not at all."""
+
+import json
+import os
+import shutil
+import socket
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+
+@contextmanager
+def whole_folder(path: Path) -> Iterator[Path]:
+    """A hidden folder beside `path` that becomes `path` when the block ends well, and vanishes when it does not.
+
+    Where another process has filled `path` meanwhile, its folder stays and ours is dropped: the caller names folders by
+    content, or looks at what is there. Hidden folders left by processes of this host that were killed are removed.
+    """
+    prefix = f".{path.name}.{socket.gethostname()}."
+    for left in path.parent.glob(f"{prefix}*"):
+        if not _alive(left.name.removeprefix(prefix)):
+            shutil.rmtree(left, ignore_errors=True)
+    partial = path.with_name(f"{prefix}{os.getpid()}")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        yield partial
+        try:
+            partial.rename(path)
+        except OSError:
+            if not path.is_dir() or not any(path.iterdir()):
+                raise
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _alive(process: str) -> bool:
+    try:
+        os.kill(int(process), 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, ValueError):  # someone else's process; not a folder of ours
+        return True
+    return True
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Replace `path` by `content` in one step."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    partial.write_text(json.dumps(content, indent=1) + "\n")
+    partial.replace(path)
