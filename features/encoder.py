@@ -32,6 +32,7 @@ ENCODING = 1  # part of every encoder key: raise it when a change to this file c
 POOLINGS = ("first_last_avg", "mean")
 DTYPES = ("auto", "float32", "bfloat16")
 STORE_DTYPES = ("float16", "float32")
+_LEAST_TOKENS = 16  # MKL multiplies fewer than 4 rows by another kernel, with other last bits: copies fill the batch up
 _WEIGHTS = ("*.safetensors", "*.bin")
 _OTHER_FILES = ("config.json", "tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json", "*.model")
 
@@ -238,9 +239,13 @@ def load_encoder(resolved: ResolvedEncoder) -> TextEncoder:
     from transformers import AutoModel
 
     tokenizer = load_tokenizer(resolved)
-    with _quiet():
+    with _quiet(), _loading(resolved):
         model, info = AutoModel.from_pretrained(
-            resolved.folder, dtype=getattr(torch, resolved.dtype), local_files_only=True, output_loading_info=True
+            resolved.folder,
+            dtype=getattr(torch, resolved.dtype),
+            local_files_only=True,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # they are refused below, by name
         )
     wrong = {
         kind: sorted(
@@ -270,7 +275,7 @@ def load_tokenizer(resolved: ResolvedEncoder) -> Any:
     """The encoder's tokenizer, from its local folder."""
     from transformers import AutoTokenizer
 
-    with _quiet():
+    with _quiet(), _loading(resolved):
         return AutoTokenizer.from_pretrained(resolved.folder, local_files_only=True)
 
 
@@ -285,6 +290,21 @@ def tokenize(tokenizer: Any, texts: Sequence[str], max_tokens: int) -> list[list
 def _weight_name(name: Any) -> str:
     """The library gives a mismatched weight as (name, shape here, shape there)."""
     return str(name[0] if isinstance(name, tuple) else name)
+
+
+@contextmanager
+def _loading(resolved: ResolvedEncoder) -> Iterator[None]:
+    """What the library says about a folder it cannot read, in one line with our place and remedy."""
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except (OSError, ValueError, RuntimeError, ImportError, KeyError, TypeError, SafetensorError) as error:
+        reason = " ".join(str(error).split())
+        raise InputError(
+            f"encoder {resolved.spec.model}: {resolved.folder} cannot be loaded ({type(error).__name__}: "
+            f"{reason[:200]}); save model and tokenizer there again with save_pretrained"
+        ) from error
 
 
 @contextmanager
@@ -364,6 +384,8 @@ class TextEncoder:
         positions from the first real token, and the others mask it.
         """
         longest = max(map(len, tokens))
+        count = len(tokens)
+        tokens = [*tokens, *[tokens[-1]] * (-(-_LEAST_TOKENS // longest) - count)]
         ids_BL = torch.full((len(tokens), longest), self.pad)
         mask_BL = torch.zeros((len(tokens), longest), dtype=torch.long)
         for row, token in enumerate(tokens):
@@ -374,7 +396,7 @@ class TextEncoder:
         layers = [1, self.layers] if self.spec.pooling == "first_last_avg" else [self.layers]
         with torch.inference_mode():
             states = self.model(input_ids=ids_BL, attention_mask=mask_BL, output_hidden_states=layers).hidden_states
-            return pool([states[i] for i in layers], mask_BL).cpu().numpy()
+            return pool([states[i] for i in layers], mask_BL)[:count].cpu().numpy()
 
 
 def pool(states: Sequence[torch.Tensor], mask_BL: torch.Tensor) -> torch.Tensor:

@@ -370,6 +370,9 @@ def _ray_session() -> Iterator[None]:
         ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     context = DataContext.get_current()
     bars, context.enable_progress_bars = context.enable_progress_bars, False
+    logger = logging.getLogger("ray.data")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
     try:
         yield
     except ray.exceptions.RayError as error:
@@ -381,6 +384,7 @@ def _ray_session() -> Iterator[None]:
         raise
     finally:
         context.enable_progress_bars = bars
+        logger.setLevel(level)
         if own:
             ray.shutdown()
 

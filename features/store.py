@@ -13,10 +13,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -30,11 +30,12 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from features.errors import InputError
+from features.folders import whole_folder, write_json
 from features.prompts import Row
 
 KEY_BYTES = 16  # 128 bits of SHA-256: a collision among a million rows has probability 1e-27
 KEY_TYPE = pa.binary(KEY_BYTES)
-_STALE_SECONDS = 3600.0  # a temporary name older than this belongs to a killed run, not to a neighbour's
+_STALE_SECONDS = 3600.0  # a temporary file older than this belongs to a killed run, not to a neighbour's
 
 
 def digest(document: Mapping[str, Any]) -> str:
@@ -117,18 +118,10 @@ class RowStore:
 
     def clean(self) -> None:
         """Remove what killed runs left under temporary names."""
-        remove_stale(self.folder)
-
-
-def remove_stale(folder: Path) -> None:
-    """Delete temporary files and folders that are too old to belong to a running extraction."""
-    for path in folder.glob(".*.tmp"):
-        try:
-            if time.time() - path.stat().st_mtime < _STALE_SECONDS:
-                continue
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
-        except FileNotFoundError:  # its owner has just renamed it
-            continue
+        for path in self.folder.glob(".*.tmp"):
+            with suppress(FileNotFoundError):  # its owner has just renamed it
+                if time.time() - path.stat().st_mtime > _STALE_SECONDS:
+                    path.unlink()
 
 
 @dataclass(frozen=True, eq=False)
@@ -210,21 +203,10 @@ def write_table(
     keys: row key of each id [N]; several ids may share one. If another process published the same table first, theirs
     stays. Memory: one shard and the keys.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    remove_stale(path.parent)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.tmp")
-    temporary.mkdir()
-    try:
-        _write_vectors(temporary / "vectors.npy", keys, shards)
-        pq.write_table(pa.table({"id": pa.array(ids, pa.string())}), temporary / "ids.parquet")
-        (temporary / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n")
-        try:
-            os.rename(temporary, path)
-        except OSError:
-            if not (path / "manifest.json").exists():
-                raise
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    with whole_folder(path) as partial:
+        _write_vectors(partial / "vectors.npy", keys, shards)
+        pq.write_table(pa.table({"id": pa.array(ids, pa.string())}), partial / "ids.parquet")
+        write_json(partial / "manifest.json", manifest)
     return open_table(path, manifest["key"])
 
 

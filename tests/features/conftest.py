@@ -1,0 +1,118 @@
+"""Tiny encoders on disk, and tiny domains made by `prepare_domain`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import WhitespaceSplit
+from tokenizers.processors import TemplateProcessing
+from transformers import BertConfig, BertModel, LlamaConfig, LlamaModel, PreTrainedTokenizerFast
+
+from features.domain import Domain, DomainSpec, prepare_domain
+
+WORDS = [f"w{i}" for i in range(90)]
+SPECIAL = [
+    "[PAD]",
+    "[UNK]",
+    "[CLS]",
+    "[SEP]",
+    "broken",
+]  # "broken" is the last id: no model here has an embedding for it
+
+
+def save_tokenizer(folder: Path, kind: str) -> None:
+    """A word-level tokenizer; BERT's adds [CLS] and [SEP], Llama's nothing, and has no padding token."""
+    words = [*SPECIAL[:4], *WORDS, SPECIAL[4]]
+    tokenizer = Tokenizer(WordLevel({word: i for i, word in enumerate(words)}, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = WhitespaceSplit()
+    if kind == "bert":
+        tokenizer.post_processor = TemplateProcessing(
+            single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+        )
+    special = {"pad_token": "[PAD]", "cls_token": "[CLS]", "sep_token": "[SEP]"} if kind == "bert" else {}
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="[UNK]", **special).save_pretrained(folder)
+
+
+def build_model(kind: str) -> BertModel | LlamaModel:
+    vocabulary = len(WORDS) + 4
+    torch.manual_seed(0)
+    if kind == "bert":
+        return BertModel(
+            BertConfig(
+                vocab_size=vocabulary,
+                hidden_size=32,
+                num_hidden_layers=3,
+                num_attention_heads=4,
+                intermediate_size=64,
+                max_position_embeddings=64,
+            )
+        )
+    return LlamaModel(
+        LlamaConfig(
+            vocab_size=vocabulary,
+            hidden_size=32,
+            num_hidden_layers=3,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            intermediate_size=64,
+            max_position_embeddings=64,
+        )
+    )
+
+
+def save_encoder(folder: Path, kind: str) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    build_model(kind).save_pretrained(folder)
+    save_tokenizer(folder, kind)
+    return folder
+
+
+@pytest.fixture(scope="session", params=["bert", "llama"])
+def tiny(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a tiny random BERT, then of a tiny random Llama: 3 layers, width 32."""
+    return save_encoder(tmp_path_factory.mktemp(request.param), request.param)
+
+
+@pytest.fixture(scope="session")
+def tiny_bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_encoder(tmp_path_factory.mktemp("one-bert"), "bert")
+
+
+MakeDomain = Callable[..., Domain]
+
+
+@pytest.fixture
+def make_domain(tmp_path: Path) -> MakeDomain:
+    """Makes a domain of reviews (user, item, text[, timestamp]) and items (item, title, categories, description)."""
+
+    def make(
+        reviews: Iterable[tuple[str, str, str | None] | tuple[str, str, str | None, int]],
+        items: Iterable[tuple[str, str | None, str | None, str | None]] = (),
+        name: str = "books",
+    ) -> Domain:
+        data = tmp_path / f"raw-{name}"
+        data.mkdir(exist_ok=True)
+        rows = [(*review, None)[:4] for review in reviews]
+        described = {item[0]: item for item in items}
+        interactions = {
+            "user_id": pa.array([row[0] for row in rows], pa.string()),
+            "item_id": pa.array([row[1] for row in rows], pa.string()),
+            "rating": pa.array([3.0] * len(rows), pa.float64()),
+            "text": pa.array([row[2] for row in rows], pa.string()),
+            "timestamp": pa.array([row[3] for row in rows], pa.int64()),
+        }
+        pq.write_table(pa.table(interactions), data / "interactions.parquet")
+        columns = ("item_id", "title", "categories", "description")
+        table = {column: pa.array([i[n] for i in described.values()], pa.string()) for n, column in enumerate(columns)}
+        pq.write_table(pa.table(table), data / "items.parquet")
+        spec = DomainSpec(name=name, reader="table", interactions="interactions.parquet", items="items.parquet")
+        return prepare_domain(spec, data, tmp_path / "domains")
+
+    return make
