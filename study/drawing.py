@@ -131,7 +131,8 @@ def _lines(figure: Sensitivity) -> Canvas:
         axes.xaxis.set_minor_formatter(NullFormatter())
         axes.set_xticks(list(values), [value_text(float(value)) for value in values])
         axes.set(xlabel=_label(figure.parameter), ylabel=_label(panel.metric), ylim=(panel.low, panel.high))
-    _cell_legend(canvas, figure.head.palette, [(line.task, line.ratio) for line in figure.panels[0].lines])
+    cells = [(line.task, line.ratio) for line in figure.panels[0].lines]
+    _cell_legend(canvas, figure.head.palette, cells, title=_bars(figure))
     return canvas
 
 
@@ -143,34 +144,36 @@ def _groups(figure: Sensitivity) -> Canvas:
     grid = canvas.subplots(len(figure.panels), len(tasks), squeeze=False, sharey="row")
     for panel, row in zip(figure.panels, grid, strict=True):
         for task, axes in zip(tasks, row, strict=True):
-            _group(axes, figure, panel, [line for line in panel.lines if line.task == task], _colour(palette, task))
-            axes.set_title(_task(task))
+            lines = [line for line in panel.lines if line.task == task]
+            _group(axes, figure, panel, lines, _colour(palette, task))
         row[0].set_ylabel(_label(panel.metric))
+    for k, task in enumerate(tasks):
+        grid[0, k].set_title(_task(task))
+        grid[-1, k].set_xlabel("Cold ratio (share of overlapping users)")
     handles = [
         Line2D([], [], color=_GREY, linestyle="", label=str(value), **_category(k, _GREY))
         for k, value in enumerate(figure.values)
     ]
+    title = f"{_label(figure.parameter)} ({_bars(figure)})"
     canvas.legend(
-        handles=handles, loc="outside lower center", ncols=min(6, len(handles)), title=_label(figure.parameter)
+        handles=handles, loc="outside lower center", ncols=min(6, len(handles)), title=title, handlelength=1.2
     )
     return canvas
 
 
 def _group(axes: Axes, figure: Sensitivity, panel: Panel, lines: Sequence[Line], colour: str) -> None:
     width = 0.6 / max(1, len(figure.values) - 1)
-    for g, line in enumerate(lines):
+    ratios = sorted({line.ratio for line in panel.lines})  # of all tasks, so that their columns can be compared
+    for line in lines:
         for x, y in zip(line.x, line.y, strict=True):
-            k = figure.values.index(x)
-            at = g + (k - (len(figure.values) - 1) / 2) * width
+            at = ratios.index(line.ratio) + (figure.values.index(x) - (len(figure.values) - 1) / 2) * width
             axes.vlines(at, y.low, y.high, color=colour, linewidth=1.4, alpha=0.7)
-            axes.plot([at], [y.value], linestyle="", color=colour, **_category(k, colour))
-    for g in range(1, len(lines)):
+            axes.plot([at], [y.value], linestyle="", color=colour, **_category(figure.values.index(x), colour))
+    for g in range(1, len(ratios)):
         axes.axvline(g - 0.5, color="#d1d5db", linewidth=0.8)
     axes.grid(False, axis="x")
-    axes.set_xticks(range(len(lines)), [f"{line.ratio:.0%}" for line in lines])
-    axes.set(
-        xlabel="Cold ratio (share of overlapping users)", xlim=(-0.5, len(lines) - 0.5), ylim=(panel.low, panel.high)
-    )
+    axes.set_xticks(range(len(ratios)), [f"{ratio:.0%}" for ratio in ratios])
+    axes.set(xlim=(-0.5, len(ratios) - 0.5), ylim=(panel.low, panel.high))
 
 
 @_draw.register
@@ -235,6 +238,7 @@ def _curves(figure: Curves) -> Canvas:
         every = max(1, len(trace.x) // 8)
         axes.plot(trace.x, trace.y, color=_colour(palette, trace.task), markevery=every, **shape)
     axes.set(xlabel="Epoch", ylabel=_label(figure.metric))
+    axes.set_ylim(top=min(axes.get_ylim()[1], 1.02 * figure.top))
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     _cell_legend(canvas, palette, [(trace.task, trace.ratio) for trace in figure.traces])
     return canvas
@@ -295,7 +299,9 @@ def _interval(axes: Axes, x: Sequence[float] | np.ndarray[Any, Any], line: Line,
     axes.vlines(x, [y.low for y in line.y], [y.high for y in line.y], color=style["color"], linewidth=1.3, alpha=0.55)
 
 
-def _cell_legend(canvas: Canvas, palette: Palette, cells: Sequence[tuple[str, float]], lines: bool = True) -> None:
+def _cell_legend(
+    canvas: Canvas, palette: Palette, cells: Sequence[tuple[str, float]], lines: bool = True, title: str | None = None
+) -> None:
     """One column per task, its ratios below each other."""
     ordered = [(task, ratio) for task in palette.tasks for ratio in palette.ratios if (task, ratio) in set(cells)]
     handles = []
@@ -304,7 +310,15 @@ def _cell_legend(canvas: Canvas, palette: Palette, cells: Sequence[tuple[str, fl
         label = f"{_task(task)}, cold {ratio:.0%}"
         handles.append(Line2D([], [], color=_colour(palette, task), label=label, **shape))
     columns = max(1, min(3, len({task for task, _ in ordered})))
-    canvas.legend(handles=handles, loc="outside lower center", ncols=columns)
+    length = None if lines else 1.2
+    canvas.legend(handles=handles, loc="outside lower center", ncols=columns, title=title, handlelength=length)
+
+
+def _bars(figure: Sensitivity) -> str:
+    """What the vertical bars are; most cells of a sweep have the same number of seeds."""
+    seeds = sorted({y.n for panel in figure.panels for line in panel.lines for y in line.y})
+    count = str(seeds[0]) if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]}"
+    return f"bars: 95% t intervals over {count} seeds"
 
 
 def _colour(palette: Palette, task: str) -> str:
@@ -323,7 +337,7 @@ def _category(k: int, colour: str) -> dict[str, Any]:
 
 
 def _label(name: str) -> str:
-    return LABELS.get(name, name.replace("_", " "))
+    return LABELS.get(name, name.replace("_", " ").capitalize())
 
 
 def _task(task: str) -> str:

@@ -166,6 +166,7 @@ class Curves:
     head: Head
     metric: str
     traces: tuple[Trace, ...]
+    top: float  # end of the axis, which the first epochs may leave
 
     def points(self) -> pd.DataFrame:
         """One row per cell and epoch."""
@@ -300,7 +301,9 @@ def curves(results: Results, selection: tuple[str, str] = SELECTION) -> Curves:
         raise MissingError(f"learning curves: no selected trial logged epoch/{metric}; run `study search`")
     title = "Learning curves of the selected configurations"
     alt = f"{title}: validation metric over epochs, one line per task and cold ratio."
-    return Curves(Head("learning_curves", _titled(title, results), alt, palette_of(results)), metric, tuple(traces))
+    top = _top([y for trace in traces for y in trace.y], direction)
+    head = Head("learning_curves", _titled(title, results), alt, palette_of(results))
+    return Curves(head, metric, tuple(traces), top)
 
 
 def parallel(results: Results, cell: str, selection: tuple[str, str] = SELECTION) -> Parallel:
@@ -382,13 +385,17 @@ def _is_cut(panel: Panel) -> bool:
 
 
 def _lacking(rows: pd.DataFrame, results: Results, values: Sequence[float | str], parameter: str) -> tuple[str, ...]:
-    """One note per cell of the study that has not all values of the sweep."""
-    notes = []
+    """Which cells of the study lack some values of the sweep, and which all."""
+    notes, absent = [], []
     for cell in sorted(str(name) for name in results.trials["cell"].unique()):
         there = set(rows.loc[rows["cell"] == cell, "_x"])
         lacks = [value_text(value) for value in values if value not in there]
-        if lacks:
+        if there and lacks:
             notes.append(f"{cell}: {parameter} = {', '.join(lacks)} missing.")
+        elif not there:
+            absent.append(cell)
+    if absent:
+        notes.append(f"No finished run in this sweep: {', '.join(absent)}.")
     return tuple(notes)
 
 
