@@ -317,6 +317,8 @@ def _cell_legend(
 def _bars(figure: Sensitivity) -> str:
     """What the vertical bars are; most cells of a sweep have the same number of seeds."""
     seeds = sorted({y.n for panel in figure.panels for line in panel.lines for y in line.y})
+    if seeds[-1:] <= [1]:
+        return "one seed: no intervals"
     count = str(seeds[0]) if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]}"
     return f"bars: 95% t intervals over {count} seeds"
 

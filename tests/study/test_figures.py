@@ -220,3 +220,19 @@ def test_every_figure_draws_without_overlapping_text(results: Results) -> None:
             not isinstance(figure, Sensitivity)
             or canvas.axes[0].get_xlabel() == "Cold ratio (share of overlapping users)"
         )
+
+
+def test_the_smallest_study_draws(tmp_path: Path) -> None:
+    """One cell, one seed, one value or trial: no interval, no span, no warning."""
+    store = empty_store(tmp_path)
+    only = with_seeds({"val_rmse": [0.9], "val_ndcg20": [0.9]})
+    for parameter in ("steps", "activation"):
+        store.add(f"sweep:{parameter}", "a->b", 0.2, f"{parameter}={CONFIG[parameter]}", only)
+    store.add("search", "a->b", 0.2, "0000", only, epochs={"val_rmse": [0.9]})
+    store.add("search", "a->b", 0.2, "0001", only, config={**CONFIG, "lr": 0.0001})
+    results = load_results(store.uri, store.experiment)
+    made = [sensitivity(results, "steps"), sensitivity(results, "activation"), history(results), curves(results)]
+    for figure in [*made, parallel(results, "a->b@0.2")]:
+        save(figure, tmp_path)
+        assert (tmp_path / f"{figure.head.name}.png").stat().st_size > 5_000
+    assert draw(made[0]).legends[0].get_title().get_text() == "one seed: no intervals"
