@@ -241,9 +241,9 @@ class PartLedger:
             return
         self._ended(job)
 
-    def lost(self, job: Job, *, reason: str) -> None:
+    def lost(self, job: Job, *, reason: str, detail: str) -> None:
         """The process went. Optuna is not told: that says nothing about the parameters. The next call retries."""
-        self._tracker.fail(job.trial, failure="worker", reason=reason, detail=reason)
+        self._tracker.fail(job.trial, failure="worker", reason=reason, detail=detail)
         self._failures[job.trial] = reason
         self._ended(job)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter, deque
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from ray.tune import Callback
@@ -19,6 +20,8 @@ from study.tracking import EpochReport
 
 if TYPE_CHECKING:
     from ray.tune.experiment import Trial
+
+_REASON_LENGTH = 300  # characters of Ray's message in a tag; the artifact has all of it
 
 
 class Ledger(Protocol):
@@ -33,7 +36,7 @@ class Ledger(Protocol):
     def failed(self, job: Job, *, reason: str, detail: str) -> None:
         """The training raised."""
 
-    def lost(self, job: Job, *, reason: str) -> None:
+    def lost(self, job: Job, *, reason: str, detail: str) -> None:
         """The worker process went."""
 
     def close(self, job: Job) -> None:
@@ -120,8 +123,10 @@ class JobCallback(Callback):
         """The trial's process or node is gone."""
         if self._searcher.broken is not None:
             return
-        error = trial.get_error()
-        self._ledger.lost(self._searcher.job(trial.trial_id), reason=" ".join(str(error).split()))
+        # "Failure # 1 (occurred at ...)", then Ray's message: what happened, a line of identifiers each, and advice.
+        detail = Path(trial.error_file).read_text(encoding="utf-8")
+        reason = "worker lost: " + " ".join(detail.partition("\n")[2].split())[:_REASON_LENGTH]
+        self._ledger.lost(self._searcher.job(trial.trial_id), reason=reason, detail=detail)
 
     def __getstate__(self) -> dict[str, Any]:
         return {}  # pickled into Tune's snapshot, see JobSearcher.save

@@ -175,7 +175,7 @@ class Notes:
     def failed(self, job: Job, *, reason: str, detail: str) -> None:
         raise AssertionError("not called")
 
-    def lost(self, job: Job, *, reason: str) -> None:
+    def lost(self, job: Job, *, reason: str, detail: str) -> None:
         raise AssertionError("not called")
 
     def close(self, job: Job) -> None:
