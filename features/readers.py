@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, Literal, NoReturn
+from typing import BinaryIO, Literal, NoReturn
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -82,7 +82,7 @@ def read_interactions(
 def read_items(reader: str, path: Path, columns: Mapping[str, str]) -> Iterator[pa.RecordBatch]:
     """Items of one file, in file order; the same item may come more than once."""
     for chunk in READERS[reader](path, "items", columns):
-        _check(chunk, None, None)
+        _check(chunk, None, (-math.inf, math.inf))
         arrays = [_null_where_empty(_text(chunk, name, " > " if name == "categories" else " ")) for name in ITEMS.names]
         yield pa.record_batch(arrays, schema=ITEMS)
 
@@ -97,31 +97,25 @@ def count_words(text: pa.StringArray) -> pa.Int32Array:
 # --- rules that every file has to meet ----------------------------------------------------------------------------
 
 
-def _check(chunk: Chunk, rating: pa.Array | None, scale: tuple[float, float] | None) -> None:
+def _check(chunk: Chunk, rating: pa.Array | None, scale: tuple[float, float]) -> None:
     """Raise InputError for the first row without an id, or with a rating that is absent, NaN or off the scale."""
-    faults: list[tuple[int, str]] = []
-
-    def note(bad: Any, what: Callable[[int], str]) -> None:
-        if pc.any(bad).as_py():
-            row = pc.index(bad, True).as_py()
-            faults.append((row, what(row)))
-
-    for name in ("user_id", "item_id") if rating is not None else ("item_id",):
-        ids = _text(chunk, name)
-        note(pc.equal(pc.fill_null(ids, ""), ""), lambda row, name=name: f"{name} is missing; each row needs one")  # type: ignore[misc]
-    if rating is not None and scale is not None:
+    ids = ("item_id",) if rating is None else ("user_id", "item_id")
+    rules = [
+        (pc.equal(pc.fill_null(_text(chunk, name), ""), ""), f"{name} is missing; each row needs one") for name in ids
+    ]
+    if rating is not None:
         low, high = scale
-        note(pc.is_null(rating), lambda row: "rating is missing; each interaction needs one")
-        note(pc.fill_null(pc.is_nan(rating), False), lambda row: "rating is NaN; correct or remove the row")
-        outside = pc.or_(pc.less(rating, low), pc.greater(rating, high))
+        outside = pc.fill_null(pc.or_(pc.less(rating, low), pc.greater(rating, high)), False)
         remedy = "correct it or set rating_scale"
-        note(
-            pc.fill_null(outside, False),
-            lambda row: f"rating must lie from {low:g} to {high:g}, not {rating[row].as_py():g}; {remedy}",
-        )
+        rules += [
+            (pc.is_null(rating), "rating is missing; each interaction needs one"),
+            (pc.fill_null(pc.is_nan(rating), False), "rating is NaN; correct or remove the row"),
+            (outside, f"rating must lie from {low:g} to {high:g}, not {{rating:g}}; {remedy}"),
+        ]
+    faults = [(pc.index(bad, True).as_py(), rule) for bad, rule in rules if pc.any(bad).as_py()]
     if faults:
-        row, what = min(faults)
-        raise InputError(f"{chunk.place(row)}: {what}")
+        row, rule = min(faults)
+        raise InputError(f"{chunk.place(row)}: {rule.format(rating=rating[row].as_py() if rating is not None else 0)}")
 
 
 def _text(chunk: Chunk, name: str, separator: str = " ") -> pa.Array:
@@ -232,7 +226,7 @@ class _Block:
             table = _valid(parser(self.data))
         except (pa.ArrowInvalid, UnicodeDecodeError) as error:
             self._blame(parser, explain, error)
-        if table.num_rows != self.data.count(b"\n") and table.num_rows != sum(1 for _ in self.lines()):
+        if table.num_rows != sum(1 for _ in self.lines()):  # Arrow takes two objects on a line, or one on two
             self._blame(parser, explain, None)
         return Chunk(_one_batch(table), self.place)
 
