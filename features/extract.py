@@ -292,13 +292,20 @@ class ShardWorker:
         good = [i for i in range(len(keys)) if i not in failed]
         if good:
             self.shards.write([keys[i] for i in good], vectors[good], encoded.tokens[good])
-        return pa.table(
-            {
-                "texts": [sum(len(row.texts) for row in rows)],
-                "failed": pa.array([[keys[i] for i in failed]], pa.list_(KEY_TYPE)),
-                "reasons": pa.array([list(failed.values())], pa.list_(pa.string())),
-            }
-        )
+        return _result(_texts(block), {keys[i]: reason for i, reason in failed.items()})
+
+
+def _result(texts: int = 0, failed: Mapping[bytes, str] | None = None, refused: str | None = None) -> pa.Table:
+    """One row: texts read, failed row keys with their reasons, and why the worker could not start at all."""
+    failed = failed or {}
+    return pa.table(
+        {
+            "texts": [texts],
+            "failed": pa.array([list(failed)], pa.list_(KEY_TYPE)),
+            "reasons": pa.array([list(failed.values())], pa.list_(pa.string())),
+            "refused": pa.array([refused], pa.string()),
+        }
+    )
 
 
 def _run_threads(
@@ -340,13 +347,16 @@ def _run_ray(
             num_cpus=1,
             num_gpus=1 if gpus else 0,
         )
-        yield from results.iter_rows()
+        for result in results.iter_rows():
+            if result["refused"] is not None:
+                raise InputError(result["refused"])
+            yield result
 
 
 class _Actor:
-    """ShardWorker whose model loads with the first block.
+    """ShardWorker whose model loads with the first block, and whose InputError travels as a value.
 
-    An InputError of the loader then reaches the driver as itself; from a constructor, Ray would report a dead actor.
+    Raised in a constructor, Ray would report a dead actor; raised in a call, Ray Data keeps only the traceback's text.
     """
 
     def __init__(self, make_worker: Callable[[], ShardWorker]) -> None:
@@ -354,36 +364,33 @@ class _Actor:
         self.worker: ShardWorker | None = None
 
     def __call__(self, block: pa.Table) -> pa.Table:
-        if self.worker is None:
-            self.worker = self.make_worker()
+        try:
+            self.worker = self.worker or self.make_worker()
+        except InputError as error:
+            return _result(refused=str(error))
         return self.worker(block)
 
 
 @contextmanager
 def _ray_session() -> Iterator[None]:
-    """The running Ray, or one of our own for the extraction; InputErrors of workers come out as themselves."""
+    """The running Ray, or one of our own for the extraction; Ray Data's bars and log lines are off meanwhile."""
     import ray
     from ray.data import DataContext
 
     own = not ray.is_initialized()
-    if own:
-        ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
-    context = DataContext.get_current()
-    bars, context.enable_progress_bars = context.enable_progress_bars, False
     logger = logging.getLogger("ray.data")
     level = logger.level
-    logger.setLevel(logging.ERROR)
     try:
-        yield
-    except ray.exceptions.RayError as error:
-        cause: BaseException | None = error
-        while cause is not None:
-            if isinstance(cause, InputError):
-                raise InputError(str(cause.args[0])) from error
-            cause = getattr(cause, "cause", None) or cause.__cause__
-        raise
+        if own:
+            ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+        logger.setLevel(logging.ERROR)
+        context = DataContext.get_current()
+        bars, context.enable_progress_bars = context.enable_progress_bars, False
+        try:
+            yield
+        finally:
+            context.enable_progress_bars = bars
     finally:
-        context.enable_progress_bars = bars
         logger.setLevel(level)
         if own:
             ray.shutdown()
