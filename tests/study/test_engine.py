@@ -34,12 +34,13 @@ CELL = drive.CELLS[0]
 @pytest.fixture(scope="module", autouse=True)
 def ray_here() -> Iterator[None]:
     """One Ray for the module, started by the first call of run_jobs; its workers import from this folder."""
+    import ray
+
+    ray.shutdown()
     before = Path.cwd()
     os.chdir(FAKES)
     yield
     os.chdir(before)
-    import ray
-
     ray.shutdown()
 
 
