@@ -13,16 +13,19 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, suppress
 from dataclasses import asdict, dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import duckdb
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from features.arrange import write_in_order
 from features.errors import InputError
-from features.filters import FilterSpec, apply_filters, count
+from features.filters import FilterSpec, apply_filters, one_number
 from features.folders import whole_folder, write_json
 from features.readers import COLUMNS, INTERACTIONS, ITEMS, READERS, read_interactions, read_items
 from features.simulate import LABEL
@@ -31,6 +34,9 @@ __all__ = ["Domain", "DomainSpec", "FilterSpec", "domain_key", "open_domain", "p
 
 VERSION = 1  # of what is written; part of the key
 MEMORY_LIMIT = "1GB"  # of DuckDB; what does not fit is spilled to disk
+TABLE = pa.schema([*(field for field in INTERACTIONS if field.name != "words")]).set(
+    2, pa.field("rating", pa.float32())
+)
 THREADS = 2  # of DuckDB; each needs its share of the memory
 DUPLICATES = ("mean", "last", "first")
 
@@ -257,7 +263,7 @@ def _prepare(spec: DomainSpec, data: Path, folder: Path, progress: Callable[[int
                     f"{data / spec.interactions}: nothing is left of domain {spec.name} after the filter {step} "
                     f"({before} interactions before it); loosen the filter"
                 )
-        _export(database, folder)
+        _export(database, work, folder)
     shutil.rmtree(work)
     first, last = counts[1], counts[-1]
     return {
@@ -324,26 +330,50 @@ def _settle(database: duckdb.DuckDBPyConnection, rule: str) -> None:
 def _counted(database: duckdb.DuckDBPyConnection, step: str) -> dict[str, Any]:
     return {
         "step": step,
-        "interactions": count(database, "count(*)"),
-        "users": count(database, "count(DISTINCT u)"),
-        "items": count(database, "count(DISTINCT i)"),
+        "interactions": one_number(database, "SELECT count(*) FROM kept"),
+        "users": one_number(database, "SELECT count(DISTINCT u) FROM kept"),
+        "items": one_number(database, "SELECT count(DISTINCT i) FROM kept"),
     }
 
 
-def _export(database: duckdb.DuckDBPyConnection, folder: Path) -> None:
-    queries = {
-        "interactions": """
-            SELECT user_id, item_id, CAST(kept.rating AS FLOAT) AS rating, text, timestamp
-            FROM raw JOIN kept USING (row) ORDER BY u, i""",
-        "items": """
-            SELECT items.item_id, title, description, categories, image
-            FROM items SEMI JOIN kept USING (i) LEFT JOIN meta ON meta.row = items.row ORDER BY i""",
-        "users": """
-            SELECT user_id, count(*) AS interactions FROM kept JOIN users USING (u) GROUP BY u, user_id ORDER BY u""",
-    }
-    for name, query in queries.items():
-        target = _quoted(folder / f"{name}.parquet")
-        database.execute(f"COPY ({query}) TO '{target}' (FORMAT parquet, COMPRESSION zstd)")
+def _export(database: duckdb.DuckDBPyConnection, work: Path, folder: Path) -> None:
+    """Write the three tables. DuckDB says which raw row goes where; the texts themselves pass by it."""
+    database.execute(
+        """
+        CREATE TABLE place AS
+            SELECT row, CAST(rating AS FLOAT) AS rating, row_number() OVER (ORDER BY u, i) - 1 AS position
+            FROM kept ORDER BY row;
+        CREATE TABLE item_place AS
+            SELECT row, item_id, row_number() OVER (ORDER BY i) - 1 AS position
+            FROM items SEMI JOIN kept USING (i) ORDER BY row;
+        """
+    )
+    bare = database.execute("SELECT item_id, position FROM item_place WHERE row IS NULL").to_arrow_table()
+    without_metadata = pa.table([bare["item_id"], *[pa.nulls(len(bare), pa.string())] * 4], schema=ITEMS)
+    items = [without_metadata.append_column("position", bare["position"])]
+    for name, place, schema, more in (("raw", "place", TABLE, []), ("meta", "item_place", ITEMS, items)):
+        with pq.ParquetFile(work / f"{name}.parquet") as file:
+            size = sum(file.metadata.row_group(group).total_byte_size for group in range(file.num_row_groups))
+            tables = chain(more, _placed(database, place, file))
+            rows = one_number(database, f"SELECT count(*) FROM {place}")
+            target = folder / ("interactions.parquet" if name == "raw" else "items.parquet")
+            write_in_order(tables, schema, rows, size, target, work)
+    users = "SELECT user_id, count(*) AS interactions FROM kept JOIN users USING (u) GROUP BY u, user_id ORDER BY u"
+    pq.write_table(database.execute(users).to_arrow_table(), folder / "users.parquet", compression="zstd")
+
+
+def _placed(database: duckdb.DuckDBPyConnection, place: str, file: pq.ParquetFile) -> Iterator[pa.Table]:
+    """The rows of `file` that the table `place` (row, position, ..) names, with the columns that it has for them."""
+    start = 0
+    for group in range(file.num_row_groups):
+        rows = file.read_row_group(group)
+        end = start + rows.num_rows
+        query = f"SELECT * FROM {place} WHERE row >= {start} AND row < {end} ORDER BY row"
+        chosen = database.execute(query).to_arrow_table()
+        taken = rows.take(pc.subtract(chosen["row"], start))
+        own = [name for name in taken.column_names if name not in chosen.column_names]
+        yield pa.table({**{name: taken[name] for name in own}, **{name: chosen[name] for name in chosen.column_names}})
+        start = end
 
 
 def _quoted(path: Path) -> str:

@@ -67,13 +67,13 @@ def _frequent(column: str, least: int) -> str:
 
 def _keep(database: duckdb.DuckDBPyConnection, condition: str) -> int:
     """Keep the interactions that meet `condition`; returns how many were dropped."""
-    before = count(database, "count(*)")
+    before = one_number(database, "SELECT count(*) FROM kept")
     database.execute(f"CREATE OR REPLACE TABLE kept AS SELECT * FROM kept WHERE {condition}")
-    return before - count(database, "count(*)")
+    return before - one_number(database, "SELECT count(*) FROM kept")
 
 
-def count(database: duckdb.DuckDBPyConnection, what: str) -> int:
-    """One number of the table `kept`."""
-    row = database.execute(f"SELECT {what} FROM kept").fetchone()
+def one_number(database: duckdb.DuckDBPyConnection, query: str) -> int:
+    """The single number that a query gives."""
+    row = database.execute(query).fetchone()
     assert row is not None
     return int(row[0])

@@ -27,6 +27,7 @@ from features.errors import InputError
 
 Kind = Literal["interactions", "items"]
 BLOCK = 1 << 23  # bytes of text parsed at a time
+TABLE_ROWS = 1 << 14  # rows of a parquet file read at a time
 
 INTERACTIONS = pa.schema(
     [
@@ -414,14 +415,16 @@ def _table(path: Path, kind: Kind, columns: Mapping[str, str]) -> Iterator[Chunk
 
 
 def _parquet_batches(path: Path, kind: Kind, columns: Mapping[str, str]) -> Iterator[pa.RecordBatch]:
-    with _open(path) as stream:
-        try:
-            file = pq.ParquetFile(stream)
+    try:
+        # Arrow opens the file itself and buffers it: through a Python file it holds row groups whole.
+        with pq.ParquetFile(path, buffer_size=BLOCK, pre_buffer=False) as file:
             names = _choose(path, kind, columns, file.schema_arrow.names)
-            for batch in file.iter_batches(columns=list(names.values())):
+            for batch in file.iter_batches(TABLE_ROWS, columns=list(names.values())):
                 yield pa.RecordBatch.from_arrays([batch[theirs] for theirs in names.values()], names=list(names))
-        except (pa.ArrowInvalid, OSError) as error:
-            raise InputError(f"{path}: not a whole parquet file ({_first_line(error)}); fetch it again") from error
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file; put it there or correct its name") from None
+    except (pa.ArrowInvalid, OSError) as error:
+        raise InputError(f"{path}: not a whole parquet file ({_first_line(error)}); fetch it again") from error
 
 
 def _csv_batches(path: Path, kind: Kind, columns: Mapping[str, str], delimiter: str) -> Iterator[pa.RecordBatch]:

@@ -240,7 +240,7 @@ HEAD = "user_id:token\titem_id:token\trating:float"
         ("user_id:token\tuser_id:token\n", ":1: the header names user_id twice; correct the header"),
         (
             "user_id:token\titem_id:token\nu\ti\n",
-            ": there is no column 'rating' for rating; its columns are user_id, item_id; set columns.rating to one of them",
+            ": there is no column 'rating' for rating; its columns are user_id, item_id; set columns.rating to one of",
         ),
         (f"{HEAD}\nu\ti\t3\nu\ti\n", ":3: 2 fields where the header has 3; correct or remove the line"),
         (f"{HEAD}\nu\ti\t3\nu\ti\tx\n", ":3: rating is 'x', not a number in range; correct it"),
