@@ -1,0 +1,93 @@
+"""Gaussian diffusion on vectors: the mathematics that MuSiC (arXiv 2507.04000) and LGCD (arXiv 2604.05365) share.
+
+Steps are numbered as in the papers, t = 1..T; index 0 of a table belongs to t = 1. Everything is computed in float64 and
+kept in float32. Shapes: B batch, D feature, T steps.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from features.errors import InputError
+
+SCHEDULES = ("linear", "linear_scaled")
+MAX_VARIANCE = 0.999  # a step that adds more would divide by almost nothing in the posterior (Nichol & Dhariwal 2021)
+REFERENCE_STEPS = 1000  # the T that Ho et al. (2020) chose their variances for
+
+Denoiser = Callable[[Tensor, Tensor, Tensor | None], Tensor]
+"""(x_t [B, D], t [B], condition [B, D] or None) -> prediction of x_0 [B, D]."""
+
+
+def variances(steps: int, start: float, end: float, schedule: str) -> Tensor:
+    """Variances beta_1..beta_T of the forward process, float64 [T] (MuSiC eq. 3, LGCD eq. 9).
+
+    `linear`: from `start` to `end`, as the papers say. `linear_scaled` (ours): the same, times 1000/T and capped below 1,
+    so that abar_T comes near 0 for few steps as well; otherwise inference starts from noise that training never showed.
+    """
+    if schedule not in SCHEDULES:
+        raise InputError(f"schedule: unknown {schedule!r}; choose from {', '.join(SCHEDULES)}")
+    scale = REFERENCE_STEPS / steps if schedule == "linear_scaled" else 1.0
+    return torch.linspace(start * scale, end * scale, steps, dtype=torch.float64).clamp(max=MAX_VARIANCE)
+
+
+@dataclass(frozen=True)
+class Diffusion:
+    """Tables of one schedule, each float32 [T]."""
+
+    signal: Tensor  # sqrt(abar_t), the share of x_0 in x_t
+    noise: Tensor  # sqrt(1 - abar_t), the share of eps in x_t
+    mean_x0: Tensor  # factor of x_0 in the posterior mean
+    mean_xt: Tensor  # factor of x_t in the posterior mean
+    deviation: Tensor  # standard deviation of the posterior, sqrt(beta~_t); 0 at t = 1
+
+    @classmethod
+    def from_variances(cls, beta_T: Tensor) -> Diffusion:
+        """Tables from beta_1..beta_T, float64 [T]."""
+        alpha = 1 - beta_T
+        bar = alpha.cumprod(0)
+        bar_before = torch.cat([bar.new_ones(1), bar[:-1]])
+        return cls(
+            signal=bar.sqrt().float(),
+            noise=(1 - bar).sqrt().float(),
+            mean_x0=(bar_before.sqrt() * beta_T / (1 - bar)).float(),
+            mean_xt=(alpha.sqrt() * (1 - bar_before) / (1 - bar)).float(),
+            deviation=(beta_T * (1 - bar_before) / (1 - bar)).sqrt().float(),
+        )
+
+    @property
+    def steps(self) -> int:
+        """T."""
+        return len(self.signal)
+
+    def noised(self, x0_BD: Tensor, t_B: Tensor, eps_BD: Tensor) -> Tensor:
+        """x_t from q(x_t | x_0) (MuSiC eq. 4, LGCD eq. 11)."""
+        return self.signal[t_B - 1, None] * x0_BD + self.noise[t_B - 1, None] * eps_BD
+
+    def posterior_mean(self, x0_BD: Tensor, xt_BD: Tensor, t: int) -> Tensor:
+        """Mean of q(x_{t-1} | x_t, x_0) (Ho et al. 2020 eq. 7; MuSiC eq. 6, LGCD eq. 20)."""
+        return self.mean_x0[t - 1] * x0_BD + self.mean_xt[t - 1] * xt_BD
+
+    def generate(
+        self, denoise: Denoiser, condition_BD: Tensor | None, start_BD: Tensor, generator: torch.Generator
+    ) -> Tensor:
+        """Reverse process (MuSiC eq. 5): from `start_BD` at step T down to x_0, the condition at every step."""
+        x = start_BD
+        for t in range(self.steps, 0, -1):
+            x0 = denoise(x, torch.full((len(x),), t, dtype=torch.int64), condition_BD)
+            x = self.posterior_mean(x0, x, t)
+            if t > 1:
+                x = x + self.deviation[t - 1] * torch.randn(x.shape, generator=generator)
+        return x
+
+
+def timestep_embedding(t_B: Tensor, dim: int) -> Tensor:
+    """Sinusoidal embedding of the step number, [B, dim] (MuSiC eq. 7; Vaswani et al. 2017)."""
+    half = dim // 2
+    frequency = torch.exp(torch.arange(half, dtype=torch.float32) * (-math.log(10_000.0) / half))
+    angle = t_B[:, None].float() * frequency
+    return torch.cat([angle.sin(), angle.cos()], dim=-1)

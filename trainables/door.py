@@ -1,0 +1,205 @@
+"""The one door through which every model is trained, tuned, scored and asked for predictions.
+
+A model is a file in `trainables/models/` with `Config` (a frozen dataclass), `train(config, task, seed)` (a generator of
+`Epoch`), `SELECTION` (the metric that selects, and its direction) and `ABLATIONS` (name -> `Variant`). Nothing else is
+registered anywhere.
+"""
+
+from __future__ import annotations
+
+import importlib
+import io
+import pkgutil
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from functools import lru_cache
+from itertools import zip_longest
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from features.errors import InputError
+from trainables import models
+from trainables.metrics import UserErrors, user_errors
+from trainables.task import HeldOut, Task, load_held_out, load_task
+
+Predict = Callable[[HeldOut, Task, int], tuple[Tensor, Tensor]]
+"""(held-out users, task, seed) -> ratings [N] and the users' vectors [U, D]."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Variant:
+    """An ablation: what changes against the full model."""
+
+    config: Mapping[str, Any] = field(default_factory=dict)  # fields of the config
+    features: str | None = None  # flavour of task features; None: the plan's
+
+
+@dataclass(frozen=True, kw_only=True)
+class Epoch:
+    """The state after an epoch: validation metrics, and the model that gave them."""
+
+    number: int  # counted from 1; of the last one: the epoch that was selected
+    metrics: Mapping[str, float]
+    predict: Predict
+    last: bool = False
+
+    @classmethod
+    def measured(
+        cls, number: int, predict: Predict, task: Task, seed: int, *, loss: float, spread: float, last: bool = False
+    ) -> Epoch:
+        """Predict the validation users. `spread`: mean variance per dimension of the real target vectors."""
+        errors, vectors = _errors(predict, task.validation, task, seed)
+        metrics = {f"val_{name}": value for name, value in errors.metrics().items()}
+        metrics["variance_ratio"] = float(vectors.var(dim=0).mean()) / spread if spread else float("nan")
+        return cls(number=number, metrics={**metrics, "train_loss": loss}, predict=predict, last=last)
+
+
+class Model(Protocol):
+    """What a file in `trainables/models/` offers."""
+
+    Config: Callable[..., Any]
+    SELECTION: tuple[str, str]
+    ABLATIONS: Mapping[str, Variant]
+
+    def train(self, config: Any, task: Task, seed: int) -> Iterator[Epoch]:
+        """Train one seed."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """What a trial says after an epoch: means over its seeds; the last report holds the trial's result."""
+
+    epoch: int
+    metrics: dict[str, float]
+    final: bool = False
+    artifacts: dict[str, str | bytes] = field(default_factory=dict)
+
+
+def model_names() -> list[str]:
+    """Names of all models."""
+    return sorted(module.name for module in pkgutil.iter_modules(models.__path__))
+
+
+def load_model(name: str) -> Any:
+    """The module of a model; InputError for an unknown name. Typed as `Model` describes it."""
+    if name not in model_names():
+        raise InputError(f"model: unknown {name!r}; choose from {', '.join(model_names())}")
+    return importlib.import_module(f"{models.__name__}.{name}")
+
+
+def make_config(model: str, values: Mapping[str, Any], place: str) -> Any:
+    """The model's config from plain values; InputError with every unknown field and bad value."""
+    config_class = load_model(model).Config
+    known = {field.name: field.type for field in fields(config_class)}
+    faults = [f"unknown field {name!r}; known: {', '.join(known)}" for name in values if name not in known]
+    for name, value in values.items():
+        if name in known and not _fits(value, str(known[name])):
+            faults.append(f"{name} is {value!r}; give a value of type {known[name]}{_hint(value)}")
+    if faults:
+        raise InputError(f"{place}: " + "; ".join(faults))
+    try:
+        return config_class(**values)
+    except InputError as error:
+        raise InputError(f"{place}: {error}") from error
+
+
+def _fits(value: Any, kind: str) -> bool:
+    if kind == "bool" or isinstance(value, bool):
+        return kind == "bool" and isinstance(value, bool)
+    if kind == "float":
+        return isinstance(value, int | float)
+    return isinstance(value, {"int": int, "str": str}[kind])
+
+
+def _hint(value: Any) -> str:
+    try:
+        return f" (YAML reads this as text; write {float(value)!r} with a decimal point)" if "e" in value else ""
+    except (TypeError, ValueError):
+        return ""
+
+
+def run(
+    model: str, config: Mapping[str, Any], task_dir: str, seeds: Sequence[int], test_dir: str | None = None
+) -> Iterator[Report]:
+    """Train a configuration over its seeds in lockstep; the generator that a trial runs.
+
+    Metrics are means over seeds: `val_mae`, `val_rmse` (rating points), `val_ndcg20`, `variance_ratio`, `train_loss`.
+    The final report adds `<metric>_std`, `<metric>/seed_<seed>`, `selected_epoch`, `seconds`, and, where `test_dir` is
+    given, the same `test_...` and the artifact `per_user.csv`.
+    """
+    began = time.perf_counter()
+    task, module = _task(task_dir), load_model(model)
+    settings = make_config(model, config, f"config of {model}")
+    trainings = [module.train(settings, task, seed) for seed in seeds]
+    current: list[Epoch | None] = [None] * len(seeds)
+    number = 0
+    for number, epochs in enumerate(zip_longest(*trainings), start=1):
+        current = [new or old for new, old in zip(epochs, current, strict=True)]
+        if not all(epoch and epoch.last for epoch in current):
+            yield Report(epoch=number, metrics=_means([dict(epoch.metrics) for epoch in current if epoch]))
+    final = [epoch for epoch in current if epoch is not None]
+    measured = [{**epoch.metrics, "selected_epoch": float(epoch.number)} for epoch in final]
+    artifacts: dict[str, str | bytes] = {}
+    if test_dir is not None:
+        test = load_held_out(Path(test_dir))
+        per_seed = {}
+        for seed, epoch, metrics in zip(seeds, final, measured, strict=True):
+            per_seed[seed], scores = score(epoch.predict, test, task, seed)
+            metrics |= scores
+        artifacts["per_user.csv"] = per_user_csv(per_seed)
+    metrics = _means(measured)
+    for name in measured[0]:
+        values = [entry[name] for entry in measured]
+        metrics[f"{name}_std"] = float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
+        metrics |= {f"{name}/seed_{seed}": value for seed, value in zip(seeds, values, strict=True)}
+    metrics["seconds"] = time.perf_counter() - began
+    yield Report(epoch=number, metrics=metrics, final=True, artifacts=artifacts)
+
+
+def score(predict: Predict, test: HeldOut, task: Task, seed: int) -> tuple[UserErrors, dict[str, float]]:
+    """Errors per test user, and `test_mae`, `test_rmse`, `test_ndcg20`, `test_cold_item_{mae,rmse,n}`."""
+    predicted, _ = predict(test, task, seed)
+    errors = _user_errors(test, predicted)
+    scores = {f"test_{name}": value for name, value in errors.metrics().items()}
+    cold = test.cold_item
+    scores["test_cold_item_n"] = float(cold.sum())
+    if cold.any():
+        error = (predicted - test.ratings.rating)[cold].double()
+        scores["test_cold_item_mae"] = float(error.abs().mean())
+        scores["test_cold_item_rmse"] = float(error.square().mean().sqrt())
+    return errors, scores
+
+
+def per_user_csv(errors: Mapping[int, UserErrors]) -> str:
+    """Rows seed,user,n,sum_abs_error,sum_squared_error,ndcg20."""
+    out = io.StringIO()
+    out.write("seed,user,n,sum_abs_error,sum_squared_error,ndcg20\n")
+    for seed, e in errors.items():
+        rows = zip(e.user, e.n, e.sum_abs_error, e.sum_squared_error, e.ndcg, strict=True)
+        out.writelines(f"{seed},{u},{n},{a:.9g},{s:.9g},{g:.9g}\n" for u, n, a, s, g in rows)
+    return out.getvalue()
+
+
+@lru_cache(maxsize=4)
+def _task(task_dir: str) -> Task:
+    """Tasks stay open in a worker process: its trials share the arrays."""
+    return load_task(Path(task_dir))
+
+
+def _errors(predict: Predict, held_out: HeldOut, task: Task, seed: int) -> tuple[UserErrors, Tensor]:
+    predicted, vectors = predict(held_out, task, seed)
+    return _user_errors(held_out, predicted), vectors
+
+
+def _user_errors(held_out: HeldOut, predicted: torch.Tensor) -> UserErrors:
+    ratings = held_out.ratings
+    return user_errors(ratings.user.numpy(), predicted.numpy(), ratings.rating.numpy())
+
+
+def _means(measured: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    return {name: float(np.mean([entry[name] for entry in measured])) for name in measured[0]}

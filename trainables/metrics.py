@@ -1,0 +1,72 @@
+"""Metrics of rating prediction: MAE, RMSE, NDCG@k. Shapes: N ratings, U users."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+NDCG_AT = 20  # MuSiC section 4.1.2
+
+
+@dataclass(frozen=True, kw_only=True)
+class UserErrors:
+    """What each user contributes to every metric: enough to pool, to resample and to pair."""
+
+    user: NDArray[np.int64]  # [U] user numbers, ascending; users without ratings are absent
+    n: NDArray[np.int64]  # [U] ratings
+    sum_abs_error: NDArray[np.float64]  # [U] rating points
+    sum_squared_error: NDArray[np.float64]  # [U] rating points squared
+    ndcg: NDArray[np.float64]  # [U] NDCG@20
+
+    def metrics(self) -> dict[str, float]:
+        """`mae` and `rmse` over all ratings, in rating points; `ndcg20` as the mean over users."""
+        total = self.n.sum()
+        return {
+            "mae": float(self.sum_abs_error.sum() / total),
+            "rmse": float(np.sqrt(self.sum_squared_error.sum() / total)),
+            "ndcg20": float(self.ndcg.mean()),
+        }
+
+
+def user_errors(
+    user_N: NDArray[np.int64], predicted_N: NDArray[np.float32], rating_N: NDArray[np.float32]
+) -> UserErrors:
+    """Errors per user over his ratings, and NDCG@20 of those items ranked by predicted rating, gain = rating."""
+    error = predicted_N.astype(np.float64) - rating_N
+    users, code = np.unique(user_N, return_inverse=True)
+    return UserErrors(
+        user=users.astype(np.int64),
+        n=np.bincount(code),
+        sum_abs_error=np.bincount(code, np.abs(error)),
+        sum_squared_error=np.bincount(code, error * error),
+        ndcg=ndcg(code, predicted_N, rating_N, NDCG_AT),
+    )
+
+
+def ndcg(
+    code_N: NDArray[np.int64], score_N: NDArray[np.float32], gain_N: NDArray[np.float32], at: int
+) -> NDArray[np.float64]:
+    """NDCG@`at` of every user, [U]; `code_N` numbers the users 0..U-1, each with at least one item of positive gain.
+
+    Items of equal score share the mean gain of their ranks, so a constant score gets the value expected by chance.
+    """
+    ideal = _dcg(code_N, gain_N.astype(np.float64), gain_N, at)
+    return _dcg(code_N, score_N.astype(np.float64), gain_N, at) / ideal
+
+
+def _dcg(
+    code_N: NDArray[np.int64], score_N: NDArray[np.float64], gain_N: NDArray[np.float32], at: int
+) -> NDArray[np.float64]:
+    """DCG@`at` per user with discount 1/log2(rank + 1), ties shared (McSherry & Najork 2008)."""
+    order = np.lexsort((-score_N, code_N))
+    code, score, gain = code_N[order], score_N[order], gain_N[order].astype(np.float64)
+    counts = np.bincount(code)
+    rank = np.arange(len(code)) - np.repeat(np.cumsum(counts) - counts, counts)
+    first = np.ones(len(code), dtype=bool)
+    first[1:] = (code[1:] != code[:-1]) | (score[1:] != score[:-1])
+    tie = np.cumsum(first) - 1
+    shared_gain = (np.bincount(tie, gain) / np.bincount(tie))[tie]
+    discount = np.where(rank < at, 1 / np.log2(rank + 2.0), 0.0)
+    return np.bincount(code, shared_gain * discount)

@@ -1,0 +1,344 @@
+"""MuSiC: leveraging multimodal data and side users for diffusion cross-domain recommendation (arXiv 2507.04000).
+
+In the paper's order: feature MLPs (3.2), diffusion with the vectorised U-Net (3.3), rating (3.4), two-stage training (3.5).
+Shapes: B batch of users, N ratings, F raw feature width, D vector width, T steps.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as functional
+from torch import Tensor, nn
+
+from features.errors import InputError
+from trainables.diffusion import SCHEDULES, Diffusion, timestep_embedding, variances
+from trainables.door import Epoch, Variant
+from trainables.task import HeldOut, Ratings, Task
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "tanh": torch.tanh,
+    "relu": torch.relu,
+    "softmax": lambda x: torch.softmax(x, dim=-1),
+}
+RATE_FROM = ("one_step", "chain")
+OFFSETS = ("global_mean", "item_mean", "source_offset")
+
+SELECTION = ("val_rmse", "minimize")
+ABLATIONS = {  # Table 3
+    "wo_mllm": Variant(features="ratings"),
+    "wo_diffusion": Variant(config={"diffusion": False}),
+    "wo_side": Variant(config={"side": False}),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """Hyperparameters. The defaults are the paper's where it gives a value; (ours) marks where it is silent."""
+
+    dim: int = 32  # D, width of user and item vectors (4.1.4); divisible by 4
+    hidden: int = 128  # H, hidden width of the feature MLPs (4.1.4)
+    activation: str = "tanh"  # of the feature MLPs: tanh | relu | softmax (Figure 4)
+    dropout: float = 0.1  # of feature MLPs and U-Net, searched in 0.1..0.5 (4.1.4)
+    steps: int = 10  # T, diffusion steps, searched in 2..50 (Figure 3)
+    schedule: str = "linear_scaled"  # linear | linear_scaled (ours, see trainables.diffusion)
+    variance_start: float = 1e-4  # beta_1 before scaling (Ho et al. 2020)
+    variance_end: float = 0.02  # beta_T before scaling (Ho et al. 2020)
+    beta: float = 0.4  # weight of the reconstruction loss in the joint loss, searched in 0.2..0.6 (eq. 13)
+    lr: float = 1e-3  # Adam's learning rate, searched in 1e-5..1e-3 (4.1.4)
+    weight_decay: float = 0.0  # L2 penalty in Adam (ours)
+    epochs: int = 60  # of the joint stage, searched in 50..100 (4.1.4)
+    patience: int = 15  # epochs without a better validation RMSE before the joint stage ends (ours)
+    feature_epochs: int = 10  # of the feature stage, which fixes the x_0 that diffusion learns (ours)
+    side_epochs: int = 30  # of the side stage (ours)
+    batch_users: int = 128  # users of a batch, with all their ratings (ours)
+    rate_from: str = "one_step"  # what r_hat is generated from in training: one_step (f at a random t) | chain (ours)
+    rating_offset: str = "source_offset"  # what u . v is added to: global_mean | item_mean | source_offset (ours)
+    samples: int = 1  # generated vectors that are averaged for a cold-start user (ours)
+    diffusion: bool = True  # False: w/o diffusion, the source vector is used as it is (Table 3)
+    side: bool = True  # False: w/o side, side users are left out (Table 3)
+
+    def __post_init__(self) -> None:
+        faults = [
+            *(_choice(self, "activation", tuple(ACTIVATIONS)), _choice(self, "schedule", SCHEDULES)),
+            *(_choice(self, "rate_from", RATE_FROM), _choice(self, "rating_offset", OFFSETS)),
+            *(_at_least(self, name, 1) for name in ("hidden", "epochs", "patience", "batch_users", "samples")),
+            *(_at_least(self, name, 0) for name in ("feature_epochs", "side_epochs", "weight_decay")),
+            _at_least(self, "steps", 2),
+            "" if self.dim >= 4 and self.dim % 4 == 0 else f"dim is {self.dim}; give a multiple of 4",
+            "" if 0 <= self.dropout < 1 else f"dropout is {self.dropout}; give a number in [0, 1)",
+            "" if 0 <= self.beta <= 1 else f"beta is {self.beta}; give a number in [0, 1]",
+            "" if self.lr > 0 else f"lr is {self.lr}; give a number above 0",
+            ""
+            if 0 < self.variance_start <= self.variance_end < 1
+            else f"variance_start is {self.variance_start}, variance_end {self.variance_end}; "
+            "give 0 < variance_start <= variance_end < 1",
+        ]
+        if faults := [fault for fault in faults if fault]:
+            raise InputError("; ".join(faults))
+
+
+def _choice(config: Config, name: str, known: tuple[str, ...]) -> str:
+    value = getattr(config, name)
+    return "" if value in known else f"{name} is {value!r}; choose from {', '.join(known)}"
+
+
+def _at_least(config: Config, name: str, least: int) -> str:
+    value = getattr(config, name)
+    return "" if value >= least else f"{name} is {value}; give a number of at least {least}"
+
+
+# --- 3.2 feature extraction ---------------------------------------------------------------------------------------
+
+
+class FeatureMLP(nn.Module):
+    """Raw features -> vectors: Linear(F, H), activation, dropout, Linear(H, D), activation."""
+
+    def __init__(self, width: int, config: Config) -> None:
+        super().__init__()
+        self.inner, self.outer = nn.Linear(width, config.hidden), nn.Linear(config.hidden, config.dim)
+        self.activation, self.dropout = ACTIVATIONS[config.activation], nn.Dropout(config.dropout)
+
+    def forward(self, raw_BF: Tensor) -> Tensor:
+        """[B, F] -> [B, D]."""
+        hidden = self.dropout(self.activation(self.inner(raw_BF)))
+        return self.activation(self.outer(hidden))
+
+
+# --- 3.3 cross-domain diffusion -----------------------------------------------------------------------------------
+
+
+class Block(nn.Module):
+    """A U-Net block on vectors: a linear map plus time and, where there is one, condition."""
+
+    def __init__(self, width_in: int, width_out: int, config: Config) -> None:
+        super().__init__()
+        self.map = nn.Linear(width_in, width_out)
+        self.time = nn.Linear(config.dim, width_out)
+        self.condition = nn.Linear(config.dim, width_out, bias=False)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, x: Tensor, time_BD: Tensor, condition_BD: Tensor | None) -> Tensor:
+        """[B, width_in] -> [B, width_out]."""
+        x = self.map(x) + self.time(time_BD)
+        if condition_BD is not None:
+            x = x + self.condition(condition_BD)
+        return self.dropout(functional.silu(x))
+
+
+class VectorUNet(nn.Module):
+    """Vectorised U-Net f(x_t, t, c) of section 3.3.3: predicts x_0. Without condition it never reads the source domain."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        full, half, quarter = config.dim, config.dim // 2, config.dim // 4
+        self.down_full, self.down_half = Block(full, full, config), Block(full, half, config)
+        self.down_quarter, self.middle = Block(half, quarter, config), Block(quarter, quarter, config)
+        self.up_half, self.up_full = Block(quarter + quarter, half, config), Block(half + half, full, config)
+        self.output = nn.Linear(full + full, full)
+
+    def forward(self, xt_BD: Tensor, t_B: Tensor, condition_BD: Tensor | None) -> Tensor:
+        """Prediction of x_0, [B, D]."""
+        time, c = timestep_embedding(t_B, xt_BD.shape[1]), condition_BD
+        full = self.down_full(xt_BD if c is None else xt_BD + c, time, c)
+        half = self.down_half(full, time, c)
+        quarter = self.down_quarter(half, time, c)
+        x = self.middle(quarter, time, c)
+        x = self.up_half(torch.cat([x, quarter], dim=-1), time, c)
+        x = self.up_full(torch.cat([x, half], dim=-1), time, c)
+        return torch.as_tensor(self.output(torch.cat([x, full], dim=-1)))
+
+
+class MuSiC(nn.Module):
+    """The three networks, the schedule, and the constants of the task that a rating needs."""
+
+    def __init__(self, config: Config, task: Task) -> None:
+        super().__init__()
+        self.config = config
+        self.user_mlp, self.item_mlp = FeatureMLP(task.target.width, config), FeatureMLP(task.items.width, config)
+        self.unet = VectorUNet(config)
+        beta = variances(config.steps, config.variance_start, config.variance_end, config.schedule)
+        self.process = Diffusion.from_variances(beta)
+        self.mean, self.slope, self.rating_scale = task.mean, task.slope, task.rating_scale
+        self.item_offset = task.item_offset
+
+    # --- 3.4 rating -----------------------------------------------------------------------------------------------
+
+    def offset(self, item_N: Tensor, source_offset_N: Tensor) -> Tensor:
+        """What u . v is added to, [N] rating points (ours; the paper's eq. 8 leaves the scale to the vectors)."""
+        kind = self.config.rating_offset
+        offset = torch.full(item_N.shape, self.mean)
+        if kind != "global_mean":
+            offset = offset + self.item_offset[item_N]
+        return offset + self.slope * source_offset_N if kind == "source_offset" else offset
+
+    def vectors(self, raw_BF: Tensor, generator: torch.Generator) -> Tensor:
+        """Target-domain vectors of cold-start users from their source-domain features, [B, D] (3.3.4)."""
+        condition = self.user_mlp(raw_BF)
+        if not self.config.diffusion:
+            return torch.as_tensor(condition)
+        draws = [
+            self.process.generate(
+                self.unet, condition, torch.randn(condition.shape, generator=generator), generator
+            )
+            for _ in range(self.config.samples)
+        ]  # fmt: skip
+        return torch.stack(draws).mean(dim=0)
+
+    @torch.no_grad()
+    def predict(self, held_out: HeldOut, task: Task, seed: int) -> tuple[Tensor, Tensor]:
+        """Ratings [N] within the rating scale, and the users' generated vectors [U, D]; the same for the same seed."""
+        self.eval()
+        users = torch.arange(len(held_out.source))
+        vectors = self.vectors(held_out.source[users], torch.Generator().manual_seed(seed))
+        ratings = held_out.ratings
+        u_dot_v = self.dot(vectors, ratings.user, task, ratings.item)
+        predicted = self.offset(ratings.item, held_out.source_offset[ratings.user]) + u_dot_v
+        return predicted.clamp(*self.rating_scale), vectors
+
+    def dot(self, vectors_BD: Tensor, user_N: Tensor, task: Task, item_N: Tensor) -> Tensor:
+        """u . v of eq. 8 for each rating, [N]; each item goes through its MLP once."""
+        items, code = item_N.unique(return_inverse=True)
+        return (vectors_BD[user_N] * self.item_mlp(task.items[items])[code]).sum(dim=-1)
+
+
+# --- 3.5 training -------------------------------------------------------------------------------------------------
+
+
+def train(config: Config, task: Task, seed: int) -> Iterator[Epoch]:
+    """Feature stage, side stage, then the joint stage, one `Epoch` each; the best one by validation RMSE is kept.
+
+    The x_0 that diffusion regresses on is fixed by the feature stage (ours): were it free, it would collapse to a
+    constant that is easy to generate.
+    """
+    with torch.random.fork_rng(devices=[]):  # dropout and initialisation read torch's own generator
+        torch.manual_seed(seed)
+        state = torch.random.get_rng_state()
+        trainer = _Trainer(config, task, seed)
+        stages = trainer.run()
+        while True:
+            torch.random.set_rng_state(state)
+            epoch = next(stages, None)
+            state = torch.random.get_rng_state()
+            if epoch is None:
+                return
+            yield epoch
+
+
+class _Trainer:
+    """One training of one seed."""
+
+    def __init__(self, config: Config, task: Task, seed: int) -> None:
+        self.config, self.task, self.seed = config, task, seed
+        self.model = MuSiC(config, task)
+        self.generator = torch.Generator().manual_seed(seed)
+
+    def run(self) -> Iterator[Epoch]:
+        """All stages; yields after each epoch of the joint stage."""
+        model, task = self.model, self.task
+        # Eq. 8 on the target domain's own ratings. Residual vectors start small, so that training starts at the offset.
+        self._feature_stage()
+        with torch.no_grad():
+            x0 = model.eval().user_mlp(task.target[torch.arange(len(task.target))])
+        if self.config.diffusion and self.config.side and len(task.side_users):
+            self._side_stage(x0)
+        optimizer = torch.optim.Adam(
+            model.parameters(), lr=self.config.lr, weight_decay=self.config.weight_decay, foreach=True
+        )
+        best: tuple[float, int, dict[str, Tensor]] | None = None
+        spread = float(x0[: len(task.source)].var(dim=0).mean())
+        for number in range(1, self.config.epochs + 1):
+            loss = self._joint_epoch(optimizer, x0)
+            epoch = Epoch.measured(number, model.predict, task, self.seed, loss=loss, spread=spread)
+            if best is None or epoch.metrics["val_rmse"] < best[0]:
+                best = (epoch.metrics["val_rmse"], number, copy.deepcopy(model.state_dict()))
+            last = number == self.config.epochs or number - best[1] >= self.config.patience
+            if last:
+                model.load_state_dict(best[2])
+                yield Epoch.measured(best[1], model.predict, task, self.seed, loss=loss, spread=spread, last=True)
+                return
+            yield epoch
+
+    def _feature_stage(self) -> None:
+        model, config = self.model, self.config
+        ratings = self.task.train if config.side else self.task.overlapping
+        offset = self._target_offset(ratings)
+        parameters = [*model.user_mlp.parameters(), *model.item_mlp.parameters()]
+        optimizer = torch.optim.Adam(parameters, lr=config.lr, weight_decay=config.weight_decay, foreach=True)
+        model.train()
+        for _ in range(config.feature_epochs):
+            for users_B, user_N, rows_N in self._batches(ratings):
+                item, rating = ratings.item[rows_N], ratings.rating[rows_N]
+                u_dot_v = model.dot(model.user_mlp(self.task.target[users_B]), user_N, self.task, item)
+                _step(optimizer, functional.mse_loss(offset[rows_N] + u_dot_v, rating))
+
+    def _target_offset(self, ratings: Ratings) -> Tensor:
+        """Offsets of the users whose target ratings are known, [N]: theirs is what the source offset stands for."""
+        task = self.task
+        base = task.mean + task.item_offset[ratings.item]
+        total = torch.zeros(len(task.target)).index_add(0, ratings.user, ratings.rating - base)
+        count = torch.zeros(len(task.target)).index_add(0, ratings.user, torch.ones(len(ratings)))
+        own = total / (count + 5.0)
+        own[: len(task.source)] = task.slope * task.source_offset
+        kind = self.config.rating_offset
+        offset = torch.full(ratings.item.shape, task.mean) if kind == "global_mean" else base
+        return offset + own[ratings.user] if kind == "source_offset" else offset
+
+    def _side_stage(self, x0_UD: Tensor) -> None:
+        """Eq. 11: reconstruction without condition over side users."""
+        users = self.task.side_users
+        optimizer = torch.optim.Adam(self.model.unet.parameters(), lr=self.config.lr, foreach=True)
+        self.model.train()
+        for _ in range(self.config.side_epochs):
+            order = users[torch.randperm(len(users), generator=self.generator)]
+            for batch in order.split(self.config.batch_users):
+                _step(optimizer, self._reconstruction(x0_UD[batch], None)[0])
+
+    def _joint_epoch(self, optimizer: torch.optim.Optimizer, x0_UD: Tensor) -> float:
+        """Eq. 13: beta * reconstruction + (1 - beta) * rating loss over training overlapping users; mean loss."""
+        model, task, config = self.model, self.task, self.config
+        ratings, losses = task.overlapping, []
+        model.train()
+        for users_B, user_N, rows_N in self._batches(ratings):
+            condition = model.user_mlp(task.source[users_B])
+            reconstruction, generated = torch.zeros(()), condition
+            if config.diffusion:
+                reconstruction, generated = self._reconstruction(x0_UD[users_B], condition)
+                if config.rate_from == "chain":
+                    start = torch.randn(condition.shape, generator=self.generator)
+                    generated = model.process.generate(model.unet, condition, start, self.generator)
+            item = ratings.item[rows_N]
+            predicted = model.offset(item, task.source_offset[users_B][user_N])
+            predicted = predicted + model.dot(generated, user_N, task, item)
+            rating_loss = functional.mse_loss(predicted, ratings.rating[rows_N])
+            beta = config.beta if config.diffusion else 0.0
+            losses.append(_step(optimizer, beta * reconstruction + (1 - beta) * rating_loss))
+        return sum(losses) / len(losses)
+
+    def _reconstruction(self, x0_BD: Tensor, condition_BD: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Mean squared error of f(x_t, t, c) (eq. 10) at a random t, and f itself [B, D]."""
+        t_B = torch.randint(1, self.config.steps + 1, (len(x0_BD),), generator=self.generator)
+        eps = torch.randn(x0_BD.shape, generator=self.generator)
+        predicted = self.model.unet(self.model.process.noised(x0_BD, t_B, eps), t_B, condition_BD)
+        return functional.mse_loss(predicted, x0_BD), predicted
+
+    def _batches(self, ratings: Ratings) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """Users in random order with all their ratings: users [B], the user's place in them [N], rows of ratings [N]."""
+        starts = ratings.starts
+        rated = torch.nonzero(starts.diff()).flatten()
+        order = rated[torch.randperm(len(rated), generator=self.generator)]
+        for users in order.split(self.config.batch_users):
+            counts = starts[users + 1] - starts[users]
+            place = torch.repeat_interleave(torch.arange(len(users)), counts)
+            first = starts[users] - (counts.cumsum(0) - counts)
+            yield users, place, torch.arange(len(place)) + first[place]
+
+
+def _step(optimizer: torch.optim.Optimizer, loss: Tensor) -> float:
+    optimizer.zero_grad()
+    loss.backward()  # type: ignore[no-untyped-call]
+    optimizer.step()
+    return float(loss.detach())

@@ -1,0 +1,443 @@
+"""Tasks: a directed pair of domains at one cold ratio, split and written as arrays that every trial opens without a copy.
+
+    <store>/<source>-<target>-<key[:12]>/search/    what training and selection may see: no test user is in it
+                                          search/validation/    held-out users of the training side
+                                          test/      the cold-start test users, opened by scoring alone
+
+Overlapping users are shuffled by the data seed; `ratio` of them are test users, `validation_share` of the rest validation
+users. The target-domain ratings of both are hidden from training and from rating-based vectors. Shapes: N ratings,
+U users, I items, F feature width.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from features.domain import Domain
+from features.errors import InputError
+from features.factorisation import FactorSpec, biases, factorise
+from features.folders import whole_folder, write_json
+from features.store import FeatureTable
+
+VERSION = 1  # of what is written; part of the key
+SHRINKAGE = 5.0  # ratings of the mean that each item mean and each user offset is taken to have (ours)
+DENSE_BYTES = 256 * 2**20  # a table up to this size is standardised once and held in memory
+_CENTRE_ROWS = 20_000  # rows that centre and scale are measured on
+
+Ints = NDArray[np.int64]
+Floats = NDArray[np.float32]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SplitSpec:
+    """Who is held out."""
+
+    ratio: float  # cold ratio: share of overlapping users that are test users, in (0, 1)
+    validation_share: float = 0.2  # share of the other overlapping users that are held out for selection, in (0, 1)
+    data_seed: int = 0  # of the shuffle
+
+    def __post_init__(self) -> None:
+        for name in ("ratio", "validation_share"):
+            value = getattr(self, name)
+            if not (isinstance(value, int | float) and 0 < value < 1):
+                raise InputError(f"split.{name} is {value!r}; give a share between 0 and 1, both excluded")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ratings:
+    """Ratings sorted by user."""
+
+    user: Tensor  # int64 [N]
+    item: Tensor  # int64 [N]
+    rating: Tensor  # float32 [N], rating points
+
+    def __len__(self) -> int:
+        return len(self.user)
+
+    @cached_property
+    def starts(self) -> Tensor:
+        """First rating of each of the users 0..U-1, and N at the end: int64 [U + 1]."""
+        users = int(self.user[-1]) + 1
+        return torch.cat([torch.zeros(1, dtype=torch.int64), torch.bincount(self.user, minlength=users).cumsum(0)])
+
+
+class FeatureRows:
+    """Raw feature vectors of some users or items, centred and scaled: row i belongs to user or item i.
+
+    Rows come from a memory-mapped table; centre [F] and scale (one number, the root mean square over training rows, so
+    that the proportions between features stay) were measured on training rows. A row without a vector reads as the mean.
+    """
+
+    def __init__(self, vectors: NDArray[Any], rows: Ints, centre: Floats, scale: float) -> None:
+        self._vectors, self._rows, self._centre, self._scale = vectors, rows, centre, np.float32(scale)
+        size = len(rows) * vectors.shape[1] * 4
+        self._dense = torch.from_numpy(self._read(np.arange(len(rows)))) if size <= DENSE_BYTES else None
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    @property
+    def width(self) -> int:
+        """F."""
+        return int(self._vectors.shape[1])
+
+    def __getitem__(self, index_B: Tensor) -> Tensor:
+        """Standardised vectors, float32 [B, F]."""
+        return self._dense[index_B] if self._dense is not None else torch.from_numpy(self._read(index_B.numpy()))
+
+    def _read(self, index_B: Ints) -> Floats:
+        rows = self._rows[index_B]
+        vectors = self._vectors[np.maximum(rows, 0)].astype(np.float32)
+        vectors -= self._centre
+        vectors /= self._scale
+        vectors[rows < 0] = 0.0
+        return vectors
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeldOut:
+    """Cold-start users: what is known of them is their source domain; their target ratings are to be predicted."""
+
+    source: FeatureRows  # [U, F] source-domain vectors
+    source_offset: Tensor  # float32 [U] how much higher than others they rate in the source domain, shrunken
+    ratings: Ratings  # user 0..U-1
+    cold_item: Tensor  # bool [N] the item occurs in no training rating (dual cold start)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """All that a search may see of a cell."""
+
+    source: FeatureRows  # [O, F] source-domain vectors of the training overlapping users
+    source_offset: Tensor  # float32 [O]
+    target: FeatureRows  # [O + S, F] target-domain vectors: training overlapping users, then side users
+    items: FeatureRows  # [I, F] target-domain items
+    train: Ratings  # target-domain ratings; user < O: overlapping, else side
+    overlapping: Ratings  # those of the overlapping users
+    validation: HeldOut
+    mean: float  # of the training ratings
+    item_offset: Tensor  # float32 [I] shrunken mean of the item's training ratings, less `mean`
+    slope: float  # of the target rating on `source_offset`, fitted on the training overlapping users
+    rating_scale: tuple[float, float]
+
+    @property
+    def side_users(self) -> Tensor:
+        """Numbers of the side users in `target`, int64 [S]."""
+        return torch.arange(len(self.source), len(self.target))
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskFolders:
+    """Where a built task lies."""
+
+    key: str
+    task_dir: Path
+    test_dir: Path
+    counts: Mapping[str, int]  # users and ratings on each side of the split
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextVectors:
+    """Vectors by a language model."""
+
+    source_users: FeatureTable
+    target_users: FeatureTable
+    items: FeatureTable
+
+
+@dataclass(frozen=True)
+class _Split:
+    train: Sequence[str]
+    validation: Sequence[str]
+    test: Sequence[str]
+
+
+def split_users(source: Sequence[str], target: Sequence[str], spec: SplitSpec, place: str) -> _Split:
+    """Sorted ids of the training, validation and test users among those of both domains."""
+    overlapping = np.array(sorted(set(source) & set(target)), dtype=object)
+    if len(overlapping) == 0:
+        raise InputError(f"{place}: the domains share no user (after filtering); choose domains or filters that do")
+    shuffled = np.random.default_rng(spec.data_seed).permutation(len(overlapping))
+    tests = round(len(overlapping) * spec.ratio)
+    validations = round((len(overlapping) - tests) * spec.validation_share)
+    parts = np.split(shuffled, [tests, tests + validations])
+    if min(len(part) for part in parts) == 0:
+        raise InputError(
+            f"{place}: {len(overlapping)} overlapping users at cold ratio {spec.ratio:g} leave "
+            f"{len(parts[2])} for training, {len(parts[1])} for validation, {len(parts[0])} for test; "
+            "each needs one, take more users or another ratio"
+        )
+    test, validation, train = (sorted(overlapping[part]) for part in parts)
+    return _Split(train, validation, test)
+
+
+def build_task(
+    spec: SplitSpec, source: Domain, target: Domain, vectors: TextVectors | FactorSpec, store: Path
+) -> TaskFolders:
+    """Build the task, or find it built; the folder appears whole or not at all."""
+    document = {
+        "version": VERSION, "split": asdict(spec), "source": source.key, "target": target.key,
+        "shrinkage": SHRINKAGE, "vectors": _vectors_key(vectors),
+    }  # fmt: skip
+    key = hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()
+    folder = store / f"{source.name}-{target.name}-{key[:12]}"
+    if not (folder / "manifest.json").is_file():
+        with whole_folder(folder) as work:
+            counts = _Builder(spec, source, target, vectors, work).build()
+            write_json(work / "manifest.json", {"key": key, "counts": counts, **document})
+    manifest = json.loads((folder / "manifest.json").read_text())
+    folder = folder.resolve()
+    return TaskFolders(key=key, task_dir=folder / "search", test_dir=folder / "test", counts=manifest["counts"])
+
+
+def load_task(task_dir: Path) -> Task:
+    """Open the search side of a task; large vectors stay memory-mapped."""
+    meta = _read_meta(task_dir)
+    train = _load_ratings(task_dir)
+    source = _load_rows(task_dir, "source")
+    first_side = int(np.searchsorted(train.user.numpy(), len(source)))
+    return Task(
+        source=source,
+        source_offset=_load(task_dir, "source_offset"),
+        target=_load_rows(task_dir, "target"),
+        items=_load_rows(task_dir, "items"),
+        train=train,
+        overlapping=Ratings(user=train.user[:first_side], item=train.item[:first_side], rating=train.rating[:first_side]),
+        validation=load_held_out(task_dir / "validation"),
+        mean=meta["mean"],
+        item_offset=_load(task_dir, "item_offset"),
+        slope=meta["slope"],
+        rating_scale=(meta["rating_scale"][0], meta["rating_scale"][1]),
+    )  # fmt: skip
+
+
+def load_held_out(folder: Path) -> HeldOut:
+    """Open validation or test users."""
+    return HeldOut(
+        source=_load_rows(folder, "source"),
+        source_offset=_load(folder, "source_offset"),
+        ratings=_load_ratings(folder),
+        cold_item=_load(folder, "cold_item"),
+    )
+
+
+# --- building -----------------------------------------------------------------------------------------------------
+
+
+def _vectors_key(vectors: TextVectors | FactorSpec) -> Any:
+    if isinstance(vectors, FactorSpec):
+        return asdict(vectors)
+    return [vectors.source_users.key, vectors.target_users.key, vectors.items.key]
+
+
+@dataclass(frozen=True)
+class _Coded:
+    """Ratings of a domain with users and items numbered in sorted order."""
+
+    users: NDArray[Any]  # [U] ids
+    items: NDArray[Any]  # [I] ids
+    user: Ints
+    item: Ints
+    rating: Floats
+
+
+def _coded(domain: Domain) -> _Coded:
+    frame = domain.interactions(["user_id", "item_id", "rating"])
+    user, users = pd.factorize(frame["user_id"].to_numpy(dtype=object), sort=True)
+    item, items = pd.factorize(frame["item_id"].to_numpy(dtype=object), sort=True)
+    rating = frame["rating"].to_numpy(np.float32)
+    return _Coded(users, items, user.astype(np.int64), item.astype(np.int64), rating)
+
+
+class _Builder:
+    """Writes one task into a folder."""
+
+    def __init__(
+        self, spec: SplitSpec, source: Domain, target: Domain, vectors: TextVectors | FactorSpec, out: Path
+    ) -> None:
+        self.spec, self.vectors, self.out = spec, vectors, out
+        self.place = f"task {source.name}->{target.name}"
+        self.rating_scale, self.simulated = target.rating_scale, source.simulated or target.simulated
+        self.source, self.target = _coded(source), _coded(target)
+        self.split = split_users(list(self.source.users), list(self.target.users), spec, self.place)
+
+    def build(self) -> dict[str, int]:
+        """Write everything; returns the counts."""
+        hidden = np.isin(self.target.users, [*self.split.validation, *self.split.test])
+        seen = ~hidden[self.target.user]
+        known = np.array([*self.split.train, *self._side(hidden)], dtype=object)
+        user, item, rating = self._ratings(known, seen)
+        mean = float(rating.mean(dtype=np.float64))
+        _, source_item_offset = biases(SHRINKAGE, self.source.user, self.source.item, self._source_centred, *self._size)
+        source_offset = _shrunken(
+            self.source.user, self._source_centred - source_item_offset[self.source.item], self._size[0]
+        )
+        item_offset = _shrunken(item, rating.astype(np.float64) - mean, len(self.target.items))
+        over = user < len(self.split.train)
+        x = self._of_users(source_offset, self.split.train)[user[over]]
+        y = rating[over].astype(np.float64) - mean - item_offset[item[over]]
+        slope = float((x * y).sum() / max((x * x).sum(), 1e-12))
+
+        folder = self.out / "search"
+        folder.mkdir(parents=True)
+        _save_ratings(folder, user, item, rating)
+        _save(folder, item_offset=item_offset.astype(np.float32))
+        self._save_vectors(folder, known, user, item, rating, seen)
+        in_training = np.bincount(item, minlength=len(self.target.items)) > 0
+        self._save_offsets(folder, source_offset, self.split.train)
+        counts = {"overlapping": sum(map(len, (self.split.train, self.split.validation, self.split.test)))}
+        for name, ids, place in (
+            ("validation", self.split.validation, folder / "validation"),
+            ("test", self.split.test, self.out / "test"),
+        ):
+            self._save_offsets(place, source_offset, ids)
+            held_user, held_item, held_rating = self._ratings(np.array(ids, dtype=object), ~seen)
+            _save_ratings(place, held_user, held_item, held_rating)
+            _save(place, cold_item=~in_training[held_item], user_id=np.array(ids, dtype=np.str_))
+            counts |= {f"{name}_users": len(ids), f"{name}_ratings": len(held_user)}
+        _save(folder, item_id=self.target.items.astype(np.str_), user_id=known.astype(np.str_))
+        write_json(
+            folder / "task.json",
+            {"mean": mean, "slope": slope, "rating_scale": self.rating_scale, "simulated": self.simulated},
+        )
+        return counts | {
+            "train_users": len(self.split.train), "side_users": len(known) - len(self.split.train),
+            "train_ratings": len(user), "items": len(self.target.items), "train_items": int(in_training.sum()),
+        }  # fmt: skip
+
+    @property
+    def _size(self) -> tuple[int, int]:
+        return len(self.source.users), len(self.source.items)
+
+    @cached_property
+    def _source_centred(self) -> NDArray[np.float64]:
+        rating = self.source.rating.astype(np.float64)
+        return rating - rating.mean()
+
+    def _side(self, hidden: NDArray[np.bool_]) -> list[str]:
+        return [str(user) for user in self.target.users[~hidden & ~np.isin(self.target.users, self.split.train)]]
+
+    def _ratings(self, ids: NDArray[Any], keep: NDArray[np.bool_]) -> tuple[Ints, Ints, Floats]:
+        """The kept ratings of these users, numbered by their place in `ids`, sorted by user then item."""
+        number = np.full(len(self.target.users), -1)
+        number[np.searchsorted(self.target.users, ids)] = np.arange(len(ids))
+        user = number[self.target.user]
+        rows = np.flatnonzero(keep & (user >= 0))
+        rows = rows[np.lexsort((self.target.item[rows], user[rows]))]
+        return user[rows], self.target.item[rows], self.target.rating[rows]
+
+    def _of_users(self, values: NDArray[Any], ids: Sequence[str]) -> NDArray[Any]:
+        return values[np.searchsorted(self.source.users, np.array(ids, dtype=object))]
+
+    def _save_offsets(self, folder: Path, source_offset: NDArray[np.float64], ids: Sequence[str]) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        _save(folder, source_offset=self._of_users(source_offset, ids).astype(np.float32))
+
+    def _save_vectors(
+        self, folder: Path, known: NDArray[Any], user: Ints, item: Ints, rating: Floats, seen: NDArray[np.bool_]
+    ) -> None:
+        parts = {
+            folder: self.split.train, folder / "validation": self.split.validation, self.out / "test": self.split.test
+        }  # fmt: skip
+        if isinstance(self.vectors, FactorSpec):
+            source = factorise(self.vectors, self.source.user, self.source.item, self.source.rating, *self._size)
+            target = factorise(self.vectors, user, item, rating, len(known), len(self.target.items))
+            _save_rows(folder, "target", target.user_vectors, None)
+            _save_rows(folder, "items", target.item_vectors, None)
+            centre = _centre(self._of_users(source.user_vectors, self.split.train))
+            for place, ids in parts.items():
+                _save_rows(place, "source", self._of_users(source.user_vectors, ids), None, centre)
+            return
+        _save_rows(folder, "target", self.vectors.target_users, list(known))
+        _save_rows(folder, "items", self.vectors.items, list(self.target.items))
+        rows = _table_rows(self.vectors.source_users, self.split.train)
+        centre = _centre(self.vectors.source_users.vectors, rows)
+        for place, ids in parts.items():
+            _save_rows(place, "source", self.vectors.source_users, ids, centre)
+
+
+def _shrunken(code_N: Ints, value_N: NDArray[np.float64], size: int) -> NDArray[np.float64]:
+    """Mean per code, pulled towards 0 by SHRINKAGE ratings, [size]."""
+    total = np.bincount(code_N, value_N, minlength=size)
+    return np.asarray(total / (np.bincount(code_N, minlength=size) + SHRINKAGE), dtype=np.float64)
+
+
+def _centre(vectors: NDArray[Any], rows: Ints | None = None) -> tuple[Floats, float]:
+    """Mean [F] and root mean square of what is left, over at most _CENTRE_ROWS evenly spaced rows."""
+    rows = np.arange(len(vectors)) if rows is None else rows[rows >= 0]
+    rows = rows[:: max(1, len(rows) // _CENTRE_ROWS)]
+    sample = vectors[rows].astype(np.float32)
+    centre = sample.mean(axis=0) if len(sample) else np.zeros(vectors.shape[1], np.float32)
+    scale = float(np.sqrt(np.mean((sample - centre) ** 2, dtype=np.float64))) if len(sample) else 1.0
+    return centre, scale or 1.0
+
+
+def _table_rows(table: FeatureTable, ids: Sequence[str]) -> Ints:
+    """Row of each id, -1 for one without a vector."""
+    return pd.Index(table.ids, dtype=object).get_indexer(pd.Index(list(ids), dtype=object)).astype(np.int64)
+
+
+def _save_rows(
+    folder: Path,
+    name: str,
+    vectors: NDArray[Any] | FeatureTable,
+    ids: Sequence[str] | None,
+    centre: tuple[Floats, float] | None = None,
+) -> None:
+    """Write vectors, or where in a feature table they are, with their centre and scale."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if isinstance(vectors, FeatureTable):
+        assert ids is not None
+        rows = _table_rows(vectors, ids)
+        centre = centre or _centre(vectors.vectors, rows)
+        path: str | None = str((vectors.path / "vectors.npy").resolve())
+    else:
+        rows, path = np.arange(len(vectors)), None
+        centre = centre or _centre(vectors)
+        _save(folder, **{f"{name}_vectors": vectors})
+    _save(folder, **{f"{name}_rows": rows, f"{name}_centre": centre[0]})
+    write_json(folder / f"{name}.json", {"vectors": path, "scale": centre[1], "missing": int((rows < 0).sum())})
+
+
+def _load_rows(folder: Path, name: str) -> FeatureRows:
+    meta = json.loads((folder / f"{name}.json").read_text())
+    vectors = np.load(meta["vectors"] or folder / f"{name}_vectors.npy", mmap_mode="r")
+    rows, centre = np.load(folder / f"{name}_rows.npy"), np.load(folder / f"{name}_centre.npy")
+    return FeatureRows(vectors, rows, centre, meta["scale"])
+
+
+def _read_meta(task_dir: Path) -> dict[str, Any]:
+    try:
+        meta: dict[str, Any] = json.loads((task_dir / "task.json").read_text())
+    except FileNotFoundError as error:
+        raise InputError(f"{task_dir}: no task is built here; run `study extract` on the plan") from error
+    return meta
+
+
+def _save(folder: Path, **arrays: NDArray[Any]) -> None:
+    for name, array in arrays.items():
+        np.save(folder / f"{name}.npy", array)
+
+
+def _load(folder: Path, name: str) -> Tensor:
+    return torch.from_numpy(np.load(folder / f"{name}.npy"))
+
+
+def _save_ratings(folder: Path, user: Ints, item: Ints, rating: Floats) -> None:
+    _save(folder, user=user.astype(np.int64), item=item.astype(np.int64), rating=rating)
+
+
+def _load_ratings(folder: Path) -> Ratings:
+    return Ratings(user=_load(folder, "user"), item=_load(folder, "item"), rating=_load(folder, "rating"))
