@@ -19,8 +19,8 @@ def write_in_order(
     """Write `tables` to the parquet file `target`, their rows in the order of the column `position` (0..rows-1).
 
     `tables` hold the columns of `schema` and `position`, each position once; `size` is about their bytes. Rows are
-    first dealt out to files in the folder `work`, each a stretch of positions; they are then sorted one by one. (A sort in
-    DuckDB holds most texts in memory: 1.2 million reviews of 1.8 kB took 3 GB under its limit of 1 GB; this, 0.6 GB.)
+    first dealt out to files in the folder `work`, each a stretch of positions; those are then sorted one by one. (A
+    sort in DuckDB holds texts in memory: 1.2 million reviews of 1.8 kB took 3 GB under its limit of 1 GB; this 0.6 GB.)
     """
     count = min(MOST_BUCKETS, rows, size // BUCKET + 1)
     stretch = -(-rows // count)
