@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.sparse import csr_matrix
+from scipy.sparse import csr_matrix, hstack
 
 from features.errors import InputError
 
@@ -28,6 +28,7 @@ class FactorSpec:
     bias_shrinkage: float = 5.0  # ratings of the mean that every user and item is taken to have; above 0
     regularisation: float = 15.0  # ridge on the factors, in ratings; above 0
     sweeps: int = 15  # of alternating least squares
+    joint: bool = True  # item factors of both domains in one space, tied by the users they share (Singh & Gordon 2008)
     seed: int = 0  # of the first factors
 
     def __post_init__(self) -> None:
@@ -37,44 +38,70 @@ class FactorSpec:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Factors:
-    """What was fitted: rating = mean + user bias + item bias + user factors . item factors."""
+class Interactions:
+    """Ratings of one domain, users and items numbered."""
 
-    mean: float
-    user_bias: Floats  # [U] shrunk towards 0
-    item_bias: Floats  # [I] shrunk towards 0
-    user_factors: Floats  # [U, K]
-    item_factors: Floats  # [I, K]
-
-    @property
-    def user_vectors(self) -> NDArray[np.float32]:
-        """[U, 1 + K] float32: bias and factors; zeros for a user without ratings."""
-        return np.column_stack([self.user_bias, self.user_factors]).astype(np.float32)
-
-    @property
-    def item_vectors(self) -> NDArray[np.float32]:
-        """[I, 1 + K] float32."""
-        return np.column_stack([self.item_bias, self.item_factors]).astype(np.float32)
+    user: Ints  # [N] in 0..users-1
+    item: Ints  # [N] in 0..items-1
+    rating: NDArray[np.float32]  # [N] rating points
+    users: int
+    items: int
 
 
-def factorise(
-    spec: FactorSpec, user_N: Ints, item_N: Ints, rating_N: NDArray[np.float32], users: int, items: int
-) -> Factors:
-    """Fit the ratings of one domain; users and items are numbered 0..users-1 and 0..items-1."""
-    rating = rating_N.astype(np.float64)
-    mean = float(rating.mean())
-    user_bias, item_bias = biases(spec.bias_shrinkage, user_N, item_N, rating - mean, users, items)
-    residual = csr_matrix((rating - mean - user_bias[user_N] - item_bias[item_N], (user_N, item_N)), (users, items))
-    rows, columns = residual, residual.T.tocsr()
-    rng = np.random.default_rng(spec.seed)
-    item_factors = rng.normal(0.0, 0.1, (items, spec.factors))
-    for _ in range(spec.sweeps):
-        user_factors = _solve(rows, item_factors, spec.regularisation)
-        item_factors = _solve(columns, user_factors, spec.regularisation)
-    user_factors = _solve(rows, item_factors, spec.regularisation)
-    return Factors(
-        mean=mean, user_bias=user_bias, item_bias=item_bias, user_factors=user_factors, item_factors=item_factors
+@dataclass(frozen=True, kw_only=True)
+class Vectors:
+    """Of one domain: [bias, factors] of its users [U, 1 + K] and items [I, 1 + K], float32; zeros where nothing is rated.
+
+    rating = mean + user bias + item bias + user factors . item factors, each bias shrunk towards 0.
+    """
+
+    users: NDArray[np.float32]
+    items: NDArray[np.float32]
+
+
+def factorise(spec: FactorSpec, source: Interactions, target: Interactions) -> tuple[Vectors, Vectors]:
+    """Vectors of both domains; users carry the same number in both (a user without ratings in one has zeros there).
+
+    A user's vector in a domain is made from his ratings in that domain alone, given the item factors.
+    """
+    domains = (source, target)
+    offsets = [_centred(spec, domain) for domain in domains]
+    residuals = [
+        csr_matrix((residual, (domain.user, domain.item)), (domain.users, domain.items))
+        for domain, (_, _, residual) in zip(domains, offsets, strict=True)
+    ]
+    if spec.joint:
+        both = _item_factors(spec, csr_matrix(hstack(residuals)))
+        factors = [both[: source.items], both[source.items :]]
+    else:
+        factors = [_item_factors(spec, residual) for residual in residuals]
+    first, second = (
+        Vectors(
+            users=np.column_stack([user_bias, _solve(residual, of_items, spec.regularisation)]).astype(np.float32),
+            items=np.column_stack([item_bias, of_items]).astype(np.float32),
+        )
+        for (user_bias, item_bias, _), residual, of_items in zip(offsets, residuals, factors, strict=True)
     )
+    return first, second
+
+
+def _centred(spec: FactorSpec, domain: Interactions) -> tuple[Floats, Floats, Floats]:
+    """User biases [U], item biases [I], and what they leave of the ratings [N]."""
+    centred = domain.rating.astype(np.float64)
+    centred -= centred.mean()
+    user_bias, item_bias = biases(
+        spec.bias_shrinkage, domain.user, domain.item, centred, domain.users, domain.items
+    )  # fmt: skip
+    return user_bias, item_bias, centred - user_bias[domain.user] - item_bias[domain.item]
+
+
+def _item_factors(spec: FactorSpec, residual_UI: csr_matrix) -> Floats:
+    """Item factors [I, K] by alternating least squares."""
+    columns = residual_UI.T.tocsr()
+    factors = np.random.default_rng(spec.seed).normal(0.0, 0.1, (residual_UI.shape[1], spec.factors))
+    for _ in range(spec.sweeps):
+        factors = _solve(columns, _solve(residual_UI, factors, spec.regularisation), spec.regularisation)
+    return factors
 
 
 def biases(

@@ -27,7 +27,7 @@ from torch import Tensor
 
 from features.domain import Domain
 from features.errors import InputError
-from features.factorisation import FactorSpec, biases, factorise
+from features.factorisation import FactorSpec, Interactions, Vectors, biases, factorise
 from features.folders import whole_folder, write_json
 from features.store import FeatureTable
 
@@ -294,7 +294,7 @@ class _Builder:
         folder.mkdir(parents=True)
         _save_ratings(folder, user, item, rating)
         _save(folder, item_offset=item_offset.astype(np.float32))
-        self._save_vectors(folder, known, user, item, rating, seen)
+        self._save_vectors(folder, known, user, item, rating)
         in_training = np.bincount(item, minlength=len(self.target.items)) > 0
         self._save_offsets(folder, source_offset, self.split.train)
         counts = {"overlapping": sum(map(len, (self.split.train, self.split.validation, self.split.test)))}
@@ -345,20 +345,17 @@ class _Builder:
         folder.mkdir(parents=True, exist_ok=True)
         _save(folder, source_offset=self._of_users(source_offset, ids).astype(np.float32))
 
-    def _save_vectors(
-        self, folder: Path, known: NDArray[Any], user: Ints, item: Ints, rating: Floats, seen: NDArray[np.bool_]
-    ) -> None:
+    def _save_vectors(self, folder: Path, known: NDArray[Any], user: Ints, item: Ints, rating: Floats) -> None:
         parts = {
             folder: self.split.train, folder / "validation": self.split.validation, self.out / "test": self.split.test
         }  # fmt: skip
         if isinstance(self.vectors, FactorSpec):
-            source = factorise(self.vectors, self.source.user, self.source.item, self.source.rating, *self._size)
-            target = factorise(self.vectors, user, item, rating, len(known), len(self.target.items))
-            _save_rows(folder, "target", target.user_vectors, None)
-            _save_rows(folder, "items", target.item_vectors, None)
-            centre = _centre(self._of_users(source.user_vectors, self.split.train))
+            source, target = self._factorised(self.vectors, known, user, item, rating)
+            _save_rows(folder, "target", target.users, None)
+            _save_rows(folder, "items", target.items, None)
+            centre = _centre(self._of_users(source.users, self.split.train))
             for place, ids in parts.items():
-                _save_rows(place, "source", self._of_users(source.user_vectors, ids), None, centre)
+                _save_rows(place, "source", self._of_users(source.users, ids), None, centre)
             return
         _save_rows(folder, "target", self.vectors.target_users, list(known))
         _save_rows(folder, "items", self.vectors.items, list(self.target.items))
@@ -366,6 +363,23 @@ class _Builder:
         centre = _centre(self.vectors.source_users.vectors, rows)
         for place, ids in parts.items():
             _save_rows(place, "source", self.vectors.source_users, ids, centre)
+
+    def _factorised(
+        self, spec: FactorSpec, known: NDArray[Any], user: Ints, item: Ints, rating: Floats
+    ) -> tuple[Vectors, Vectors]:
+        """Vectors of all source users, and of the `known` target users, from ratings that training may see."""
+        number = pd.Index(self.source.users).get_indexer(pd.Index(known))
+        number[number < 0] = len(self.source.users) + np.arange((number < 0).sum())
+        users = len(self.source.users) + int((number >= len(self.source.users)).sum())
+        source = Interactions(
+            user=self.source.user, item=self.source.item, rating=self.source.rating,
+            users=users, items=len(self.source.items),
+        )  # fmt: skip
+        target = Interactions(
+            user=number[user], item=item, rating=rating, users=users, items=len(self.target.items)
+        )  # fmt: skip
+        of_source, of_target = factorise(spec, source, target)
+        return of_source, Vectors(users=of_target.users[number], items=of_target.items)
 
 
 def _shrunken(code_N: Ints, value_N: NDArray[np.float64], size: int) -> NDArray[np.float64]:

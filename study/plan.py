@@ -1,0 +1,338 @@
+"""Plans: the YAML that a study is made from, bound to dataclasses. All faults of a file are reported at once."""
+
+from __future__ import annotations
+
+import difflib
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, dataclass, field, fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from features.domain import DomainSpec
+from features.encoder import EncoderSpec
+from features.errors import InputError
+from features.extract import FeatureSpec
+from features.factorisation import FactorSpec
+from features.simulate import SimulateSpec
+from search_spaces import Space, SpaceError, load_space
+from study.draws import check_sampler
+from study.jobs import Cell, Resources, SearchSpec
+from trainables.door import load_model, make_config
+from trainables.task import SplitSpec
+
+FOLDER = Path(__file__).parent / "plans"
+FROM = ("best", "base")
+
+
+class PlanError(InputError):
+    """Everything that is wrong with a plan, one line each."""
+
+    def __init__(self, faults: Sequence[str]) -> None:
+        super().__init__("\n".join(faults))
+        self.faults = tuple(faults)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextPlan:
+    """Vectors by a language model (MuSiC section 3.2)."""
+
+    encoder: EncoderSpec
+    users: str = "review_mean"  # or concat, see features.extract
+    max_reviews: int = 0  # newest reviews of a user that are read; 0: all
+
+    def spec(self, kind: str) -> FeatureSpec:
+        """Specification of the table of `items` or `users`."""
+        if kind == "items":
+            return FeatureSpec(kind="items", encoder=self.encoder)
+        return FeatureSpec(kind="users", encoder=self.encoder, users=self.users, max_reviews=self.max_reviews)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FeaturesPlan:
+    """What vectors the models work with: `text` where it is given, else rating-based ones ("w/o MLLM")."""
+
+    text: TextPlan | None = None
+    ratings: FactorSpec = field(default_factory=FactorSpec)
+
+    @property
+    def main(self) -> str:
+        """Flavour that search, sweeps and scores use: text | ratings."""
+        return "text" if self.text else "ratings"
+
+
+@dataclass(frozen=True, kw_only=True)
+class SplitPlan:
+    """What all cells' splits share."""
+
+    validation_share: float = 0.2  # of the overlapping users that are not test users
+    data_seed: int = 0
+
+    def at(self, ratio: float) -> SplitSpec:
+        """The split of a cell."""
+        return SplitSpec(ratio=ratio, validation_share=self.validation_share, data_seed=self.data_seed)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepPlan:
+    """One field varied, everything else at the cell's best (or at the plan's base) configuration."""
+
+    values: tuple[Any, ...]
+    seeds: tuple[int, ...] = (0, 1, 2)
+    start: str = "best"  # best | base
+
+
+@dataclass(frozen=True, kw_only=True)
+class AblationPlan:
+    """Variants of the best configuration, beside the full model."""
+
+    variants: tuple[str, ...]
+    seeds: tuple[int, ...] = (0, 1, 2)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScorePlan:
+    """The only part that reads test data."""
+
+    seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """A whole study."""
+
+    name: str  # MLflow experiment; letters, digits, - and _
+    model: str  # a file in trainables/models
+    domains: Mapping[str, DomainSpec]
+    tasks: tuple[tuple[str, str], ...]  # source, target
+    ratios: tuple[float, ...]  # cold ratios, each between 0 and 1
+    space: str | None = None  # e.g. music/paper; needed for a search
+    base: Mapping[str, Any] = field(default_factory=dict)  # config fields of every trial that are not the default
+    split: SplitPlan = field(default_factory=SplitPlan)
+    features: FeaturesPlan = field(default_factory=FeaturesPlan)
+    simulate: SimulateSpec | None = None  # the data folder is made by the simulator instead of given
+    search: SearchSpec | None = None
+    sweeps: Mapping[str, SweepPlan] = field(default_factory=dict)
+    ablate: AblationPlan | None = None
+    score: ScorePlan | None = None
+    resources: Resources = field(default_factory=Resources)
+    tracking_uri: str | None = None  # MLflow store; default: a SQLite file in the home folder
+
+    @property
+    def cells(self) -> list[Cell]:
+        """All cells, tasks first."""
+        return [Cell(source=s, target=t, ratio=ratio) for s, t in self.tasks for ratio in self.ratios]
+
+    def load_space(self) -> Space | None:
+        """The search space, or None."""
+        names = [entry.name for entry in fields(load_model(self.model).Config)]
+        return load_space(self.space, names) if self.space else None
+
+    @property
+    def selection(self) -> tuple[str, Any]:
+        """Metric that selects and its direction."""
+        metric, direction = load_model(self.model).SELECTION
+        return metric, direction
+
+
+def shipped_plans() -> list[str]:
+    """Names of the plans that come with the package."""
+    return sorted(path.stem for path in FOLDER.glob("*.yaml"))
+
+
+def load_plan(name_or_path: str) -> Plan:
+    """Read a shipped plan by name, or a YAML file. Raises PlanError with every fault, SpaceError for its space."""
+    path = FOLDER / f"{name_or_path}.yaml"
+    if not (name_or_path in shipped_plans()):
+        path = Path(name_or_path)
+        if not path.is_file():
+            raise PlanError(
+                [f"plan {name_or_path!r}: no such file or shipped plan; shipped: {', '.join(shipped_plans())}"]
+            )
+    place = path.name
+    try:
+        document = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError, ValueError) as error:
+        raise PlanError([f"{place}: not readable as YAML ({' '.join(str(error).split())}); mend the file"]) from error
+    faults: list[str] = []
+    if isinstance(document, Mapping) and isinstance(document.get("domains"), Mapping):
+        named = {
+            key: {"name": key, **body} if isinstance(body, Mapping) else body
+            for key, body in document["domains"].items()
+        }
+        document = {**document, "domains": named}
+    plan = _bind(Plan, document, place, faults)
+    if isinstance(plan, Plan) and not faults:
+        faults = _checks(plan, place)
+    if faults:
+        raise PlanError(faults)
+    assert isinstance(plan, Plan)
+    plan.load_space()
+    return plan
+
+
+def _checks(plan: Plan, place: str) -> list[str]:
+    """What no single field can know."""
+    faults = []
+    if not plan.name or not plan.name.replace("-", "").replace("_", "").isalnum() or not plan.name.isascii():
+        faults.append(f"{place}: name is {plan.name!r}; use letters, digits, - and _")
+    for task in plan.tasks:
+        faults += [
+            f"{place}: tasks: unknown domain {name!r} in {list(task)}; known: {', '.join(plan.domains) or 'none'}"
+            for name in task
+            if name not in plan.domains
+        ]
+        if task[0] == task[1]:
+            faults.append(f"{place}: tasks: source and target are both {task[0]!r}; name two domains")
+    for name, found in (("tasks", plan.tasks), ("ratios", plan.ratios)):
+        if not found:
+            faults.append(f"{place}: {name} is empty; give at least one")
+        elif len(set(found)) < len(found):
+            faults.append(f"{place}: {name} holds a value twice; give each once")
+    for ratio in plan.ratios:
+        faults += _caught(lambda ratio=ratio: plan.split.at(ratio), f"{place}: ratios")  # type: ignore[misc]
+    faults += _caught(lambda: make_config(plan.model, plan.base, f"{place}: base"), "")
+    if not faults:
+        faults += _part_checks(plan, place)
+    return faults
+
+
+def _part_checks(plan: Plan, place: str) -> list[str]:
+    """Parts against the model."""
+    faults = []
+    ablations = load_model(plan.model).ABLATIONS
+    for parameter, sweep in plan.sweeps.items():
+        if sweep.start not in FROM:
+            faults.append(f"{place}: sweeps.{parameter}.start is {sweep.start!r}; choose from {', '.join(FROM)}")
+        if not sweep.values:
+            faults.append(f"{place}: sweeps.{parameter}.values is empty; give at least one")
+        for value in sweep.values:
+            values = {**plan.base, parameter: value}
+            faults += _caught(lambda v=values, p=parameter: make_config(plan.model, v, f"{place}: sweeps.{p}"), "")  # type: ignore[misc]
+    for variant in plan.ablate.variants if plan.ablate else ():
+        if variant not in ablations:
+            known = ", ".join(ablations)
+            faults.append(f"{place}: ablate.variants: unknown {variant!r}; {plan.model} has {known}")
+    for name, seeds in _seeds(plan):
+        if not seeds or len(set(seeds)) < len(seeds):
+            faults.append(f"{place}: {name}.seeds is {list(seeds)}; give at least one, each once")
+    if plan.search:
+        if plan.space is None:
+            faults.append(f"{place}: search needs a space; set `space`, e.g. music/paper")
+        if plan.search.trials < 1:
+            faults.append(f"{place}: search.trials is {plan.search.trials}; give at least 1")
+        search = plan.search
+        faults += _caught(lambda: check_sampler(search), f"{place}: search")
+    if plan.resources.cpus <= 0 or plan.resources.gpus < 0:
+        faults.append(f"{place}: resources are {plan.resources}; give cpus above 0, gpus of at least 0")
+    return faults
+
+
+def _seeds(plan: Plan) -> list[tuple[str, tuple[int, ...]]]:
+    parts = {"search": plan.search, "ablate": plan.ablate, "score": plan.score}
+    return [
+        *((name, part.seeds) for name, part in parts.items() if part is not None),
+        *((f"sweeps.{name}", sweep.seeds) for name, sweep in plan.sweeps.items()),
+    ]
+
+
+def _caught(check: Any, place: str) -> list[str]:
+    try:
+        check()
+    except InputError as error:
+        return [f"{place}: {error}" if place else str(error)]
+    return []
+
+
+# --- binding ------------------------------------------------------------------------------------------------------
+
+
+def _bind(kind: Any, value: Any, place: str, faults: list[str]) -> Any:
+    """`value` as an object of type `kind`; what does not fit goes into `faults`."""
+    if is_dataclass(kind):
+        return _bind_dataclass(kind, value, place, faults)
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if origin in (types.UnionType, typing.Union):
+        return None if value is None else _bind(arguments[0], value, place, faults)
+    if origin is tuple:
+        if not isinstance(value, list):
+            faults.append(f"{place} is {_shown(value)}; give a list")
+            return ()
+        if arguments[-1] is not Ellipsis:
+            if len(value) != len(arguments):
+                faults.append(f"{place} is {_shown(value)}; give a list of {len(arguments)}")
+                return ()
+            kinds = arguments
+        else:
+            kinds = (arguments[0],) * len(value)
+        return tuple(_bind(k, v, f"{place}[{i}]", faults) for i, (k, v) in enumerate(zip(kinds, value, strict=True)))
+    if origin in (dict, Mapping):
+        if not isinstance(value, Mapping):
+            faults.append(f"{place} is {_shown(value)}; give a mapping")
+            return {}
+        return {_name(key, place, faults): _bind(arguments[1], v, f"{place}.{key}", faults) for key, v in value.items()}
+    return _bind_scalar(kind, value, place, faults)
+
+
+def _bind_dataclass(kind: Any, value: Any, place: str, faults: list[str]) -> Any:
+    if not isinstance(value, Mapping):
+        faults.append(f"{place} is {_shown(value)}; give a mapping")
+        return None
+    hints = typing.get_type_hints(kind)
+    dot = "." if " " in place or ": " in place else ": "
+    before = len(faults)
+    bound: dict[str, Any] = {}
+    for key, entry in value.items():
+        if key not in hints:
+            near = difflib.get_close_matches(str(key), list(hints), n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(hints)}"
+            faults.append(f"{place}{dot}unknown key {_shown(key)}; {hint}")
+        else:
+            bound[key] = _bind(hints[key], entry, f"{place}{dot}{key}", faults)
+    for entry in fields(kind):
+        if entry.name not in value and entry.default is MISSING and entry.default_factory is MISSING:
+            faults.append(f"{place}{dot}{entry.name} is missing; set it")
+    if len(faults) > before:
+        return None
+    try:
+        return kind(**bound)
+    except (InputError, ValueError) as error:
+        faults.append(f"{place}: {error}")
+        return None
+
+
+def _bind_scalar(kind: Any, value: Any, place: str, faults: list[str]) -> Any:
+    if kind is Any:
+        return value
+    accepted = {int: int, float: (int, float), str: str, bool: bool}[kind]
+    if isinstance(value, bool) and kind is not bool or not isinstance(value, accepted):  # type: ignore[arg-type]
+        faults.append(f"{place} is {_shown(value)}; give a value of type {kind.__name__}{_number_hint(kind, value)}")
+        return None
+    if kind is float and not float("-inf") < value < float("inf"):
+        faults.append(f"{place} is {value}; give a finite number")
+        return None
+    return value
+
+
+def _number_hint(kind: Any, value: Any) -> str:
+    """YAML 1.1 reads 1e-5 as text."""
+    if kind not in (int, float) or not isinstance(value, str):
+        return ""
+    try:
+        return f" (this is text; write {float(value)!r} with a decimal point)" if "e" in value.lower() else ""
+    except ValueError:
+        return ""
+
+
+def _name(key: Any, place: str, faults: list[str]) -> str:
+    if not isinstance(key, str):
+        faults.append(f"{place}: key {_shown(key)} is not text; quote it")
+    return str(key)
+
+
+def _shown(value: Any) -> str:
+    text = " ".join(repr(value).split())
+    return text if len(text) <= 60 else text[:57] + "..."
