@@ -18,7 +18,7 @@ from features.errors import InputError
 from features.extract import FeatureSpec
 from features.factorisation import FactorSpec
 from features.simulate import SimulateSpec
-from search_spaces import Space, SpaceError, load_space
+from search_spaces import Space, load_space
 from study.draws import check_sampler
 from study.jobs import Cell, Resources, SearchSpec
 from trainables.door import load_model, make_config
@@ -146,7 +146,7 @@ def shipped_plans() -> list[str]:
 def load_plan(name_or_path: str) -> Plan:
     """Read a shipped plan by name, or a YAML file. Raises PlanError with every fault, SpaceError for its space."""
     path = FOLDER / f"{name_or_path}.yaml"
-    if not (name_or_path in shipped_plans()):
+    if name_or_path not in shipped_plans():
         path = Path(name_or_path)
         if not path.is_file():
             raise PlanError(
@@ -308,7 +308,7 @@ def _bind_scalar(kind: Any, value: Any, place: str, faults: list[str]) -> Any:
     if kind is Any:
         return value
     accepted = {int: int, float: (int, float), str: str, bool: bool}[kind]
-    if isinstance(value, bool) and kind is not bool or not isinstance(value, accepted):  # type: ignore[arg-type]
+    if (isinstance(value, bool) and kind is not bool) or not isinstance(value, accepted):  # type: ignore[arg-type]
         faults.append(f"{place} is {_shown(value)}; give a value of type {kind.__name__}{_number_hint(kind, value)}")
         return None
     if kind is float and not float("-inf") < value < float("inf"):

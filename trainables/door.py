@@ -25,6 +25,7 @@ from torch import Tensor
 from features.errors import InputError
 from trainables import models
 from trainables.metrics import UserErrors, user_errors
+from trainables.predictors import bounded
 from trainables.task import HeldOut, Task, load_held_out, load_task
 
 Predict = Callable[[HeldOut, Task, int], tuple[Tensor, Tensor]]
@@ -159,6 +160,23 @@ def run(
         metrics |= {f"{name}/seed_{seed}": value for seed, value in zip(seeds, values, strict=True)}
     metrics["seconds"] = time.perf_counter() - began
     yield Report(epoch=number, metrics=metrics, final=True, artifacts=artifacts)
+
+
+def run_predictor(
+    model: str, config: Mapping[str, Any], task_dir: str, seeds: Sequence[int], test_dir: str | None = None
+) -> Iterator[Report]:
+    """One of the simple predictors in the place of a model: `config` is `{"predictor": name}`; nothing is trained."""
+    began = time.perf_counter()
+    task, predict = _task(task_dir), bounded(config["predictor"])
+    (seed,) = seeds
+    metrics = {f"val_{name}": value for name, value in _errors(predict, task.validation, task, seed)[0].metrics().items()}
+    artifacts: dict[str, str | bytes] = {}
+    if test_dir is not None:
+        errors, scores = score(predict, load_held_out(Path(test_dir)), task, seed)
+        metrics |= scores
+        artifacts["per_user.csv"] = per_user_csv({seed: errors})
+    metrics["seconds"] = time.perf_counter() - began
+    yield Report(epoch=0, metrics=metrics, final=True, artifacts=artifacts)
 
 
 def score(predict: Predict, test: HeldOut, task: Task, seed: int) -> tuple[UserErrors, dict[str, float]]:

@@ -1,0 +1,347 @@
+"""The command line. Heavy imports happen inside the verbs, so that `study --help` and errors come at once."""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from study.engine import Progress as Jobs
+    from study.flow import Study, Summary
+
+console = Console()
+errors = Console(stderr=True)
+
+PLAN = click.argument("plan")
+HOME = click.option(
+    "--home", type=click.Path(path_type=Path, file_okay=False), default=Path("runs"), show_default=True,
+    help="Folder of everything the study makes: domains, vectors, tasks, MLflow store, reports.",
+)  # fmt: skip
+DATA = click.option("--data", type=click.Path(path_type=Path), help="Folder that holds the plan's raw files.")
+ADDRESS = click.option("--address", help="Ray cluster to run on, e.g. `auto`; default: this machine.")
+CONCURRENT = click.option(
+    "--max-concurrent", type=click.IntRange(1), help="Trials side by side; default: all that fit."
+)
+
+
+def main() -> None:
+    """Run a command; a known error is one line on the terminal and exit code 2, an interruption 130."""
+    debug = "--debug" in sys.argv
+    try:
+        cli(standalone_mode=False)
+    except click.exceptions.Abort:
+        errors.print("study: interrupted")
+        sys.exit(130)
+    except KeyboardInterrupt:
+        errors.print("study: interrupted; what is finished is kept, the same command goes on from here")
+        sys.exit(130)
+    except click.ClickException as error:
+        errors.print(f"study: {error.format_message()}", markup=False, soft_wrap=True)
+        sys.exit(2)
+    except (ValueError, OSError) as error:
+        if debug or not _is_known(error):
+            traceback.print_exc()
+            sys.exit(1 if not _is_known(error) else 2)
+        for line in str(error).splitlines():
+            errors.print(f"study: {line}", markup=False, highlight=False, soft_wrap=True)
+        sys.exit(2)
+
+
+def _is_known(error: Exception) -> bool:
+    """Whether the message is meant for users: bad input, or the system's own word about a file or a full disk."""
+    from features.errors import InputError
+    from search_spaces import SpaceError
+
+    return isinstance(error, InputError | SpaceError | OSError)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
+def cli(debug: bool) -> None:
+    """Hyperparameter studies of diffusion-based cross-domain recommendation.
+
+    PLAN is the name of a plan that comes with the package (`study plans`) or a YAML file.
+    """
+
+
+@cli.command()
+def plans() -> None:
+    """List the plans that come with the package."""
+    from study.plan import FOLDER, shipped_plans
+
+    for name in shipped_plans():
+        console.print(f"{name}  [dim]{FOLDER / f'{name}.yaml'}[/dim]", soft_wrap=True)
+
+
+@cli.command()
+@click.argument("out", type=click.Path(path_type=Path))
+@click.option("--users", default=1000, show_default=True, help="Users of each domain.")
+@click.option("--items", default=800, show_default=True, help="Items of each domain.")
+@click.option("--ratings", default=30_000, show_default=True, help="Ratings of each domain.")
+@click.option("--overlap", default=500, show_default=True, help="Users that both domains share.")
+@click.option("--domains", default="books,movies", show_default=True, help="Names, separated by commas.")
+@click.option("--images", default=1.0, show_default=True, help="Share of items with an image file.")
+@click.option("--seed", default=0, show_default=True)
+def simulate(
+    out: Path, users: int, items: int, ratings: int, overlap: int, domains: str, images: float, seed: int
+) -> None:
+    """Write SIMULATED domains in the Amazon Reviews 2023 layout to the folder OUT."""
+    from features.simulate import DomainSize, SimulateSpec
+    from features.simulate import simulate as write
+
+    size = DomainSize(users=users, items=items, ratings=ratings)
+    names = {name.strip(): size for name in domains.split(",") if name.strip()}
+    spec = SimulateSpec(domains=names, overlap=overlap, images=images, seed=seed)
+    with _bars() as bars:
+        task = bars.add_task("simulating", total=spec.rows)
+        write(spec, out, lambda rows: bars.advance(task, rows))
+    console.print(f"{out}: {', '.join(names)}, simulated (seed {seed})")
+
+
+@cli.command()
+@PLAN
+@DATA
+@HOME
+def check(plan: str, data: Path | None, home: Path) -> None:
+    """Validate everything, print cells, ranges, trials and cost, and run nothing."""
+    from study.check import describe
+    from study.plan import load_plan
+
+    for part in describe(load_plan(plan), data, home):
+        console.print(part, soft_wrap=True)
+
+
+def _verb(name: str, text: str) -> Callable[[Callable[[Study], None]], None]:
+    """Register a command that works on a plan."""
+
+    def register(body: Callable[[Study], None]) -> None:
+        def command(plan: str, data: Path | None, home: Path, address: str | None, max_concurrent: int | None) -> None:
+            with _study(plan, data, home, address, max_concurrent) as study:
+                body(study)
+
+        command.__doc__ = text
+        decorated: Any = command
+        for option in (CONCURRENT, ADDRESS, HOME, DATA, PLAN):
+            decorated = option(decorated)
+        cli.command(name)(decorated)
+
+    return register
+
+
+@cli.command()
+@PLAN
+@DATA
+@HOME
+@ADDRESS
+@click.option("--dry-run", is_flag=True, help="Read the domains, say what would be extracted, extract nothing.")
+def extract(plan: str, data: Path | None, home: Path, address: str | None, dry_run: bool) -> None:
+    """Make the domains, feature tables and tasks that the plan needs."""
+    with _study(plan, data, home, address, None) as study:
+        if dry_run:
+            from study.prepare import estimates, prepare_domains
+
+            domains = prepare_domains(study.plan, data, home, study.watch)
+            found = estimates(study.plan, domains, home)
+            for (name, kind), left in found.items():
+                tokens = f"{left.texts_left:,} texts, about {left.tokens_left:,} tokens"
+                console.print(f"{kind} of {name}: {left.rows_left:,} of {left.rows:,} rows to encode, {tokens}")
+            if not found:
+                console.print("rating-based vectors: no texts to encode")
+            return
+        for (cell, flavour), task in study.inputs.tasks.items():
+            console.print(f"{cell} ({flavour}): {task.task_dir}", soft_wrap=True)
+
+
+@_verb("search", "Search: trials by Optuna through Ray Tune in every cell, selected on validation.")
+def _search(study: Study) -> None:
+    _say(study.search())
+
+
+@_verb("sweep", "Sweeps: one field varied, everything else at the best configuration.")
+def _sweep(study: Study) -> None:
+    if not study.plan.sweeps:
+        raise click.UsageError(f"plan {study.plan.name} has no sweeps; add `sweeps` to it")
+    for parameter in study.plan.sweeps:
+        _say(study.sweep(parameter))
+
+
+@_verb("ablate", "Ablations: variants of the best configuration.")
+def _ablate(study: Study) -> None:
+    _say(study.ablate())
+
+
+@_verb("score", "Score: the best configuration and the simple predictors on test.")
+def _score(study: Study) -> None:
+    _say(study.score())
+
+
+@_verb("run", "Run all parts of a plan in order; what is done is skipped.")
+def _run(study: Study) -> None:
+    from study.parts import part_names
+
+    study.inputs  # noqa: B018  (made, and logged, before any part)
+    ran, failed = 0, 0
+    for part in part_names(study.plan):
+        summary = study.run_part(part)
+        _say(summary)
+        ran, failed = ran + summary.ran, failed + len(summary.failures)
+    if ran == 0:
+        console.print("Nothing was left to train.")
+    _report(study, fresh=ran > 0)
+    if failed:
+        raise click.ClickException(f"{failed} trials failed; their reasons are above and in MLflow")
+
+
+@_verb("report", "Redraw figures and tables from MLflow alone.")
+def _redraw(study: Study) -> None:
+    _report(study, fresh=True)
+
+
+@cli.command()
+@PLAN
+@HOME
+def status(plan: str, home: Path) -> None:
+    """Say what is done, running, failed and left."""
+    from study.flow import Study
+    from study.plan import load_plan
+
+    table = Table("part", *(f"{name}" for name in ("planned", "finished", "failed", "running", "left")))
+    for row in Study(load_plan(plan), home=home).status():
+        counts = (row.planned, row.finished, row.failed, row.running, row.left)
+        table.add_row(row.part, *map(str, counts))
+    console.print(table)
+
+
+@cli.command()
+@PLAN
+@HOME
+@click.option("--export", type=click.Path(path_type=Path, dir_okay=False), help="Also write them to this YAML file.")
+def best(plan: str, home: Path, export: Path | None) -> None:
+    """Print the best configuration of each cell."""
+    import yaml
+
+    from features.errors import InputError
+    from study.flow import Study
+    from study.plan import load_plan
+
+    study = Study(load_plan(plan), home=home)
+    found = study.best()
+    if not found:
+        raise InputError(f"plan {study.plan.name}: no search trial is finished in {home}; run `study search {plan}`")
+    document = {
+        cell: {"run_id": best.run_id, best.of: best.value, "config": dict(logged["config"])}
+        for cell, (best, logged) in found.items()
+    }
+    text = yaml.safe_dump(document, sort_keys=False)
+    console.print(text, markup=False, highlight=False, soft_wrap=True)
+    if export:
+        export.write_text(text)
+
+
+@cli.command()
+@HOME
+@click.option("--port", default=5000, show_default=True)
+@click.option("--host", default="127.0.0.1", show_default=True)
+def ui(home: Path, port: int, host: str) -> None:
+    """Open MLflow on the store of the home folder."""
+    import subprocess
+
+    from features.errors import InputError
+    from study.tracking import default_uri
+
+    if not (home / "mlflow.db").is_file():
+        raise InputError(f"{home}: holds no MLflow store; run a study there first, or name another --home")
+    words = ["ui", "--backend-store-uri", default_uri(home), "--host", host, "--port", str(port)]
+    sys.exit(subprocess.call([sys.executable, "-m", "mlflow", *words]))
+
+
+# --- what is seen -------------------------------------------------------------------------------------------------
+
+
+def _say(summary: Summary) -> None:
+    done = f"{summary.ran} trials run" if summary.ran else "nothing left to do"
+    failed = f", [red]{len(summary.failures)} failed[/red]" if summary.failures else ""
+    console.print(f"[bold]{summary.part}[/bold]: {summary.planned} planned, {done}{failed}")
+    for failure in summary.failures[:5]:
+        console.print(f"  {failure.trial}: {failure.reason}", markup=False, soft_wrap=True)
+
+
+def _report(study: Study, *, fresh: bool) -> None:
+    """Draw the report, unless nothing was trained since the last one; print the table, the figures and the way on."""
+    from study.tables import summary_table
+
+    page = study.report_folder / "report.html"
+    if fresh or not page.is_file():
+        with _bars() as bars:
+            task = bars.add_task("drawing the report", total=None)
+            made = study.report(lambda done, total: bars.update(task, completed=done, total=total))
+        for name in made.missing:
+            console.print(f"[yellow]missing:[/yellow] {name}", soft_wrap=True)
+        table = summary_table(study.results(), made.comparison)
+    else:
+        table = summary_table(study.results())
+    console.print(table)
+    for path in sorted((study.report_folder / "figures").glob("*.png")):
+        console.print(f"figure  {path}", soft_wrap=True, highlight=False)
+    console.print(f"report  {page}", soft_wrap=True, highlight=False)
+    console.print(f"MLflow  study ui --home {study.home}", soft_wrap=True, highlight=False)
+
+
+def _bars() -> Progress:
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    return Progress(*columns, console=console, transient=True)
+
+
+class _Watcher:
+    """Draws what a study says of its progress."""
+
+    def __init__(self, bars: Progress) -> None:
+        self._bars = bars
+        self._current: tuple[str, TaskID] | None = None
+
+    def work(self, what: str, size: int) -> Callable[[int], None]:
+        """A bar for something that is prepared."""
+        task = self._task(what, size or None)
+        return lambda done: self._bars.update(task, completed=done)
+
+    def jobs(self, part: str, progress: Jobs) -> None:
+        """The bar of a part's trials."""
+        task = self._task(part, progress.total)
+        running, failed = sum(progress.running.values()), progress.failed
+        text = f"{part}: {running} running" + (f", {failed} failed" if failed else "")
+        best = min(progress.best.items(), key=lambda entry: entry[1], default=None)
+        text += f", best {best[1]:.4f} in {best[0]}" if best else ""
+        self._bars.update(task, completed=progress.done, description=text)
+
+    def _task(self, name: str, total: int | None) -> TaskID:
+        if self._current is None or self._current[0] != name:
+            if self._current is not None:
+                self._bars.remove_task(self._current[1])
+            self._current = (name, self._bars.add_task(name, total=total))
+        return self._current[1]
+
+
+@contextmanager
+def _study(
+    plan: str, data: Path | None, home: Path, address: str | None, max_concurrent: int | None
+) -> Iterator[Study]:
+    from study.flow import Study
+    from study.jobs import Cluster
+    from study.plan import load_plan
+
+    loaded = load_plan(plan)
+    with _bars() as bars:
+        watcher = _Watcher(bars)
+        yield Study(
+            loaded, home=home, data=data, cluster=Cluster(address=address, max_concurrent=max_concurrent),
+            watch=watcher.work, watch_jobs=watcher.jobs,
+        )  # fmt: skip

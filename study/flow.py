@@ -1,0 +1,254 @@
+"""The verbs of a study: each finishes one part of a plan and can be called again at any time."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+import subprocess
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from features.errors import InputError
+from study import parts, tracking
+from study.engine import Failure, Progress, run_jobs
+from study.jobs import Cell, Cluster, Job
+from study.plan import Plan
+from study.prepare import Inputs, Watch, describe_data, prepare
+from study.report import ReportResult, report
+from study.results import Results, load_results
+from study.select import Best, best_per_cell
+from trainables.task import TaskFolders
+
+DOOR = "trainables.door:run"
+PREDICTOR_DOOR = "trainables.door:run_predictor"
+PACKAGES = ("torch", "ray", "optuna", "mlflow", "transformers", "numpy", "pandas")
+
+WatchJobs = Callable[[str, Progress], None]
+"""(part, how far it is)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Summary:
+    """What a verb did."""
+
+    part: str
+    planned: int
+    ran: int
+    failures: tuple[Failure, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class StatusRow:
+    """Where a part of a study stands, in trials."""
+
+    part: str
+    planned: int
+    finished: int
+    failed: int
+    running: int
+
+    @property
+    def left(self) -> int:
+        """Trials without a result."""
+        return self.planned - self.finished
+
+
+class Study:
+    """One plan in one home folder."""
+
+    def __init__(
+        self, plan: Plan, *, home: Path, data: Path | None = None, cluster: Cluster | None = None,
+        watch: Watch | None = None, watch_jobs: WatchJobs | None = None,
+    ) -> None:  # fmt: skip
+        self.plan, self.home, self.data = plan, home, data
+        self.cluster = cluster or Cluster()
+        self.watch: Watch = watch or (lambda what, size: lambda done: None)
+        self._watch_jobs: WatchJobs = watch_jobs or (lambda part, progress: None)
+
+    @property
+    def tracking_uri(self) -> str:
+        """MLflow store of the study."""
+        return self.plan.tracking_uri or tracking.default_uri(self.home)
+
+    @property
+    def report_folder(self) -> Path:
+        """Where `report` writes."""
+        return self.home / "reports" / self.plan.name
+
+    # --- verbs ----------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def inputs(self) -> Inputs:
+        """Verb `extract`: everything that trials read, made where it is missing, and described in MLflow."""
+        inputs = prepare(self.plan, self.data, self.home, self.watch, on_ray=self.cluster.address is not None)
+        self._log_data(inputs)
+        return inputs
+
+    def search(self) -> Summary:
+        """Trials by Optuna in every cell; tags the best of each."""
+        summary = self._run("search", parts.search_jobs(self.plan, self._folders))
+        client, experiment = self._store()
+        metric, direction = self.plan.selection
+        tracking.mark_best(client, experiment, metric=metric, direction=direction)
+        return summary
+
+    def sweep(self, parameter: str) -> Summary:
+        """One field varied, everything else at the best configuration."""
+        needs = self.plan.sweeps[parameter].start == "best"
+        best = self._best_configs(f"sweep:{parameter}") if needs else {}
+        return self._run(f"sweep:{parameter}", parts.sweep_jobs(self.plan, parameter, self._folders, best))
+
+    def ablate(self) -> Summary:
+        """Variants of the best configuration."""
+        return self._run("ablate", parts.ablation_jobs(self.plan, self._folders, self._best_configs("ablate")))
+
+    def score(self) -> Summary:
+        """The best configuration and the simple predictors on test; the only verb that opens test data."""
+        best = self._best_configs("score")
+        rows = self._run("score", parts.predictor_jobs(self.plan, self._folders), PREDICTOR_DOOR, "predictor", {})
+        scored = self._run("score", parts.score_jobs(self.plan, self._folders, best))
+        return Summary(
+            part="score", planned=rows.planned + scored.planned, ran=rows.ran + scored.ran,
+            failures=rows.failures + scored.failures,
+        )  # fmt: skip
+
+    def run_part(self, part: str) -> Summary:
+        """The verb of a part by the part's name."""
+        if part.startswith("sweep:"):
+            return self.sweep(part.removeprefix("sweep:"))
+        verbs = {"search": self.search, "ablate": self.ablate, "score": self.score}
+        return verbs[part]()
+
+    def report(self, progress: Callable[[int, int], None] | None = None) -> ReportResult:
+        """Figures and tables from MLflow alone."""
+        return report(
+            self.tracking_uri, self.plan.name, self.report_folder, selection=self.plan.selection, progress=progress
+        )
+
+    # --- reading back ---------------------------------------------------------------------------------------------
+
+    def results(self) -> Results:
+        """The study as MLflow knows it."""
+        return load_results(self.tracking_uri, self.plan.name)
+
+    def best(self) -> dict[str, tuple[Best, Mapping[str, Any]]]:
+        """Best trial of each searched cell and its whole `config.yaml`."""
+        results = self.results()
+        found = best_per_cell(results.validation(), *self.plan.selection)
+        return {cell: (best, results.config(best.run_id)) for cell, best in found.items()}
+
+    def status(self) -> list[StatusRow]:
+        """How far each part is; names alone are compared, so a changed plan shows only when it runs."""
+        client, experiment = self._store()
+        rows = []
+        for part, jobs in parts.planned(self.plan).items():
+            names = {job.trial for job in jobs}
+            states: dict[str, str] = {}
+            for run in tracking.find_runs(client, experiment, part):
+                trial = run.data.tags.get("study.trial")
+                if trial in names and states.get(trial) != tracking.FINISHED:
+                    states[trial] = run.info.status
+            count = list(states.values()).count
+            rows.append(
+                StatusRow(
+                    part=part, planned=len(names), finished=count(tracking.FINISHED), failed=count(tracking.FAILED),
+                    running=count(tracking.RUNNING),
+                )
+            )  # fmt: skip
+        return rows
+
+    # --- inside ---------------------------------------------------------------------------------------------------
+
+    def _folders(self, cell: Cell, flavour: str) -> TaskFolders:
+        return self.inputs.tasks[cell.name, flavour]
+
+    def _best_configs(self, part: str) -> dict[str, Mapping[str, Any]]:
+        """The best configuration by cell; the plan's base where it has no search."""
+        if self.plan.search is None:
+            return {}
+        configs = {cell: document["config"] for cell, (_, document) in self.best().items()}
+        missing = [cell.name for cell in self.plan.cells if cell.name not in configs]
+        if missing:
+            raise InputError(
+                f"{part}: no finished search trial in {', '.join(missing)}; run `study search {self.plan.name}` first"
+            )
+        return configs
+
+    def _run(
+        self, part: str, jobs: Sequence[Job], trainable: str = DOOR, model: str | None = None,
+        base: Mapping[str, Any] | None = None,
+    ) -> Summary:  # fmt: skip
+        if not jobs:
+            raise InputError(f"plan {self.plan.name}: has no {part.split(':')[0]} part; add it to the plan")
+        summary = run_jobs(
+            experiment=self.plan.name,
+            home=self.home,
+            jobs=jobs,
+            trainable=trainable,
+            model=model or self.plan.model,
+            base=self.plan.base if base is None else base,
+            space=self.plan.load_space() if part == "search" else None,
+            search=self.plan.search if part == "search" else None,
+            selection=self.plan.selection,
+            resources=self.plan.resources,
+            cluster=self.cluster,
+            tags=self._tags,
+            tracking_uri=self.plan.tracking_uri,
+            on_progress=lambda progress: self._watch_jobs(part, progress),
+        )
+        return Summary(part=part, planned=summary.planned, ran=summary.ran, failures=summary.failures)
+
+    @cached_property
+    def _tags(self) -> dict[str, str]:
+        """Tags of every run: where its numbers come from."""
+        return {
+            "study.simulated": str(self.inputs.simulated).lower(),
+            "study.data_key": self.inputs.data_key,
+            "study.feature_key": self.inputs.feature_key,
+            "study.commit": commit(),
+            "study.versions": versions(),
+            "study.device": f"{platform.machine()} {platform.processor()}".strip(),
+        }
+
+    def _store(self) -> tuple[Any, str]:
+        client = tracking.connect(self.tracking_uri)
+        artifacts = self.home / "artifacts" if self.plan.tracking_uri is None else None
+        return client, tracking.open_experiment(client, self.plan.name, artifacts)
+
+    def _log_data(self, inputs: Inputs) -> None:
+        """One run of part `data` with the domains' manifests and the cells' counts, replaced when they change."""
+        client, experiment = self._store()
+        tags = {
+            "study.part": "data", "study.data_key": inputs.data_key, "study.feature_key": inputs.feature_key,
+            "study.simulated": str(inputs.simulated).lower(),
+        }  # fmt: skip
+        for run in tracking.find_runs(client, experiment, "data"):
+            if run.info.status == tracking.FINISHED and tags.items() <= run.data.tags.items():
+                return
+            client.delete_run(run.info.run_id)
+        run = client.create_run(experiment, run_name="data", tags=tags)
+        for path in describe_data(self.plan, inputs, self.home / "logs" / self.plan.name).values():
+            client.log_artifact(run.info.run_id, str(path))
+        client.set_terminated(run.info.run_id, tracking.FINISHED)
+
+
+def commit() -> str:
+    """Git commit of the code (`+changes` where it was changed since), or `unknown` outside a checkout."""
+
+    def git(*words: str) -> str:
+        command = ["git", "-C", str(Path(__file__).parent), *words]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        return git("rev-parse", "HEAD") + ("+changes" if git("status", "--porcelain", "-uno") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
+def versions() -> str:
+    """`python=3.11.7 torch=2.13.0 ...`."""
+    found = [f"{name}={importlib.metadata.version(name)}" for name in PACKAGES]
+    return " ".join([f"python={platform.python_version()}", *found])

@@ -1,0 +1,111 @@
+"""The jobs of each part of a plan: what has to be trained, under which name. Pure functions; nothing runs here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from study.jobs import Cell, Job, trial_name
+from study.plan import Plan
+from trainables.door import load_model
+from trainables.predictors import PREDICTORS
+from trainables.task import TaskFolders
+
+Folders = Callable[[Cell, str], TaskFolders | None]
+"""(cell, flavour) -> its task, or None where only names are asked for."""
+Configs = Mapping[str, Mapping[str, Any]]
+"""Cell name -> configuration of its best search trial."""
+
+
+def search_jobs(plan: Plan, folders: Folders) -> list[Job]:
+    """Trials of the search; cells take turns, so that none waits for another."""
+    if plan.search is None:
+        return []
+    return [
+        _job("search", cell, trial_name(number), None, plan.search.seeds, plan.features.main, folders)
+        for number in range(plan.search.trials)
+        for cell in plan.cells
+    ]
+
+
+def sweep_jobs(plan: Plan, parameter: str, folders: Folders, best: Configs) -> list[Job]:
+    """One field varied over its values in every cell."""
+    sweep = plan.sweeps[parameter]
+    return [
+        _job(
+            f"sweep:{parameter}", cell, f"{parameter}={value}",
+            {**(best.get(cell.name, {}) if sweep.start == "best" else {}), parameter: value},
+            sweep.seeds, plan.features.main, folders,
+        )
+        for value in sweep.values
+        for cell in plan.cells
+    ]  # fmt: skip
+
+
+def ablation_jobs(plan: Plan, folders: Folders, best: Configs) -> list[Job]:
+    """The full model (`full`) and its variants in every cell."""
+    if plan.ablate is None:
+        return []
+    ablations = load_model(plan.model).ABLATIONS
+    jobs = []
+    for cell in plan.cells:
+        config = best.get(cell.name, {})
+        jobs.append(_job("ablate", cell, "full", config, plan.ablate.seeds, plan.features.main, folders))
+        for name in plan.ablate.variants:
+            flavour = ablations[name].features or plan.features.main
+            changed = {**config, **ablations[name].config}
+            jobs.append(_job("ablate", cell, name, changed, plan.ablate.seeds, flavour, folders))
+    return jobs
+
+
+def score_jobs(plan: Plan, folders: Folders, best: Configs) -> list[Job]:
+    """The best configuration of every cell, on test."""
+    if plan.score is None:
+        return []
+    return [
+        _job("score", cell, "best", best.get(cell.name, {}), plan.score.seeds, plan.features.main, folders, score=True)
+        for cell in plan.cells
+    ]
+
+
+def predictor_jobs(plan: Plan, folders: Folders) -> list[Job]:
+    """The simple predictors of every cell, on test; they have no seed, so one run is all there is."""
+    if plan.score is None:
+        return []
+    return [
+        _job("score", cell, f"predictor:{name}", {"predictor": name}, (-1,), plan.features.main, folders, score=True)
+        for cell in plan.cells
+        for name in PREDICTORS
+    ]
+
+
+def part_names(plan: Plan) -> list[str]:
+    """Parts that train, in the order of `study run`."""
+    names = ["search"] if plan.search else []
+    names += [f"sweep:{parameter}" for parameter in plan.sweeps]
+    return names + (["ablate"] if plan.ablate else []) + (["score"] if plan.score else [])
+
+
+def planned(plan: Plan) -> dict[str, list[Job]]:
+    """Every job of every part by name only, without folders or configurations."""
+
+    def nowhere(cell: Cell, flavour: str) -> None:
+        return None
+
+    jobs = {"search": search_jobs(plan, nowhere)}
+    jobs |= {f"sweep:{parameter}": sweep_jobs(plan, parameter, nowhere, {}) for parameter in plan.sweeps}
+    jobs["ablate"] = ablation_jobs(plan, nowhere, {})
+    jobs["score"] = [*score_jobs(plan, nowhere, {}), *predictor_jobs(plan, nowhere)]
+    return {part: jobs[part] for part in part_names(plan)}
+
+
+def _job(
+    part: str, cell: Cell, name: str, config: Mapping[str, Any] | None, seeds: tuple[int, ...], flavour: str,
+    folders: Folders, score: bool = False,
+) -> Job:  # fmt: skip
+    found = folders(cell, flavour)
+    return Job(
+        part=part, cell=cell, name=name, config=config, seeds=seeds, features=flavour, score=score,
+        task_dir=str(found.task_dir) if found else "",
+        test_dir=(str(found.test_dir) if found else "") if score else None,
+    )  # fmt: skip
