@@ -1,7 +1,7 @@
 """Gaussian diffusion on vectors: the mathematics that MuSiC (arXiv 2507.04000) and LGCD (arXiv 2604.05365) share.
 
-Steps are numbered as in the papers, t = 1..T; index 0 of a table belongs to t = 1. Everything is computed in float64 and
-kept in float32. Shapes: B batch, D feature, T steps.
+Steps are numbered as in the papers, t = 1..T; index 0 of a table belongs to t = 1. Everything is computed in float64
+and kept in float32. Shapes: B batch, D feature, T steps.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ Denoiser = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 def variances(steps: int, start: float, end: float, schedule: str) -> Tensor:
     """Variances beta_1..beta_T of the forward process, float64 [T] (MuSiC eq. 3, LGCD eq. 9).
 
-    `linear`: from `start` to `end`, as the papers say. `linear_scaled` (ours): the same, times 1000/T and capped below 1,
-    so that abar_T comes near 0 for few steps as well; otherwise inference starts from noise that training never showed.
+    `linear`: from `start` to `end`, as the papers say. `linear_scaled` (ours): the same, times 1000/T and capped below
+    1, so that abar_T comes near 0 for few steps as well; otherwise inference starts from noise that training never showed.
     """
     if schedule not in SCHEDULES:
         raise InputError(f"schedule: unknown {schedule!r}; choose from {', '.join(SCHEDULES)}")

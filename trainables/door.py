@@ -1,7 +1,7 @@
 """The one door through which every model is trained, tuned, scored and asked for predictions.
 
-A model is a file in `trainables/models/` with `Config` (a frozen dataclass), `train(config, task, seed)` (a generator of
-`Epoch`), `SELECTION` (the metric that selects, and its direction) and `ABLATIONS` (name -> `Variant`). Nothing else is
+A model is a file in `trainables/models/` with `Config` (a frozen dataclass), `train(config, task, seed)` (a generator
+of `Epoch`), `SELECTION` (the metric that selects, and its direction) and `ABLATIONS` (name -> `Variant`). Nothing else is
 registered anywhere.
 """
 
@@ -56,7 +56,8 @@ class Epoch:
         """Predict the validation users. `spread`: mean variance per dimension of the real target vectors."""
         errors, vectors = _errors(predict, task.validation, task, seed)
         metrics = {f"val_{name}": value for name, value in errors.metrics().items()}
-        metrics["variance_ratio"] = float(vectors.var(dim=0).mean()) / spread if spread else float("nan")
+        variance = float(vectors.var(dim=0, correction=0).mean())
+        metrics["variance_ratio"] = variance / spread if spread else float("nan")
         return cls(number=number, metrics={**metrics, "train_loss": loss}, predict=predict, last=last)
 
 
@@ -101,12 +102,14 @@ def make_config(model: str, values: Mapping[str, Any], place: str) -> Any:
     for name, value in values.items():
         if name in known and not _fits(value, str(known[name])):
             faults.append(f"{name} is {value!r}; give a value of type {known[name]}{_hint(value)}")
+    fitting = {name: value for name, value in values.items() if name in known and _fits(value, str(known[name]))}
+    try:
+        config = config_class(**fitting)
+    except InputError as error:
+        faults.append(str(error))
     if faults:
         raise InputError(f"{place}: " + "; ".join(faults))
-    try:
-        return config_class(**values)
-    except InputError as error:
-        raise InputError(f"{place}: {error}") from error
+    return config
 
 
 def _fits(value: Any, kind: str) -> bool:
@@ -169,7 +172,8 @@ def run_predictor(
     began = time.perf_counter()
     task, predict = _task(task_dir), bounded(config["predictor"])
     (seed,) = seeds
-    metrics = {f"val_{name}": value for name, value in _errors(predict, task.validation, task, seed)[0].metrics().items()}
+    errors, _ = _errors(predict, task.validation, task, seed)
+    metrics = {f"val_{name}": value for name, value in errors.metrics().items()}
     artifacts: dict[str, str | bytes] = {}
     if test_dir is not None:
         errors, scores = score(predict, load_held_out(Path(test_dir)), task, seed)

@@ -39,8 +39,8 @@ def user_errors(
     return UserErrors(
         user=users.astype(np.int64),
         n=np.bincount(code),
-        sum_abs_error=np.bincount(code, np.abs(error)),
-        sum_squared_error=np.bincount(code, error * error),
+        sum_abs_error=_summed(code, np.abs(error)),
+        sum_squared_error=_summed(code, error * error),
         ndcg=ndcg(code, predicted_N, rating_N, NDCG_AT),
     )
 
@@ -67,6 +67,11 @@ def _dcg(
     first = np.ones(len(code), dtype=bool)
     first[1:] = (code[1:] != code[:-1]) | (score[1:] != score[:-1])
     tie = np.cumsum(first) - 1
-    shared_gain = (np.bincount(tie, gain) / np.bincount(tie))[tie]
+    shared_gain = (_summed(tie, gain) / np.bincount(tie))[tie]
     discount = np.where(rank < at, 1 / np.log2(rank + 2.0), 0.0)
-    return np.bincount(code, shared_gain * discount)
+    return _summed(code, shared_gain * discount)
+
+
+def _summed(code_N: NDArray[np.int64], value_N: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Sum per code."""
+    return np.bincount(code_N, value_N).astype(np.float64)

@@ -24,7 +24,7 @@ def item_mean(held_out: HeldOut, task: Task) -> Tensor:
 
 
 def source_offset(held_out: HeldOut, task: Task) -> Tensor:
-    """Item mean plus the user's shrunken source-domain offset times a slope fitted on training overlapping users, [N]."""
+    """Item mean plus the user's shrunken source-domain offset times a slope fitted on training users, [N]."""
     return item_mean(held_out, task) + task.slope * held_out.source_offset[held_out.ratings.user]
 
 
