@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.sparse import csr_matrix, hstack
+from scipy.sparse import csr_matrix
 
 from features.errors import InputError
 
@@ -28,7 +28,6 @@ class FactorSpec:
     bias_shrinkage: float = 5.0  # ratings of the mean that every user and item is taken to have; above 0
     regularisation: float = 15.0  # ridge on the factors, in ratings; above 0
     sweeps: int = 15  # of alternating least squares
-    joint: bool = True  # item factors of both domains in one space, tied by the users they share (Singh & Gordon 2008)
     seed: int = 0  # of the first factors
 
     def __post_init__(self) -> None:
@@ -59,49 +58,24 @@ class Vectors:
     items: NDArray[np.float32]
 
 
-def factorise(spec: FactorSpec, source: Interactions, target: Interactions) -> tuple[Vectors, Vectors]:
-    """Vectors of both domains; users carry the same number in both (a user without ratings in one has zeros there).
-
-    A user's vector in a domain is made from his ratings in that domain alone, given the item factors.
-    """
-    domains = (source, target)
-    offsets = [_centred(spec, domain) for domain in domains]
-    residuals = [
-        csr_matrix((residual, (domain.user, domain.item)), (domain.users, domain.items))
-        for domain, (_, _, residual) in zip(domains, offsets, strict=True)
-    ]
-    if spec.joint:
-        both = _item_factors(spec, csr_matrix(hstack(residuals)))
-        factors = [both[: source.items], both[source.items :]]
-    else:
-        factors = [_item_factors(spec, residual) for residual in residuals]
-    first, second = (
-        Vectors(
-            users=np.column_stack([user_bias, _solve(residual, of_items, spec.regularisation)]).astype(np.float32),
-            items=np.column_stack([item_bias, of_items]).astype(np.float32),
-        )
-        for (user_bias, item_bias, _), residual, of_items in zip(offsets, residuals, factors, strict=True)
-    )
-    return first, second
-
-
-def _centred(spec: FactorSpec, domain: Interactions) -> tuple[Floats, Floats, Floats]:
-    """User biases [U], item biases [I], and what they leave of the ratings [N]."""
-    centred = domain.rating.astype(np.float64)
+def factorise(spec: FactorSpec, ratings: Interactions) -> Vectors:
+    """Vectors of one domain from the ratings that training may see."""
+    centred = ratings.rating.astype(np.float64)
     centred -= centred.mean()
     user_bias, item_bias = biases(
-        spec.bias_shrinkage, domain.user, domain.item, centred, domain.users, domain.items
+        spec.bias_shrinkage, ratings.user, ratings.item, centred, ratings.users, ratings.items
     )  # fmt: skip
-    return user_bias, item_bias, centred - user_bias[domain.user] - item_bias[domain.item]
-
-
-def _item_factors(spec: FactorSpec, residual_UI: csr_matrix) -> Floats:
-    """Item factors [I, K] by alternating least squares."""
-    columns = residual_UI.T.tocsr()
-    factors = np.random.default_rng(spec.seed).normal(0.0, 0.1, (residual_UI.shape[1], spec.factors))
+    residual = centred - user_bias[ratings.user] - item_bias[ratings.item]
+    by_user = csr_matrix((residual, (ratings.user, ratings.item)), (ratings.users, ratings.items))
+    by_item = by_user.T.tocsr()
+    item_factors = np.random.default_rng(spec.seed).normal(0.0, 0.1, (ratings.items, spec.factors))
     for _ in range(spec.sweeps):
-        factors = _solve(columns, _solve(residual_UI, factors, spec.regularisation), spec.regularisation)
-    return factors
+        item_factors = _solve(by_item, _solve(by_user, item_factors, spec.regularisation), spec.regularisation)
+    user_factors = _solve(by_user, item_factors, spec.regularisation)
+    return Vectors(
+        users=np.column_stack([user_bias, user_factors]).astype(np.float32),
+        items=np.column_stack([item_bias, item_factors]).astype(np.float32),
+    )
 
 
 def biases(

@@ -193,7 +193,7 @@ def _checks(plan: Plan, place: str) -> list[str]:
         elif len(set(found)) < len(found):
             faults.append(f"{place}: {name} holds a value twice; give each once")
     for ratio in plan.ratios:
-        faults += _caught(lambda ratio=ratio: plan.split.at(ratio), f"{place}: ratios")  # type: ignore[misc]
+        faults += _caught(lambda ratio=ratio: plan.split.at(ratio), f"{place}: ratios")
     faults += _caught(lambda: make_config(plan.model, plan.base, f"{place}: base"), "")
     if not faults:
         faults += _part_checks(plan, place)
@@ -211,7 +211,7 @@ def _part_checks(plan: Plan, place: str) -> list[str]:
             faults.append(f"{place}: sweeps.{parameter}.values is empty; give at least one")
         for value in sweep.values:
             values = {**plan.base, parameter: value}
-            faults += _caught(lambda v=values, p=parameter: make_config(plan.model, v, f"{place}: sweeps.{p}"), "")  # type: ignore[misc]
+            faults += _caught(lambda v=values, p=parameter: make_config(plan.model, v, f"{place}: sweeps.{p}"), "")
     for variant in plan.ablate.variants if plan.ablate else ():
         if variant not in ablations:
             known = ", ".join(ablations)

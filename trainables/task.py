@@ -27,7 +27,7 @@ from torch import Tensor
 
 from features.domain import Domain
 from features.errors import InputError
-from features.factorisation import FactorSpec, Interactions, Vectors, biases, factorise
+from features.factorisation import FactorSpec, Interactions, biases, factorise
 from features.folders import whole_folder, write_json
 from features.store import FeatureTable
 
@@ -357,7 +357,11 @@ class _Builder:
             folder: self.split.train, folder / "validation": self.split.validation, self.out / "test": self.split.test
         }  # fmt: skip
         if isinstance(self.vectors, FactorSpec):
-            source, target = self._factorised(self.vectors, known, user, item, rating)
+            source = factorise(
+                self.vectors, _interactions(self.source.user, self.source.item, self.source.rating, self._size)
+            )
+            size = len(known), len(self.target.items)
+            target = factorise(self.vectors, _interactions(user, item, rating, size))
             _save_rows(folder, "target", target.users, None)
             _save_rows(folder, "items", target.items, None)
             centre = _centre(self._of_users(source.users, self.split.train))
@@ -372,22 +376,9 @@ class _Builder:
         for place, ids in parts.items():
             _save_rows(place, "source", self.vectors.source_users, ids, centre)
 
-    def _factorised(
-        self, spec: FactorSpec, known: NDArray[Any], user: Ints, item: Ints, rating: Floats
-    ) -> tuple[Vectors, Vectors]:
-        """Vectors of all source users, and of the `known` target users, from ratings that training may see."""
-        number = pd.Index(self.source.users).get_indexer(pd.Index(known))
-        number[number < 0] = len(self.source.users) + np.arange((number < 0).sum())
-        users = len(self.source.users) + int((number >= len(self.source.users)).sum())
-        source = Interactions(
-            user=self.source.user, item=self.source.item, rating=self.source.rating,
-            users=users, items=len(self.source.items),
-        )  # fmt: skip
-        target = Interactions(
-            user=number[user], item=item, rating=rating, users=users, items=len(self.target.items)
-        )  # fmt: skip
-        of_source, of_target = factorise(spec, source, target)
-        return of_source, Vectors(users=of_target.users[number], items=of_target.items)
+
+def _interactions(user: Ints, item: Ints, rating: Floats, size: tuple[int, int]) -> Interactions:
+    return Interactions(user=user, item=item, rating=rating, users=size[0], items=size[1])
 
 
 def _shrunken(code_N: Ints, value_N: NDArray[np.float64], size: int) -> NDArray[np.float64]:

@@ -1,12 +1,14 @@
 """MuSiC: leveraging multimodal data and side users for diffusion cross-domain recommendation (arXiv 2507.04000).
 
-In the paper's order: feature MLPs (3.2), diffusion with the vectorised U-Net (3.3), rating (3.4), two-stage training (3.5).
+In the paper's order: feature MLPs (3.2), diffusion with the vectorised U-Net (3.3), rating (3.4), training in two
+stages (3.5).
 Shapes: B batch of users, N ratings, F raw feature width, D vector width, T steps.
 """
 
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -57,6 +59,7 @@ class Config:
     batch_users: int = 128  # users of a batch, with all their ratings (ours)
     rate_from: str = "one_step"  # what r_hat is generated from in training: one_step (f at a random t) | chain (ours)
     rating_offset: str = "source_offset"  # what u . v is added to: global_mean | item_mean | source_offset (ours)
+    calibrate: bool = True  # u . v is scaled by a gain in [0, 1] fitted on the validation users (ours)
     samples: int = 1  # generated vectors that are averaged for a cold-start user (ours)
     diffusion: bool = True  # False: w/o diffusion, the source vector is used as it is (Table 3)
     side: bool = True  # False: w/o side, side users are left out (Table 3)
@@ -105,7 +108,8 @@ class FeatureMLP(nn.Module):
     def forward(self, raw_BF: Tensor) -> Tensor:
         """[B, F] -> [B, D]."""
         hidden = self.dropout(self.activation(self.inner(raw_BF)))
-        return self.activation(self.outer(hidden))
+        vectors: Tensor = self.activation(self.outer(hidden))
+        return vectors
 
 
 # --- 3.3 cross-domain diffusion -----------------------------------------------------------------------------------
@@ -126,11 +130,12 @@ class Block(nn.Module):
         x = self.map(x) + self.time(time_BD)
         if condition_BD is not None:
             x = x + self.condition(condition_BD)
-        return self.dropout(functional.silu(x))
+        out: Tensor = self.dropout(functional.silu(x))
+        return out
 
 
 class VectorUNet(nn.Module):
-    """Vectorised U-Net f(x_t, t, c) of section 3.3.3: predicts x_0. Without condition it never reads the source domain."""
+    """Vectorised U-Net f(x_t, t, c) of section 3.3.3: predicts x_0. Without condition no map of it takes part."""
 
     def __init__(self, config: Config) -> None:
         super().__init__()
@@ -149,11 +154,14 @@ class VectorUNet(nn.Module):
         x = self.middle(quarter, time, c)
         x = self.up_half(torch.cat([x, quarter], dim=-1), time, c)
         x = self.up_full(torch.cat([x, half], dim=-1), time, c)
-        return torch.as_tensor(self.output(torch.cat([x, full], dim=-1)))
+        predicted: Tensor = self.output(torch.cat([x, full], dim=-1))
+        return predicted
 
 
 class MuSiC(nn.Module):
     """The three networks, the schedule, and the constants of the task that a rating needs."""
+
+    gain: Tensor
 
     def __init__(self, config: Config, task: Task) -> None:
         super().__init__()
@@ -164,6 +172,7 @@ class MuSiC(nn.Module):
         self.process = Diffusion.from_variances(beta)
         self.mean, self.slope, self.rating_scale = task.mean, task.slope, task.rating_scale
         self.item_offset = task.item_offset
+        self.register_buffer("gain", torch.ones(()))
 
     # --- 3.4 rating -----------------------------------------------------------------------------------------------
 
@@ -195,14 +204,44 @@ class MuSiC(nn.Module):
         users = torch.arange(len(held_out.source))
         vectors = self.vectors(held_out.source[users], torch.Generator().manual_seed(seed))
         ratings = held_out.ratings
-        u_dot_v = self.dot(vectors, ratings.user, task, ratings.item)
-        predicted = self.offset(ratings.item, held_out.source_offset[ratings.user]) + u_dot_v
+        offset = self.offset(ratings.item, held_out.source_offset[ratings.user])
+        predicted = offset + self.gain * self.dot(vectors, ratings.user, task, ratings.item)
         return predicted.clamp(*self.rating_scale), vectors
 
+    @torch.no_grad()
+    def fit_gain(self, held_out: HeldOut, task: Task, seed: int) -> None:
+        """Fit the factor of u . v on these users' ratings, kept within [0, 1] (`shrunken_slope`).
+
+        Residuals learned from a few hundred users are too large for new ones; one number corrects that.
+        """
+        self.eval()
+        users, ratings = torch.arange(len(held_out.source)), held_out.ratings
+        vectors = self.vectors(held_out.source[users], torch.Generator().manual_seed(seed))
+        u_dot_v = self.dot(vectors, ratings.user, task, ratings.item)
+        left = ratings.rating - self.offset(ratings.item, held_out.source_offset[ratings.user])
+        self.gain.fill_(shrunken_slope(u_dot_v, left, ratings.user))
+
     def dot(self, vectors_BD: Tensor, user_N: Tensor, task: Task, item_N: Tensor) -> Tensor:
-        """u . v of eq. 8 for each rating, [N]; each item goes through its MLP once."""
-        items, code = item_N.unique(return_inverse=True)
-        return (vectors_BD[user_N] * self.item_mlp(task.items[items])[code]).sum(dim=-1)
+        """Eq. 8, u . v for each rating, [N]; each item goes through its MLP once."""
+        items, code = item_N.unique(return_inverse=True)  # type: ignore[no-untyped-call]
+        item_ND: Tensor = self.item_mlp(task.items[items])[code]
+        return (vectors_BD[user_N] * item_ND).sum(dim=-1)
+
+
+def shrunken_slope(x_N: Tensor, y_N: Tensor, user_N: Tensor) -> float:
+    """Least-squares slope of y on x within [0, 1], pulled to 0 by how uncertain it is: b * max(0, 1 - var(b) / b^2).
+
+    var(b) is clustered by user, whose ratings err together (Liang & Zeger 1986); the factor is the positive-part
+    James-Stein estimate of one coefficient.
+    """
+    xy = torch.bincount(user_N, (x_N * y_N).double())
+    xx = torch.bincount(user_N, x_N.square().double())
+    total = float(xx.sum())
+    if total == 0 or float(xy.sum()) <= 0:
+        return 0.0
+    slope = float(xy.sum()) / total
+    variance = float((xy - slope * xx).square().sum()) / total**2
+    return min(1.0, slope * max(0.0, 1.0 - variance / slope**2))
 
 
 # --- 3.5 training -------------------------------------------------------------------------------------------------
@@ -216,16 +255,16 @@ def train(config: Config, task: Task, seed: int) -> Iterator[Epoch]:
     """
     with torch.random.fork_rng(devices=[]):  # dropout and initialisation read torch's own generator
         torch.manual_seed(seed)
+        stages = _Trainer(config, task, seed).run()
         state = torch.random.get_rng_state()
-        trainer = _Trainer(config, task, seed)
-        stages = trainer.run()
-        while True:
+    while True:
+        with torch.random.fork_rng(devices=[]):  # whoever runs between two epochs finds his own state
             torch.random.set_rng_state(state)
             epoch = next(stages, None)
             state = torch.random.get_rng_state()
-            if epoch is None:
-                return
-            yield epoch
+        if epoch is None:
+            return
+        yield epoch
 
 
 class _Trainer:
@@ -252,6 +291,8 @@ class _Trainer:
         spread = float(x0[: len(task.source)].var(dim=0).mean())
         for number in range(1, self.config.epochs + 1):
             loss = self._joint_epoch(optimizer, x0)
+            if self.config.calibrate:
+                model.fit_gain(task.validation, task, self.seed)
             epoch = Epoch.measured(number, model.predict, task, self.seed, loss=loss, spread=spread)
             if best is None or epoch.metrics["val_rmse"] < best[0]:
                 best = (epoch.metrics["val_rmse"], number, copy.deepcopy(model.state_dict()))
@@ -294,7 +335,7 @@ class _Trainer:
         self.model.train()
         for _ in range(self.config.side_epochs):
             order = users[torch.randperm(len(users), generator=self.generator)]
-            for batch in order.split(self.config.batch_users):
+            for batch in torch.split(order, self.config.batch_users):
                 _step(optimizer, self._reconstruction(x0_UD[batch], None)[0])
 
     def _joint_epoch(self, optimizer: torch.optim.Optimizer, x0_UD: Tensor) -> float:
@@ -326,11 +367,11 @@ class _Trainer:
         return functional.mse_loss(predicted, x0_BD), predicted
 
     def _batches(self, ratings: Ratings) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """Users in random order with all their ratings: users [B], the user's place in them [N], rows of ratings [N]."""
+        """Users in random order with all their ratings: users [B], each rating's place in them [N] and row [N]."""
         starts = ratings.starts
         rated = torch.nonzero(starts.diff()).flatten()
         order = rated[torch.randperm(len(rated), generator=self.generator)]
-        for users in order.split(self.config.batch_users):
+        for users in torch.split(order, self.config.batch_users):
             counts = starts[users + 1] - starts[users]
             place = torch.repeat_interleave(torch.arange(len(users)), counts)
             first = starts[users] - (counts.cumsum(0) - counts)
@@ -339,6 +380,9 @@ class _Trainer:
 
 def _step(optimizer: torch.optim.Optimizer, loss: Tensor) -> float:
     optimizer.zero_grad()
+    value = float(loss.detach())
+    if not math.isfinite(value):
+        raise FloatingPointError(f"the loss is {value}; lower lr")
     loss.backward()  # type: ignore[no-untyped-call]
     optimizer.step()
-    return float(loss.detach())
+    return value
