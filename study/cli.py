@@ -284,8 +284,6 @@ def _report(study: Study, *, fresh: bool) -> None:
         with _bars() as bars:
             task = bars.add_task("drawing the report", total=None)
             made = study.report(lambda done, total: bars.update(task, completed=done, total=total))
-        for name in made.missing:
-            console.print(f"[yellow]missing:[/yellow] {name}", soft_wrap=True)
         table = summary_table(study.results(), made.comparison)
     else:
         table = summary_table(study.results())
