@@ -238,13 +238,26 @@ def best(plan: str, home: Path, export: Path | None) -> None:
     if not found:
         raise InputError(f"plan {study.plan.name}: no search trial is finished in {home}; run `study search {plan}`")
     document = {
-        cell: {"run_id": best.run_id, best.of: best.value, "config": dict(logged["config"])}
+        cell: {"run_id": best.run_id, study.plan.selection[0]: best.value, "config": dict(logged["config"])}
         for cell, (best, logged) in found.items()
     }
     text = yaml.safe_dump(document, sort_keys=False)
     console.print(text, markup=False, highlight=False, soft_wrap=True)
     if export:
         export.write_text(text)
+
+
+@cli.command()
+@click.argument("run_id")
+@HOME
+def rerun(run_id: str, home: Path) -> None:
+    """Train a logged trial again from its logged configuration, and lay its metrics beside the logged ones."""
+    from study.rerun import rerun as train_again
+
+    table = Table("metric", "logged", "now", "difference", title=f"run {run_id}")
+    for name, logged, now in train_again(run_id, home):
+        table.add_row(name, f"{logged:.6f}", f"{now:.6f}", "none" if logged == now else f"{now - logged:+.2g}")
+    console.print(table)
 
 
 @cli.command()

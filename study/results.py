@@ -90,11 +90,8 @@ class Results:
         return pd.DataFrame({"epoch": sorted(newest), "value": [newest[step] for step in sorted(newest)]})
 
     def config(self, run_id: str) -> Mapping[str, Any]:
-        """The run's `config.yaml`: everything that is needed to train it again."""
-        loaded = yaml.safe_load(read_artifact(self.tracking_uri, run_id, "config.yaml"))
-        if not isinstance(loaded, dict):
-            raise InputError(f"run {run_id}: config.yaml must be a mapping, is {type(loaded).__name__}; train it again")
-        return loaded
+        """The run's `config.yaml`, see `read_config`."""
+        return read_config(self.tracking_uri, run_id)
 
     def per_user(self, run_id: str) -> pd.DataFrame:
         """The run's `per_user.csv`: seed, user, n, sum_abs_error, sum_squared_error, ndcg20."""
@@ -142,6 +139,17 @@ def per_seed(trial: pd.Series, metric: str) -> list[float]:
     return seeds or ([value] if math.isfinite(value) else [])
 
 
+def read_config(tracking_uri: str, run_id: str) -> Mapping[str, Any]:
+    """A trial's `config.yaml`: model, config, cell, seeds, features and folders, all that training it again needs."""
+    try:
+        loaded = yaml.safe_load(read_artifact(tracking_uri, run_id, "config.yaml"))
+    except yaml.YAMLError as error:
+        raise InputError(f"run {run_id}: its config.yaml is not YAML ({' '.join(str(error).split())})") from error
+    if not isinstance(loaded, dict):
+        raise InputError(f"run {run_id}: its config.yaml must be a mapping, is {type(loaded).__name__}")
+    return loaded
+
+
 def read_artifact(tracking_uri: str, run_id: str, path: str) -> str:
     """The text of one artifact; InputError where the run has none of that name."""
     try:
@@ -153,7 +161,7 @@ def read_artifact(tracking_uri: str, run_id: str, path: str) -> str:
             return Path(found).read_text(encoding="utf-8")
     except (MlflowException, OSError) as error:
         reason = " ".join(str(error).split())[:200]
-        raise InputError(f"run {run_id}: has no readable artifact {path} ({reason}); train it again") from error
+        raise InputError(f"run {run_id}: has no readable artifact {path} ({reason}); give the id of a trial") from error
 
 
 def _all_runs(client: MlflowClient, experiment_id: str) -> list[Run]:

@@ -305,24 +305,6 @@ def mark_best(
     return chosen
 
 
-def read_config(client: MlflowClient, run_id: str) -> dict[str, Any]:
-    """The run's `config.yaml`: model, config, cell, seeds, features and folders; what `study rerun` trains again."""
-    from mlflow.artifacts import download_artifacts
-    from mlflow.exceptions import MlflowException
-
-    try:
-        path = download_artifacts(run_id=run_id, artifact_path=CONFIG_FILE, tracking_uri=client.tracking_uri)
-        document = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except (MlflowException, OSError, yaml.YAMLError) as error:
-        reason = " ".join(str(error).split())
-        raise InputError(
-            f"run {run_id}: its {CONFIG_FILE} cannot be read ({reason}); give the id of a trial"
-        ) from error
-    if not isinstance(document, dict):
-        raise InputError(f"run {run_id}: its {CONFIG_FILE} must be a mapping, is {type(document).__name__}")
-    return document
-
-
 def _trial_run(run: Run, status: str) -> TrialRun:
     tags = run.data.tags
     return TrialRun(

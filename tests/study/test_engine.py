@@ -19,7 +19,7 @@ import optuna
 import pytest
 
 from features.errors import InputError
-from study import tracking
+from study import results, tracking
 from study.draws import open_journal
 from study.engine import Progress, run_jobs
 from study.jobs import Cell, Cluster, Job, Resources
@@ -121,7 +121,7 @@ def test_a_search_runs_once_and_then_does_nothing(home: Path, capfd: pytest.Capt
     client = tracking.connect(tracking.default_uri(home))
     assert [entry.step for entry in client.get_metric_history(run.info.run_id, "epoch/val_rmse")] == [1, 2, 3, 4]
     assert run.data.metrics["threads"] == 1
-    config = tracking.read_config(client, run.info.run_id)
+    config = results.read_config(client.tracking_uri, run.info.run_id)
     assert config["config"] == {**drive.BASE, "seconds": 0.02, "x": float(run.data.params["x"])}
     assert (config["model"], config["seeds"], config["name"]) == ("fake", [0, 1], "0001")
 

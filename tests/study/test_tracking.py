@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from features.errors import InputError
-from study import tracking
+from study import results, tracking
 from study.jobs import Cell, Job
 from study.tracking import EpochReport, PartTracker
 
@@ -105,7 +105,7 @@ def test_a_finished_trial_has_all_that_the_ui_needs(part: Part, tmp_path: Path) 
     assert part.client.get_metric_history(run_id, "epoch/val_rmse")[0].timestamp == 1001
     assert {file.path for file in part.client.list_artifacts(run_id)} == {"config.yaml", "per_user.csv", "raw.bin"}
     assert Path(part.client.download_artifacts(run_id, "raw.bin", str(tmp_path))).read_bytes() == b"\x00\xff"
-    assert tracking.read_config(part.client, run_id) == {"config": {"lr": 1e-5, "side": True}, "seeds": [0, 1]}
+    assert results.read_config(part.client.tracking_uri, run_id) == {"config": {"lr": 1e-5, "side": True}, "seeds": [0, 1]}
     assert part.home in Path(run.info.artifact_uri.removeprefix("file://")).parents
 
 
@@ -254,14 +254,14 @@ def test_a_run_without_a_config_cannot_be_read(part: Part) -> None:
     tracker = part.open()
     tracker.start_part()
     tracker.end_part("FINISHED")
-    with pytest.raises(InputError, match=r"its config.yaml cannot be read .*; give the id of a trial"):
-        tracking.read_config(part.client, part.runs()["search"].info.run_id)
-    with pytest.raises(InputError, match=r"run nonsense: its config.yaml cannot be read"):
-        tracking.read_config(part.client, "nonsense")
+    with pytest.raises(InputError, match=r"has no readable artifact config.yaml .*; give the id of a trial"):
+        results.read_config(part.client.tracking_uri, part.runs()["search"].info.run_id)
+    with pytest.raises(InputError, match=r"run nonsense: has no readable artifact config.yaml"):
+        results.read_config(part.client.tracking_uri, "nonsense")
     run_id = part.runs()["search"].info.run_id
     part.client.log_text(run_id, yaml.safe_dump([1]), "config.yaml")
     with pytest.raises(InputError, match="must be a mapping, is list"):
-        tracking.read_config(part.client, run_id)
+        results.read_config(part.client.tracking_uri, run_id)
 
 
 def test_a_deleted_experiment_is_not_revived(part: Part) -> None:
