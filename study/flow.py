@@ -63,7 +63,7 @@ class Study:
         self, plan: Plan, *, home: Path, data: Path | None = None, cluster: Cluster | None = None,
         watch: Watch | None = None, watch_jobs: WatchJobs | None = None,
     ) -> None:  # fmt: skip
-        self.plan, self.home, self.data = plan, home, data
+        self.plan, self.home, self.data = plan, home.absolute(), data  # workers have another working folder
         self.cluster = cluster or Cluster()
         self.watch: Watch = watch or (lambda what, size: lambda done: None)
         self._watch_jobs: WatchJobs = watch_jobs or (lambda part, progress: None)
@@ -83,6 +83,10 @@ class Study:
     @cached_property
     def inputs(self) -> Inputs:
         """Verb `extract`: everything that trials read, made where it is missing, and described in MLflow."""
+        if self.cluster.address is not None:
+            from study.launch import connect
+
+            connect(self.cluster)
         inputs = prepare(self.plan, self.data, self.home, self.watch, on_ray=self.cluster.address is not None)
         self._log_data(inputs)
         return inputs

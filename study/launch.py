@@ -30,7 +30,7 @@ def launch(
     from ray import tune
 
     with _quiet(log):
-        _connect(cluster)
+        connect(cluster)
         limit = _concurrency(cluster, resources)
         searcher = JobSearcher(todo, ledger)
         storage = home.absolute() / "ray"
@@ -63,7 +63,7 @@ def _trial_name(trial: Any) -> str:
     return str(trial.trial_id)
 
 
-def _connect(cluster: Cluster) -> None:
+def connect(cluster: Cluster) -> None:
     """Join the cluster, or start Ray here; one that this process already has is used as it is."""
     import ray
 
