@@ -1,0 +1,110 @@
+"""No leak, bit for bit: what test users rated and wrote in the target domain changes nothing that a search can see."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from features.store import open_table
+from trainables.door import Report, run
+from trainables.task import TaskFolders, load_held_out
+
+from .worlds import DISLIKED, LIKED, World, build
+
+CONFIG = {"epochs": 6, "patience": 3, "feature_epochs": 3, "side_epochs": 3, "lr": 1e-2}
+
+
+def inverted(reviews: pd.DataFrame) -> pd.DataFrame:
+    """Every rating upside down, every text another one."""
+    return reviews.assign(rating=6 - reviews["rating"], text=[f"{LIKED} {DISLIKED} {i}" for i in range(len(reviews))])
+
+
+def users_of(folder: Path) -> list[str]:
+    return [str(name) for name in np.load(folder / "user_id.npy")]
+
+
+def contents(folder: Path) -> dict[str, Any]:
+    """Every file under `folder`; a feature table elsewhere is replaced by the rows of it that are used."""
+    found: dict[str, Any] = {}
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        name = str(path.relative_to(folder))
+        found[name] = path.read_bytes()
+        if path.suffix == ".json" and (meta := json.loads(path.read_text())).get("vectors"):
+            rows = np.load(path.with_name(f"{path.stem}_rows.npy"))
+            table = open_table(Path(meta["vectors"]).parent)
+            found[f"{name} rows"] = np.asarray(table.vectors[rows]).tobytes()
+            found[name] = json.dumps({**meta, "vectors": None}).encode()
+    return found
+
+
+def reports(folders: TaskFolders) -> list[tuple[int, dict[str, float]]]:
+    def plain(report: Report) -> tuple[int, dict[str, float]]:
+        return report.epoch, {name: value for name, value in report.metrics.items() if name != "seconds"}
+
+    return [plain(report) for report in run("music", CONFIG, str(folders.task_dir), [0, 1])]
+
+
+@pytest.fixture(scope="module")
+def changed(world: World, flavour: str, folders: TaskFolders, tmp_path_factory: pytest.TempPathFactory) -> TaskFolders:
+    """The same task after every target rating and review of its test users was turned over."""
+    other = world.with_target(users_of(folders.test_dir), inverted)
+    return build(other, tmp_path_factory.mktemp(f"changed-{flavour}"), flavour)
+
+
+def test_the_change_reached_the_data_and_the_test_side(folders: TaskFolders, changed: TaskFolders) -> None:
+    """Otherwise the tests below would prove nothing."""
+    assert folders.key != changed.key
+    before, after = load_held_out(folders.test_dir).ratings, load_held_out(changed.test_dir).ratings
+    assert before.rating.add(after.rating).unique().tolist() == [6.0]
+
+
+def test_test_users_change_no_file_of_the_search_side(folders: TaskFolders, changed: TaskFolders) -> None:
+    before, after = contents(folders.task_dir), contents(changed.task_dir)
+    assert list(before) == list(after)
+    assert [name for name in before if before[name] != after[name]] == []
+    assert "target_vectors.npy" in before
+
+
+def test_test_users_change_no_loss_no_validation_score_and_no_selected_epoch(
+    folders: TaskFolders, changed: TaskFolders
+) -> None:
+    before, after = reports(folders), reports(changed)
+    assert before == after
+    assert {"val_rmse", "val_ndcg20", "train_loss", "variance_ratio", "selected_epoch"} <= set(before[-1][1])
+    assert not any(name.startswith("test") for _, metrics in before for name in metrics)
+
+
+def test_test_users_change_nothing_but_the_truth_on_the_test_side(folders: TaskFolders, changed: TaskFolders) -> None:
+    before, after = contents(folders.test_dir), contents(changed.test_dir)
+    assert [name for name in before if before[name] != after[name]] == ["rating.npy"]
+
+
+def test_validation_users_change_no_training_tensor(
+    world: World, flavour: str, folders: TaskFolders, tmp_path: Path
+) -> None:
+    users = users_of(folders.task_dir / "validation")
+    other = build(world.with_target(users, inverted), tmp_path, flavour)
+    before, after = contents(folders.task_dir), contents(other.task_dir)
+    assert list(before) == list(after)
+    assert [name for name in before if before[name] != after[name]] == ["validation/rating.npy"]
+    assert contents(folders.test_dir) == contents(other.test_dir)
+
+
+def test_what_the_same_users_did_in_the_source_domain_does_change_their_vectors(
+    world: World, flavour: str, folders: TaskFolders, tmp_path: Path
+) -> None:
+    """A cold-start user is known by his source domain: the comparison above is not blind."""
+    users = users_of(folders.test_dir)
+    source = world.source.copy()
+    chosen = source["user_id"].isin(users)
+    source.loc[chosen] = inverted(source[chosen])
+    other = build(World(source, world.target, world.items), tmp_path, flavour)
+    before, after = load_held_out(folders.test_dir), load_held_out(other.test_dir)
+    assert not before.source_offset.equal(after.source_offset)
+    index = before.ratings.user.unique()
+    assert float((before.source[index] - after.source[index]).abs().mean()) > 0.05

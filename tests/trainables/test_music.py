@@ -1,0 +1,338 @@
+"""MuSiC's networks and losses against slow references written from the paper, in float64."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from trainables.models import music
+from trainables.models.music import ABLATIONS, ACTIVATIONS, Config, FeatureMLP, MuSiC, VectorUNet, train
+from trainables.task import Task
+
+from .worlds import random_task, rows_of
+
+SMALL = {"dim": 8, "hidden": 6, "dropout": 0.0, "steps": 5, "epochs": 2, "feature_epochs": 1, "side_epochs": 2}
+
+Array = np.ndarray
+
+
+def small(**changes: Any) -> Config:
+    return Config(**{**SMALL, **changes})
+
+
+def arrays(module: torch.nn.Module) -> dict[str, Array]:
+    return {name: value.double().numpy() for name, value in module.state_dict().items()}
+
+
+def activate(x: Array, kind: str) -> Array:
+    if kind == "tanh":
+        return np.array([math.tanh(value) for value in x])
+    if kind == "relu":
+        return np.array([max(0.0, value) for value in x])
+    powers = [math.exp(value) for value in x]
+    return np.array([power / sum(powers) for power in powers])
+
+
+def reference_mlp(weights: Mapping[str, Array], raw: Array, kind: str) -> Array:
+    """Section 3.2 for one vector."""
+    hidden = activate(weights["inner.weight"] @ raw + weights["inner.bias"], kind)
+    return activate(weights["outer.weight"] @ hidden + weights["outer.bias"], kind)
+
+
+def silu(x: Array) -> Array:
+    return x / (1 + np.exp(-x))
+
+
+def reference_unet(weights: Mapping[str, Array], xt: Array, t: int, condition: Array | None) -> Array:
+    """Section 3.3.3 for one vector: the condition is added to the input, and every block adds time and condition."""
+    half = len(xt) // 2
+    angles = [t / 10_000 ** (i / half) for i in range(half)]
+    time = np.array([math.sin(a) for a in angles] + [math.cos(a) for a in angles])
+
+    def block(name: str, x: Array) -> Array:
+        y = weights[f"{name}.map.weight"] @ x + weights[f"{name}.map.bias"]
+        y = y + weights[f"{name}.time.weight"] @ time + weights[f"{name}.time.bias"]
+        if condition is not None:
+            y = y + weights[f"{name}.condition.weight"] @ condition
+        return silu(y)
+
+    down = block("down_full", xt if condition is None else xt + condition)
+    down_2 = block("down_half", down)
+    down_4 = block("down_quarter", down_2)
+    up = block("up_half", np.concatenate([block("middle", down_4), down_4]))
+    up = block("up_full", np.concatenate([up, down_2]))
+    return np.asarray(weights["output.weight"] @ np.concatenate([up, down]) + weights["output.bias"])
+
+
+# --- networks -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_feature_mlp_is_two_layers_each_with_the_activation(activation: str) -> None:
+    mlp = FeatureMLP(7, small(activation=activation)).eval()
+    raw = torch.randn(4, 7)
+    for row, vector in zip(raw, mlp(raw), strict=True):
+        expected = reference_mlp(arrays(mlp), row.double().numpy(), activation)
+        np.testing.assert_allclose(vector.detach(), expected, atol=1e-6)
+
+
+def test_dropout_acts_in_training_and_not_in_prediction() -> None:
+    mlp, unet = FeatureMLP(7, small(dropout=0.5)), VectorUNet(small(dropout=0.5))
+    raw, xt, t = torch.randn(40, 7), torch.randn(40, 8), torch.ones(40, dtype=torch.int64)
+    for network, call in ((mlp, lambda: mlp(raw)), (unet, lambda: unet(xt, t, None))):
+        network.train()
+        assert not torch.equal(call(), call())
+        network.eval()
+        assert torch.equal(call(), call())
+
+
+@pytest.mark.parametrize("conditioned", [True, False])
+def test_unet_is_the_papers(conditioned: bool) -> None:
+    unet = VectorUNet(small()).eval()
+    xt, t = torch.randn(4, 8), torch.tensor([1, 2, 3, 5])
+    condition = torch.randn(4, 8) if conditioned else None
+    predicted = unet(xt, t, condition).detach()
+    for row in range(4):
+        c = None if condition is None else condition[row].double().numpy()
+        expected = reference_unet(arrays(unet), xt[row].double().numpy(), int(t[row]), c)
+        np.testing.assert_allclose(predicted[row], expected, atol=1e-6)
+
+
+def test_without_condition_no_condition_map_gets_a_gradient() -> None:
+    unet = VectorUNet(small())
+    xt, t = torch.randn(4, 8), torch.tensor([1, 2, 3, 5])
+    unet(xt, t, None).square().sum().backward()
+    maps = {name for name, _ in unet.named_parameters() if ".condition." in name}
+    assert len(maps) == 6
+    for name, parameter in unet.named_parameters():
+        assert (parameter.grad is None) == (name in maps), name
+    unet.zero_grad()
+    unet(xt, t, torch.randn(4, 8)).square().sum().backward()
+    assert all(float(parameter.grad.abs().sum()) > 0 for parameter in unet.parameters())
+
+
+def side_stage(task: Task, config: Config) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """x_0 of the feature stage, and the U-Net as the side stage leaves it."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(3)
+        trainer = music._Trainer(config, task, 3)
+        trainer._feature_stage()
+        with torch.no_grad():
+            x0 = trainer.model.eval().user_mlp(task.target[torch.arange(len(task.target))])
+        trainer._side_stage(x0)
+        return x0, trainer.model.unet.state_dict()
+
+
+def test_the_side_stage_ignores_the_source_domain_altogether() -> None:
+    task, config = random_task(), small(dropout=0.2)
+    other = replace(task, source=rows_of(torch.randn(len(task.source), task.source.width)))
+    x0, unet = side_stage(task, config)
+    x0_again, unet_again = side_stage(other, config)
+    assert torch.equal(x0, x0_again)
+    assert all(torch.equal(unet[name], unet_again[name]) for name in unet)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(3)
+        untrained = MuSiC(config, task).unet.state_dict()
+    for name in unet:
+        assert torch.equal(unet[name], untrained[name]) == (".condition." in name), name
+
+
+def test_the_side_stage_learns_to_reconstruct() -> None:
+    task = random_task(side=60)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        trainer = music._Trainer(small(side_epochs=150, lr=1e-2), task, 0)
+        x0 = 2 + 0.1 * torch.randn(len(task.target), 8, generator=torch.Generator().manual_seed(0))
+        side = x0[task.side_users]
+        before = float(trainer._reconstruction(side, None)[0].detach())
+        trainer._side_stage(x0)
+        after = float(trainer._reconstruction(side, None)[0].detach())
+    assert before > 2
+    assert after < 0.1
+
+
+# --- losses -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("beta", [0.0, 0.4, 1.0])
+@pytest.mark.parametrize("rating_offset", ["global_mean", "item_mean", "source_offset"])
+def test_the_joint_loss_equals_a_loop_over_users_and_ratings(beta: float, rating_offset: str) -> None:
+    """Eq. 13 in one batch of all users: the loss that the first step reports, before any weight has moved."""
+    task, config = random_task(), small(beta=beta, rating_offset=rating_offset)
+    trainer = music._Trainer(config, task, 5)
+    x0 = torch.randn(len(task.target), 8)
+    trainer.model.item_mlp.requires_grad_(False)
+    model, users = copy.deepcopy(trainer.model), len(task.source)
+    replay = torch.Generator()
+    replay.set_state(trainer.generator.get_state())
+    order = torch.randperm(users, generator=replay)
+    t = torch.randint(1, config.steps + 1, (users,), generator=replay)
+    eps = torch.randn(users, 8, generator=replay)
+
+    loss = trainer._joint_epoch(torch.optim.SGD(trainer.model.parameters(), lr=0.0), x0)
+
+    mlp, items, unet = arrays(model.user_mlp), arrays(model.item_mlp), arrays(model.unet)
+    reconstruction, squared, generated = [], [], {}
+    for place, user in enumerate(order.tolist()):
+        target = x0[user].double().numpy()
+        condition = reference_mlp(mlp, task.source[torch.tensor([user])][0].double().numpy(), "tanh")
+        step = int(t[place]) - 1
+        signal, noise = float(model.process.signal[step]), float(model.process.noise[step])
+        xt = signal * target + noise * eps[place].double().numpy()
+        generated[user] = reference_unet(unet, xt, int(t[place]), condition)
+        reconstruction.append(np.mean((generated[user] - target) ** 2))
+    for user, item, rating in zip(task.train.user.tolist(), task.train.item.tolist(), task.train.rating, strict=True):
+        if user >= users:
+            continue  # a side user
+        vector = reference_mlp(items, task.items[torch.tensor([item])][0].double().numpy(), "tanh")
+        predicted = task.mean + generated[user] @ vector
+        if rating_offset != "global_mean":
+            predicted += float(task.item_offset[item])
+        if rating_offset == "source_offset":
+            predicted += task.slope * float(task.source_offset[user])
+        squared.append((float(rating) - predicted) ** 2)
+    assert len(squared) == len(task.overlapping)
+    assert loss == pytest.approx(beta * np.mean(reconstruction) + (1 - beta) * np.mean(squared), rel=1e-5)
+
+
+def test_batches_hold_every_rating_once_with_its_own_user() -> None:
+    task = random_task(overlapping=11, each=4)
+    trainer = music._Trainer(small(batch_users=3), task, 0)
+    batches = list(trainer._batches(task.train))
+    assert [len(users) for users, _, _ in batches] == [3, 3, 3, 3, 3, 3, 1]  # 11 overlapping and 8 side users
+    for users, place, rows in batches:
+        assert torch.equal(task.train.user[rows], users[place])
+    assert torch.cat([rows for _, _, rows in batches]).sort().values.tolist() == list(range(len(task.train)))
+
+
+def test_predictions_are_the_offset_plus_the_product_within_the_scale() -> None:
+    task = random_task()
+    model = MuSiC(small(), task).eval()
+    predicted, vectors = model.predict(task.validation, task, 9)
+    items, ratings = arrays(model.item_mlp), task.validation.ratings
+    generator = torch.Generator().manual_seed(9)
+    expected = model.vectors(task.validation.source[torch.arange(6)], generator).detach()
+    np.testing.assert_array_equal(vectors, expected)
+    for row in range(len(ratings)):
+        user, item = int(ratings.user[row]), int(ratings.item[row])
+        vector = reference_mlp(items, task.items[torch.tensor([item])][0].double().numpy(), "tanh")
+        offset = task.mean + float(task.item_offset[item]) + task.slope * float(task.validation.source_offset[user])
+        rating = offset + float(model.gain) * (vectors[user].double().numpy() @ vector)
+        assert float(predicted[row]) == pytest.approx(min(5.0, max(1.0, rating)), abs=1e-5)
+
+
+def test_generation_is_the_reverse_process_step_by_step() -> None:
+    """Section 3.3.4 for one user: from pure noise, the posterior mean of eq. 6 at every step, its noise but at the last."""
+    task, config = random_task(), small(steps=3)
+    model = MuSiC(config, task).eval()
+    unet, process = arrays(model.unet), model.process
+    raw = task.validation.source[torch.tensor([2])]
+    ours = model.vectors(raw, torch.Generator().manual_seed(4)).detach()[0]
+    condition = reference_mlp(arrays(model.user_mlp), raw[0].double().numpy(), "tanh")
+    generator = torch.Generator().manual_seed(4)
+    x = torch.randn(1, 8, generator=generator)[0].double().numpy()
+    beta = [min(0.999, 1000 / 3 * (1e-4 + (0.02 - 1e-4) * i / 2)) for i in range(3)]
+    for t in (3, 2, 1):
+        bar, before = math.prod(1 - b for b in beta[:t]), math.prod(1 - b for b in beta[: t - 1])
+        x0 = reference_unet(unet, x, t, condition)
+        x = math.sqrt(before) * beta[t - 1] / (1 - bar) * x0 + math.sqrt(1 - beta[t - 1]) * (1 - before) / (1 - bar) * x
+        if t > 1:
+            eps = torch.randn(1, 8, generator=generator)[0].double().numpy()
+            x = x + math.sqrt(beta[t - 1] * (1 - before) / (1 - bar)) * eps
+    assert process.steps == 3
+    np.testing.assert_allclose(ours, x, atol=2e-5)
+
+
+# --- training -----------------------------------------------------------------------------------------------------
+
+
+def last_metrics(config: Config, task: Task, seed: int = 0) -> dict[str, float]:
+    return dict(list(train(config, task, seed))[-1].metrics)
+
+
+@pytest.mark.parametrize("schedule", ["linear", "linear_scaled"])
+@pytest.mark.parametrize("steps", [2, 5, 10, 20, 50])
+def test_every_number_of_steps_trains_to_finite_numbers(steps: int, schedule: str) -> None:
+    metrics = last_metrics(small(steps=steps, schedule=schedule), random_task())
+    assert all(math.isfinite(value) for value in metrics.values()), metrics
+    assert 0.5 < metrics["val_rmse"] < 4
+
+
+@pytest.mark.parametrize("rate_from", music.RATE_FROM)
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_every_activation_trains_all_networks(activation: str, rate_from: str) -> None:
+    task, config = random_task(), small(activation=activation, rate_from=rate_from)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        trainer = music._Trainer(config, task, 0)
+        before = copy.deepcopy(trainer.model.state_dict())
+        epochs = list(trainer.run())
+    assert math.isfinite(epochs[-1].metrics["val_rmse"])
+    moved = {name.split(".")[0] for name, value in trainer.model.state_dict().items() if not value.equal(before[name])}
+    assert {"user_mlp", "item_mlp", "unet"} <= moved
+
+
+def test_ablations_change_what_they_name() -> None:
+    task = random_task()
+    results = {"full": last_metrics(small(), task)}
+    for name in ("wo_diffusion", "wo_side"):
+        results[name] = last_metrics(small(**ABLATIONS[name].config), task)
+    losses = {round(metrics["train_loss"], 9) for metrics in results.values()}
+    assert len(losses) == 3
+    assert ABLATIONS["wo_mllm"].features == "ratings"
+    assert ABLATIONS["wo_mllm"].config == {}
+
+
+def test_without_diffusion_the_source_vector_is_used_as_it_is() -> None:
+    task = random_task()
+    model = MuSiC(small(diffusion=False), task).eval()
+    raw = task.validation.source[torch.arange(6)]
+    assert torch.equal(model.vectors(raw, torch.Generator()), model.user_mlp(raw))
+
+
+def test_without_side_users_their_ratings_and_vectors_change_nothing() -> None:
+    task, config = random_task(), small(side=False)
+    end = len(task.overlapping)
+    rating = task.train.rating.clone()
+    rating[end:] = 6 - rating[end:]
+    target = task.target[torch.arange(len(task.target))].clone()
+    target[task.side_users] += 1.0
+    other = replace(task, train=replace(task.train, rating=rating), target=rows_of(target))
+    assert last_metrics(config, task) == last_metrics(config, other)
+    assert last_metrics(small(), task) != last_metrics(small(), other)
+
+
+def test_the_last_epoch_is_the_best_one_and_predicts_what_it_measured() -> None:
+    task, config = random_task(seed=1), small(epochs=12, patience=4, lr=1e-2)
+    epochs = list(train(config, task, 0))
+    assert [epoch.last for epoch in epochs] == [False] * (len(epochs) - 1) + [True]
+    *running, final = epochs
+    best = min(running, key=lambda epoch: epoch.metrics["val_rmse"])
+    assert final.number == best.number
+    assert final.metrics["val_rmse"] == best.metrics["val_rmse"]
+    assert len(epochs) <= final.number + 4
+    again, _ = final.predict(task.validation, task, 0)
+    error = (again - task.validation.ratings.rating).double()
+    assert float(error.square().mean().sqrt()) == pytest.approx(final.metrics["val_rmse"])
+
+
+def test_more_samples_are_averaged() -> None:
+    task = random_task()
+    model = MuSiC(small(samples=4), task).eval()
+    raw, generator = task.validation.source[torch.arange(6)], torch.Generator().manual_seed(0)
+    model_of_one = MuSiC(small(samples=1), task).eval()
+    model_of_one.load_state_dict(model.state_dict())
+    draws = torch.stack([model_of_one.vectors(raw, generator) for _ in range(4)])
+    torch.testing.assert_close(model.vectors(raw, torch.Generator().manual_seed(0)), draws.mean(0))
+
+
+def test_a_loss_that_is_no_number_ends_the_training_and_says_so() -> None:
+    with pytest.raises(FloatingPointError, match=r"^the loss is (nan|inf); lower lr$"):
+        list(train(small(lr=1e30, activation="relu", epochs=5), random_task(), 0))
