@@ -97,12 +97,12 @@ def load_model(name: str) -> Any:
 def make_config(model: str, values: Mapping[str, Any], place: str) -> Any:
     """The model's config from plain values; InputError with every unknown field and bad value."""
     config_class = load_model(model).Config
-    known = {field.name: field.type for field in fields(config_class)}
+    known = {field.name: getattr(field.type, "__name__", str(field.type)) for field in fields(config_class)}
     faults = [f"unknown field {name!r}; known: {', '.join(known)}" for name in values if name not in known]
     for name, value in values.items():
-        if name in known and not _fits(value, str(known[name])):
+        if name in known and not _fits(value, known[name]):
             faults.append(f"{name} is {value!r}; give a value of type {known[name]}{_hint(value)}")
-    fitting = {name: value for name, value in values.items() if name in known and _fits(value, str(known[name]))}
+    fitting = {name: value for name, value in values.items() if name in known and _fits(value, known[name])}
     try:
         config = config_class(**fitting)
     except InputError as error:

@@ -1,0 +1,106 @@
+"""Same seeds, same result: in another process, with another hash seed, in lockstep, interleaved."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from trainables.door import run
+from trainables.models.music import Config, train
+from trainables.task import Task, TaskFolders, load_task
+
+from .worlds import World, build
+
+CONFIG = {"epochs": 4, "feature_epochs": 2, "side_epochs": 2, "lr": 1e-2}
+
+BUILD_AND_TRAIN = """
+import json, sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+import torch
+torch.set_num_threads(1)
+from tests.trainables.worlds import build, make_world
+from trainables.door import run
+folders = build(make_world(), Path(sys.argv[2]), sys.argv[3])
+reports = run("music", json.loads(sys.argv[4]), str(folders.task_dir), [0, 1], str(folders.test_dir))
+for report in reports:
+    report.metrics.pop("seconds", None)
+    print(json.dumps([folders.key, report.metrics, report.artifacts]))
+"""
+
+
+def final(task_dir: Path, seeds: list[int]) -> dict[str, float]:
+    *_, last = run("music", CONFIG, str(task_dir), seeds)
+    return {name: value for name, value in last.metrics.items() if name != "seconds"}
+
+
+def in_a_new_process(folder: Path, flavour: str, hash_seed: str) -> list[str]:
+    root = Path(__file__).parents[2]
+    command = [sys.executable, "-c", BUILD_AND_TRAIN, str(root), str(folder), flavour, json.dumps(CONFIG)]
+    done = subprocess.run(
+        command, env=os.environ | {"PYTHONHASHSEED": hash_seed}, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()
+
+
+def test_two_processes_with_other_hash_seeds_build_and_train_the_same(flavour: str, tmp_path: Path) -> None:
+    first = in_a_new_process(tmp_path / "first", flavour, "1")
+    second = in_a_new_process(tmp_path / "second", flavour, "2")
+    assert len(first) >= 4
+    assert first == second
+
+
+def test_another_training_seed_gives_another_result_on_the_same_split(folders: TaskFolders) -> None:
+    zero, one, again = (final(folders.task_dir, [seed]) for seed in (0, 1, 0))
+    assert zero["val_rmse"] != one["val_rmse"]
+    assert zero == again
+
+
+def test_another_data_seed_gives_another_split(world: World, tmp_path: Path) -> None:
+    from .worlds import SPLIT, SplitSpec
+
+    first = build(world, tmp_path / "a", "ratings", SPLIT)
+    second = build(world, tmp_path / "b", "ratings", SplitSpec(ratio=0.3, validation_share=0.25, data_seed=1))
+    assert final(first.task_dir, [0])["val_rmse"] != final(second.task_dir, [0])["val_rmse"]
+
+
+def test_seeds_in_lockstep_give_what_each_gives_alone(folders: TaskFolders) -> None:
+    both = final(folders.task_dir, [0, 1])
+    for seed in (0, 1):
+        alone = final(folders.task_dir, [seed])
+        for name in ("val_rmse", "val_mae", "val_ndcg20", "train_loss", "variance_ratio", "selected_epoch"):
+            assert both[f"{name}/seed_{seed}"] == alone[name], name
+
+
+@pytest.fixture(scope="module")
+def task(folders: TaskFolders) -> Task:
+    return load_task(folders.task_dir)
+
+
+def test_two_trainings_interleaved_do_not_disturb_each_other(task: Task) -> None:
+    config, other = Config(**CONFIG, dropout=0.4), Config(**CONFIG, steps=3, dropout=0.2)
+    alone = [[dict(epoch.metrics) for epoch in train(c, task, 0)] for c in (config, other)]
+    pairs = list(zip(train(config, task, 0), train(other, task, 0), strict=True))
+    assert [dict(first.metrics) for first, _ in pairs] == alone[0]
+    assert [dict(second.metrics) for _, second in pairs] == alone[1]
+
+
+def test_what_draws_between_two_epochs_changes_nothing_and_is_not_changed(task: Task) -> None:
+    config = Config(**CONFIG, dropout=0.4)
+    alone = [dict(epoch.metrics) for epoch in train(config, task, 0)]
+    torch.manual_seed(123)
+    expected = torch.rand(2 * len(alone))
+    torch.manual_seed(123)
+    training, seen, drawn = train(config, task, 0), [], []
+    for epoch in training:
+        seen.append(dict(epoch.metrics))
+        drawn += torch.rand(2).tolist()
+    assert seen == alone
+    assert drawn == expected.tolist()

@@ -1,0 +1,192 @@
+"""The door: models found by their file, configurations with all their faults at once, reports over seeds."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from features.errors import InputError
+from trainables import models
+from trainables.door import load_model, make_config, model_names, run, run_predictor
+from trainables.predictors import PREDICTORS
+from trainables.task import TaskFolders, load_held_out, load_task
+
+CONFIG = {"epochs": 3, "feature_epochs": 2, "side_epochs": 2, "lr": 1e-2}
+
+CONSTANT = '''
+"""A model in a file: predicts a constant that its configuration holds."""
+from dataclasses import dataclass
+import torch
+from trainables.door import Epoch, Variant
+
+SELECTION = ("val_mae", "minimize")
+ABLATIONS = {"three": Variant(config={"value": 3.0})}
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    value: float = 4.0
+    epochs: int = 2
+
+def train(config, task, seed):
+    def predict(held_out, task, seed):
+        vectors = torch.arange(2.0 * len(held_out.source)).reshape(-1, 2)
+        return torch.full((len(held_out.ratings),), config.value + 0.5 * seed), vectors
+    for number in range(1, config.epochs + seed + 1):
+        last = number == config.epochs + seed
+        yield Epoch.measured(number, predict, task, seed, loss=float(seed), spread=1.0, last=last)
+'''
+
+
+@pytest.fixture
+def constant(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """Drops a file `constant.py` into a folder of the models package."""
+    (tmp_path / "constant.py").write_text(CONSTANT)
+    monkeypatch.setattr(models, "__path__", [*models.__path__, str(tmp_path)])
+    yield "constant"
+    sys.modules.pop("trainables.models.constant", None)
+
+
+# --- finding models -----------------------------------------------------------------------------------------------
+
+
+def test_a_file_in_the_folder_is_a_model(constant: str, folders: TaskFolders) -> None:
+    assert model_names() == ["constant", "music"]
+    assert load_model(constant).SELECTION == ("val_mae", "minimize")
+    *_, final = run(constant, {"value": 3.5}, str(folders.task_dir), [0])
+    truth = load_task(folders.task_dir).validation.ratings.rating.double()
+    assert final.metrics["val_mae"] == pytest.approx(float((truth - 3.5).abs().mean()))
+
+
+def test_only_files_are_models() -> None:
+    assert "music" in model_names()
+    with pytest.raises(InputError, match=r"^model: unknown 'musik'; choose from .*music"):
+        load_model("musik")
+
+
+# --- configurations -----------------------------------------------------------------------------------------------
+
+
+def test_every_fault_of_a_configuration_is_told_at_once() -> None:
+    values = {
+        "epochz": 3, "lr": "1e-5", "steps": 2.5, "side": "yes", "diffusion": 1, "beta": 1.2, "dropout": 1.0,
+        "activation": "gelu", "dim": 30, "batch_users": True, "hidden": 0,
+    }  # fmt: skip
+    with pytest.raises(InputError) as caught:
+        make_config("music", values, "plan x, base")
+    message = str(caught.value)
+    assert message.startswith("plan x, base: unknown field 'epochz'; known: dim, hidden, activation, ")
+    assert "\n" not in message
+    for fault in (
+        "lr is '1e-5'; give a value of type float (YAML reads this as text; write 1e-05 with a decimal point)",
+        "steps is 2.5; give a value of type int",
+        "side is 'yes'; give a value of type bool",
+        "diffusion is 1; give a value of type bool",
+        "batch_users is True; give a value of type int",
+        "beta is 1.2; give a number in [0, 1]",
+        "dropout is 1.0; give a number in [0, 1)",
+        "activation is 'gelu'; choose from tanh, relu, softmax",
+        "dim is 30; give a multiple of 4",
+        "hidden is 0; give a number of at least 1",
+    ):
+        assert fault in message
+
+
+@pytest.mark.parametrize(
+    ("values", "fault"),
+    [
+        ({"steps": 1}, r"steps is 1; give a number of at least 2"),
+        ({"epochs": 0}, r"epochs is 0; give a number of at least 1"),
+        ({"lr": 0}, r"lr is 0; give a number above 0"),
+        ({"lr": math.nan}, r"lr is nan; give a number above 0"),
+        ({"schedule": "cosine"}, r"schedule is 'cosine'; choose from linear, linear_scaled"),
+        ({"rate_from": "x0"}, r"rate_from is 'x0'; choose from one_step, chain"),
+        ({"rating_offset": "none"}, r"rating_offset is 'none'; choose from global_mean, item_mean, source_offset"),
+        ({"variance_start": 0.5, "variance_end": 0.1}, r"give 0 < variance_start <= variance_end < 1"),
+        ({"dropout": None}, r"dropout is None; give a value of type float"),
+    ],
+)
+def test_a_field_out_of_range_is_refused(values: dict[str, object], fault: str) -> None:
+    with pytest.raises(InputError, match=f"^here: .*{fault}"):
+        make_config("music", values, "here")
+
+
+def test_whole_numbers_are_numbers() -> None:
+    assert make_config("music", {"beta": 1, "steps": 4}, "here").beta == 1
+
+
+def test_ablations_fit_the_configuration() -> None:
+    for variant in load_model("music").ABLATIONS.values():
+        make_config("music", variant.config, "ablation")
+
+
+# --- reports ------------------------------------------------------------------------------------------------------
+
+
+def test_reports_are_means_over_seeds_that_may_end_at_different_epochs(constant: str, folders: TaskFolders) -> None:
+    """Seed s predicts 4 + s/2 and trains s epochs longer; a seed that has ended keeps its last value."""
+    truth = load_task(folders.task_dir).validation.ratings.rating.double().numpy()
+    mae = [float(np.abs(truth - 4 - seed / 2).mean()) for seed in (0, 1)]
+    reports = list(run(constant, {}, str(folders.task_dir), [0, 1]))
+    assert [(report.epoch, report.final) for report in reports] == [(1, False), (2, False), (3, True)]
+    for report in reports:
+        assert report.metrics["val_mae"] == pytest.approx(np.mean(mae))
+        assert report.metrics["train_loss"] == 0.5
+    final = reports[-1].metrics
+    assert final["val_mae/seed_0"] == pytest.approx(mae[0])
+    assert final["val_mae_std"] == pytest.approx(np.std(mae, ddof=1))
+    assert (final["selected_epoch/seed_0"], final["selected_epoch/seed_1"]) == (2, 3)
+    assert final["seconds"] > 0
+    assert reports[-1].artifacts == {}
+
+
+def test_one_seed_has_no_spread(folders: TaskFolders) -> None:
+    *_, final = run("music", CONFIG, str(folders.task_dir), [0])
+    assert {value for name, value in final.metrics.items() if name.endswith("_std")} == {0.0}
+
+
+def test_test_scores_come_with_a_row_per_seed_and_user(folders: TaskFolders) -> None:
+    *_, final = run("music", CONFIG, str(folders.task_dir), [0, 3], str(folders.test_dir))
+    rows = list(csv.DictReader(io.StringIO(str(final.artifacts["per_user.csv"]))))
+    test = load_held_out(folders.test_dir)
+    assert [(int(row["seed"]), int(row["user"])) for row in rows] == [
+        (seed, user) for seed in (0, 3) for user in range(len(test.source))
+    ]
+    for seed in (0, 3):
+        own = [row for row in rows if int(row["seed"]) == seed]
+        total = sum(int(row["n"]) for row in own)
+        assert total == len(test.ratings)
+        mae = sum(float(row["sum_abs_error"]) for row in own) / total
+        rmse = math.sqrt(sum(float(row["sum_squared_error"]) for row in own) / total)
+        assert final.metrics[f"test_mae/seed_{seed}"] == pytest.approx(mae)
+        assert final.metrics[f"test_rmse/seed_{seed}"] == pytest.approx(rmse)
+        ndcg = np.mean([float(row["ndcg20"]) for row in own])
+        assert final.metrics[f"test_ndcg20/seed_{seed}"] == pytest.approx(ndcg)
+
+
+def test_dual_cold_start_scores_are_over_the_items_without_training_ratings(
+    constant: str, folders: TaskFolders
+) -> None:
+    *_, final = run(constant, {"value": 4.0}, str(folders.task_dir), [0], str(folders.test_dir))
+    cold = np.load(folders.test_dir / "cold_item.npy")
+    assert final.metrics["test_cold_item_n"] == cold.sum()
+    assert ("test_cold_item_rmse" in final.metrics) == bool(cold.any())
+
+
+@pytest.mark.parametrize("name", PREDICTORS)
+def test_a_simple_predictor_reports_like_a_model(name: str, folders: TaskFolders) -> None:
+    (report,) = run_predictor("predictor", {"predictor": name}, str(folders.task_dir), [-1], str(folders.test_dir))
+    assert report.final
+    assert {"val_mae", "val_rmse", "val_ndcg20", "test_mae", "test_rmse", "test_ndcg20"} <= set(report.metrics)
+    assert str(report.artifacts["per_user.csv"]).splitlines()[1].startswith("-1,0,")
+
+
+def test_a_missing_task_folder_is_told_before_anything_is_trained(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"nowhere: no task is built here; run `study extract` on the plan$"):
+        next(run("music", CONFIG, str(tmp_path / "nowhere"), [0]))
