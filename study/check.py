@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict
 from pathlib import Path
 
 from rich.table import Table
@@ -13,7 +12,7 @@ from features.simulate import LABEL
 from study import parts
 from study.plan import Plan
 from study.prepare import data_folder
-from trainables.door import load_model, make_config
+from trainables.door import load_model
 
 
 def describe(plan: Plan, data: Path | None, home: Path) -> Iterator[Table | str]:
@@ -27,7 +26,7 @@ def describe(plan: Plan, data: Path | None, home: Path) -> Iterator[Table | str]
     space = plan.load_space()
     searched = space.describe() if space and plan.search else {}
     config = Table("field", "value", title="configuration")
-    for name, value in asdict(make_config(plan.model, plan.base, "base")).items():
+    for name, value in plan.config.items():
         config.add_row(name, searched.get(name) or str(value), style="bold" if name in searched else None)
     yield config
     yield _work(plan)

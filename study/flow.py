@@ -193,7 +193,7 @@ class Study:
             jobs=jobs,
             trainable=trainable,
             model=model or self.plan.model,
-            base=self.plan.base if base is None else base,
+            base=self.plan.config if base is None else base,
             space=self.plan.load_space() if part == "search" else None,
             search=self.plan.search if part == "search" else None,
             selection=self.plan.selection,

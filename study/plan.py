@@ -6,7 +6,7 @@ import difflib
 import types
 import typing
 from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, dataclass, field, fields, is_dataclass
+from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -125,6 +125,11 @@ class Plan:
     def cells(self) -> list[Cell]:
         """All cells, tasks first."""
         return [Cell(source=s, target=t, ratio=ratio) for s, t in self.tasks for ratio in self.ratios]
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """Every field of the model's config: the plan's `base` over the defaults."""
+        return asdict(make_config(self.model, self.base, f"plan {self.name}: base"))
 
     def load_space(self) -> Space | None:
         """The search space, or None."""
