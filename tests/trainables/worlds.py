@@ -67,11 +67,17 @@ def _reviews(
         for item in draw.choice(items, each, replace=False):
             score = 3.4 + leniency[user] + quality[item] + 0.5 * taste[user] @ kind[item] + draw.normal(0, 0.4)
             rating = float(np.clip(np.round(score), 1, 5))
-            words = [LIKED if rating > 3 else DISLIKED, f"genre{np.argmax(kind[item])}", f"word{draw.integers(9)}"]
+            genre, verdict = _genre(kind[item]), LIKED if rating > 3 else DISLIKED
+            words = [verdict, f"{verdict}-{genre}", f"word{draw.integers(9)}"]
             rows.append((names[user], f"{prefix}{item:03d}", rating, " ".join(words)))
     reviews = pd.DataFrame(rows, columns=["user_id", "item_id", "rating", "text"])
-    titles = [f"genre{np.argmax(kind[i])} grade{quality[i] > 0} word{i % 9}" for i in range(items)]
+    titles = [f"{_genre(kind[i])} grade{quality[i] > 0} word{i % 9}" for i in range(items)]
     return reviews, pd.DataFrame({"item_id": [f"{prefix}{i:03d}" for i in range(items)], "title": titles})
+
+
+def _genre(kind: np.ndarray) -> str:
+    """The corner of the taste plane that an item lies in."""
+    return f"genre{int(kind[0] > 0)}{int(kind[1] > 0)}"
 
 
 def domains_of(world: World, folder: Path) -> tuple[Domain, Domain]:
