@@ -65,9 +65,7 @@ def test_ablated_models_learn_too(ablation: str, learnable: TaskFolders) -> None
     assert all(math.isfinite(value) for value in metrics.values())
 
 
-def test_where_nothing_transfers_it_is_not_behind_the_last_simple_predictor(
-    flavour: str, learnable: TaskFolders
-) -> None:
-    """One epoch of a tiny learning rate: what is left is the offset, and a residual that has learned nothing."""
+def test_a_model_that_has_learned_nothing_is_not_behind_the_last_simple_predictor(learnable: TaskFolders) -> None:
+    """A tiny learning rate: what is left is the offset, and a residual of untrained networks."""
     metrics = trained(learnable, lr=1e-5, epochs=2, feature_epochs=0, side_epochs=0)
     assert metrics["test_rmse"] < predictor("source_offset", learnable) + 0.01
