@@ -162,6 +162,8 @@ class MuSiC(nn.Module):
     """The three networks, the schedule, and the constants of the task that a rating needs."""
 
     gain: Tensor
+    centre: Tensor  # [D] of the real target vectors
+    scale: Tensor  # their standard deviation, one for all dimensions
 
     def __init__(self, config: Config, task: Task) -> None:
         super().__init__()
@@ -173,6 +175,8 @@ class MuSiC(nn.Module):
         self.mean, self.slope, self.rating_scale = task.mean, task.slope, task.rating_scale
         self.item_offset = task.item_offset
         self.register_buffer("gain", torch.ones(()))
+        self.register_buffer("centre", torch.zeros(config.dim))
+        self.register_buffer("scale", torch.ones(()))
 
     # --- 3.4 rating -----------------------------------------------------------------------------------------------
 
@@ -195,7 +199,19 @@ class MuSiC(nn.Module):
             )
             for _ in range(self.config.samples)
         ]  # fmt: skip
-        return torch.stack(draws).mean(dim=0)
+        return self.to_vectors(torch.stack(draws).mean(dim=0))
+
+    def fit_scale(self, x0_UD: Tensor) -> None:
+        """Diffusion sees the real target vectors with mean 0 and variance 1, what its unit noise is made for (ours).
+
+        The outputs of tanh or softmax layers vary far less than that (Rombach et al. 2022 scale latents for the reason).
+        """
+        self.centre.copy_(x0_UD.mean(dim=0))
+        self.scale.copy_((x0_UD - self.centre).square().mean().sqrt().clamp(min=1e-8))
+
+    def to_vectors(self, x_BD: Tensor) -> Tensor:
+        """From the scale of diffusion to that of the feature MLPs, [B, D]."""
+        return self.centre + self.scale * x_BD
 
     @torch.no_grad()
     def predict(self, held_out: HeldOut, task: Task, seed: int) -> tuple[Tensor, Tensor]:
@@ -282,13 +298,15 @@ class _Trainer:
         self._feature_stage()
         with torch.no_grad():
             x0 = model.eval().user_mlp(task.target[torch.arange(len(task.target))])
+        spread = float(x0[: len(task.source)].var(dim=0).mean())
+        model.fit_scale(x0 if self.config.side else x0[: len(task.source)])
+        x0 = (x0 - model.centre) / model.scale
         if self.config.diffusion and self.config.side and len(task.side_users):
             self._side_stage(x0)
         optimizer = torch.optim.Adam(
             model.parameters(), lr=self.config.lr, weight_decay=self.config.weight_decay, foreach=True
         )
         best: tuple[float, int, dict[str, Tensor]] | None = None
-        spread = float(x0[: len(task.source)].var(dim=0).mean())
         for number in range(1, self.config.epochs + 1):
             loss = self._joint_epoch(optimizer, x0)
             if self.config.calibrate:
@@ -351,6 +369,7 @@ class _Trainer:
                 if config.rate_from == "chain":
                     start = torch.randn(condition.shape, generator=self.generator)
                     generated = model.process.generate(model.unet, condition, start, self.generator)
+                generated = model.to_vectors(generated)
             item = ratings.item[rows_N]
             predicted = model.offset(item, task.source_offset[users_B][user_N])
             predicted = predicted + model.dot(generated, user_N, task, item)
