@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
 from rich.table import Table
 
 from features.encoder import resolve_encoder
+from features.errors import InputError
 from features.simulate import LABEL
 from study import parts
 from study.plan import Plan
 from study.prepare import data_folder
+from study.results import PREDICTOR, load_results
+from study.tracking import default_uri
 from trainables.door import load_model
 
 
@@ -30,6 +34,7 @@ def describe(plan: Plan, data: Path | None, home: Path) -> Iterator[Table | str]
         config.add_row(name, searched.get(name) or str(value), style="bold" if name in searched else None)
     yield config
     yield _work(plan)
+    yield _cost(plan, home)
     if space and plan.search and space.size() is not None:
         yield f"The space holds {space.size():,} configurations; the search tries {plan.search.trials} in each cell."
 
@@ -61,3 +66,26 @@ def _work(plan: Plan) -> Table:
     table.add_row("all", "", "", str(total), style="bold")
     table.caption = f"selected by validation {' '.join(load_model(plan.model).SELECTION)}"
     return table
+
+
+def _cost(plan: Plan, home: Path) -> str:
+    """Expected time of what is left, from the trainings that this home folder has seen."""
+    try:
+        finished = load_results(plan.tracking_uri or default_uri(home), plan.name).finished()
+    except InputError:
+        return f"Nothing of this plan has run in {home} yet, so the time of a training is not known."
+    trained = finished[~finished["name"].str.startswith(PREDICTOR)]
+    names = set(trained["part"] + "/" + trained["cell"] + "/" + trained["name"])
+    left = sum(
+        len(job.seeds)
+        for jobs in parts.planned(plan).values()
+        for job in jobs
+        if job.trial not in names and not job.name.startswith(PREDICTOR)
+    )
+    if not names:
+        return f"No training of this plan is finished in {home}, so its time is not known."
+    seeds = trained["params.seeds"].str.count(",") + 1
+    mean = float(trained["metrics.seconds"].sum() / seeds.sum())
+    side_by_side = max(1, int((os.cpu_count() or 1) / plan.resources.cpus))
+    minutes = left * mean / side_by_side / 60
+    return f"{left} trainings left; at {mean:.1f} s each, {side_by_side} side by side, about {minutes:.0f} min."
