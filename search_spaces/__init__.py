@@ -1,5 +1,5 @@
 """Search spaces: YAML files, and the one reader that turns them into Optuna distributions."""
 
-from search_spaces.reader import Parameter, Space, SpaceError, load_space
+from search_spaces.reader import Parameter, Space, SpaceError, load_space, parse_yaml
 
-__all__ = ["Parameter", "Space", "SpaceError", "load_space"]
+__all__ = ["Parameter", "Space", "SpaceError", "load_space", "parse_yaml"]

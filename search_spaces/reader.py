@@ -149,12 +149,25 @@ class _UniqueKeyLoader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
+def parse_yaml(text: str) -> Any:
+    """The document of a YAML text; ValueError, one line, for everything that cannot be read, a key given twice included.
+
+    PyYAML itself lets errors of many kinds out: `!!int ''` is an IndexError, `!!bool maybe` a KeyError.
+    """
+    try:
+        return yaml.load(text, _UniqueKeyLoader)
+    except (
+        yaml.YAMLError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError
+    ) as error:  # fmt: skip
+        raise ValueError(_one_line(error)) from error
+
+
 def _read(path: Path, shown: str) -> dict[Any, Any]:
     try:
-        document = yaml.load(path.read_text(encoding="utf-8"), _UniqueKeyLoader)
+        document = parse_yaml(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise SpaceError([f"{shown}: cannot be read ({error.strerror}); give the path of a space file"]) from error
-    except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
+    except ValueError as error:
         raise SpaceError([f"{shown}: is not valid YAML: {_one_line(error)}"]) from error
     if not isinstance(document, dict) or not document:
         raise SpaceError([f"{shown}: must hold named variants, has {_kind(document)}; write `paper:`, ranges under it"])

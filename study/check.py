@@ -50,7 +50,8 @@ def _inputs(plan: Plan, data: Path | None, home: Path) -> str:
     folder = data_folder(plan, data, home, lambda what, size: lambda done: None)
     for spec in plan.domains.values():
         for name in filter(None, (spec.interactions, spec.items)):
-            (folder / name).stat()
+            if not (folder / name).is_file():
+                raise InputError(f"{folder / name}: no such file; put it there, or name its folder with --data")
     label = " (SIMULATED)" if (folder / LABEL).is_file() else ""
     return f"input: {folder}{label}; {vectors}"
 
@@ -64,7 +65,8 @@ def _work(plan: Plan) -> Table:
         total += trainings
         table.add_row(part, str(len(trained)), str(len(trained[0].seeds)), str(trainings))
     table.add_row("all", "", "", str(total), style="bold")
-    table.caption = f"selected by validation {' '.join(load_model(plan.model).SELECTION)}"
+    metric, direction = load_model(plan.model).SELECTION
+    table.caption = f"configurations are selected by {metric} ({direction})"
     return table
 
 

@@ -45,13 +45,20 @@ def main() -> None:
         errors.print("study: interrupted; what is finished is kept, the same command goes on from here")
         sys.exit(130)
     except click.ClickException as error:
-        errors.print(f"study: {error.format_message()}", markup=False, soft_wrap=True)
+        usage = getattr(error, "ctx", None)
+        hint = f"; see `{usage.command_path} --help`" if usage else ""
+        errors.print(
+            f"study: {error.format_message().rstrip('.')}{hint}", markup=False, highlight=False, soft_wrap=True
+        )
         sys.exit(2)
-    except (ValueError, OSError) as error:
-        if debug or not _is_known(error):
+    except Exception as error:
+        if not _is_known(error):
+            raise
+        if debug:
             traceback.print_exc()
-            sys.exit(1 if not _is_known(error) else 2)
-        for line in str(error).splitlines():
+            sys.exit(2)
+        # Our own errors have a line for each fault; others' words become one.
+        for line in str(error).splitlines() if isinstance(error, ValueError) else [" ".join(str(error).split())]:
             errors.print(f"study: {line}", markup=False, highlight=False, soft_wrap=True)
         sys.exit(2)
 
@@ -61,6 +68,8 @@ def _is_known(error: Exception) -> bool:
     from features.errors import InputError
     from search_spaces import SpaceError
 
+    if "mlflow.exceptions" in sys.modules and isinstance(error, sys.modules["mlflow.exceptions"].MlflowException):
+        return True  # a store that is not there, or refuses
     return isinstance(error, InputError | SpaceError | OSError)
 
 
@@ -290,17 +299,20 @@ def _say(summary: Summary) -> None:
 
 def _report(study: Study, *, fresh: bool) -> None:
     """Draw the report, unless nothing was trained since the last one; print the table, the figures and the way on."""
+    from study.results import MissingError
     from study.tables import summary_table
 
     page = study.report_folder / "report.html"
+    comparison = None
     if fresh or not page.is_file():
         with _bars() as bars:
             task = bars.add_task("drawing the report", total=None)
             made = study.report(lambda done, total: bars.update(task, completed=done, total=total))
-        table = summary_table(study.results(), made.comparison)
-    else:
-        table = summary_table(study.results())
-    console.print(table)
+        comparison = made.comparison
+    try:
+        console.print(summary_table(study.results(), comparison))
+    except MissingError as missing:
+        console.print(str(missing), markup=False, soft_wrap=True)
     for path in sorted((study.report_folder / "figures").glob("*.png")):
         console.print(f"figure  {path}", soft_wrap=True, highlight=False)
     console.print(f"report  {page}", soft_wrap=True, highlight=False)
@@ -309,7 +321,7 @@ def _report(study: Study, *, fresh: bool) -> None:
 
 def _bars() -> Progress:
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    return Progress(*columns, console=console, transient=True)
+    return Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
 
 
 class _Watcher:

@@ -146,12 +146,13 @@ class Study:
 
     def status(self) -> list[StatusRow]:
         """How far each part is; names alone are compared, so a changed plan shows only when it runs."""
-        client, experiment = self._store()
+        begun = self.plan.tracking_uri is not None or (self.home / "mlflow.db").is_file()
+        store = self._store() if begun else None  # reading makes no store
         rows = []
         for part, jobs in parts.planned(self.plan).items():
             names = {job.trial for job in jobs}
             states: dict[str, str] = {}
-            for run in tracking.find_runs(client, experiment, part):
+            for run in tracking.find_runs(*store, part) if store else ():
                 trial = run.data.tags.get("study.trial")
                 if trial in names and states.get(trial) != tracking.FINISHED:
                     states[trial] = run.info.status
@@ -177,7 +178,7 @@ class Study:
         missing = [cell.name for cell in self.plan.cells if cell.name not in configs]
         if missing:
             raise InputError(
-                f"{part}: no finished search trial in {', '.join(missing)}; run `study search {self.plan.name}` first"
+                f"{part}: no finished search trial in {', '.join(missing)}; run `study search` on the plan first"
             )
         return configs
 

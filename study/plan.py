@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import random
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -10,22 +11,23 @@ from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from features.domain import DomainSpec
 from features.encoder import EncoderSpec
 from features.errors import InputError
 from features.extract import FeatureSpec
 from features.factorisation import FactorSpec
 from features.simulate import SimulateSpec
-from search_spaces import Space, load_space
+from search_spaces import Space, SpaceError, load_space, parse_yaml
 from study.draws import check_sampler
 from study.jobs import Cell, Resources, SearchSpec
-from trainables.door import load_model, make_config
+from trainables.door import load_model, make_config, number_hint
 from trainables.task import SplitSpec
 
 FOLDER = Path(__file__).parent / "plans"
 FROM = ("best", "base")
+MOST_TRIALS = 100_000  # of a cell; each is a job in memory
+MOST_SEED = 2**63 - 1  # that all generators take
+_DRAWS = 200  # configurations of a space that are held against the model's config
 
 
 class PlanError(InputError):
@@ -43,6 +45,9 @@ class TextPlan:
     encoder: EncoderSpec
     users: str = "review_mean"  # or concat, see features.extract
     max_reviews: int = 0  # newest reviews of a user that are read; 0: all
+
+    def __post_init__(self) -> None:
+        self.spec("users")  # has the checks
 
     def spec(self, kind: str) -> FeatureSpec:
         """Specification of the table of `items` or `users`."""
@@ -70,6 +75,9 @@ class SplitPlan:
 
     validation_share: float = 0.2  # of the overlapping users that are not test users
     data_seed: int = 0
+
+    def __post_init__(self) -> None:
+        self.at(0.5)  # has the checks
 
     def at(self, ratio: float) -> SplitSpec:
         """The split of a cell."""
@@ -149,7 +157,7 @@ def shipped_plans() -> list[str]:
 
 
 def load_plan(name_or_path: str) -> Plan:
-    """Read a shipped plan by name, or a YAML file. Raises PlanError with every fault, SpaceError for its space."""
+    """Read a shipped plan by name, or a YAML file. Raises PlanError with every fault, those of its space included."""
     path = FOLDER / f"{name_or_path}.yaml"
     if name_or_path not in shipped_plans():
         path = Path(name_or_path)
@@ -159,8 +167,8 @@ def load_plan(name_or_path: str) -> Plan:
             )
     place = path.name
     try:
-        document = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError, ValueError) as error:
+        document = parse_yaml(path.read_text(encoding="utf-8"))
+    except ValueError as error:
         raise PlanError([f"{place}: not readable as YAML ({' '.join(str(error).split())}); mend the file"]) from error
     faults: list[str] = []
     if isinstance(document, Mapping) and isinstance(document.get("domains"), Mapping):
@@ -175,15 +183,15 @@ def load_plan(name_or_path: str) -> Plan:
     if faults:
         raise PlanError(faults)
     assert isinstance(plan, Plan)
-    plan.load_space()
     return plan
 
 
 def _checks(plan: Plan, place: str) -> list[str]:
     """What no single field can know."""
     faults = []
-    if not plan.name or not plan.name.replace("-", "").replace("_", "").isalnum() or not plan.name.isascii():
-        faults.append(f"{place}: name is {plan.name!r}; use letters, digits, - and _")
+    plain = plan.name.replace("-", "").replace("_", "").isalnum() and plan.name.isascii()
+    if not plain or len(plan.name) > 100:
+        faults.append(f"{place}: name is {_shown(plan.name)}; use letters, digits, - and _, at most 100")
     for task in plan.tasks:
         faults += [
             f"{place}: tasks: unknown domain {name!r} in {list(task)}; known: {', '.join(plan.domains) or 'none'}"
@@ -199,10 +207,61 @@ def _checks(plan: Plan, place: str) -> list[str]:
             faults.append(f"{place}: {name} holds a value twice; give each once")
     for ratio in plan.ratios:
         faults += _caught(lambda ratio=ratio: plan.split.at(ratio), f"{place}: ratios")
-    faults += _caught(lambda: make_config(plan.model, plan.base, f"{place}: base"), "")
-    if not faults:
+    if len({f"{ratio:g}" for ratio in plan.ratios}) < len(set(plan.ratios)):
+        faults.append(f"{place}: ratios are {list(plan.ratios)}; names keep 6 digits, so two of these are one cell")
+    if plan.simulate:
+        faults += _simulated_files(plan, place)
+    if unknown := _caught(lambda: load_model(plan.model), place):
+        return faults + unknown
+    base_faults = _caught(lambda: make_config(plan.model, plan.base, f"{place}: base"), "")
+    faults += base_faults + _space_checks(plan, place, whole=not base_faults)
+    if not base_faults:
         faults += _part_checks(plan, place)
     return faults
+
+
+def _simulated_files(plan: Plan, place: str) -> list[str]:
+    """The simulator's files against those that the domains read."""
+    assert plan.simulate is not None
+    made = [file for name in plan.simulate.domains for file in (f"{name}.jsonl.gz", f"meta_{name}.jsonl.gz")]
+    return [
+        f"{place}: domains.{spec.name}.{key} is {file!r}, which `simulate` does not write; it writes {', '.join(made)}"
+        for spec in plan.domains.values()
+        for key, file in (("interactions", spec.interactions), ("items", spec.items))
+        if file is not None and file not in made
+    ]
+
+
+def _space_checks(plan: Plan, place: str, *, whole: bool) -> list[str]:
+    """The space's own faults; then, over a faultless base, what the model's config says of configurations drawn from it."""
+    try:
+        space = plan.load_space()
+    except SpaceError as error:
+        return list(error.faults)
+    if space is None or not whole:
+        return []
+    ends: Any = _Ends(random.Random(0))
+    drawn = [space.suggest(ends) for _ in range(_DRAWS)]
+    faults = [
+        _caught(lambda d=d: make_config(plan.model, {**plan.base, **d}, f"space {plan.space}"), "") for d in drawn
+    ]
+    return next((lines for lines in faults if lines), [])  # one drawn configuration says it; others differ in numbers
+
+
+@dataclass(frozen=True)
+class _Ends:
+    """In the place of an Optuna trial: draws choices, and the ends of ranges."""
+
+    generator: random.Random
+
+    def suggest_categorical(self, name: str, choices: Sequence[Any]) -> Any:
+        return self.generator.choice(choices)
+
+    def suggest_int(self, name: str, low: int, high: int, **how: Any) -> int:
+        return self.generator.choice((low, high))
+
+    def suggest_float(self, name: str, low: float, high: float, **how: Any) -> float:
+        return self.generator.choice((low, high))
 
 
 def _part_checks(plan: Plan, place: str) -> list[str]:
@@ -212,25 +271,32 @@ def _part_checks(plan: Plan, place: str) -> list[str]:
     for parameter, sweep in plan.sweeps.items():
         if sweep.start not in FROM:
             faults.append(f"{place}: sweeps.{parameter}.start is {sweep.start!r}; choose from {', '.join(FROM)}")
-        if not sweep.values:
-            faults.append(f"{place}: sweeps.{parameter}.values is empty; give at least one")
+        if not sweep.values or any(value in sweep.values[:i] for i, value in enumerate(sweep.values)):
+            shown = _shown(list(sweep.values))
+            faults.append(f"{place}: sweeps.{parameter}.values is {shown}; give at least one, each once")
         for value in sweep.values:
             values = {**plan.base, parameter: value}
             faults += _caught(lambda v=values, p=parameter: make_config(plan.model, v, f"{place}: sweeps.{p}"), "")
+    variants = plan.ablate.variants if plan.ablate else ("",)
+    if not variants or len(set(variants)) < len(variants):
+        faults.append(f"{place}: ablate.variants is {_shown(list(variants))}; give at least one, each once")
     for variant in plan.ablate.variants if plan.ablate else ():
         if variant not in ablations:
             known = ", ".join(ablations)
             faults.append(f"{place}: ablate.variants: unknown {variant!r}; {plan.model} has {known}")
     for name, seeds in _seeds(plan):
         if not seeds or len(set(seeds)) < len(seeds):
-            faults.append(f"{place}: {name}.seeds is {list(seeds)}; give at least one, each once")
+            faults.append(f"{place}: {name} is {list(seeds)}; give at least one, each once")
+        if not all(0 <= seed <= MOST_SEED for seed in seeds):
+            faults.append(f"{place}: {name} is {_shown(list(seeds))}; give whole numbers from 0 to {MOST_SEED}")
     if plan.search:
         if plan.space is None:
             faults.append(f"{place}: search needs a space; set `space`, e.g. music/paper")
-        if plan.search.trials < 1:
-            faults.append(f"{place}: search.trials is {plan.search.trials}; give at least 1")
+        if not 1 <= plan.search.trials <= MOST_TRIALS:
+            faults.append(f"{place}: search.trials is {plan.search.trials}; give 1 to {MOST_TRIALS:,}")
         search = plan.search
-        faults += _caught(lambda: check_sampler(search), f"{place}: search")
+        if search.seed >= 0:
+            faults += _caught(lambda: check_sampler(search), place)
     if plan.resources.cpus <= 0 or plan.resources.gpus < 0:
         faults.append(f"{place}: resources are {plan.resources}; give cpus above 0, gpus of at least 0")
     return faults
@@ -238,9 +304,13 @@ def _part_checks(plan: Plan, place: str) -> list[str]:
 
 def _seeds(plan: Plan) -> list[tuple[str, tuple[int, ...]]]:
     parts = {"search": plan.search, "ablate": plan.ablate, "score": plan.score}
+    single = {"split.data_seed": plan.split.data_seed, "features.ratings.seed": plan.features.ratings.seed}
+    if plan.search:
+        single["search.seed"] = plan.search.seed
     return [
-        *((name, part.seeds) for name, part in parts.items() if part is not None),
-        *((f"sweeps.{name}", sweep.seeds) for name, sweep in plan.sweeps.items()),
+        *((f"{name}.seeds", part.seeds) for name, part in parts.items() if part is not None),
+        *((f"sweeps.{name}.seeds", sweep.seeds) for name, sweep in plan.sweeps.items()),
+        *((name, (seed,)) for name, seed in single.items()),
     ]
 
 
@@ -314,22 +384,12 @@ def _bind_scalar(kind: Any, value: Any, place: str, faults: list[str]) -> Any:
         return value
     accepted = {int: int, float: (int, float), str: str, bool: bool}[kind]
     if (isinstance(value, bool) and kind is not bool) or not isinstance(value, accepted):  # type: ignore[arg-type]
-        faults.append(f"{place} is {_shown(value)}; give a value of type {kind.__name__}{_number_hint(kind, value)}")
+        faults.append(f"{place} is {_shown(value)}; give a value of type {kind.__name__}{number_hint(value)}")
         return None
     if kind is float and not float("-inf") < value < float("inf"):
         faults.append(f"{place} is {value}; give a finite number")
         return None
     return value
-
-
-def _number_hint(kind: Any, value: Any) -> str:
-    """YAML 1.1 reads 1e-5 as text."""
-    if kind not in (int, float) or not isinstance(value, str):
-        return ""
-    try:
-        return f" (this is text; write {float(value)!r} with a decimal point)" if "e" in value.lower() else ""
-    except ValueError:
-        return ""
 
 
 def _name(key: Any, place: str, faults: list[str]) -> str:

@@ -105,11 +105,11 @@ def load_results(tracking_uri: str, experiment: str) -> Results:
     """
     local = tracking_uri.removeprefix("sqlite:///")
     if local != tracking_uri and not Path(local).exists():  # MLflow's client would create the file
-        raise InputError(f"{tracking_uri}: there is no such store; run `study run {experiment}` first")
+        raise InputError(f"{tracking_uri}: there is no such store; run `study run` on the plan first")
     client = MlflowClient(tracking_uri)
     found = client.get_experiment_by_name(experiment)
     if found is None:
-        raise InputError(f"{tracking_uri}: holds no experiment {experiment!r}; run `study run {experiment}` first")
+        raise InputError(f"{tracking_uri}: holds no experiment {experiment!r}; run `study run` on the plan first")
     runs = _all_runs(client, found.experiment_id)
     ours = [run for run in runs if f"{TAG}part" in run.data.tags]
     trial_runs = [run for run in ours if f"{TAG}trial" in run.data.tags and f"{TAG}cell" in run.data.tags]

@@ -7,6 +7,7 @@ registered anywhere.
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import io
 import pkgutil
@@ -98,10 +99,10 @@ def make_config(model: str, values: Mapping[str, Any], place: str) -> Any:
     """The model's config from plain values; InputError with every unknown field and bad value."""
     config_class = load_model(model).Config
     known = {field.name: getattr(field.type, "__name__", str(field.type)) for field in fields(config_class)}
-    faults = [f"unknown field {name!r}; known: {', '.join(known)}" for name in values if name not in known]
+    faults = [f"unknown field {name!r}; {_near(name, known)}" for name in values if name not in known]
     for name, value in values.items():
         if name in known and not _fits(value, known[name]):
-            faults.append(f"{name} is {value!r}; give a value of type {known[name]}{_hint(value)}")
+            faults.append(f"{name} is {value!r}; give a value of type {known[name]}{number_hint(value)}")
     fitting = {name: value for name, value in values.items() if name in known and _fits(value, known[name])}
     try:
         config = config_class(**fitting)
@@ -112,6 +113,11 @@ def make_config(model: str, values: Mapping[str, Any], place: str) -> Any:
     return config
 
 
+def _near(name: str, known: Mapping[str, Any]) -> str:
+    near = difflib.get_close_matches(name, known, n=1)
+    return f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
+
+
 def _fits(value: Any, kind: str) -> bool:
     if kind == "bool" or isinstance(value, bool):
         return kind == "bool" and isinstance(value, bool)
@@ -120,11 +126,14 @@ def _fits(value: Any, kind: str) -> bool:
     return isinstance(value, {"int": int, "str": str}[kind])
 
 
-def _hint(value: Any) -> str:
+def number_hint(value: Any) -> str:
+    """What to write instead of `1e-5`, which YAML 1.1 reads as text; empty for every other value."""
     try:
-        return f" (YAML reads this as text; write {float(value)!r} with a decimal point)" if "e" in value else ""
-    except (TypeError, ValueError):
+        number = repr(float(value)) if "e" in value.lower() else ""
+    except (AttributeError, ValueError):
         return ""
+    pointed = number if "." in number else number.replace("e", ".0e")
+    return f" (YAML reads this as text; write {pointed})" if number else ""
 
 
 def run(

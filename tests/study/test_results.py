@@ -72,9 +72,9 @@ def test_an_empty_experiment_is_an_empty_study(tmp_path: Path) -> None:
 
 
 def test_a_store_without_the_study_is_an_error_and_stays_as_it_was(store: Store, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="holds no experiment 'other'; run `study run other` first"):
+    with pytest.raises(InputError, match="holds no experiment 'other'; run `study run` on the plan first"):
         load_results(store.uri, "other")
-    with pytest.raises(InputError, match=r"none\.db: there is no such store; run `study run tiny` first"):
+    with pytest.raises(InputError, match=r"none\.db: there is no such store; run `study run` on the plan first"):
         load_results(f"sqlite:///{tmp_path / 'none.db'}", "tiny")
     assert not list(tmp_path.iterdir())
 

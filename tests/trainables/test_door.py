@@ -81,10 +81,10 @@ def test_every_fault_of_a_configuration_is_told_at_once() -> None:
     with pytest.raises(InputError) as caught:
         make_config("music", values, "plan x, base")
     message = str(caught.value)
-    assert message.startswith("plan x, base: unknown field 'epochz'; known: dim, hidden, activation, ")
+    assert message.startswith("plan x, base: unknown field 'epochz'; did you mean 'epochs'?; ")
     assert "\n" not in message
     for fault in (
-        "lr is '1e-5'; give a value of type float (YAML reads this as text; write 1e-05 with a decimal point)",
+        "lr is '1e-5'; give a value of type float (YAML reads this as text; write 1.0e-05)",
         "steps is 2.5; give a value of type int",
         "side is 'yes'; give a value of type bool",
         "diffusion is 1; give a value of type bool",
