@@ -20,17 +20,16 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from features.errors import InputError
 from trainables import models
 from trainables.metrics import UserErrors, user_errors
-from trainables.predictors import bounded
+from trainables.predictors import as_predict
 from trainables.task import HeldOut, Task, load_held_out, load_task
 
 Predict = Callable[[HeldOut, Task, int], tuple[Tensor, Tensor]]
-"""(held-out users, task, seed) -> ratings [N] and the users' vectors [U, D]."""
+"""(held-out users, task, seed) -> ratings [N], not cut to the rating scale, and the users' vectors [U, D]."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,10 +51,15 @@ class Epoch:
 
     @classmethod
     def measured(
-        cls, number: int, predict: Predict, task: Task, seed: int, *, loss: float, spread: float, last: bool = False
-    ) -> Epoch:
-        """Predict the validation users. `spread`: mean variance per dimension of the real target vectors."""
-        errors, vectors = _errors(predict, task.validation, task, seed)
+        cls, number: int, predict: Predict, task: Task, seed: int, *, loss: float, spread: float, last: bool = False,
+        validated: tuple[Tensor, Tensor] | None = None,
+    ) -> Epoch:  # fmt: skip
+        """Measure the validation users, predicted here or already (`validated`).
+
+        `spread`: mean variance per dimension of the real target vectors.
+        """
+        predicted, vectors = validated or predict(task.validation, task, seed)
+        errors = _user_errors(task.validation, predicted, task)
         metrics = {f"val_{name}": value for name, value in errors.metrics().items()}
         variance = float(vectors.var(dim=0, correction=0).mean())
         metrics["variance_ratio"] = variance / spread if spread else float("nan")
@@ -179,9 +183,9 @@ def run_predictor(
 ) -> Iterator[Report]:
     """One of the simple predictors in the place of a model: `config` is `{"predictor": name}`; nothing is trained."""
     began = time.perf_counter()
-    task, predict = _task(task_dir), bounded(config["predictor"])
+    task, predict = _task(task_dir), as_predict(config["predictor"])
     (seed,) = seeds
-    errors, _ = _errors(predict, task.validation, task, seed)
+    errors = _user_errors(task.validation, predict(task.validation, task, seed)[0], task)
     metrics = {f"val_{name}": value for name, value in errors.metrics().items()}
     artifacts: dict[str, str | bytes] = {}
     if test_dir is not None:
@@ -195,12 +199,12 @@ def run_predictor(
 def score(predict: Predict, test: HeldOut, task: Task, seed: int) -> tuple[UserErrors, dict[str, float]]:
     """Errors per test user, and `test_mae`, `test_rmse`, `test_ndcg20`, `test_cold_item_{mae,rmse,n}`."""
     predicted, _ = predict(test, task, seed)
-    errors = _user_errors(test, predicted)
+    errors = _user_errors(test, predicted, task)
     scores = {f"test_{name}": value for name, value in errors.metrics().items()}
     cold = test.cold_item
     scores["test_cold_item_n"] = float(cold.sum())
     if cold.any():
-        error = (predicted - test.ratings.rating)[cold].double()
+        error = (predicted.clamp(*task.rating_scale) - test.ratings.rating)[cold].double()
         scores["test_cold_item_mae"] = float(error.abs().mean())
         scores["test_cold_item_rmse"] = float(error.square().mean().sqrt())
     return errors, scores
@@ -222,14 +226,9 @@ def _task(task_dir: str) -> Task:
     return load_task(Path(task_dir))
 
 
-def _errors(predict: Predict, held_out: HeldOut, task: Task, seed: int) -> tuple[UserErrors, Tensor]:
-    predicted, vectors = predict(held_out, task, seed)
-    return _user_errors(held_out, predicted), vectors
-
-
-def _user_errors(held_out: HeldOut, predicted: torch.Tensor) -> UserErrors:
+def _user_errors(held_out: HeldOut, predicted: Tensor, task: Task) -> UserErrors:
     ratings = held_out.ratings
-    return user_errors(ratings.user.numpy(), predicted.numpy(), ratings.rating.numpy())
+    return user_errors(ratings.user.numpy(), predicted.numpy(), ratings.rating.numpy(), task.rating_scale)
 
 
 def _means(measured: Sequence[Mapping[str, float]]) -> dict[str, float]:

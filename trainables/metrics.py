@@ -31,10 +31,16 @@ class UserErrors:
 
 
 def user_errors(
-    user_N: NDArray[np.int64], predicted_N: NDArray[np.float32], rating_N: NDArray[np.float32]
+    user_N: NDArray[np.int64],
+    predicted_N: NDArray[np.float32],
+    rating_N: NDArray[np.float32],
+    rating_scale: tuple[float, float],
 ) -> UserErrors:
-    """Errors per user over his ratings, and NDCG@20 of those items ranked by predicted rating, gain = rating."""
-    error = predicted_N.astype(np.float64) - rating_N
+    """Errors per user over his ratings, and NDCG@20 of those items ranked by predicted rating, gain = rating.
+
+    Errors are of the prediction cut to the rating scale; the ranking is by the prediction as it is, for a cut ties items.
+    """
+    error = np.clip(predicted_N.astype(np.float64), *rating_scale) - rating_N
     users, code = np.unique(user_N, return_inverse=True)
     return UserErrors(
         user=users.astype(np.int64),
@@ -48,12 +54,14 @@ def user_errors(
 def ndcg(
     code_N: NDArray[np.int64], score_N: NDArray[np.float32], gain_N: NDArray[np.float32], at: int
 ) -> NDArray[np.float64]:
-    """NDCG@`at` of every user, [U]; `code_N` numbers the users 0..U-1, each with at least one item of positive gain.
+    """NDCG@`at` of every user, [U]; `code_N` numbers the users 0..U-1, each with at least one item.
 
-    Items of equal score share the mean gain of their ranks, so a constant score gets the value expected by chance.
+    Items of equal score share the mean gain of their ranks, so a constant score gets the value expected by chance. A user
+    whose gains are all 0 has 1: no order is better than another.
     """
     ideal = _dcg(code_N, gain_N.astype(np.float64), gain_N, at)
-    return _dcg(code_N, score_N.astype(np.float64), gain_N, at) / ideal
+    reached = _dcg(code_N, score_N.astype(np.float64), gain_N, at)
+    return np.divide(reached, ideal, out=np.ones_like(ideal), where=ideal > 0)
 
 
 def _dcg(

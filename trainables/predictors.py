@@ -35,10 +35,10 @@ PREDICTORS: dict[str, Callable[[HeldOut, Task], Tensor]] = {
 }
 
 
-def bounded(name: str) -> Callable[[HeldOut, Task, int], tuple[Tensor, Tensor]]:
-    """The predictor in the form of a model's `predict`, within the rating scale."""
+def as_predict(name: str) -> Callable[[HeldOut, Task, int], tuple[Tensor, Tensor]]:
+    """The predictor in the form of a model's `predict`."""
 
     def predict(held_out: HeldOut, task: Task, seed: int) -> tuple[Tensor, Tensor]:
-        return PREDICTORS[name](held_out, task).clamp(*task.rating_scale), torch.zeros(0)
+        return PREDICTORS[name](held_out, task), torch.zeros(0)
 
     return predict

@@ -7,7 +7,7 @@ import math
 import pytest
 
 from trainables.door import run, score
-from trainables.predictors import bounded
+from trainables.predictors import as_predict
 from trainables.task import TaskFolders, load_held_out, load_task
 
 from .worlds import build, make_world
@@ -34,7 +34,7 @@ def trained(folders: TaskFolders, **changes: object) -> dict[str, float]:
 
 def predictor(name: str, folders: TaskFolders) -> float:
     test, task = load_held_out(folders.test_dir), load_task(folders.task_dir)
-    return score(bounded(name), test, task, 0)[1]["test_rmse"]
+    return score(as_predict(name), test, task, 0)[1]["test_rmse"]
 
 
 def test_music_learns_what_transfers_and_keeps_its_variance(learnable: TaskFolders) -> None:

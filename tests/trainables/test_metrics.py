@@ -62,16 +62,16 @@ def test_every_users_errors_against_a_loop() -> None:
     user = np.sort(draw.choice([3, 4, 9, 11], 60))
     predicted = (np.round(draw.normal(3.5, 1, 60), 1)).astype(np.float32)
     rating = draw.integers(1, 6, 60).astype(np.float32)
-    errors = user_errors(user, predicted, rating)
+    errors = user_errors(user, predicted, rating, (1.0, 5.0))
     assert errors.user.tolist() == sorted(set(user.tolist()))
     for place, name in enumerate(errors.user):
         rows = np.flatnonzero(user == name)
-        left = [float(predicted[i]) - float(rating[i]) for i in rows]
+        left = [min(5.0, max(1.0, float(predicted[i]))) - float(rating[i]) for i in rows]
         assert errors.n[place] == len(rows)
         assert errors.sum_abs_error[place] == pytest.approx(sum(abs(e) for e in left))
         assert errors.sum_squared_error[place] == pytest.approx(sum(e * e for e in left))
         assert errors.ndcg[place] == pytest.approx(one_user(predicted[rows].tolist(), rating[rows].tolist()))
-    pooled = [float(p) - float(r) for p, r in zip(predicted, rating, strict=True)]
+    pooled = [min(5.0, max(1.0, float(p))) - float(r) for p, r in zip(predicted, rating, strict=True)]
     metrics = errors.metrics()
     assert metrics["mae"] == pytest.approx(sum(abs(e) for e in pooled) / 60)
     assert metrics["rmse"] == pytest.approx(math.sqrt(sum(e * e for e in pooled) / 60))
@@ -82,7 +82,9 @@ def test_the_order_of_the_rows_changes_nothing() -> None:
     draw = np.random.default_rng(1)
     user, predicted, rating = draw.integers(0, 5, 80), draw.integers(1, 4, 80), draw.integers(1, 6, 80)
     shuffled = draw.permutation(80)
-    first = user_errors(user, predicted.astype(np.float32), rating.astype(np.float32))
-    again = user_errors(user[shuffled], predicted[shuffled].astype(np.float32), rating[shuffled].astype(np.float32))
+    first = user_errors(user, predicted.astype(np.float32), rating.astype(np.float32), (1.0, 5.0))
+    again = user_errors(
+        user[shuffled], predicted[shuffled].astype(np.float32), rating[shuffled].astype(np.float32), (1.0, 5.0)
+    )
     np.testing.assert_allclose(first.ndcg, again.ndcg, rtol=1e-12)
     assert first.metrics() == pytest.approx(again.metrics())

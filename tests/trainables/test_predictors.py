@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from trainables.door import score
-from trainables.predictors import PREDICTORS, bounded
+from trainables.predictors import PREDICTORS, as_predict
 from trainables.task import TaskFolders, load_held_out, load_task
 
 
@@ -20,13 +20,13 @@ def test_predictors_against_a_loop(folders: TaskFolders) -> None:
         expected["item_mean"].append(item_mean)
         expected["source_offset"].append(item_mean + task.slope * float(test.source_offset[user]))
     for name, values in expected.items():
-        predicted, _ = bounded(name)(test, task, 0)
+        predicted, _ = as_predict(name)(test, task, 0)
         np.testing.assert_allclose(predicted, np.clip(values, 1, 5), atol=1e-5)
 
 
 def test_each_predictor_knows_more_than_the_one_before(folders: TaskFolders) -> None:
     task, test = load_task(folders.task_dir), load_held_out(folders.test_dir)
-    rmse = [score(bounded(name), test, task, 0)[1]["test_rmse"] for name in PREDICTORS]
+    rmse = [score(as_predict(name), test, task, 0)[1]["test_rmse"] for name in PREDICTORS]
     assert list(PREDICTORS) == ["global_mean", "item_mean", "source_offset"]
     assert rmse[1] < rmse[0] + 0.01
     assert rmse[2] < rmse[1] - 0.03
@@ -34,7 +34,7 @@ def test_each_predictor_knows_more_than_the_one_before(folders: TaskFolders) -> 
 
 def test_predictions_stay_within_the_scale(folders: TaskFolders) -> None:
     task, test = load_task(folders.task_dir), load_held_out(folders.test_dir)
-    predicted, vectors = bounded("source_offset")(test, task, 0)
+    predicted, vectors = as_predict("source_offset")(test, task, 0)
     assert float(predicted.min()) >= 1
     assert float(predicted.max()) <= 5
     assert len(vectors) == 0

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from features.errors import InputError
 from trainables.diffusion import SCHEDULES, Diffusion, timestep_embedding, variances
 from trainables.door import Epoch, Variant
-from trainables.task import HeldOut, Ratings, Task
+from trainables.task import HeldOut, Ratings, Task, shrunken_means
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "tanh": torch.tanh,
@@ -172,21 +172,28 @@ class MuSiC(nn.Module):
         self.unet = VectorUNet(config)
         beta = variances(config.steps, config.variance_start, config.variance_end, config.schedule)
         self.process = Diffusion.from_variances(beta)
-        self.mean, self.slope, self.rating_scale = task.mean, task.slope, task.rating_scale
-        self.item_offset = task.item_offset
+        self.mean, self.item_offset, self.slope = task.mean, task.item_offset, task.slope
+        if not config.side:  # rating-based vectors alone still know side users: they are made once for all trials
+            known = task.overlapping
+            self.mean = float(known.rating.double().mean())
+            self.item_offset = _means(known.item, known.rating - self.mean, len(task.items))
         self.register_buffer("gain", torch.ones(()))
         self.register_buffer("centre", torch.zeros(config.dim))
         self.register_buffer("scale", torch.ones(()))
 
     # --- 3.4 rating -----------------------------------------------------------------------------------------------
 
-    def offset(self, item_N: Tensor, source_offset_N: Tensor) -> Tensor:
-        """What u . v is added to, [N] rating points (ours; the paper's eq. 8 leaves the scale to the vectors)."""
-        kind = self.config.rating_offset
+    def offset(self, item_N: Tensor, source_offset_N: Tensor | None) -> Tensor:
+        """What u . v is added to, [N] rating points (ours; the paper's eq. 8 leaves the scale to the vectors).
+
+        None leaves the users' part out.
+        """
         offset = torch.full(item_N.shape, self.mean)
-        if kind != "global_mean":
+        if self.config.rating_offset != "global_mean":
             offset = offset + self.item_offset[item_N]
-        return offset + self.slope * source_offset_N if kind == "source_offset" else offset
+        if self.config.rating_offset == "source_offset" and source_offset_N is not None:
+            offset = offset + self.slope * source_offset_N
+        return offset
 
     def vectors(self, raw_BF: Tensor, generator: torch.Generator) -> Tensor:
         """Target-domain vectors of cold-start users from their source-domain features, [B, D] (3.3.4)."""
@@ -215,27 +222,34 @@ class MuSiC(nn.Module):
 
     @torch.no_grad()
     def predict(self, held_out: HeldOut, task: Task, seed: int) -> tuple[Tensor, Tensor]:
-        """Ratings [N] within the rating scale, and the users' generated vectors [U, D]; the same for the same seed."""
-        self.eval()
-        users = torch.arange(len(held_out.source))
-        vectors = self.vectors(held_out.source[users], torch.Generator().manual_seed(seed))
-        ratings = held_out.ratings
-        offset = self.offset(ratings.item, held_out.source_offset[ratings.user])
-        predicted = offset + self.gain * self.dot(vectors, ratings.user, task, ratings.item)
-        return predicted.clamp(*self.rating_scale), vectors
+        """Ratings [N], not cut to the scale, and the users' generated vectors [U, D]; the same for the same seed."""
+        offset, u_dot_v, vectors = self._terms(held_out, task, seed)
+        return offset + self.gain * u_dot_v, vectors
 
     @torch.no_grad()
-    def fit_gain(self, held_out: HeldOut, task: Task, seed: int) -> None:
-        """Fit the factor of u . v on these users' ratings, kept within [0, 1] (`shrunken_slope`).
+    def validate(self, task: Task, seed: int) -> tuple[Tensor, Tensor]:
+        """Fit the gain on the validation users, and predict each half of them with the gain of the other half.
 
-        Residuals learned from a few hundred users are too large for new ones; one number corrects that.
+        What is learned from a few hundred users is too large for new ones; one number corrects that (ours). No user's
+        rating is predicted with a gain that has seen it, so that validation metrics stay comparable.
         """
+        user, rating = task.validation.ratings.user, task.validation.ratings.rating
+        offset, u_dot_v, vectors = self._terms(task.validation, task, seed)
+        gain = torch.ones_like(u_dot_v)
+        if self.config.calibrate:
+            left, odd = rating - offset, user % 2 == 1
+            for half in (odd, ~odd):
+                gain[~half] = shrunken_slope(u_dot_v[half], left[half], user[half])
+            self.gain.fill_(shrunken_slope(u_dot_v, left, user))
+        return offset + gain * u_dot_v, vectors
+
+    def _terms(self, held_out: HeldOut, task: Task, seed: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Offset [N], u . v [N] and generated vectors [U, D]."""
         self.eval()
-        users, ratings = torch.arange(len(held_out.source)), held_out.ratings
+        ratings, users = held_out.ratings, torch.arange(len(held_out.source))
         vectors = self.vectors(held_out.source[users], torch.Generator().manual_seed(seed))
-        u_dot_v = self.dot(vectors, ratings.user, task, ratings.item)
-        left = ratings.rating - self.offset(ratings.item, held_out.source_offset[ratings.user])
-        self.gain.fill_(shrunken_slope(u_dot_v, left, ratings.user))
+        offset = self.offset(ratings.item, held_out.source_offset[ratings.user])
+        return offset, self.dot(vectors, ratings.user, task, ratings.item), vectors
 
     def dot(self, vectors_BD: Tensor, user_N: Tensor, task: Task, item_N: Tensor) -> Tensor:
         """Eq. 8, u . v for each rating, [N]; each item goes through its MLP once."""
@@ -247,8 +261,8 @@ class MuSiC(nn.Module):
 def shrunken_slope(x_N: Tensor, y_N: Tensor, user_N: Tensor) -> float:
     """Least-squares slope of y on x within [0, 1], pulled to 0 by how uncertain it is: b * max(0, 1 - var(b) / b^2).
 
-    var(b) is clustered by user, whose ratings err together (Liang & Zeger 1986); the factor is the positive-part
-    James-Stein estimate of one coefficient.
+    var(b) is clustered by user, whose ratings err together (Liang & Zeger 1986); the factor is a positive-part
+    shrinkage of one coefficient.
     """
     xy = torch.bincount(user_N, (x_N * y_N).double())
     xx = torch.bincount(user_N, x_N.square().double())
@@ -303,30 +317,37 @@ class _Trainer:
         x0 = (x0 - model.centre) / model.scale
         if self.config.diffusion and self.config.side and len(task.side_users):
             self._side_stage(x0)
-        optimizer = torch.optim.Adam(
-            model.parameters(), lr=self.config.lr, weight_decay=self.config.weight_decay, foreach=True
-        )
+        optimizer = self._adam(model.parameters())
         best: tuple[float, int, dict[str, Tensor]] | None = None
         for number in range(1, self.config.epochs + 1):
             loss = self._joint_epoch(optimizer, x0)
-            if self.config.calibrate:
-                model.fit_gain(task.validation, task, self.seed)
-            epoch = Epoch.measured(number, model.predict, task, self.seed, loss=loss, spread=spread)
+            epoch = self._measured(number, loss, spread)
             if best is None or epoch.metrics["val_rmse"] < best[0]:
                 best = (epoch.metrics["val_rmse"], number, copy.deepcopy(model.state_dict()))
             last = number == self.config.epochs or number - best[1] >= self.config.patience
             if last:
                 model.load_state_dict(best[2])
-                yield Epoch.measured(best[1], model.predict, task, self.seed, loss=loss, spread=spread, last=True)
+                yield self._measured(best[1], loss, spread, last=True)
                 return
             yield epoch
+
+    def _adam(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+        # Fused: a fifth of the time of the other kinds, which also stall on gradients too small for float32.
+        return torch.optim.Adam(parameters, lr=self.config.lr, weight_decay=self.config.weight_decay, fused=True)
+
+    def _measured(self, number: int, loss: float, spread: float, last: bool = False) -> Epoch:
+        model, task = self.model, self.task
+        return Epoch.measured(
+            number, model.predict, task, self.seed, loss=loss, spread=spread, last=last,
+            validated=model.validate(task, self.seed),
+        )  # fmt: skip
 
     def _feature_stage(self) -> None:
         model, config = self.model, self.config
         ratings = self.task.train if config.side else self.task.overlapping
         offset = self._target_offset(ratings)
         parameters = [*model.user_mlp.parameters(), *model.item_mlp.parameters()]
-        optimizer = torch.optim.Adam(parameters, lr=config.lr, weight_decay=config.weight_decay, foreach=True)
+        optimizer = self._adam(parameters)
         model.train()
         for _ in range(config.feature_epochs):
             for users_B, user_N, rows_N in self._batches(ratings):
@@ -336,20 +357,18 @@ class _Trainer:
 
     def _target_offset(self, ratings: Ratings) -> Tensor:
         """Offsets of the users whose target ratings are known, [N]: theirs is what the source offset stands for."""
-        task = self.task
-        base = task.mean + task.item_offset[ratings.item]
-        total = torch.zeros(len(task.target)).index_add(0, ratings.user, ratings.rating - base)
-        count = torch.zeros(len(task.target)).index_add(0, ratings.user, torch.ones(len(ratings)))
-        own = total / (count + 5.0)
+        model, task = self.model, self.task
+        offset = model.offset(ratings.item, None)
+        if self.config.rating_offset != "source_offset":
+            return offset
+        own = _means(ratings.user, ratings.rating - offset, len(task.target))
         own[: len(task.source)] = task.slope * task.source_offset
-        kind = self.config.rating_offset
-        offset = torch.full(ratings.item.shape, task.mean) if kind == "global_mean" else base
-        return offset + own[ratings.user] if kind == "source_offset" else offset
+        return offset + own[ratings.user]
 
     def _side_stage(self, x0_UD: Tensor) -> None:
         """Eq. 11: reconstruction without condition over side users."""
         users = self.task.side_users
-        optimizer = torch.optim.Adam(self.model.unet.parameters(), lr=self.config.lr, foreach=True)
+        optimizer = self._adam(self.model.unet.parameters())
         self.model.train()
         for _ in range(self.config.side_epochs):
             order = users[torch.randperm(len(users), generator=self.generator)]
@@ -395,6 +414,10 @@ class _Trainer:
             place = torch.repeat_interleave(torch.arange(len(users)), counts)
             first = starts[users] - (counts.cumsum(0) - counts)
             yield users, place, torch.arange(len(place)) + first[place]
+
+
+def _means(code_N: Tensor, value_N: Tensor, size: int) -> Tensor:
+    return torch.from_numpy(shrunken_means(code_N.numpy(), value_N.double().numpy(), size)).float()
 
 
 def _step(optimizer: torch.optim.Optimizer, loss: Tensor) -> float:

@@ -1,0 +1,141 @@
+"""One MuSiC trial at the size of MuSiC's Task 1: wall time and peak memory.
+
+    python tests/benchmarks/bench_trial.py                # two threads, about 2.5 GB of disk for a while
+    python tests/benchmarks/bench_trial.py --profile      # also says where the time went
+
+Movie -> Music (MuSiC Table 1): 18,045 and 10,292 users, 2,165 of them in both, 159,997 target items, 513,247 target
+ratings; raw vectors of width 4,096 in float16. The arrays are simulated and written in the layout of a task folder;
+tables are memory-mapped as in any trial. The trial runs in a process of its own, so its peak memory is that process's.
+"""
+
+from __future__ import annotations
+
+import argparse
+import cProfile
+import json
+import pstats
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+SOURCE_USERS, TARGET_USERS, OVERLAP = 18_045, 10_292, 2_165
+ITEMS, RATINGS, WIDTH = 159_997, 513_247, 4_096
+RATIO, VALIDATION = 0.2, 0.2
+CONFIG: dict[str, Any] = {"steps": 10, "epochs": 100, "patience": 100}  # the most that the space has, never stopped early
+
+
+def write_vectors(path: Path, rows: int, draw: np.random.Generator) -> None:
+    """A float16 table [rows, WIDTH] of rank 64, written in pieces."""
+    table = np.lib.format.open_memmap(path, "w+", np.float16, (rows, WIDTH))
+    basis = draw.standard_normal((64, WIDTH)).astype(np.float32) / 8
+    for start in range(0, rows, 4_096):
+        part = table[start : start + 4_096]
+        part[:] = draw.standard_normal((len(part), 64)).astype(np.float32) @ basis
+    table.flush()
+
+
+def point(folder: Path, name: str, vectors: Path, rows: np.ndarray) -> None:
+    """Say which rows of a table belong to whom."""
+    folder.mkdir(parents=True, exist_ok=True)
+    np.save(folder / f"{name}_rows.npy", rows.astype(np.int64))
+    np.save(folder / f"{name}_centre.npy", np.zeros(WIDTH, np.float32))
+    (folder / f"{name}.json").write_text(json.dumps({"vectors": str(vectors), "scale": 1.0, "missing": 0}))
+
+
+def write_ratings(folder: Path, counts: np.ndarray, draw: np.random.Generator) -> None:
+    """Long-tailed items, uniform ratings."""
+    user = np.repeat(np.arange(len(counts)), counts)
+    popularity = (np.arange(ITEMS) + 50.0) ** -0.8
+    item = draw.permutation(ITEMS)[draw.choice(ITEMS, len(user), p=popularity / popularity.sum())]
+    for name, array in (("user", user), ("item", item), ("rating", draw.integers(1, 6, len(user)).astype(np.float32))):
+        np.save(folder / f"{name}.npy", array)
+
+
+def write_task(folder: Path) -> Path:
+    """Task 1 as `trainables.task` lays it out; returns the search side."""
+    draw = np.random.default_rng(0)
+    test = round(OVERLAP * RATIO)
+    validation = round((OVERLAP - test) * VALIDATION)
+    train = OVERLAP - test - validation
+    known = TARGET_USERS - test - validation
+    tables = {name: folder / f"{name}.npy" for name in ("source", "target", "items")}
+    for name, rows in (("source", SOURCE_USERS), ("target", known), ("items", ITEMS)):
+        write_vectors(tables[name], rows, draw)
+    search, held_out = folder / "search", folder / "search" / "validation"
+    users = draw.permutation(SOURCE_USERS)
+    point(search, "source", tables["source"], users[:train])
+    point(held_out, "source", tables["source"], users[train : train + validation])
+    point(search, "target", tables["target"], np.arange(known))
+    point(search, "items", tables["items"], np.arange(ITEMS))
+    counts = 20 + draw.multinomial(RATINGS - 20 * TARGET_USERS, draw.dirichlet(np.full(TARGET_USERS, 0.5)))
+    write_ratings(search, counts[:known], draw)
+    write_ratings(held_out, counts[known : known + validation], draw)
+    np.save(held_out / "cold_item.npy", np.zeros(counts[known : known + validation].sum(), bool))
+    np.save(search / "source_offset.npy", np.zeros(train, np.float32))
+    np.save(held_out / "source_offset.npy", np.zeros(validation, np.float32))
+    np.save(search / "item_offset.npy", np.zeros(ITEMS, np.float32))
+    (search / "task.json").write_text(json.dumps({"mean": 3.0, "slope": 0.5, "rating_scale": [1.0, 5.0]}))
+    return search
+
+
+def trial(task_dir: str, threads: int) -> dict[str, float]:
+    """The trial in this process."""
+    import torch
+
+    from trainables.door import run
+
+    torch.set_num_threads(threads)
+    began, epochs = time.perf_counter(), 0
+    for report in run("music", CONFIG, task_dir, [0]):
+        epochs = report.epoch
+        if epochs == 1:
+            print(f"first epoch after {time.perf_counter() - began:.0f} s", file=sys.stderr, flush=True)
+    with open("/proc/self/status") as status:
+        sizes = {line.split(":")[0]: int(line.split()[1]) for line in status if line.startswith(("VmHWM", "RssAnon"))}
+    return {
+        "epochs": epochs,
+        "wall": time.perf_counter() - began,
+        "cpu": time.process_time(),
+        "peak_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
+        "own_gib": sizes["RssAnon"] / 2**20,
+    }
+
+
+def main() -> None:
+    """Write the task, run the trial in a fresh process, print a Markdown table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--profile", action="store_true")
+    parser.add_argument("--task-dir", help="run the trial on this folder, in this process")
+    arguments = parser.parse_args()
+    if arguments.task_dir:
+        profile = cProfile.Profile()
+        if arguments.profile:
+            profile.enable()
+        print(json.dumps(trial(arguments.task_dir, arguments.threads)))
+        if arguments.profile:
+            profile.disable()
+            pstats.Stats(profile, stream=sys.stderr).sort_stats("tottime").print_stats(18)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        task_dir = write_task(Path(folder))
+        command = [sys.executable, __file__, "--task-dir", str(task_dir), "--threads", str(arguments.threads)]
+        command += ["--profile"] * arguments.profile
+        done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    result = json.loads(done.stdout)
+    print("| threads | epochs | wall s (<= 600) | CPU s | peak GiB (<= 6) | of it not shared GiB |")
+    print("|---:|---:|---:|---:|---:|---:|")
+    print(
+        f"| {arguments.threads} | {result['epochs']} | {result['wall']:.0f} | {result['cpu']:.0f} | "
+        f"{result['peak_gib']:.2f} | {result['own_gib']:.2f} |"
+    )
+
+
+if __name__ == "__main__":
+    main()
