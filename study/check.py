@@ -12,10 +12,10 @@ from features.encoder import resolve_encoder
 from features.errors import InputError
 from features.simulate import LABEL
 from study import parts
+from study.flow import store_uri
 from study.plan import Plan
 from study.prepare import data_folder
 from study.results import PREDICTOR, load_results
-from study.tracking import default_uri
 from trainables.door import load_model
 
 
@@ -73,7 +73,7 @@ def _work(plan: Plan) -> Table:
 def _cost(plan: Plan, home: Path) -> str:
     """Expected time of what is left, from the trainings that this home folder has seen."""
     try:
-        finished = load_results(plan.tracking_uri or default_uri(home), plan.name).finished()
+        finished = load_results(store_uri(home, plan), plan.name).finished()
     except InputError:
         return f"Nothing of this plan has run in {home} yet, so the time of a training is not known."
     trained = finished[~finished["name"].str.startswith(PREDICTOR)]

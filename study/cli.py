@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -179,8 +179,7 @@ def _search(study: Study) -> None:
 def _sweep(study: Study) -> None:
     if not study.plan.sweeps:
         raise click.UsageError(f"plan {study.plan.name} has no sweeps; add `sweeps` to it")
-    for parameter in study.plan.sweeps:
-        _say(study.sweep(parameter))
+    _end([_shown(study.sweep(parameter)) for parameter in study.plan.sweeps])
 
 
 @_verb("ablate", "Ablations: variants of the best configuration.")
@@ -198,16 +197,11 @@ def _run(study: Study) -> None:
     from study.parts import part_names
 
     study.inputs  # noqa: B018  (made, and logged, before any part)
-    ran, failed = 0, 0
-    for part in part_names(study.plan):
-        summary = study.run_part(part)
-        _say(summary)
-        ran, failed = ran + summary.ran, failed + len(summary.failures)
-    if ran == 0:
+    summaries = [_shown(study.run_part(part)) for part in part_names(study.plan)]
+    if not any(summary.ran for summary in summaries):
         console.print("Nothing was left to train.")
-    _report(study, fresh=ran > 0)
-    if failed:
-        raise click.ClickException(f"{failed} trials failed; their reasons are above and in MLflow")
+    _report(study, fresh=False)
+    _end(summaries)
 
 
 @_verb("report", "Redraw figures and tables from MLflow alone.")
@@ -278,11 +272,11 @@ def ui(home: Path, port: int, host: str) -> None:
     import subprocess
 
     from features.errors import InputError
-    from study.tracking import default_uri
+    from study.flow import named_uri, store_uri
 
-    if not (home / "mlflow.db").is_file():
+    if named_uri() is None and not (home / "mlflow.db").is_file():
         raise InputError(f"{home}: holds no MLflow store; run a study there first, or name another --home")
-    words = ["ui", "--backend-store-uri", default_uri(home), "--host", host, "--port", str(port)]
+    words = ["ui", "--backend-store-uri", store_uri(home), "--host", host, "--port", str(port)]
     sys.exit(subprocess.call([sys.executable, "-m", "mlflow", *words]))
 
 
@@ -290,21 +284,38 @@ def ui(home: Path, port: int, host: str) -> None:
 
 
 def _say(summary: Summary) -> None:
+    """Show what a verb did, and end with exit code 1 where trials have failed."""
+    _end([_shown(summary)])
+
+
+def _end(summaries: Sequence[Summary]) -> None:
+    failed = sum(len(summary.failures) for summary in summaries)
+    if failed:
+        errors.print(f"study: {failed} trials failed; MLflow has their reasons; the same command tries them again")
+        sys.exit(1)
+
+
+def _shown(summary: Summary) -> Summary:
     done = f"{summary.ran} trials run" if summary.ran else "nothing left to do"
     failed = f", [red]{len(summary.failures)} failed[/red]" if summary.failures else ""
     console.print(f"[bold]{summary.part}[/bold]: {summary.planned} planned, {done}{failed}")
     for failure in summary.failures[:5]:
         console.print(f"  {failure.trial}: {failure.reason}", markup=False, soft_wrap=True)
+    if summary.superseded:
+        console.print(
+            f"  {summary.superseded} runs of an earlier form of the plan were deleted; MLflow can restore them"
+        )
+    return summary
 
 
 def _report(study: Study, *, fresh: bool) -> None:
-    """Draw the report, unless nothing was trained since the last one; print the table, the figures and the way on."""
+    """Draw the report, unless it shows the trials as they are; print the table, the figures and the way on."""
     from study.results import MissingError
     from study.tables import summary_table
 
     page = study.report_folder / "report.html"
     comparison = None
-    if fresh or not page.is_file():
+    if fresh or not study.report_is_current():
         with _bars() as bars:
             task = bars.add_task("drawing the report", total=None)
             made = study.report(lambda done, total: bars.update(task, completed=done, total=total))

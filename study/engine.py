@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from study.draws import open_journal
 from study.jobs import Cluster, Direction, Job, Resources, SearchSpec
 from study.ledger import Failure, PartLedger, Progress, Recipe
 
-__all__ = ["Failure", "Progress", "RunSummary", "run_jobs"]
+__all__ = ["Failure", "Progress", "RunSummary", "at_work", "run_jobs"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +54,7 @@ def run_jobs(
     cluster: Cluster | None = None,
     tags: Mapping[str, str] | None = None,
     tracking_uri: str | None = None,
+    keep: Collection[str] | None = None,
     on_progress: Callable[[Progress], None] | None = None,
 ) -> RunSummary:
     """Finish `jobs`, all of one part, and say what became of them.
@@ -61,6 +62,9 @@ def run_jobs(
     `trainable` is `module:function`, importable on the workers, with the signature of `trainables.door.run`. A job's
     configuration is `base` with its own (or its drawn) fields over it. Jobs without a configuration are drawn from
     `space` as `search` says; their names are the trial numbers 0000, 0001, ... of their cell.
+
+    Finished trials of the part that are neither in `jobs` nor in `keep` belong to an earlier plan: they are dropped, so
+    that none of them is ever selected. None keeps them all.
 
     A fixed job that failed is trained again by the next call. A drawn one is not: its failure is Optuna's result,
     unless the worker process was lost, which says nothing about the parameters.
@@ -83,6 +87,7 @@ def run_jobs(
         ledger = PartLedger(
             recipe=recipe,
             jobs=jobs,
+            keep=tracker.runs if keep is None else keep,
             tracker=tracker,
             journal=lambda: open_journal(home / "optuna" / f"{experiment}.log"),
             on_progress=on_progress,
@@ -105,6 +110,18 @@ def run_jobs(
     return RunSummary(
         planned=len(jobs), ran=len(ledger.todo), superseded=ledger.superseded, failures=ledger.failures, log=log
     )
+
+
+def at_work(home: Path, experiment: str) -> bool:
+    """Whether a process is running jobs of the experiment in this home folder."""
+    try:
+        with (home / f"{experiment}.lock").open(encoding="utf-8") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except BlockingIOError:
+        return True
+    return False
 
 
 @contextlib.contextmanager

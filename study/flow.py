@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import os
 import platform
 import subprocess
 from collections.abc import Callable, Mapping, Sequence
@@ -13,11 +14,11 @@ from typing import Any
 
 from features.errors import InputError
 from study import parts, tracking
-from study.engine import Failure, Progress, run_jobs
+from study.engine import Failure, Progress, at_work, run_jobs
 from study.jobs import Cell, Cluster, Job
 from study.plan import Plan
 from study.prepare import Inputs, Watch, describe_data, prepare
-from study.report import ReportResult, report
+from study.report import ReportResult, is_current, report
 from study.results import Results, load_results
 from study.select import Best, best_per_cell
 from trainables.task import TaskFolders
@@ -38,6 +39,7 @@ class Summary:
     planned: int
     ran: int
     failures: tuple[Failure, ...]
+    superseded: int = 0  # runs of an earlier form of the plan, deleted in MLflow (its UI restores them)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +73,7 @@ class Study:
     @property
     def tracking_uri(self) -> str:
         """MLflow store of the study."""
-        return self.plan.tracking_uri or tracking.default_uri(self.home)
+        return store_uri(self.home, self.plan)
 
     @property
     def report_folder(self) -> Path:
@@ -116,7 +118,7 @@ class Study:
         scored = self._run("score", parts.score_jobs(self.plan, self._folders, best))
         return Summary(
             part="score", planned=rows.planned + scored.planned, ran=rows.ran + scored.ran,
-            failures=rows.failures + scored.failures,
+            failures=rows.failures + scored.failures, superseded=rows.superseded + scored.superseded,
         )  # fmt: skip
 
     def run_part(self, part: str) -> Summary:
@@ -131,6 +133,10 @@ class Study:
         return report(
             self.tracking_uri, self.plan.name, self.report_folder, selection=self.plan.selection, progress=progress
         )
+
+    def report_is_current(self) -> bool:
+        """Whether the report shows the trials as they stand now."""
+        return is_current(self.results(), self.report_folder)
 
     # --- reading back ---------------------------------------------------------------------------------------------
 
@@ -148,6 +154,7 @@ class Study:
         """How far each part is; names alone are compared, so a changed plan shows only when it runs."""
         begun = self.plan.tracking_uri is not None or (self.home / "mlflow.db").is_file()
         store = self._store() if begun else None  # reading makes no store
+        working = at_work(self.home, self.plan.name)  # a killed driver leaves runs open that nobody works on
         rows = []
         for part, jobs in parts.planned(self.plan).items():
             names = {job.trial for job in jobs}
@@ -160,12 +167,17 @@ class Study:
             rows.append(
                 StatusRow(
                     part=part, planned=len(names), finished=count(tracking.FINISHED), failed=count(tracking.FAILED),
-                    running=count(tracking.RUNNING),
+                    running=count(tracking.RUNNING) if working else 0,
                 )
             )  # fmt: skip
         return rows
 
     # --- inside ---------------------------------------------------------------------------------------------------
+
+    @property
+    def _server(self) -> str | None:
+        """A store that was named, by the plan or by MLFLOW_TRACKING_URI; None: the file in the home folder."""
+        return named_uri(self.plan)
 
     def _folders(self, cell: Cell, flavour: str) -> TaskFolders:
         return self.inputs.tasks[cell.name, flavour]
@@ -201,10 +213,14 @@ class Study:
             resources=self.plan.resources,
             cluster=self.cluster,
             tags=self._tags,
-            tracking_uri=self.plan.tracking_uri,
+            tracking_uri=self._server,
+            keep={job.trial for job in parts.planned(self.plan)[part]},
             on_progress=lambda progress: self._watch_jobs(part, progress),
         )
-        return Summary(part=part, planned=summary.planned, ran=summary.ran, failures=summary.failures)
+        return Summary(
+            part=part, planned=summary.planned, ran=summary.ran, failures=summary.failures,
+            superseded=summary.superseded,
+        )  # fmt: skip
 
     @cached_property
     def _tags(self) -> dict[str, str]:
@@ -220,7 +236,7 @@ class Study:
 
     def _store(self) -> tuple[Any, str]:
         client = tracking.connect(self.tracking_uri)
-        artifacts = self.home / "artifacts" if self.plan.tracking_uri is None else None
+        artifacts = self.home / "artifacts" if self._server is None else None
         return client, tracking.open_experiment(client, self.plan.name, artifacts)
 
     def _log_data(self, inputs: Inputs) -> None:
@@ -238,6 +254,16 @@ class Study:
         for path in describe_data(self.plan, inputs, self.home / "logs" / self.plan.name).values():
             client.log_artifact(run.info.run_id, str(path))
         client.set_terminated(run.info.run_id, tracking.FINISHED)
+
+
+def named_uri(plan: Plan | None = None) -> str | None:
+    """The MLflow store that the plan names, else MLFLOW_TRACKING_URI, else None."""
+    return (plan.tracking_uri if plan else None) or os.environ.get("MLFLOW_TRACKING_URI") or None
+
+
+def store_uri(home: Path, plan: Plan | None = None) -> str:
+    """The MLflow store in use: a named one, or the SQLite file in the home folder."""
+    return named_uri(plan) or tracking.default_uri(home)
 
 
 def commit() -> str:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -74,6 +74,7 @@ class PartLedger:
         *,
         recipe: Recipe,
         jobs: Sequence[Job],
+        keep: Collection[str],
         tracker: PartTracker,
         journal: Callable[[], BaseStorage],
         on_progress: Callable[[Progress], None] | None,
@@ -90,7 +91,10 @@ class PartLedger:
         self._errors: dict[str, tuple[str, str]] = {}
         self._searches = self._open_searches(jobs, journal)
         self.superseded = 0
-        """Runs under a planned name that answered another question and were dropped."""
+        """Runs that the plan does not ask for, or no longer in this form, and that were dropped."""
+        for trial in sorted(set(tracker.runs) - set(keep) - {job.trial for job in jobs}):
+            tracker.drop(trial, "the plan has no such trial any more")
+            self.superseded += 1
         self.todo = tuple(job for job in jobs if self._is_left(job))
         """Jobs that have to be trained now, in the order given."""
         self._open = {job.trial for job in self.todo}

@@ -288,7 +288,8 @@ def _part_checks(plan: Plan, place: str) -> list[str]:
         if not seeds or len(set(seeds)) < len(seeds):
             faults.append(f"{place}: {name} is {list(seeds)}; give at least one, each once")
         if not all(0 <= seed <= MOST_SEED for seed in seeds):
-            faults.append(f"{place}: {name} is {_shown(list(seeds))}; give whole numbers from 0 to {MOST_SEED}")
+            shown = _shown(list(seeds) if name.endswith("seeds") else seeds[0])
+            faults.append(f"{place}: {name} is {shown}; give whole numbers from 0 to {MOST_SEED}")
     if plan.search:
         if plan.space is None:
             faults.append(f"{place}: search needs a space; set `space`, e.g. music/paper")

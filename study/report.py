@@ -30,6 +30,7 @@ from study.results import TAG, Results, load_results
 from study.tables import Comparison, Table
 
 PAGE = "report.html"
+DRAWN_FROM = f"{TAG}drawn_from"  # tag of the report run: the trials it shows
 _FOLDERS = ("figures", "tables")
 _CSS = """
 :root { color-scheme: light; }
@@ -107,6 +108,16 @@ def report(
     )
 
 
+def is_current(results: Results, out: Path) -> bool:
+    """Whether the report in `out` shows the trials as they stand now."""
+    client = MlflowClient(results.tracking_uri)
+    found = client.get_experiment_by_name(results.experiment)
+    if found is None or not (out / PAGE).is_file():
+        return False
+    runs = client.search_runs([found.experiment_id], f"tags.`{TAG}trial` = 'report'")
+    return any(run.info.status == "FINISHED" and run.data.tags.get(DRAWN_FROM) == results.digest for run in runs)
+
+
 def _make(results: Results, selection: tuple[str, str], progress: Callable[[int, int], None], staged: Path) -> _Content:
     content = _Content()
 
@@ -155,6 +166,7 @@ def _report_run(tracking_uri: str, experiment: str, results: Results) -> Iterato
     else:
         tags = {f"{TAG}part": "report", f"{TAG}trial": "report"}
         run_id = str(client.create_run(found.experiment_id, tags=tags, run_name="report").info.run_id)
+    client.set_tag(run_id, DRAWN_FROM, results.digest)
     client.set_tag(run_id, f"{TAG}simulated", str(results.simulated).lower())
     status = "FAILED"
     try:

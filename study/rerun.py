@@ -9,6 +9,7 @@ import torch
 
 from features.errors import InputError
 from study import tracking
+from study.flow import named_uri, store_uri
 from study.results import read_config
 from study.worker import resolve
 
@@ -17,9 +18,9 @@ NOT_COMPARED = ("seconds",)
 
 def rerun(run_id: str, home: Path) -> Iterator[tuple[str, float, float]]:
     """Train the trial `run_id` of the store in `home`; yields (metric, logged, now) of every final metric."""
-    if not (home / "mlflow.db").is_file():
+    if named_uri() is None and not (home / "mlflow.db").is_file():
         raise InputError(f"{home}: holds no MLflow store; name the home folder of the study with --home")
-    client = tracking.connect(tracking.default_uri(home))
+    client = tracking.connect(store_uri(home))
     document = read_config(client.tracking_uri, run_id)
     for folder in filter(None, (document["task_dir"], document["test_dir"])):
         if not Path(folder).is_dir():

@@ -6,6 +6,7 @@ Columns of `Results.trials`: those of `COLUMNS`, then `params.<field>` (text, as
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import math
@@ -57,6 +58,12 @@ class Results:
         """The finished trials (of one part)."""
         rows = self.trials[self.trials["status"] == "FINISHED"]
         return rows if part is None else rows[rows["part"] == part]
+
+    @property
+    def digest(self) -> str:
+        """Of which trials finished and which did not: what a report is drawn from."""
+        text = "\n".join(sorted(self.trials["run_id"] + " " + self.trials["status"]))
+        return hashlib.sha256(text.encode()).hexdigest()
 
     def validation(self, part: str = "search") -> pd.DataFrame:
         """Finished trials of a part without any test column: the only thing that selection is given."""
@@ -123,7 +130,7 @@ def load_results(tracking_uri: str, experiment: str) -> Results:
         trials=_frame(trials),
         domains=_records(tracking_uri, newest, "domains.json"),
         cells=_records(tracking_uri, newest, "cells.json"),
-        simulated=any(_is_true(run, "simulated") for run in ours),
+        simulated=any(_is_true(run, "simulated") for run in ours if run.data.tags[f"{TAG}part"] != "report"),
         tags={name: _values(finished, name) for name in ("data_key", "feature_key", "commit", "versions", "device")},
         duplicates=duplicates,
         foreign=len(runs) - len(ours),

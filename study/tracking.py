@@ -8,6 +8,7 @@ call per metric costs ten times more than the training of a small epoch.
 from __future__ import annotations
 
 import logging
+import shlex
 import time
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -125,20 +126,22 @@ def open_part(
     """The runs of a part in the store at `uri`, by default a SQLite file in `home` with the artifacts beside it."""
     client = connect(uri or default_uri(home))
     experiment_id = open_experiment(client, experiment, home / "artifacts" if uri is None else None)
-    return PartTracker(client=client, experiment_id=experiment_id, part=part, tags=tags, metric=metric)
+    return PartTracker(client=client, experiment_id=experiment_id, part=part, tags=tags, metric=metric, home=home)
 
 
 class PartTracker:
     """The runs of one part: its parent run and its trials."""
 
     def __init__(
-        self, *, client: MlflowClient, experiment_id: str, part: str, tags: Mapping[str, str], metric: str
-    ) -> None:
+        self, *, client: MlflowClient, experiment_id: str, part: str, tags: Mapping[str, str], metric: str,
+        home: Path | None = None,
+    ) -> None:  # fmt: skip
         self._client = client
         self._experiment_id = experiment_id
         self._part = part
         self._tags = dict(tags)
         self._metric = metric
+        self._home = f" --home {shlex.quote(str(home))}" if home else ""
         self._open: dict[str, _Open] = {}
         self._parent: str | None = None
         self._parent_status = KILLED
@@ -200,7 +203,7 @@ class PartTracker:
         run_name = f"{job.part} {job.cell.name} {job.name}"
         run_id = self._client.create_run(self._experiment_id, run_name=run_name, tags=_tags(tags)).info.run_id
         self._open[job.trial] = _Open(run_id=run_id, logged_epoch=-1)
-        self._log(run_id, params=_params(job, config), tags={"study.command": f"study rerun {run_id}"})
+        self._log(run_id, params=_params(job, config), tags={"study.command": f"study rerun {run_id}{self._home}"})
         self._client.log_text(run_id, yaml.safe_dump(dict(logged), sort_keys=False), CONFIG_FILE)
 
     def _last_epoch(self, run: TrialRun) -> int:

@@ -92,7 +92,7 @@ def test_a_finished_trial_has_all_that_the_ui_needs(part: Part, tmp_path: Path) 
         "study.ratio": "0.2",
         "study.commit": "abc",
         "study.fingerprint": "f",
-        "study.command": f"study rerun {run_id}",
+        "study.command": f"study rerun {run_id} --home {part.home}",
         "mlflow.parentRunId": parent.info.run_id,
     }
     assert expected.items() <= run.data.tags.items()
@@ -105,7 +105,10 @@ def test_a_finished_trial_has_all_that_the_ui_needs(part: Part, tmp_path: Path) 
     assert part.client.get_metric_history(run_id, "epoch/val_rmse")[0].timestamp == 1001
     assert {file.path for file in part.client.list_artifacts(run_id)} == {"config.yaml", "per_user.csv", "raw.bin"}
     assert Path(part.client.download_artifacts(run_id, "raw.bin", str(tmp_path))).read_bytes() == b"\x00\xff"
-    assert results.read_config(part.client.tracking_uri, run_id) == {"config": {"lr": 1e-5, "side": True}, "seeds": [0, 1]}
+    assert results.read_config(part.client.tracking_uri, run_id) == {
+        "config": {"lr": 1e-5, "side": True},
+        "seeds": [0, 1],
+    }
     assert part.home in Path(run.info.artifact_uri.removeprefix("file://")).parents
 
 
