@@ -37,7 +37,7 @@ def main() -> None:
     """Run a command; a known error is one line on the terminal and exit code 2, an interruption 130."""
     debug = "--debug" in sys.argv
     try:
-        cli(standalone_mode=False)
+        cli(prog_name="study", standalone_mode=False)
     except click.exceptions.Abort:
         errors.print("study: interrupted")
         sys.exit(130)
