@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -420,7 +421,8 @@ def _save_rows(
         assert ids is not None
         rows = _table_rows(vectors, ids)
         centre = centre or _centre(vectors.vectors, rows)
-        path: str | None = str((vectors.path / "vectors.npy").resolve())
+        # Relative: a home folder may move. The folder that is being built lies beside its final place.
+        path: str | None = os.path.relpath((vectors.path / "vectors.npy").resolve(), folder.resolve())
     else:
         rows, path = np.arange(len(vectors)), None
         centre = centre or _centre(vectors)
@@ -452,7 +454,7 @@ def _save_places(folder: Path, name: str, rows: Ints, centre: tuple[Floats, floa
 
 def _load_rows(folder: Path, name: str) -> FeatureRows:
     meta = json.loads((folder / f"{name}.json").read_text())
-    path = Path(meta["vectors"] or folder / f"{name}_vectors.npy")
+    path = folder / (meta["vectors"] or f"{name}_vectors.npy")
     try:
         vectors = np.load(path, mmap_mode="r")
     except FileNotFoundError as error:

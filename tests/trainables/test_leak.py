@@ -36,7 +36,7 @@ def contents(folder: Path) -> dict[str, Any]:
         found[name] = path.read_bytes()
         if path.suffix == ".json" and (meta := json.loads(path.read_text())).get("vectors"):
             rows = np.load(path.with_name(f"{path.stem}_rows.npy"))
-            table = open_table(Path(meta["vectors"]).parent)
+            table = open_table((path.parent / meta["vectors"]).parent)
             found[f"{name} rows"] = np.asarray(table.vectors[rows]).tobytes()
             found[name] = json.dumps({**meta, "vectors": None}).encode()
     return found
