@@ -152,7 +152,7 @@ class Study:
 
     def status(self) -> list[StatusRow]:
         """How far each part is; names alone are compared, so a changed plan shows only when it runs."""
-        begun = self.plan.tracking_uri is not None or (self.home / "mlflow.db").is_file()
+        begun = self._server is not None or (self.home / "mlflow.db").is_file()
         store = self._store() if begun else None  # reading makes no store
         working = at_work(self.home, self.plan.name)  # a killed driver leaves runs open that nobody works on
         rows = []

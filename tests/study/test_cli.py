@@ -325,8 +325,9 @@ def test_scores_need_a_search(tmp_path: Path, home: Path) -> None:
     plan = write_plan(tmp_path)
     assert study("extract", plan, "--home", home).code == 0
     for verb, part in (("score", "score"), ("sweep", "sweep:steps"), ("ablate", "ablate")):
+        missing = "books->movies@0.2, books->movies@0.5"
         assert study(verb, plan, "--home", home).fault == (
-            f"{part}: no finished search trial in books->movies@0.2, books->movies@0.5; run `study search` on the plan first"
+            f"{part}: no finished search trial in {missing}; run `study search` on the plan first"
         )
     assert study("best", plan, "--home", home).fault == (
         f"plan tiny: no search trial is finished in {home}; run `study search {plan}`"

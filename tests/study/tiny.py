@@ -7,6 +7,7 @@ import copy
 import gzip
 import io
 import json
+import os
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -20,7 +21,8 @@ from study.cli import main
 
 NAMES = ("books", "movies")
 SIMULATE = {
-    "seed": 3, "overlap": 60, "images": 0.0, "domains": {name: {"users": 70, "items": 80, "ratings": 1000} for name in NAMES}
+    "seed": 3, "overlap": 60, "images": 0.0,
+    "domains": {name: {"users": 70, "items": 80, "ratings": 1000} for name in NAMES},
 }  # fmt: skip
 PLAN: dict[str, Any] = {
     "name": "tiny",
@@ -93,12 +95,13 @@ class Ran:
 def study(*words: object) -> Ran:
     """Run `study WORDS` in this process."""
     out, err, code = io.StringIO(), io.StringIO(), 0
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        with mock.patch.object(sys, "argv", ["study", *map(str, words)]):
-            try:
-                main()
-            except SystemExit as end:
-                code = int(end.code or 0)
+    argv = mock.patch.object(sys, "argv", ["study", *map(str, words)])
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), argv, mock.patch.dict(os.environ):
+        os.environ.pop("MLFLOW_TRACKING_URI", None)
+        try:
+            main()
+        except SystemExit as end:
+            code = int(end.code or 0)
     return Ran(code, out.getvalue(), err.getvalue())
 
 
