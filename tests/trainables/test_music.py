@@ -168,7 +168,8 @@ def test_the_joint_loss_equals_a_loop_over_users_and_ratings(beta: float, rating
     task, config = random_task(), small(beta=beta, rating_offset=rating_offset)
     trainer = music._Trainer(config, task, 5)
     x0 = torch.randn(len(task.target), 8)
-    trainer.model.item_mlp.requires_grad_(False)
+    trainer.model.fit_scale(0.3 + 0.5 * x0)
+    centre, scale = trainer.model.centre.double().numpy(), float(trainer.model.scale)
     model, users = copy.deepcopy(trainer.model), len(task.source)
     replay = torch.Generator()
     replay.set_state(trainer.generator.get_state())
@@ -192,7 +193,7 @@ def test_the_joint_loss_equals_a_loop_over_users_and_ratings(beta: float, rating
         if user >= users:
             continue  # a side user
         vector = reference_mlp(items, task.items[torch.tensor([item])][0].double().numpy(), "tanh")
-        predicted = task.mean + generated[user] @ vector
+        predicted = task.mean + (centre + scale * generated[user]) @ vector
         if rating_offset != "global_mean":
             predicted += float(task.item_offset[item])
         if rating_offset == "source_offset":
@@ -200,6 +201,15 @@ def test_the_joint_loss_equals_a_loop_over_users_and_ratings(beta: float, rating
         squared.append((float(rating) - predicted) ** 2)
     assert len(squared) == len(task.overlapping)
     assert loss == pytest.approx(beta * np.mean(reconstruction) + (1 - beta) * np.mean(squared), rel=1e-5)
+
+
+def test_diffusion_works_on_vectors_of_mean_zero_and_unit_variance() -> None:
+    model, x0 = MuSiC(small(), random_task()), 0.01 * torch.randn(500, 8) + torch.arange(8.0)
+    model.fit_scale(x0)
+    scaled = (x0 - model.centre) / model.scale
+    np.testing.assert_allclose(scaled.mean(dim=0), np.zeros(8), atol=1e-3)
+    assert float(scaled.square().mean()) == pytest.approx(1.0, abs=1e-3)
+    torch.testing.assert_close(model.to_vectors(scaled), x0)
 
 
 def test_batches_hold_every_rating_once_with_its_own_user() -> None:
