@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+from rich.markup import escape
 from rich.table import Table
 
 from features.encoder import resolve_encoder
@@ -22,7 +23,7 @@ from trainables.door import load_model
 def describe(plan: Plan, data: Path | None, home: Path) -> Iterator[Table | str]:
     """Sections to print; raises InputError for what is not there (files, encoder)."""
     yield f"[bold]{plan.name}[/bold]: model {plan.model}, {len(plan.cells)} cells"
-    yield _inputs(plan, data, home)
+    yield escape(_inputs(plan, data, home))
     cells = Table("cell", "source", "target", "cold ratio", title="cells")
     for cell in plan.cells:
         cells.add_row(cell.name, cell.source, cell.target, f"{cell.ratio:g}")
@@ -34,7 +35,7 @@ def describe(plan: Plan, data: Path | None, home: Path) -> Iterator[Table | str]
         config.add_row(name, searched.get(name) or str(value), style="bold" if name in searched else None)
     yield config
     yield _work(plan)
-    yield _cost(plan, home)
+    yield escape(_cost(plan, home))
     if space and plan.search and space.size() is not None:
         yield f"The space holds {space.size():,} configurations; the search tries {plan.search.trials} in each cell."
 

@@ -181,7 +181,7 @@ def load_plan(name_or_path: str) -> Plan:
     if isinstance(plan, Plan) and not faults:
         faults = _checks(plan, place)
     if faults:
-        raise PlanError(faults)
+        raise PlanError(list(dict.fromkeys(faults)))
     assert isinstance(plan, Plan)
     return plan
 

@@ -133,8 +133,8 @@ def _fits(value: Any, kind: str) -> bool:
 def number_hint(value: Any) -> str:
     """What to write instead of `1e-5`, which YAML 1.1 reads as text; empty for every other value."""
     try:
-        number = repr(float(value)) if "e" in value.lower() else ""
-    except (AttributeError, ValueError):
+        number = repr(float(value)) if isinstance(value, str) and "e" in value.lower() else ""
+    except ValueError:
         return ""
     pointed = number if "." in number else number.replace("e", ".0e")
     return f" (YAML reads this as text; write {pointed})" if number else ""

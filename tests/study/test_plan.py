@@ -1,0 +1,238 @@
+"""Plans: YAML bound to dataclasses; whatever is in the file, `study check` answers with lines, never a traceback."""
+
+from __future__ import annotations
+
+import copy
+import random
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from study import plan as plans
+from study.plan import FOLDER, Plan, PlanError, load_plan, shipped_plans
+
+from .tiny import PLAN, study, write_plan
+
+SETTINGS = settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+
+def faults(tmp_path: Path, **changes: Any) -> tuple[str, ...]:
+    with pytest.raises(PlanError, match=r"\S") as caught:
+        load_plan(str(write_plan(tmp_path, **changes)))
+    return caught.value.faults
+
+
+def test_a_plan_is_bound_to_its_dataclasses(tmp_path: Path) -> None:
+    plan = load_plan(str(write_plan(tmp_path)))
+    assert (plan.name, plan.tasks, plan.ratios) == ("tiny", (("books", "movies"),), (0.2, 0.5))
+    assert [cell.name for cell in plan.cells] == ["books->movies@0.2", "books->movies@0.5"]
+    assert plan.domains["books"].name == "books"
+    assert plan.sweeps["steps"].values == (2, 5)
+    assert (plan.sweeps["steps"].start, plan.sweeps["steps"].seeds) == ("best", (0,))
+    assert plan.search is not None
+    assert (plan.search.trials, plan.search.seeds, plan.search.sampler) == (2, (0,), "TPESampler")
+    assert plan.score is not None
+    assert plan.score.seeds == (0, 1)
+    assert (plan.features.main, plan.features.ratings.factors) == ("ratings", 4)
+    assert plan.selection == ("val_rmse", "minimize")
+    assert plan.config["epochs"] == 2
+    assert plan.config["dim"] == 32, "the rest is the model's default"
+
+
+def test_what_is_left_out_has_the_default(tmp_path: Path) -> None:
+    plan = load_plan(str(write_plan(tmp_path, drop=("search", "sweeps", "ablate", "score", "base", "features"))))
+    assert (plan.search, plan.ablate, plan.score, dict(plan.sweeps)) == (None, None, None, {})
+    assert plan.split == plans.SplitPlan(validation_share=0.2, data_seed=0)
+    assert plan.features.main == "ratings"
+
+
+def test_a_reverse_task_is_a_cell_of_its_own(tmp_path: Path) -> None:
+    plan = load_plan(str(write_plan(tmp_path, tasks=[["books", "movies"], ["movies", "books"]], ratios=[0.5])))
+    assert [cell.name for cell in plan.cells] == ["books->movies@0.5", "movies->books@0.5"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "fault"),
+    [
+        ({"name": "a b"}, "plan.yaml: name is 'a b'; use letters, digits, - and _, at most 100"),
+        ({"name": "x" * 101}, f"plan.yaml: name is '{'x' * 56}...; use letters, digits, - and _, at most 100"),
+        ({"name": 3}, "plan.yaml: name is 3; give a value of type str"),
+        ({"ratios": []}, "plan.yaml: ratios is empty; give at least one"),
+        ({"ratios": [0.2, 0.2]}, "plan.yaml: ratios holds a value twice; give each once"),
+        (
+            {"ratios": [0.2, 0.20000001]},
+            "plan.yaml: ratios are [0.2, 0.20000001]; names keep 6 digits, so two of these are one cell",
+        ),
+        ({"ratios": [".5"]}, "plan.yaml: ratios[0] is '.5'; give a value of type float"),
+        ({"ratios": [True]}, "plan.yaml: ratios[0] is True; give a value of type float"),
+        ({"ratios": 0.5}, "plan.yaml: ratios is 0.5; give a list"),
+        ({"tasks": [["books"]]}, "plan.yaml: tasks[0] is ['books']; give a list of 2"),
+        ({"domains": ["books"]}, "plan.yaml: domains is ['books']; give a mapping"),
+        ({"domains__books": None}, "plan.yaml: domains.books is None; give a mapping"),
+        (
+            {"split": {"validation_share": 1.0}},
+            "plan.yaml: split: split.validation_share is 1.0; give a share between 0 and 1, both excluded",
+        ),
+        ({"split": {"data_seed": 0.5}}, "plan.yaml: split.data_seed is 0.5; give a value of type int"),
+        (
+            {"split": {"data_seed": -1}},
+            "plan.yaml: split.data_seed is -1; give whole numbers from 0 to 9223372036854775807",
+        ),
+        ({"search": {"seeds": [0]}}, "plan.yaml: search.trials is missing; set it"),
+        ({"search__trials": 0}, "plan.yaml: search.trials is 0; give 1 to 100,000"),
+        ({"search__trials": 10**9}, "plan.yaml: search.trials is 1000000000; give 1 to 100,000"),
+        ({"search__seeds": []}, "plan.yaml: search.seeds is []; give at least one, each once"),
+        ({"score__seeds": [1, 1]}, "plan.yaml: score.seeds is [1, 1]; give at least one, each once"),
+        (
+            {"score__seeds": [2**64]},
+            "plan.yaml: score.seeds is [18446744073709551616]; give whole numbers from 0 to 9223372036854775807",
+        ),
+        (
+            {"search__sampler": "Grid"},
+            "plan.yaml: search.sampler: must be one of TPESampler, RandomSampler, GPSampler, QMCSampler, got 'Grid'",
+        ),
+        ({"sweeps__steps__start": "last"}, "plan.yaml: sweeps.steps.start is 'last'; choose from best, base"),
+        (
+            {"sweeps__steps__values": [1]},
+            "plan.yaml: sweeps.steps: steps is 1; give a number of at least 2",
+        ),
+        ({"ablate__variants": []}, "plan.yaml: ablate.variants is []; give at least one, each once"),
+        (
+            {"resources": {"cpus": 0}},
+            "plan.yaml: resources are Resources(cpus=0, gpus=0); give cpus above 0, gpus of at least 0",
+        ),
+        (
+            {"features__ratings__sweeps": 0},
+            "plan.yaml: features.ratings: ratings.sweeps is 0; give a number of at least 1",
+        ),
+        (
+            {"features": {"text": {"encoder": {"model": "minilm"}, "users": "sum"}}},
+            "plan.yaml: features.text: features.users must be one of review_mean, concat, not 'sum'",
+        ),
+        (
+            {"domains__books__rating_scale": [1, float("nan")]},
+            "plan.yaml: domains.books.rating_scale[1] is nan; give a finite number",
+        ),
+    ],
+)
+def test_one_fault(tmp_path: Path, changes: dict[str, Any], fault: str) -> None:
+    assert faults(tmp_path, **changes) == (fault,)
+
+
+def test_a_search_needs_a_space(tmp_path: Path) -> None:
+    assert faults(tmp_path, drop=("space",)) == ("plan.yaml: search needs a space; set `space`, e.g. music/paper",)
+
+
+def test_missing_fields_are_all_named(tmp_path: Path) -> None:
+    found = faults(tmp_path, drop=("name", "model", "domains", "tasks", "ratios"))
+    assert found == tuple(
+        f"plan.yaml: {name} is missing; set it" for name in ("name", "model", "domains", "tasks", "ratios")
+    )
+
+
+def test_a_number_is_written_as_yaml_reads_it(tmp_path: Path) -> None:
+    """The remedy of `1e-5` is itself a number when it is copied into the plan."""
+    (fault,) = faults(tmp_path, base={"lr": "1e-5"})
+    written = re.search(r"write (\S+)\)", fault)
+    assert written is not None
+    assert yaml.safe_load(written[1]) == 1e-5
+    assert load_plan(str(write_plan(tmp_path, base={"lr": yaml.safe_load(written[1])}))).config["lr"] == 1e-5
+
+
+def test_a_space_is_held_against_the_base(tmp_path: Path) -> None:
+    space = "v: {variance_end: {FloatDistribution: {low: 0.01, high: 0.05}}}"
+    assert load_plan(str(write_plan(tmp_path, space_file=space))).name == "tiny"
+    (fault,) = faults(tmp_path, space_file=space, base={"variance_start": 0.02, "variance_end": 0.02})
+    assert fault.endswith("v: variance_start is 0.02, variance_end 0.01; give 0 < variance_start <= variance_end < 1")
+
+
+# --- anything at all ----------------------------------------------------------------------------------------------
+
+
+def check(text: str | bytes, tmp_path: Path) -> None:
+    """`study check` of a file with this content: fine, or plain lines and exit code 2; and nothing was made."""
+    file = tmp_path / "plan.yaml"
+    file.write_bytes(text if isinstance(text, bytes) else text.encode("utf-8", "surrogatepass"))
+    for name in ("books.inter", "movies.inter"):
+        (tmp_path / name).touch()
+    ran = study("check", file, "--data", tmp_path, "--home", tmp_path / "home")
+    assert ran.code in (0, 2)
+    if ran.code == 2:
+        assert len(ran.faults) == len(set(ran.faults))
+    else:
+        assert ran.err == ""
+    assert not (tmp_path / "home").exists()
+
+
+@SETTINGS
+@given(text=st.one_of(st.text(), st.text(alphabet="{}[]:,-&*!|>#%@`'\"? \n\tabn01.~<", max_size=60)))
+def test_any_text(tmp_path: Path, text: str) -> None:
+    check(text, tmp_path)
+
+
+@SETTINGS
+@given(content=st.binary(max_size=60))
+def test_any_bytes(tmp_path: Path, content: bytes) -> None:
+    check(content, tmp_path)
+
+
+LEAVES = st.one_of(
+    st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=8), st.dates(), st.binary(max_size=4),
+    st.sampled_from(["1e-5", "best", "music/nope", "books", "", 0, -1, 10**30, 1.5, "[/b]", [], {}, [[]], {"a": 1}]),
+)  # fmt: skip
+KEYS = st.text(max_size=5) | st.integers()
+VALUES = st.recursive(LEAVES, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(KEYS, inner, max_size=3))
+DOCUMENTS = [
+    {**PLAN, "space": "music/continuous"},
+    *(yaml.safe_load((FOLDER / f"{name}.yaml").read_text()) for name in shipped_plans()),
+]
+
+
+def places(node: Any) -> list[tuple[Any, Any]]:
+    """Every (container, key) of a document."""
+    keys = list(node) if isinstance(node, dict) else range(len(node)) if isinstance(node, list) else []
+    return [place for key in keys for place in [(node, key), *places(node[key])]]
+
+
+@SETTINGS
+@given(data=st.data(), number=st.integers(0, len(DOCUMENTS) - 1), changes=st.integers(1, 3))
+def test_any_mutation_of_a_plan(tmp_path: Path, data: st.DataObject, number: int, changes: int) -> None:
+    """Values replaced, keys dropped, renamed and added anywhere in a good plan."""
+    document = copy.deepcopy(DOCUMENTS[number])
+    for _ in range(changes):
+        found = places(document)
+        if not found:
+            break
+        container, key = data.draw(st.sampled_from(found))
+        action = data.draw(st.sampled_from(["replace", "replace", "drop", "rename"]))
+        if action == "replace":
+            container[key] = data.draw(VALUES)
+        elif action == "drop" or isinstance(container, list):
+            del container[key]
+        else:
+            container[data.draw(st.text(max_size=6) | st.integers())] = container.pop(key)
+    check(yaml.safe_dump(document, allow_unicode=data.draw(st.booleans())), tmp_path)
+
+
+@SETTINGS
+@given(seed=st.integers(0, 2**32), number=st.integers(0, len(DOCUMENTS) - 1))
+def test_any_slip_of_the_pen(tmp_path: Path, seed: int, number: int) -> None:
+    """Characters of a good plan deleted, doubled or replaced."""
+    draw = random.Random(seed)
+    text = list(yaml.safe_dump(DOCUMENTS[number]))
+    for _ in range(draw.randint(1, 4)):
+        position = draw.randrange(len(text))
+        text[position] = draw.choice(["", text[position] * 2, draw.choice(" :[]{}\n\t-#&*'\"0aé\x00")])
+    check("".join(text), tmp_path)
+
+
+def test_a_plan_is_never_changed(tmp_path: Path) -> None:
+    plan = load_plan(str(write_plan(tmp_path)))
+    assert isinstance(plan, Plan)
+    with pytest.raises(AttributeError, match="cannot assign to field 'name'"):
+        plan.name = "other"  # type: ignore[misc]
