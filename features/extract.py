@@ -336,7 +336,8 @@ def _run_ray(
     with _ray_session():
         cluster: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
         gpus = int(cluster.get("GPU", 0))
-        size = min(workers or gpus or int(cluster.get("CPU", 0)) or 1, len(blocks))  # an elastic cluster may start empty
+        cores = int(cluster.get("CPU", 0)) or 1  # an elastic cluster may start empty
+        size = min(workers or gpus or cores, len(blocks))
         # from_arrow with a table per macro-batch: a single block would keep a single actor busy, whatever the pool.
         results = ray.data.from_arrow(list(blocks)).map_batches(
             _Actor,
