@@ -113,7 +113,7 @@ def simulate(
     with _bars() as bars:
         task = bars.add_task("simulating", total=spec.rows)
         write(spec, out, lambda rows: bars.advance(task, rows))
-    console.print(f"{out}: {', '.join(names)}, simulated (seed {seed})")
+    console.print(f"{out}: {', '.join(names)}, simulated (seed {seed})", markup=False, soft_wrap=True)
 
 
 @cli.command()
@@ -167,7 +167,7 @@ def extract(plan: str, data: Path | None, home: Path, address: str | None, dry_r
                 console.print("rating-based vectors: no texts to encode")
             return
         for (cell, flavour), task in study.inputs.tasks.items():
-            console.print(f"{cell} ({flavour}): {task.task_dir}", soft_wrap=True)
+            console.print(f"{cell} ({flavour}): {task.task_dir}", markup=False, soft_wrap=True)
 
 
 @_verb("search", "Search: trials by Optuna through Ray Tune in every cell, selected on validation.")
@@ -325,9 +325,9 @@ def _report(study: Study, *, fresh: bool) -> None:
     except MissingError as missing:
         console.print(str(missing), markup=False, soft_wrap=True)
     for path in sorted((study.report_folder / "figures").glob("*.png")):
-        console.print(f"figure  {path}", soft_wrap=True, highlight=False)
-    console.print(f"report  {page}", soft_wrap=True, highlight=False)
-    console.print(f"MLflow  study ui --home {study.home}", soft_wrap=True, highlight=False)
+        console.print(f"figure  {path}", markup=False, soft_wrap=True, highlight=False)
+    console.print(f"report  {page}", markup=False, soft_wrap=True, highlight=False)
+    console.print(f"MLflow  study ui --home {study.home}", markup=False, soft_wrap=True, highlight=False)
 
 
 def _bars() -> Progress:

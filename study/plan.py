@@ -34,8 +34,8 @@ class PlanError(InputError):
     """Everything that is wrong with a plan, one line each."""
 
     def __init__(self, faults: Sequence[str]) -> None:
-        super().__init__("\n".join(faults))
-        self.faults = tuple(faults)
+        self.faults = tuple(" ".join(fault.splitlines()) for fault in faults)
+        super().__init__("\n".join(self.faults))
 
 
 @dataclass(frozen=True, kw_only=True)
