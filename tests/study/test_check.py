@@ -1,0 +1,87 @@
+"""What `study check` prints: all that will be done, what it takes, and nothing is done."""
+
+from __future__ import annotations
+
+import io
+import re
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from features.errors import InputError
+from study.check import describe
+from study.plan import load_plan
+
+from .conftest import Finished
+from .tiny import study, write_plan
+
+
+def text(plan: Path, data: Path | None, home: Path) -> str:
+    out = io.StringIO()
+    console = Console(width=200, file=out)
+    for part in describe(load_plan(str(plan)), data, home):
+        console.print(part)
+    return out.getvalue()
+
+
+def rows(shown: str) -> list[list[str]]:
+    return [[cell.strip() for cell in re.split("[│┃]", line)[1:-1]] for line in shown.splitlines() if "│" in line]
+
+
+def test_everything_is_said_and_nothing_done(tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    shown = text(write_plan(tmp_path), None, home)
+    table = rows(shown)
+    assert "tiny: model music, 2 cells" in shown
+    assert "input: SIMULATED domains (seed 3); rating-based vectors, 4 factors" in shown
+    assert ["books->movies@0.5", "books", "movies", "0.5"] in table
+    assert ["search", "4", "1", "4"] in table
+    assert ["sweep:steps", "4", "1", "4"] in table
+    assert ["ablate", "4", "1", "4"] in table
+    assert ["score", "2", "2", "4"] in table
+    assert ["all", "", "", "16"] in table
+    assert "configurations are selected by val_rmse (minimize)" in " ".join(shown.split())
+    assert f"Nothing of this plan has run in {home} yet" in shown
+    assert not home.exists()
+
+
+def test_every_field_of_the_configuration_is_shown(tmp_path: Path) -> None:
+    plan = write_plan(tmp_path)
+    fields = {row[0]: row[1] for row in rows(text(plan, None, tmp_path / "home")) if len(row) == 2}
+    expected = {name: str(value) for name, value in load_plan(str(plan)).config.items()}
+    expected |= {"steps": "2 and 5", "lr": "0.0001 to 0.01, log"}
+    assert expected.items() <= fields.items()
+
+
+def test_the_size_of_a_grid_is_told(tmp_path: Path) -> None:
+    space = "v: {steps: {CategoricalDistribution: {choices: [2, 5]}}, epochs: {IntDistribution: {low: 1, high: 3}}}"
+    shown = text(write_plan(tmp_path, space_file=space), None, tmp_path / "home")
+    assert "The space holds 6 configurations; the search tries 2 in each cell." in shown
+
+
+def test_given_files_are_looked_for(tmp_path: Path, raw: Path) -> None:
+    plan = write_plan(tmp_path, drop=("simulate",))
+    assert f"input: {raw} (SIMULATED); rating-based" in text(plan, raw, tmp_path / "home")
+    with pytest.raises(InputError, match=r"books\.jsonl\.gz: no such file; put it there, or name its folder"):
+        text(plan, tmp_path, tmp_path / "home")
+
+
+def test_brackets_in_a_folder_are_no_markup(tmp_path: Path, raw: Path) -> None:
+    folder = tmp_path / "[bold]"
+    folder.symlink_to(raw)
+    shown = text(write_plan(tmp_path, drop=("simulate",)), folder, tmp_path / "home")
+    assert f"input: {folder} (SIMULATED)" in shown
+
+
+def test_time_is_told_from_what_has_run(finished: Finished, tmp_path: Path) -> None:
+    assert re.search(r"^0 trainings left; at [\d.]+ s each", text(finished.plan, None, finished.home), flags=re.M)
+    larger = write_plan(tmp_path, search__trials=5, score__seeds=[0, 1, 2])
+    shown = text(larger, None, finished.home)
+    assert re.search(r"^6 trainings left; at [\d.]+ s each, \d+ side by side, about \d+ min\.", shown, flags=re.M)
+
+
+def test_the_command_prints_it(tmp_path: Path) -> None:
+    ran = study("check", write_plan(tmp_path), "--home", tmp_path / "home")
+    assert (ran.code, ran.err) == (0, "")
+    assert "books->movies@0.2" in ran.out

@@ -1,0 +1,147 @@
+"""From a plan to task folders: where raw files are looked for, what is made, and that nothing is made twice."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from features.errors import InputError
+from study.plan import Plan, load_plan
+from study.prepare import data_folder, describe_data, estimates, flavours, prepare, prepare_domains
+
+from ..features.conftest import save_encoder
+from .tiny import SIMULATE, made, write_plan
+
+
+def unwatched(what: str, size: int) -> Callable[[int], None]:
+    return lambda done: None
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Path:
+    return tmp_path / "home"
+
+
+@pytest.fixture
+def plan(tmp_path: Path) -> Plan:
+    """The tiny plan, on given files."""
+    return load_plan(str(write_plan(tmp_path, drop=("simulate",))))
+
+
+def stamps(home: Path) -> dict[Path, int]:
+    return {path: path.stat().st_mtime_ns for path in home.rglob("*") if path.is_file()}
+
+
+def test_raw_files_may_lie_one_folder_below(plan: Plan, raw: Path, tmp_path: Path) -> None:
+    assert data_folder(plan, raw, tmp_path, unwatched) == raw
+    below = tmp_path / "all" / "amazon"
+    shutil.copytree(raw, below)
+    (tmp_path / "all" / "another").mkdir()
+    assert data_folder(plan, tmp_path / "all", tmp_path, unwatched) == below
+    assert data_folder(plan, tmp_path / "all" / "another", tmp_path, unwatched) == tmp_path / "all" / "another"
+
+
+def test_raw_files_have_to_be_named(plan: Plan, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"plan tiny: reads .*; say where they are with --data DIR"):
+        data_folder(plan, None, tmp_path, unwatched)
+
+
+def test_a_simulation_is_made_once(tmp_path: Path, home: Path) -> None:
+    plan = load_plan(str(write_plan(tmp_path)))
+    folder = data_folder(plan, None, home, unwatched)
+    before = stamps(home)
+    assert {"books.jsonl.gz", "SIMULATED.json"} <= {path.name for path in folder.iterdir()}
+    assert data_folder(plan, None, home, unwatched) == folder
+    assert stamps(home) == before
+    other = load_plan(str(write_plan(tmp_path, simulate={**SIMULATE, "seed": 4})))
+    assert data_folder(other, None, home, unwatched) != folder
+    with pytest.raises(InputError, match="simulates its domains; leave the option out"):
+        data_folder(plan, tmp_path, home, unwatched)
+
+
+def test_everything_is_made_once(plan: Plan, raw: Path, home: Path) -> None:
+    told: list[tuple[str, int]] = []
+
+    def watch(what: str, size: int) -> Callable[[int], None]:
+        return lambda done: told.append((what, done))
+
+    inputs = prepare(plan, raw, home, watch)
+    assert made(home) == {
+        "domains": ["books", "movies"], "store/features": [], "tasks": ["books-movies", "books-movies"],
+    }  # fmt: skip
+    assert list(inputs.tasks) == [("books->movies@0.2", "ratings"), ("books->movies@0.5", "ratings")]
+    assert inputs.simulated, "the label of the raw files stays with them"
+    assert told[-1] == ("building tasks", 2)
+    before = stamps(home)
+    again = prepare(plan, raw, home, unwatched)
+    assert stamps(home) == before
+    assert (again.data_key, again.feature_key) == (inputs.data_key, inputs.feature_key)
+    assert again.tasks == inputs.tasks
+
+
+def test_keys_change_with_what_they_stand_for(tmp_path: Path, raw: Path, home: Path) -> None:
+    def keys(**changes: object) -> tuple[str, str]:
+        changed = load_plan(str(write_plan(tmp_path, drop=("simulate",), ratios=[0.5], **changes)))
+        inputs = prepare(changed, raw, home, unwatched)
+        return inputs.data_key, inputs.feature_key
+
+    data, features = keys()
+    assert keys(search__trials=7) == (data, features)
+    assert keys(features={"ratings": {"factors": 5}})[0] == data
+    assert keys(features={"ratings": {"factors": 5}})[1] != features
+    assert keys(split={"data_seed": 1})[1] != features
+    assert keys(domains__books__filters={"min_user_reviews": 8})[0] != data
+
+
+def test_what_is_logged_of_the_data(plan: Plan, raw: Path, home: Path, tmp_path: Path) -> None:
+    inputs = prepare(plan, raw, home, unwatched)
+    files = describe_data(plan, inputs, tmp_path / "logs")
+    domains, cells = (json.loads(files[name].read_text()) for name in ("domains.json", "cells.json"))
+    assert [domain["name"] for domain in domains] == ["books", "movies"]
+    assert [(cell["source"], cell["target"], cell["ratio"]) for cell in cells] == [
+        ("books", "movies", 0.2), ("books", "movies", 0.5),
+    ]  # fmt: skip
+    for cell in cells:
+        assert cell["overlapping"] == SIMULATE["overlap"]
+        assert cell["test_users"] == round(SIMULATE["overlap"] * cell["ratio"])
+        assert cell["train_users"] + cell["validation_users"] + cell["test_users"] == cell["overlapping"]
+        ratings = cell["train_ratings"] + cell["validation_ratings"] + cell["test_ratings"]
+        assert ratings == SIMULATE["domains"]["movies"]["ratings"]
+
+
+def test_flavours_are_those_of_the_plan_and_its_ablations(tmp_path: Path) -> None:
+    def of(**changes: object) -> list[str]:
+        return flavours(load_plan(str(write_plan(tmp_path, **changes))))
+
+    text = {"text": {"encoder": {"model": "minilm"}}}
+    assert of() == ["ratings"]
+    assert of(features=text) == ["text"]
+    assert of(features=text, ablate__variants=["wo_mllm", "wo_side"]) == ["text", "ratings"]
+    assert of(features=text, drop=("ablate",)) == ["text"]
+
+
+def test_texts_are_encoded_for_users_of_both_domains_and_items_of_the_target(
+    tmp_path: Path, raw: Path, home: Path
+) -> None:
+    encoder = {"model": str(save_encoder(tmp_path / "bert", "bert")), "max_tokens": 16, "max_failed_fraction": 1.0}
+    plan = load_plan(
+        str(
+            write_plan(
+                tmp_path, drop=("simulate",), features={"text": {"encoder": encoder, "max_reviews": 2}}, ratios=[0.5],
+                ablate__variants=["wo_mllm"],
+            )
+        )
+    )  # fmt: skip
+    domains = prepare_domains(plan, raw, home, unwatched)
+    expected = {("books", "users"), ("movies", "users"), ("movies", "items")}
+    left = estimates(plan, domains, home)
+    assert set(left) == expected
+    assert all(estimate.rows_left > 0 for estimate in left.values())
+    inputs = prepare(plan, raw, home, unwatched)
+    assert list(inputs.tasks) == [("books->movies@0.5", "text"), ("books->movies@0.5", "ratings")]
+    assert made(home)["store/features"] == ["books-users", "movies-items", "movies-users"]
+    assert {estimate.rows_left for estimate in estimates(plan, domains, home).values()} == {0}

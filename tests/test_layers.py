@@ -1,0 +1,136 @@
+"""The rules of the packages, read from the syntax trees: who may import whom, and no work at import."""
+
+from __future__ import annotations
+
+import ast
+import importlib.metadata
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+OURS = ("features", "search_spaces", "study", "trainables")
+FORBIDDEN = {
+    "features": {"trainables", "search_spaces", "study", "optuna", "mlflow"},
+    "trainables": {"ray", "optuna", "mlflow", "study", "search_spaces"},
+    "search_spaces": {"features", "trainables", "study", "ray", "mlflow"},
+    "study": set(),
+}
+MODULES = sorted(path.relative_to(ROOT) for package in OURS for path in (ROOT / package).rglob("*.py"))
+HEAVY = ("duckdb", "matplotlib", "mlflow", "optuna", "pandas", "pyarrow", "ray", "scipy", "torch", "transformers")
+CALLS_AT_IMPORT = ast.Expr | ast.For | ast.While | ast.With | ast.Try | ast.Delete | ast.Raise | ast.AugAssign
+
+
+def tree(path: Path) -> ast.Module:
+    return ast.parse((ROOT / path).read_text(encoding="utf-8"))
+
+
+def imported(module: ast.Module) -> Iterator[str]:
+    """Top-level names of all imports, also those inside functions and for type checkers alone."""
+    for node in ast.walk(module):
+        if isinstance(node, ast.Import):
+            yield from (alias.name.partition(".")[0] for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "imports are absolute"
+            assert node.module
+            yield node.module.partition(".")[0]
+
+
+def test_there_are_four_packages() -> None:
+    found = {path.parent.name for path in ROOT.glob("*/__init__.py")}
+    assert found == set(OURS)
+    assert {path.parts[0] for path in MODULES} == set(OURS)
+
+
+@pytest.mark.parametrize("path", MODULES, ids=str)
+def test_imports_go_one_way(path: Path) -> None:
+    assert set(imported(tree(path))) & FORBIDDEN[path.parts[0]] == set()
+
+
+def test_the_rule_sees_every_form_of_import() -> None:
+    text = "import ray.tune\nif x:\n    from optuna import a\ndef f():\n    import mlflow as m\n"
+    assert list(imported(ast.parse(text))) == ["ray", "optuna", "mlflow"]
+
+
+def test_the_libraries_meet_in_the_study_alone() -> None:
+    """Ray Tune, Optuna and MLflow; `features` knows Ray for Ray Data, `search_spaces` Optuna's distributions."""
+    users = {name: {path.parts[0] for path in MODULES if name in set(imported(tree(path)))} for name in HEAVY}
+    assert users["mlflow"] == {"study"}
+    assert users["optuna"] == {"study", "search_spaces"}
+    assert users["ray"] == {"study", "features"}
+
+
+def is_switch(node: ast.stmt) -> bool:
+    """`if TYPE_CHECKING:` and `if __name__ == "__main__":`."""
+    return isinstance(node, ast.If) and ast.unparse(node.test) in ("TYPE_CHECKING", "__name__ == '__main__'")
+
+
+@pytest.mark.parametrize("path", MODULES, ids=str)
+def test_modules_define_and_do_nothing(path: Path) -> None:
+    for node in tree(path).body:
+        if isinstance(node, ast.Expr):
+            assert isinstance(node.value, ast.Constant), f"{path}:{node.lineno} is evaluated at import"
+            assert isinstance(node.value.value, str)
+        else:
+            assert not isinstance(node, CALLS_AT_IMPORT), f"{path}:{node.lineno} works at import"
+            assert not isinstance(node, ast.If) or is_switch(node), f"{path}:{node.lineno} decides at import"
+
+
+@pytest.mark.parametrize("path", MODULES, ids=str)
+def test_nothing_is_evaluated_from_text(path: Path) -> None:
+    called = {
+        node.func.id for node in ast.walk(tree(path)) if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)
+    }
+    assert called & {"eval", "exec", "compile", "__import__"} == set()
+
+
+@pytest.mark.parametrize("path", MODULES, ids=str)
+def test_files_stay_readable(path: Path) -> None:
+    """Functions under 80 lines, files under 600."""
+    assert len((ROOT / path).read_text(encoding="utf-8").splitlines()) < 600
+    for node in ast.walk(tree(path)):
+        if isinstance(node, ast.FunctionDef):
+            assert node.end_lineno is not None
+            assert node.end_lineno - node.lineno < 80, f"{path}: {node.name}"
+
+
+IMPORTING = f"""
+import sys
+def deny(event, arguments):
+    if event in ("subprocess.Popen", "socket.connect", "os.mkdir", "os.rename", "os.remove") or (
+        event == "open" and isinstance(arguments[1], str) and set(arguments[1]) & set("wax+")
+    ):
+        raise RuntimeError(f"at import: {{event}} {{arguments}}")
+sys.dont_write_bytecode = True
+sys.addaudithook(deny)
+import study.cli
+print([name for name in {HEAVY!r} if name in sys.modules])
+"""
+
+
+def test_the_command_line_starts_light() -> None:
+    """No library that takes a second to import, no file written, no process started, before a verb is chosen."""
+    ran = subprocess.run([sys.executable, "-c", IMPORTING], capture_output=True, text=True, cwd=ROOT, check=False)
+    assert (ran.returncode, ran.stdout, ran.stderr) == (0, "[]\n", "")
+
+
+def test_the_module_is_the_console_script() -> None:
+    scripts = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
+    assert scripts == {"study": "study.cli:main"}
+    main = tree(Path("study/__main__.py"))
+    assert [ast.unparse(node) for node in main.body[1:]] == [
+        "from study.cli import main", "if __name__ == '__main__':\n    main()",
+    ]  # fmt: skip
+    (entry,) = importlib.metadata.entry_points(group="console_scripts", name="study")
+    script = f"import sys; from {entry.module} import {entry.attr}; sys.argv[0] = 'study'; {entry.attr}()"
+    for words in (["--help"], ["check", "nowhere"]):
+        one, two = (
+            subprocess.run([sys.executable, *start, *words], capture_output=True, text=True, cwd=ROOT, check=False)
+            for start in (["-m", "study"], ["-c", script])
+        )
+        assert (one.returncode, one.stdout, one.stderr) == (two.returncode, two.stdout, two.stderr)
+        assert one.stdout + one.stderr

