@@ -123,7 +123,8 @@ def test_whole_numbers_are_numbers() -> None:
 
 def test_ablations_fit_the_configuration() -> None:
     for variant in load_model("music").ABLATIONS.values():
-        make_config("music", variant.config, "ablation")
+        made = make_config("music", variant.config, "ablation")
+        assert {name: getattr(made, name) for name in variant.config} == variant.config
 
 
 # --- reports ------------------------------------------------------------------------------------------------------
