@@ -39,6 +39,7 @@ TABLE = pa.schema([*(field for field in INTERACTIONS if field.name != "words")])
 )
 THREADS = 2  # of DuckDB; each needs its share of the memory
 DUPLICATES = ("mean", "last", "first")
+FEEDBACK = ("explicit", "implicit")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +51,8 @@ class DomainSpec:
     interactions: str  # file of interactions, relative to the data folder
     items: str | None = None  # file of items (metadata), relative to the data folder
     columns: Mapping[str, str] = field(default_factory=dict)  # readers recbole and table: our column name -> theirs
+    where: Mapping[str, str] = field(default_factory=dict)  # reader table: their column -> the value of rows to read
+    feedback: str = "explicit"  # explicit: ratings | implicit (reader table): none are read, the rating is null
     duplicates: str = (
         "mean"  # of the same (user, item): mean rating with the last text | last | first (by time, then line)
     )
@@ -62,6 +65,15 @@ class DomainSpec:
             raise InputError(f"domain name {self.name!r}: use letters, digits, - and _ only")
         _among(f"{place}.reader", self.reader, READERS)
         _among(f"{place}.duplicates", self.duplicates, DUPLICATES)
+        _among(f"{place}.feedback", self.feedback, FEEDBACK)
+        for name, given in (("where", bool(self.where)), ("feedback: implicit", self.implicit)):
+            if given and self.reader != "table":
+                raise InputError(f"{place}: {name} goes with the reader table, not {self.reader}; leave it out")
+        for column, value in self.where.items():
+            if not isinstance(value, str):
+                raise InputError(f"{place}.where.{column} is {value!r}; give the value as text, in quotes")
+        if self.implicit and "rating" in self.columns:
+            raise InputError(f"{place}.columns: rating is not read where feedback is implicit; leave one of them out")
         known = (
             list(dict.fromkeys((*COLUMNS["interactions"], *COLUMNS["items"]))) if self.reader != "amazon2023" else []
         )
@@ -74,6 +86,11 @@ class DomainSpec:
         if len(scale) != 2 or not numbers or not scale[0] < scale[1]:
             raise InputError(f"{place}.rating_scale is {list(scale)}; give the lowest and the highest rating, in order")
         object.__setattr__(self, "rating_scale", (float(scale[0]), float(scale[1])))
+
+    @property
+    def implicit(self) -> bool:
+        """Whether what users did is known, but not how they liked it."""
+        return self.feedback == "implicit"
 
 
 def _among(place: str, value: str, known: Sequence[str] | Mapping[str, Any]) -> None:
@@ -94,7 +111,10 @@ class Domain:
     manifest: Mapping[str, Any]
 
     def interactions(self, columns: Sequence[str] | None = None) -> pd.DataFrame:
-        """Columns user_id, item_id, rating (float32), text, timestamp; sorted by user and item, each pair once."""
+        """Columns user_id, item_id, rating (float32), text, timestamp; sorted by user and item, each pair once.
+
+        All ratings of implicit feedback are NaN.
+        """
         return self._read("interactions", columns)
 
     def items(self) -> pd.DataFrame:
@@ -239,10 +259,12 @@ def _prepare(spec: DomainSpec, data: Path, folder: Path, progress: Callable[[int
     """Write the three tables into `folder`; returns the counts for the manifest."""
     work = folder / "work"
     work.mkdir()
-    batches = read_interactions(spec.reader, data / spec.interactions, spec.columns, spec.rating_scale)
+    scale = None if spec.implicit else spec.rating_scale
+    batches = read_interactions(spec.reader, data / spec.interactions, spec.columns, scale, spec.where)
     if not _stage(batches, INTERACTIONS, work / "raw.parquet", progress):
-        raise InputError(f"{data / spec.interactions}: holds no interactions; give a file that does")
-    metadata = read_items(spec.reader, data / spec.items, spec.columns) if spec.items else iter(())
+        chosen = "".join(f" where {column} is {value!r}" for column, value in spec.where.items())
+        raise InputError(f"{data / spec.interactions}: holds no interactions{chosen}; give a file that does")
+    metadata = read_items(spec.reader, data / spec.items, spec.columns, spec.where) if spec.items else iter(())
     _stage(metadata, ITEMS, work / "meta.parquet", progress)
     config: dict[str, str | bool | int | float | list[str]] = {
         "memory_limit": MEMORY_LIMIT,

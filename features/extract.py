@@ -36,7 +36,7 @@ from features.encoder import (
     tokenize,
 )
 from features.errors import InputError
-from features.prompts import PROMPTS, Row, find_prompt, item_rows, user_rows
+from features.prompts import CLEANING, PROMPTS, Row, find_prompt, item_rows, user_rows
 from features.store import (
     KEY_TYPE,
     FeatureTable,
@@ -127,7 +127,7 @@ def feature_key(spec: FeatureSpec, domain: Domain) -> str:
 
 def _feature_key(spec: FeatureSpec, domain: Domain, resolved: ResolvedEncoder) -> str:
     rows = {"users": spec.users, "max_reviews": spec.max_reviews} if spec.kind == "users" else {}
-    prompt = {"name": spec.prompt} | asdict(find_prompt(spec.prompt))
+    prompt = {"name": spec.prompt, "cleaning": CLEANING} | asdict(find_prompt(spec.prompt))
     return digest({"encoder": resolved.key, "prompt": prompt, "kind": spec.kind, "domain": domain.key} | rows)
 
 

@@ -7,6 +7,7 @@ edited prompt re-extracts and an unchanged one never does.
 
 from __future__ import annotations
 
+import html
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,6 +50,7 @@ PROMPTS: Mapping[str, Prompt] = {
     "named-1": Prompt(title="Title: {}", categories="Categories: {}", description="Description: {}", review="{}"),
 }
 
+CLEANING = "html-unescape-1"  # what `clean` does; part of every feature key
 NO_TEXT = "no title, categories or description"
 NO_REVIEW = "no review text"
 
@@ -60,16 +62,21 @@ def find_prompt(name: str) -> Prompt:
     return PROMPTS[name]
 
 
+def clean(text: str | None) -> str:
+    """A raw field as an encoder or a generator should read it: HTML entities resolved, no space around; '' for none."""
+    return html.unescape(text or "").strip()
+
+
 def item_text(item: Mapping[str, Any], prompt: Prompt) -> str:
     """Title, categories and description of one item, a line each; empty if it has none of them."""
     lines = (
-        template.format(value.strip())
+        template.format(value)
         for template, value in (
-            (prompt.title, item["title"] or ""),
-            (prompt.categories, item["categories"] or ""),
-            (prompt.description, item["description"] or ""),
+            (prompt.title, clean(item["title"])),
+            (prompt.categories, clean(item["categories"])),
+            (prompt.description, clean(item["description"])),
         )
-        if value.strip()
+        if value
     )
     return "\n".join(lines)
 

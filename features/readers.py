@@ -11,10 +11,11 @@ import io
 import json
 import math
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import BinaryIO, Literal, NoReturn
 
 import pyarrow as pa
@@ -50,6 +51,15 @@ REQUIRED: Mapping[Kind, tuple[str, ...]] = {"interactions": ("user_id", "item_id
 
 
 @dataclass(frozen=True)
+class Wanted:
+    """What of a file is read."""
+
+    columns: Mapping[str, str]  # our column name -> theirs, where they differ
+    where: Mapping[str, str]  # their column -> value: only rows whose column, as text, equals it
+    ratings: bool = True  # False: the file needs no ratings, and none are read
+
+
+@dataclass(frozen=True)
 class Chunk:
     """Some rows of one file under our raw names, and where each stands in it (`file:line`), for error messages."""
 
@@ -61,12 +71,16 @@ class Chunk:
 
 
 def read_interactions(
-    reader: str, path: Path, columns: Mapping[str, str], scale: tuple[float, float]
-) -> Iterator[pa.RecordBatch]:
-    """Interactions of one file, in file order, every rating within `scale`."""
-    for chunk in READERS[reader](path, "interactions", columns):
+    reader: str, path: Path, columns: Mapping[str, str], scale: tuple[float, float] | None,
+    where: Mapping[str, str] = MappingProxyType({}),
+) -> Iterator[pa.RecordBatch]:  # fmt: skip
+    """Interactions of one file, in file order, every rating within `scale`; None: implicit, all ratings null.
+
+    `where` (reader table): only rows whose column, as text, has that value.
+    """
+    for chunk in READERS[reader](path, "interactions", Wanted(columns, where, scale is not None)):
         rating = _number(chunk, "rating", pa.float64())
-        _check(chunk, rating, scale)
+        _check(chunk, ("user_id", "item_id"), rating, scale)
         title, text = _text(chunk, "review_title"), pc.fill_null(_text(chunk, "text"), "")
         whole = pc.utf8_trim_whitespace(pc.binary_join_element_wise(pc.fill_null(title, ""), text, " "))
         arrays = [
@@ -80,10 +94,12 @@ def read_interactions(
         yield pa.record_batch(arrays, schema=INTERACTIONS)
 
 
-def read_items(reader: str, path: Path, columns: Mapping[str, str]) -> Iterator[pa.RecordBatch]:
-    """Items of one file, in file order; the same item may come more than once."""
-    for chunk in READERS[reader](path, "items", columns):
-        _check(chunk, None, (-math.inf, math.inf))
+def read_items(
+    reader: str, path: Path, columns: Mapping[str, str], where: Mapping[str, str] = MappingProxyType({})
+) -> Iterator[pa.RecordBatch]:
+    """Items of one file, in file order; the same item may come more than once. `where` as for interactions."""
+    for chunk in READERS[reader](path, "items", Wanted(columns, where)):
+        _check(chunk, ("item_id",), None, None)
         arrays = [_null_where_empty(_text(chunk, name, " > " if name == "categories" else " ")) for name in ITEMS.names]
         yield pa.record_batch(arrays, schema=ITEMS)
 
@@ -98,13 +114,12 @@ def count_words(text: pa.StringArray) -> pa.Int32Array:
 # --- rules that every file has to meet ----------------------------------------------------------------------------
 
 
-def _check(chunk: Chunk, rating: pa.Array | None, scale: tuple[float, float]) -> None:
+def _check(chunk: Chunk, ids: tuple[str, ...], rating: pa.Array | None, scale: tuple[float, float] | None) -> None:
     """Raise InputError for the first row without an id, or with a rating that is absent, NaN or off the scale."""
-    ids = ("item_id",) if rating is None else ("user_id", "item_id")
     rules = [
         (pc.equal(pc.fill_null(_text(chunk, name), ""), ""), f"{name} is missing; each row needs one") for name in ids
     ]
-    if rating is not None:
+    if scale is not None:
         low, high = scale
         outside = pc.fill_null(pc.or_(pc.less(rating, low), pc.greater(rating, high)), False)
         remedy = "correct it or set rating_scale"
@@ -281,7 +296,7 @@ _AMAZON: Mapping[Kind, pa.Schema] = {
 }
 
 
-def _amazon2023(path: Path, kind: Kind, columns: Mapping[str, str]) -> Iterator[Chunk]:
+def _amazon2023(path: Path, kind: Kind, wanted: Wanted) -> Iterator[Chunk]:
     """Amazon Reviews 2023 (Hou et al. 2024), JSON lines: reviews `<name>.jsonl.gz`, metadata `meta_<name>.jsonl.gz`."""
     schema = _AMAZON[kind]
     options = pa_json.ParseOptions(explicit_schema=schema, unexpected_field_behavior="ignore")
@@ -355,18 +370,18 @@ def _shown(value: object) -> str:
 _RECBOLE_TYPES = ("token", "token_seq", "float", "float_seq")
 
 
-def _recbole(path: Path, kind: Kind, columns: Mapping[str, str]) -> Iterator[Chunk]:
+def _recbole(path: Path, kind: Kind, wanted: Wanted) -> Iterator[Chunk]:
     """RecBole's atomic files: tab-separated, a header of `name:type`, no quoting; `.inter` and `.item`."""
     with _open(path) as stream:
         header = _recbole_header(path, stream.readline())
-        names = _choose(path, kind, columns, header)
+        names = _choose(path, kind, wanted, header)
 
         def parse(data: bytes) -> pa.Table:
             table = pa_csv.read_csv(
                 io.BytesIO(data),
                 read_options=pa_csv.ReadOptions(use_threads=False, column_names=header, block_size=len(data) + 1),
                 parse_options=pa_csv.ParseOptions(delimiter="\t", quote_char=False, escape_char=False),
-                convert_options=_as_text(names),
+                convert_options=_as_text(list(names.values())),
             )
             return table.rename_columns(list(names))
 
@@ -396,51 +411,71 @@ def _recbole_header(path: Path, line: bytes) -> list[str]:
 # --- tables -------------------------------------------------------------------------------------------------------
 
 
-def _table(path: Path, kind: Kind, columns: Mapping[str, str]) -> Iterator[Chunk]:
+def _table(path: Path, kind: Kind, wanted: Wanted) -> Iterator[Chunk]:
     """Parquet (.parquet, .pq), or text with a header: comma-separated .csv, tab-separated .tsv, also with .gz."""
     suffix = path.with_suffix("").suffix if path.suffix == ".gz" else path.suffix
     if suffix in (".parquet", ".pq") and path.suffix != ".gz":
-        batches = _parquet_batches(path, kind, columns)
+        batches = _parquet_batches(path, kind, wanted)
     elif suffix in (".csv", ".tsv"):
-        batches = _csv_batches(path, kind, columns, "," if suffix == ".csv" else "\t")
+        batches = _csv_batches(path, kind, wanted, "," if suffix == ".csv" else "\t")
     else:
         raise InputError(
             f"{path}: a table is .parquet, .pq, .csv, .tsv, .csv.gz or .tsv.gz; convert or rename the file"
         )
     rows = 0
-    for batch in batches:
-        start = rows
-        yield Chunk(batch, lambda row, start=start: f"{path}: row {start + row + 1}")  # type: ignore[misc]
+    for names, batch in batches:
+        chosen = _where(path, batch, wanted)
+        numbers = rows + 1 + chosen.to_numpy()
+        columns = [batch[theirs].take(chosen) for theirs in names.values()]
+        place = lambda row, numbers=numbers: f"{path}: row {numbers[row]}"  # noqa: E731
+        yield Chunk(pa.RecordBatch.from_arrays(columns, names=list(names)), place)
         rows += batch.num_rows
 
 
-def _parquet_batches(path: Path, kind: Kind, columns: Mapping[str, str]) -> Iterator[pa.RecordBatch]:
+def _where(path: Path, batch: pa.RecordBatch, wanted: Wanted) -> pa.Int64Array:
+    """Numbers of the rows that are wanted."""
+    keep = pa.repeat(True, batch.num_rows)
+    for column, value in wanted.where.items():
+        try:
+            keep = pc.and_(keep, pc.fill_null(pc.equal(batch[column].cast(pa.string()), value), False))
+        except pa.ArrowNotImplementedError as error:
+            raise InputError(
+                f"{path}: {column} is of type {batch[column].type}, not text; drop where.{column}"
+            ) from error
+    return pc.indices_nonzero(keep).cast(pa.int64())
+
+
+def _parquet_batches(path: Path, kind: Kind, wanted: Wanted) -> Iterator[tuple[dict[str, str], pa.RecordBatch]]:
+    """Which columns are chosen (ours -> theirs), and batches with these and those of `where`."""
     try:
         # Arrow opens the file itself and buffers it: through a Python file it holds row groups whole.
         with pq.ParquetFile(path, buffer_size=BLOCK, pre_buffer=False) as file:
-            names = _choose(path, kind, columns, file.schema_arrow.names)
-            for batch in file.iter_batches(TABLE_ROWS, columns=list(names.values())):
-                yield pa.RecordBatch.from_arrays([batch[theirs] for theirs in names.values()], names=list(names))
+            names = _choose(path, kind, wanted, file.schema_arrow.names)
+            for batch in file.iter_batches(TABLE_ROWS, columns=list({*names.values(), *wanted.where})):
+                yield names, batch
     except FileNotFoundError:
         raise InputError(f"{path}: no such file; put it there or correct its name") from None
     except (pa.ArrowInvalid, OSError) as error:
         raise InputError(f"{path}: not a whole parquet file ({_first_line(error)}); fetch it again") from error
 
 
-def _csv_batches(path: Path, kind: Kind, columns: Mapping[str, str], delimiter: str) -> Iterator[pa.RecordBatch]:
+def _csv_batches(
+    path: Path, kind: Kind, wanted: Wanted, delimiter: str
+) -> Iterator[tuple[dict[str, str], pa.RecordBatch]]:
+    """As `_parquet_batches`, all columns as text."""
     with _open(path) as stream:
         line = stream.readline().decode("utf-8-sig", "replace")
         header = next(csv.reader([line], delimiter=delimiter), [])
-        names = _choose(path, kind, columns, header)
+        names = _choose(path, kind, wanted, header)
         try:
             reader = pa_csv.open_csv(
                 stream,
                 read_options=pa_csv.ReadOptions(use_threads=False, column_names=header, block_size=BLOCK),
                 parse_options=pa_csv.ParseOptions(delimiter=delimiter, newlines_in_values=True),
-                convert_options=_as_text(names),
+                convert_options=_as_text([*names.values(), *wanted.where]),
             )
             for batch in reader:
-                yield batch.rename_columns(list(names))
+                yield names, batch
         except (pa.ArrowInvalid, UnicodeDecodeError) as error:
             if str(error) == "Empty CSV file":
                 return
@@ -451,24 +486,32 @@ def _first_line(error: Exception) -> str:
     return str(error).split("\n")[0][:200]
 
 
-def _as_text(names: Mapping[str, str]) -> pa_csv.ConvertOptions:
-    """Only the wanted columns, each as text: ids such as 007 or NA are to stay what they are."""
+def _as_text(columns: Sequence[str]) -> pa_csv.ConvertOptions:
+    """Only these columns, each as text: ids such as 007 or NA are to stay what they are."""
     return pa_csv.ConvertOptions(
-        include_columns=list(names.values()),
-        column_types=dict.fromkeys(names.values(), pa.string()),
+        include_columns=list(dict.fromkeys(columns)),
+        column_types=dict.fromkeys(columns, pa.string()),
         strings_can_be_null=True,
         null_values=[""],
     )
 
 
-def _choose(path: Path, kind: Kind, columns: Mapping[str, str], present: list[str]) -> dict[str, str]:
+def _choose(path: Path, kind: Kind, wanted: Wanted, present: list[str]) -> dict[str, str]:
     """Which of a file's columns to read: our name -> theirs."""
+    for column in wanted.where:
+        if column not in present:
+            raise InputError(
+                f"{path}: there is no column {column!r} to choose rows by; its columns are {', '.join(present)}; "
+                "set where to one of them"
+            )
     chosen = {}
     for name in COLUMNS[kind]:
-        theirs = columns.get(name, name)
+        if name == "rating" and not wanted.ratings:
+            continue
+        theirs = wanted.columns.get(name, name)
         if theirs in present:
             chosen[name] = theirs
-        elif name in REQUIRED[kind] or name in columns:
+        elif name in REQUIRED[kind] or name in wanted.columns:
             raise InputError(
                 f"{path}: there is no column {theirs!r} for {name}; its columns are {', '.join(present)}; "
                 f"set columns.{name} to one of them"
@@ -476,7 +519,7 @@ def _choose(path: Path, kind: Kind, columns: Mapping[str, str], present: list[st
     return chosen
 
 
-READERS: Mapping[str, Callable[[Path, Kind, Mapping[str, str]], Iterator[Chunk]]] = {
+READERS: Mapping[str, Callable[[Path, Kind, Wanted], Iterator[Chunk]]] = {
     "amazon2023": _amazon2023,
     "recbole": _recbole,
     "table": _table,
