@@ -213,20 +213,20 @@ def build_task(
 
 def load_task(task_dir: Path) -> Task:
     """Open the search side of a task; large vectors stay memory-mapped."""
-    meta = _read_meta(task_dir)
+    meta = read_meta(task_dir)
     train = _load_ratings(task_dir)
-    source = _load_rows(task_dir, "source")
+    source = load_rows(task_dir, "source")
     first_side = int(np.searchsorted(train.user.numpy(), len(source)))
     return Task(
         source=source,
-        source_offset=_load(task_dir, "source_offset"),
-        target=_load_rows(task_dir, "target"),
-        items=_load_rows(task_dir, "items"),
+        source_offset=load_array(task_dir, "source_offset"),
+        target=load_rows(task_dir, "target"),
+        items=load_rows(task_dir, "items"),
         train=train,
         overlapping=Ratings(train.user[:first_side], train.item[:first_side], train.rating[:first_side]),
         validation=load_held_out(task_dir / "validation"),
         mean=meta["mean"],
-        item_offset=_load(task_dir, "item_offset"),
+        item_offset=load_array(task_dir, "item_offset"),
         slope=meta["slope"],
         rating_scale=(meta["rating_scale"][0], meta["rating_scale"][1]),
     )
@@ -235,12 +235,12 @@ def load_task(task_dir: Path) -> Task:
 def load_held_out(folder: Path) -> HeldOut:
     """Open validation or test users."""
     if not (folder / "cold_item.npy").is_file():
-        raise _not_built(folder)
+        raise not_built(folder)
     return HeldOut(
-        source=_load_rows(folder, "source"),
-        source_offset=_load(folder, "source_offset"),
+        source=load_rows(folder, "source"),
+        source_offset=load_array(folder, "source_offset"),
         ratings=_load_ratings(folder),
-        cold_item=_load(folder, "cold_item"),
+        cold_item=load_array(folder, "cold_item"),
     )
 
 
@@ -304,7 +304,7 @@ class _Builder:
         folder = self.out / "search"
         folder.mkdir(parents=True)
         _save_ratings(folder, user, item, rating)
-        _save(folder, item_offset=item_offset.astype(np.float32))
+        save_arrays(folder, item_offset=item_offset.astype(np.float32))
         self._save_vectors(folder, known, user, item, rating)
         in_training = np.bincount(item, minlength=len(self.target.items)) > 0
         self._save_offsets(folder, source_offset, self.split.train)
@@ -316,9 +316,9 @@ class _Builder:
             self._save_offsets(place, source_offset, ids)
             held_user, held_item, held_rating = self._ratings(np.array(ids, dtype=object), ~seen)
             _save_ratings(place, held_user, held_item, held_rating)
-            _save(place, cold_item=~in_training[held_item], user_id=np.array(ids, dtype=np.str_))
+            save_arrays(place, cold_item=~in_training[held_item], user_id=np.array(ids, dtype=np.str_))
             counts |= {f"{name}_users": len(ids), f"{name}_ratings": len(held_user)}
-        _save(folder, item_id=self.target.items.astype(np.str_), user_id=known.astype(np.str_))
+        save_arrays(folder, item_id=self.target.items.astype(np.str_), user_id=known.astype(np.str_))
         write_json(
             folder / "task.json",
             {"mean": mean, "slope": slope, "rating_scale": self.rating_scale},
@@ -355,7 +355,7 @@ class _Builder:
 
     def _save_offsets(self, folder: Path, source_offset: NDArray[np.float64], ids: Sequence[str]) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        _save(folder, source_offset=self._of_users(source_offset, ids).astype(np.float32))
+        save_arrays(folder, source_offset=self._of_users(source_offset, ids).astype(np.float32))
 
     def _save_vectors(self, folder: Path, known: NDArray[Any], user: Ints, item: Ints, rating: Floats) -> None:
         parts = {
@@ -369,15 +369,15 @@ class _Builder:
             target = factorise(self.vectors, _interactions(user, item, rating, size))
             _save_rows(folder, "target", target.users, None)
             _save_rows(folder, "items", target.items, None)
-            centre = _centre(self._of_users(source.users, self.split.train))
+            centre = centre_of(self._of_users(source.users, self.split.train))
             for place, ids in parts.items():
                 _save_rows(place, "source", self._of_users(source.users, ids), None, centre)
             return
         # A copy of these users' rows: the whole table also holds what test users wrote in the target domain.
         _save_known_rows(folder, "target", self.vectors.target_users, list(known))
         _save_rows(folder, "items", self.vectors.items, list(self.target.items))
-        rows = _table_rows(self.vectors.source_users, self.split.train)
-        centre = _centre(self.vectors.source_users.vectors, rows)
+        rows = table_rows(self.vectors.source_users, self.split.train)
+        centre = centre_of(self.vectors.source_users.vectors, rows)
         for place, ids in parts.items():
             _save_rows(place, "source", self.vectors.source_users, ids, centre)
 
@@ -393,7 +393,7 @@ def shrunken_means(code_N: Ints, value_N: NDArray[np.float64], size: int) -> NDA
     return shrunken
 
 
-def _centre(vectors: NDArray[Any], rows: Ints | None = None) -> tuple[Floats, float]:
+def centre_of(vectors: NDArray[Any], rows: Ints | None = None) -> tuple[Floats, float]:
     """Mean [F] and root mean square of what is left, over at most _CENTRE_ROWS evenly spaced rows."""
     rows = np.arange(len(vectors)) if rows is None else rows[rows >= 0]
     rows = rows[:: max(1, len(rows) // _CENTRE_ROWS)]
@@ -403,7 +403,7 @@ def _centre(vectors: NDArray[Any], rows: Ints | None = None) -> tuple[Floats, fl
     return centre, scale or 1.0
 
 
-def _table_rows(table: FeatureTable, ids: Sequence[str]) -> Ints:
+def table_rows(table: FeatureTable, ids: Sequence[str]) -> Ints:
     """Row of each id, -1 for one without a vector."""
     return pd.Index(table.ids, dtype=object).get_indexer(pd.Index(list(ids), dtype=object)).astype(np.int64)
 
@@ -419,20 +419,20 @@ def _save_rows(
     folder.mkdir(parents=True, exist_ok=True)
     if isinstance(vectors, FeatureTable):
         assert ids is not None
-        rows = _table_rows(vectors, ids)
-        centre = centre or _centre(vectors.vectors, rows)
+        rows = table_rows(vectors, ids)
+        centre = centre or centre_of(vectors.vectors, rows)
         # Relative: a home folder may move. The folder that is being built lies beside its final place.
         path: str | None = os.path.relpath((vectors.path / "vectors.npy").resolve(), folder.resolve())
     else:
         rows, path = np.arange(len(vectors)), None
-        centre = centre or _centre(vectors)
+        centre = centre or centre_of(vectors)
         np.save(folder / f"{name}_vectors.npy", vectors)
-    _save_places(folder, name, rows, centre, path)
+    save_places(folder, name, rows, centre, path)
 
 
 def _save_known_rows(folder: Path, name: str, table: FeatureTable, ids: Sequence[str]) -> None:
     """Write the vectors that these ids have, and nothing else of the table."""
-    rows = _table_rows(table, ids)
+    rows = table_rows(table, ids)
     present = np.flatnonzero(rows >= 0)
     shape = (len(present), table.vectors.shape[1])
     copy = np.lib.format.open_memmap(folder / f"{name}_vectors.npy", "w+", table.vectors.dtype, shape)
@@ -442,17 +442,17 @@ def _save_known_rows(folder: Path, name: str, table: FeatureTable, ids: Sequence
     copy.flush()
     places = np.full(len(rows), -1)
     places[present] = np.arange(len(present))
-    _save_places(folder, name, places, _centre(copy), None)
+    save_places(folder, name, places, centre_of(copy), None)
 
 
-def _save_places(folder: Path, name: str, rows: Ints, centre: tuple[Floats, float], vectors: str | None) -> None:
+def save_places(folder: Path, name: str, rows: Ints, centre: tuple[Floats, float], vectors: str | None) -> None:
     """Which row of the vectors belongs to whom; `vectors`: path of a table elsewhere, None for one in this folder."""
     np.save(folder / f"{name}_rows.npy", rows)
     np.save(folder / f"{name}_centre.npy", centre[0])
     write_json(folder / f"{name}.json", {"vectors": vectors, "scale": centre[1], "missing": int((rows < 0).sum())})
 
 
-def _load_rows(folder: Path, name: str) -> FeatureRows:
+def load_rows(folder: Path, name: str) -> FeatureRows:
     meta = json.loads((folder / f"{name}.json").read_text())
     path = folder / (meta["vectors"] or f"{name}_vectors.npy")
     try:
@@ -463,30 +463,33 @@ def _load_rows(folder: Path, name: str) -> FeatureRows:
     return FeatureRows(vectors, rows, centre, meta["scale"])
 
 
-def _read_meta(task_dir: Path) -> dict[str, Any]:
+def read_meta(task_dir: Path) -> dict[str, Any]:
+    """What `task.json` says; InputError where no task is built."""
     try:
         meta: dict[str, Any] = json.loads((task_dir / "task.json").read_text())
     except FileNotFoundError as error:
-        raise _not_built(task_dir) from error
+        raise not_built(task_dir) from error
     return meta
 
 
-def _not_built(folder: Path) -> InputError:
+def not_built(folder: Path) -> InputError:
     return InputError(f"{folder}: no task is built here; run `study extract` on the plan")
 
 
-def _save(folder: Path, **arrays: NDArray[Any]) -> None:
+def save_arrays(folder: Path, **arrays: NDArray[Any]) -> None:
     for name, array in arrays.items():
         np.save(folder / f"{name}.npy", array)
 
 
-def _load(folder: Path, name: str) -> Tensor:
+def load_array(folder: Path, name: str) -> Tensor:
     return torch.from_numpy(np.load(folder / f"{name}.npy"))
 
 
 def _save_ratings(folder: Path, user: Ints, item: Ints, rating: Floats) -> None:
-    _save(folder, user=user.astype(np.int64), item=item.astype(np.int64), rating=rating)
+    save_arrays(folder, user=user.astype(np.int64), item=item.astype(np.int64), rating=rating)
 
 
 def _load_ratings(folder: Path) -> Ratings:
-    return Ratings(user=_load(folder, "user"), item=_load(folder, "item"), rating=_load(folder, "rating"))
+    return Ratings(
+        user=load_array(folder, "user"), item=load_array(folder, "item"), rating=load_array(folder, "rating")
+    )
