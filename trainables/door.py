@@ -1,15 +1,15 @@
 """The one door through which every model is trained, tuned, scored and asked for predictions.
 
-A model is a file in `trainables/models/` with `Config` (a frozen dataclass), `train(config, task, seed)` (a generator
-of `Epoch`), `SELECTION` (the metric that selects, and its direction) and `ABLATIONS` (name -> `Variant`). Nothing else is
-registered anywhere.
+A model is a file in `trainables/models/` with `KIND` (of the tasks it trains on, see `trainables.kinds`), `Config` (a
+frozen dataclass), `train(config, task, seed)` (a generator of `Epoch`), `SELECTION` (the metric that selects, and its
+direction), `ABLATIONS` (name -> `Variant`) and `FIGURES` (config field -> `Figure`). It may offer `prepare(config, task)`,
+which makes what its trials share ahead of them. Nothing else is registered anywhere.
 """
 
 from __future__ import annotations
 
 import difflib
 import importlib
-import io
 import pkgutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,16 +20,11 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-from torch import Tensor
+import pandas as pd
 
 from features.errors import InputError
 from trainables import models
-from trainables.metrics import UserErrors, user_errors
-from trainables.predictors import as_predict
-from trainables.task import HeldOut, Task, load_held_out, load_task
-
-Predict = Callable[[HeldOut, Task, int], tuple[Tensor, Tensor]]
-"""(held-out users, task, seed) -> ratings [N], not cut to the rating scale, and the users' vectors [U, D]."""
+from trainables.kinds import Measured, Predict, kind_at, kind_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,35 +40,32 @@ class Epoch:
     """The state after an epoch: validation metrics, and the model that gave them."""
 
     number: int  # counted from 1; of the last one: the epoch that was selected
-    metrics: Mapping[str, float]
+    metrics: Mapping[str, float]  # `validation_metrics` and the model's own
     predict: Predict
     last: bool = False
 
-    @classmethod
-    def measured(
-        cls, number: int, predict: Predict, task: Task, seed: int, *, loss: float, spread: float, last: bool = False,
-        validated: tuple[Tensor, Tensor] | None = None,
-    ) -> Epoch:  # fmt: skip
-        """Measure the validation users, predicted here or already (`validated`).
 
-        `spread`: mean variance per dimension of the real target vectors.
-        """
-        predicted, vectors = validated or predict(task.validation, task, seed)
-        errors = _user_errors(task.validation, predicted, task)
-        metrics = {f"val_{name}": value for name, value in errors.metrics().items()}
-        variance = float(vectors.var(dim=0, correction=0).mean())
-        metrics["variance_ratio"] = variance / spread if spread else float("nan")
-        return cls(number=number, metrics={**metrics, "train_loss": loss}, predict=predict, last=last)
+@dataclass(frozen=True, kw_only=True)
+class Figure:
+    """How the sensitivity to one config field is shown. With a name it is a figure of the paper: the report asks for it."""
+
+    name: str = ""  # of its files; empty: sensitivity_<field>
+    title: str = ""  # empty: Sensitivity to <field>
+    metrics: tuple[str, ...] = ()  # one panel each; empty: those of the model's kind
+    label: str = ""  # of the axis; empty: the field's name
+    order: tuple[str, ...] = ()  # of categories, as the paper lists them
 
 
 class Model(Protocol):
     """What a file in `trainables/models/` offers."""
 
+    KIND: str
     Config: Callable[..., Any]
     SELECTION: tuple[str, str]
     ABLATIONS: Mapping[str, Variant]
+    FIGURES: Mapping[str, Figure]
 
-    def train(self, config: Any, task: Task, seed: int) -> Iterator[Epoch]:
+    def train(self, config: Any, task: Any, seed: int) -> Iterator[Epoch]:
         """Train one seed."""
 
 
@@ -145,12 +137,17 @@ def run(
 ) -> Iterator[Report]:
     """Train a configuration over its seeds in lockstep; the generator that a trial runs.
 
-    Metrics are means over seeds: `val_mae`, `val_rmse` (rating points), `val_ndcg20`, `variance_ratio`, `train_loss`.
-    The final report adds `<metric>_std`, `<metric>/seed_<seed>`, `selected_epoch`, `seconds`, and, where `test_dir` is
-    given, the same `test_...` and the artifact `per_user.csv`.
+    Metrics are means over seeds: `val_...` of the task's kind and the model's own. The final report adds `<metric>_std`,
+    `<metric>/seed_<seed>`, `selected_epoch`, `seconds`, and, where `test_dir` is given, the same `test_...` and the
+    artifact `per_user.csv`.
     """
     began = time.perf_counter()
     task, module = _task(task_dir), load_model(model)
+    kind = kind_of(task)
+    if kind.name != module.KIND:
+        raise InputError(
+            f"{task_dir}: its task is of kind {kind.name}, which model {model} does not take; change the model"
+        )
     settings = make_config(model, config, f"config of {model}")
     trainings = [module.train(settings, task, seed) for seed in seeds]
     current: list[Epoch | None] = [None] * len(seeds)
@@ -163,7 +160,7 @@ def run(
     measured = [{**epoch.metrics, "selected_epoch": float(epoch.number)} for epoch in final]
     artifacts: dict[str, str | bytes] = {}
     if test_dir is not None:
-        test = load_held_out(Path(test_dir))
+        test = kind.load_held_out(Path(test_dir))
         per_seed = {}
         for seed, epoch, metrics in zip(seeds, final, measured, strict=True):
             per_seed[seed], scores = score(epoch.predict, test, task, seed)
@@ -183,52 +180,49 @@ def run_predictor(
 ) -> Iterator[Report]:
     """One of the simple predictors in the place of a model: `config` is `{"predictor": name}`; nothing is trained."""
     began = time.perf_counter()
-    task, predict = _task(task_dir), as_predict(config["predictor"])
+    task = _task(task_dir)
+    kind = kind_of(task)
+    predict = kind.as_predict(config["predictor"])
     (seed,) = seeds
-    errors = _user_errors(task.validation, predict(task.validation, task, seed)[0], task)
-    metrics = {f"val_{name}": value for name, value in errors.metrics().items()}
+    metrics = validation_metrics(predict, task, seed)
     artifacts: dict[str, str | bytes] = {}
     if test_dir is not None:
-        errors, scores = score(predict, load_held_out(Path(test_dir)), task, seed)
+        measured, scores = score(predict, kind.load_held_out(Path(test_dir)), task, seed)
         metrics |= scores
-        artifacts["per_user.csv"] = per_user_csv({seed: errors})
+        artifacts["per_user.csv"] = per_user_csv({seed: measured})
     metrics["seconds"] = time.perf_counter() - began
     yield Report(epoch=0, metrics=metrics, final=True, artifacts=artifacts)
 
 
-def score(predict: Predict, test: HeldOut, task: Task, seed: int) -> tuple[UserErrors, dict[str, float]]:
-    """Errors per test user, and `test_mae`, `test_rmse`, `test_ndcg20`, `test_cold_item_{mae,rmse,n}`."""
-    predicted, _ = predict(test, task, seed)
-    errors = _user_errors(test, predicted, task)
-    scores = {f"test_{name}": value for name, value in errors.metrics().items()}
-    cold = test.cold_item
-    scores["test_cold_item_n"] = float(cold.sum())
-    if cold.any():
-        error = (predicted.clamp(*task.rating_scale) - test.ratings.rating)[cold].double()
-        scores["test_cold_item_mae"] = float(error.abs().mean())
-        scores["test_cold_item_rmse"] = float(error.square().mean().sqrt())
-    return errors, scores
+def prepare(model: str, config: Mapping[str, Any], task_dir: str) -> None:
+    """Make what trials of this configuration share, where the model has such a thing."""
+    module = load_model(model)
+    if hasattr(module, "prepare"):
+        module.prepare(make_config(model, config, f"config of {model}"), _task(task_dir))
 
 
-def per_user_csv(errors: Mapping[int, UserErrors]) -> str:
-    """Rows seed,user,n,sum_abs_error,sum_squared_error,ndcg20."""
-    out = io.StringIO()
-    out.write("seed,user,n,sum_abs_error,sum_squared_error,ndcg20\n")
-    for seed, e in errors.items():
-        rows = zip(e.user, e.n, e.sum_abs_error, e.sum_squared_error, e.ndcg, strict=True)
-        out.writelines(f"{seed},{u},{n},{a:.9g},{s:.9g},{g:.9g}\n" for u, n, a, s, g in rows)
-    return out.getvalue()
+def validation_metrics(predict: Predict, task: Any, seed: int, *, full: bool = False) -> dict[str, float]:
+    """`val_...` metrics of a prediction; `full` adds what is dear to measure: the full ranking of sequences."""
+    measured = kind_of(task).measure(task.validation, predict, task, seed, full=full)
+    return {f"val_{name}": value for name, value in measured.metrics.items()}
+
+
+def score(predict: Predict, test: Any, task: Any, seed: int) -> tuple[Measured, dict[str, float]]:
+    """What each test user contributes, and the `test_...` metrics."""
+    measured = kind_of(task).measure(test, predict, task, seed, full=True)
+    return measured, {f"test_{name}": value for name, value in measured.metrics.items()}
+
+
+def per_user_csv(measured: Mapping[int, Measured]) -> str:
+    """Column seed, then those of the kind, see `trainables.kinds`."""
+    frames = [pd.DataFrame({"seed": seed, **found.columns}) for seed, found in measured.items()]
+    return pd.concat(frames).to_csv(index=False, float_format="%.9g", lineterminator="\n")
 
 
 @lru_cache(maxsize=4)
-def _task(task_dir: str) -> Task:
+def _task(task_dir: str) -> Any:
     """Tasks stay open in a worker process: its trials share the arrays."""
-    return load_task(Path(task_dir))
-
-
-def _user_errors(held_out: HeldOut, predicted: Tensor, task: Task) -> UserErrors:
-    ratings = held_out.ratings
-    return user_errors(ratings.user.numpy(), predicted.numpy(), ratings.rating.numpy(), task.rating_scale)
+    return kind_at(Path(task_dir)).load_task(Path(task_dir))
 
 
 def _means(measured: Sequence[Mapping[str, float]]) -> dict[str, float]:

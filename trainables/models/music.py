@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from features.errors import InputError
 from trainables.diffusion import SCHEDULES, Diffusion, timestep_embedding, variances
-from trainables.door import Epoch, Variant
+from trainables.door import Epoch, Figure, Variant, validation_metrics
 from trainables.task import HeldOut, Ratings, Task, shrunken_means
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -29,12 +29,23 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 RATE_FROM = ("one_step", "chain")
 OFFSETS = ("global_mean", "item_mean", "source_offset")
 
+KIND = "ratings"
 SELECTION = ("val_rmse", "minimize")
 ABLATIONS = {  # Table 3
     "wo_mllm": Variant(features="ratings"),
     "wo_diffusion": Variant(config={"diffusion": False}),
     "wo_side": Variant(config={"side": False}),
 }
+FIGURES = {
+    "steps": Figure(
+        name="figure_3_steps", title="RMSE and NDCG@20 over diffusion steps T (MuSiC Figure 3)", label="Diffusion steps T"
+    ),
+    "activation": Figure(
+        name="figure_4_activation", title="RMSE per activation function (MuSiC Figure 4)", metrics=("val_rmse",),
+        label="Activation function", order=("tanh", "relu", "softmax"),
+    ),
+    "beta": Figure(label="Reconstruction loss weight β"),
+}  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -336,11 +347,13 @@ class _Trainer:
         return torch.optim.Adam(parameters, lr=self.config.lr, weight_decay=self.config.weight_decay, fused=True)
 
     def _measured(self, number: int, loss: float, spread: float, last: bool = False) -> Epoch:
+        """`spread`: mean variance per dimension of the real target vectors."""
         model, task = self.model, self.task
-        return Epoch.measured(
-            number, model.predict, task, self.seed, loss=loss, spread=spread, last=last,
-            validated=model.validate(task, self.seed),
-        )  # fmt: skip
+        rated, vectors = model.validate(task, self.seed)
+        metrics = validation_metrics(lambda *_: (rated, vectors), task, self.seed)
+        variance = float(vectors.var(dim=0, correction=0).mean())
+        metrics["variance_ratio"] = variance / spread if spread else float("nan")
+        return Epoch(number=number, metrics={**metrics, "train_loss": loss}, predict=model.predict, last=last)
 
     def _feature_stage(self) -> None:
         model, config = self.model, self.config
