@@ -7,15 +7,18 @@ Shapes: N ratings, R rows (held-out users x protocols), C candidates.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
-from trainables import predictors, task
+from trainables import predictors, sequence_predictors, sequences, task
 from trainables.metrics import user_errors
+from trainables.sequence_metrics import sequence_errors
 
 Predict = Callable[..., Any]
 """What a model has learned. ratings: (held_out, task, seed) -> ratings [N], not cut to the rating scale, and the users'
@@ -57,12 +60,17 @@ class Kind:
     predictors: tuple[str, ...]  # the simple predictors, each a row of every table
     bar: str  # the one among them that a useful model has to pass
     metrics: tuple[Metric, ...]  # in the order of tables
+    full: tuple[Metric, ...] = ()  # those of the full ranking, named full_<metric>; test alone has them
+    cold_items: bool = False  # whether scores know test items that never occur in training
+    groups: tuple[str, ...] = ("",)  # of rows that are averaged apart; their metrics are named <metric>_<group>
+    group_column: str = ""  # column of `per_user.csv` that holds the group
     headline: str  # the metric that marks a cell's best row, and whose difference to the bar is shown
     sensitivity: tuple[str, ...]  # metrics of sensitivity figures
     ablation: tuple[str, ...]  # metrics of the ablation table
     rows: str  # what a domain's interactions are called
     ratio: str  # what the ratio of a cell is called, e.g. cold
     ratio_of: str  # what it is the share of
+    digits: int = 3  # of a metric in tables
 
 
 def kind_at(task_dir: Path) -> Kind:
@@ -113,6 +121,7 @@ RATINGS = Kind(
         ),
         Metric(name="ndcg20", label="NDCG@20", unit="0 to 1", better="higher", total="ndcg20"),
     ),
+    cold_items=True,
     headline="rmse",
     sensitivity=("rmse", "ndcg20"),
     ablation=("mae", "rmse"),
@@ -121,4 +130,51 @@ RATINGS = Kind(
     ratio_of="share of overlapping users",
 )  # fmt: skip
 
-KINDS = {kind.name: kind for kind in (RATINGS,)}
+
+def _measure_sequences(
+    held_out: sequences.HeldOut, predict: Predict, of: sequences.SequenceTask, seed: int, *, full: bool
+) -> Measured:
+    """HR@k and NDCG@k over users, per protocol and over protocols; `full` adds those among all target-domain items.
+
+    `seconds`: of predicting the candidates' scores.
+    """
+    began = time.perf_counter()
+    scores = predict(held_out, of, seed, held_out.candidates)
+    seconds = time.perf_counter() - began
+    found = sequence_errors(held_out, scores, predict(held_out, of, seed, None) if full else None, of.target[0])
+    protocol = np.array(of.protocols)[found.protocol]
+    columns = {"user": found.user, "protocol": protocol, **found.columns()}
+    return Measured(columns, {**found.metrics(of.protocols), "seconds": seconds})
+
+
+def _ranking(prefix: str, among: str) -> tuple[Metric, ...]:
+    names = (("hr5", "HR@5"), ("hr10", "HR@10"), ("ndcg5", "NDCG@5"), ("ndcg10", "NDCG@10"))
+    return tuple(
+        Metric(name=prefix + name, label=label, unit=f"0 to 1{among}", better="higher", total=prefix + name)
+        for name, label in names
+    )
+
+
+SEQUENCES = Kind(
+    name="sequences",
+    task=sequences.SequenceTask,
+    load_task=sequences.load_task,
+    load_held_out=sequences.load_held_out,
+    measure=_measure_sequences,
+    as_predict=sequence_predictors.as_predict,
+    predictors=tuple(sequence_predictors.PREDICTORS),
+    bar="item_knn",
+    metrics=_ranking("", ""),
+    full=_ranking("full_", ", among all items"),
+    groups=sequences.PROTOCOLS,
+    group_column="protocol",
+    headline="ndcg10",
+    sensitivity=("ndcg10", "hr5"),
+    ablation=("hr5", "ndcg5"),
+    rows="interactions",
+    ratio="overlap",
+    ratio_of="share of training overlapping users",
+    digits=4,
+)
+
+KINDS = {kind.name: kind for kind in (RATINGS, SEQUENCES)}

@@ -5,55 +5,40 @@ from __future__ import annotations
 import csv
 import io
 import math
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from features.errors import InputError
-from trainables import models
-from trainables.door import load_model, make_config, model_names, run, run_predictor
+from trainables.door import load_model, make_config, model_names, prepare, run, run_predictor, score
+from trainables.kinds import SEQUENCES
 from trainables.predictors import PREDICTORS
+from trainables.sequences import PROTOCOLS
 from trainables.task import TaskFolders, load_held_out, load_task
+
+from .models_in_files import CONSTANT, POPULAR, drop
+from .sequence_worlds import make_sequence_task
 
 CONFIG = {"epochs": 3, "feature_epochs": 2, "side_epochs": 2, "lr": 1e-2}
 
-CONSTANT = '''
-"""A model in a file: predicts a constant that its configuration holds."""
-from dataclasses import dataclass
-import torch
-from trainables.door import Epoch, Variant, validation_metrics
 
-KIND = "ratings"
-SELECTION = ("val_mae", "minimize")
-ABLATIONS = {"three": Variant(config={"value": 3.0})}
-FIGURES = {}
-
-@dataclass(frozen=True, kw_only=True)
-class Config:
-    value: float = 4.0
-    epochs: int = 2
-
-def train(config, task, seed):
-    def predict(held_out, task, seed):
-        vectors = torch.arange(2.0 * len(held_out.source)).reshape(-1, 2)
-        return torch.full((len(held_out.ratings),), config.value + 0.5 * seed), vectors
-    for number in range(1, config.epochs + seed + 1):
-        last = number == config.epochs + seed
-        metrics = {**validation_metrics(predict, task, seed), "train_loss": float(seed)}
-        yield Epoch(number=number, metrics=metrics, predict=predict, last=last)
-'''
+@pytest.fixture
+def constant(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A model of ratings."""
+    return drop("constant", CONSTANT, tmp_path, monkeypatch)
 
 
 @pytest.fixture
-def constant(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """Drops a file `constant.py` into a folder of the models package."""
-    (tmp_path / "constant.py").write_text(CONSTANT)
-    monkeypatch.setattr(models, "__path__", [*models.__path__, str(tmp_path)])
-    yield "constant"
-    sys.modules.pop("trainables.models.constant", None)
+def popular(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A model of sequences."""
+    return drop("popular", POPULAR, tmp_path, monkeypatch)
+
+
+@pytest.fixture(scope="module")
+def sequences(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Search and test folder of a sequence task."""
+    return make_sequence_task(tmp_path_factory.mktemp("sequences"))
 
 
 # --- finding models -----------------------------------------------------------------------------------------------
@@ -194,3 +179,56 @@ def test_a_simple_predictor_reports_like_a_model(name: str, folders: TaskFolders
 def test_a_missing_task_folder_is_told_before_anything_is_trained(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"nowhere: no task is built here; run `study extract` on the plan$"):
         next(run("music", CONFIG, str(tmp_path / "nowhere"), [0]))
+
+
+# --- sequences ----------------------------------------------------------------------------------------------------
+
+
+def test_a_model_of_sequences_goes_through_the_same_door(popular: str, sequences: tuple[Path, Path]) -> None:
+    folder, test = map(str, sequences)
+    first, final = run(popular, {}, folder, [0, 1], test)
+    names = [f"{prefix}{name}{at}" for prefix in ("", "full_") for name in ("hr", "ndcg") for at in (5, 10)]
+    for name in names:
+        by = [final.metrics[f"test_{name}_{protocol}"] for protocol in PROTOCOLS]
+        assert final.metrics[f"test_{name}"] == pytest.approx(np.mean(by))
+        per_seed = [final.metrics[f"test_{name}/seed_{seed}"] for seed in (0, 1)]
+        assert final.metrics[f"test_{name}"] == pytest.approx(np.mean(per_seed))
+    assert {name for name in first.metrics if name.startswith("val_full")} == set()
+    assert "val_full_ndcg10" in final.metrics, "the model asked for it in its last epoch"
+    assert final.metrics["val_ndcg10"] == first.metrics["val_ndcg10"]
+    assert final.metrics["val_seconds"] > 0
+    rows = list(csv.DictReader(io.StringIO(str(final.artifacts["per_user.csv"]))))
+    task, held_out = SEQUENCES.load_task(sequences[0]), SEQUENCES.load_held_out(sequences[1])
+    users = int(held_out.user.max()) + 1
+    assert [(row["seed"], row["protocol"], int(row["user"])) for row in rows] == [
+        (seed, protocol, user) for seed in "01" for protocol in task.protocols for user in range(users)
+    ]
+    for metric in (*SEQUENCES.metrics, *SEQUENCES.full):
+        mean = np.mean([float(row[metric.total]) for row in rows if row["protocol"] == "inter"])
+        assert final.metrics[f"test_{metric.name}_inter"] == pytest.approx(mean)
+
+
+@pytest.mark.parametrize("name", SEQUENCES.predictors)
+def test_a_simple_predictor_of_sequences_reports_like_a_model(name: str, sequences: tuple[Path, Path]) -> None:
+    (report,) = run_predictor("predictor", {"predictor": name}, str(sequences[0]), [-1], str(sequences[1]))
+    assert {f"{part}_ndcg10_{protocol}" for part in ("val", "test") for protocol in PROTOCOLS} <= set(report.metrics)
+    task, test = SEQUENCES.load_task(sequences[0]), SEQUENCES.load_held_out(sequences[1])
+    assert report.metrics["test_hr5"] == score(SEQUENCES.as_predict(name), test, task, 0)[1]["test_hr5"]
+
+
+def test_a_task_is_not_given_to_a_model_of_another_kind(
+    constant: str, popular: str, sequences: tuple[Path, Path], folders: TaskFolders
+) -> None:
+    with pytest.raises(InputError, match="its task is of kind sequences, which model constant does not take"):
+        next(run(constant, {}, str(sequences[0]), [0]))
+    with pytest.raises(InputError, match="its task is of kind ratings, which model popular does not take"):
+        next(run(popular, {}, str(folders.task_dir), [0]))
+
+
+def test_what_trials_share_is_made_ahead_of_them(popular: str, constant: str, tmp_path: Path) -> None:
+    folder, _ = make_sequence_task(tmp_path / "world")
+    prepare(popular, {"weight": 3.0}, str(folder))
+    assert (folder / "shared.txt").read_text() == "3.0"
+    prepare(constant, {}, str(folder))  # has nothing to share
+    with pytest.raises(InputError, match=r"config of popular: unknown field 'weigth'; did you mean 'weight'\?"):
+        prepare(popular, {"weigth": 3.0}, str(folder))
