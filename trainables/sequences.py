@@ -100,14 +100,6 @@ class Sequences:
         shift = (self.starts[index_B] - starts[:-1]).repeat_interleave(lengths)
         return Sequences(self.item[torch.arange(int(starts[-1])) + shift], starts)
 
-    def last(self, length: int) -> Tensor:
-        """The last `length` items of each, oldest first, -1 before shorter ones: int64 [S, length]."""
-        place = self.starts[1:, None] + torch.arange(-length, 0)
-        inside = place >= self.starts[:-1, None]
-        padded = torch.full(place.shape, -1)
-        padded[inside] = self.item[place[inside]]
-        return padded
-
 
 @dataclass(frozen=True, kw_only=True)
 class HeldOut:

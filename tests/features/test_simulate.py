@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from PIL import Image
 
 from features import phrases
 from features.errors import InputError
-from features.simulate import LABEL, DomainSize, SimulateSpec, _match, simulate
+from features.simulate import LABEL, DomainSize, SimulateSpec, _by_taste, _latent, _match, simulate
 
 SIZE = {"users": 60, "items": 40, "ratings": 500}
 
@@ -155,6 +156,36 @@ def test_matching_keeps_every_count() -> None:
     assert np.bincount(item).tolist() == popularity.tolist()
 
 
+def test_choice_by_taste_keeps_every_count_and_raises_the_liking() -> None:
+    rng = np.random.default_rng(0)
+    spec = SimulateSpec(domains={"d": {"users": 200, "items": 80, "ratings": 1600}}, overlap=0)
+    latent, activity = _latent(spec, "d"), np.full(200, 8)
+    user = np.repeat(np.arange(200), 8)
+    chance = _match(activity, latent.popularity, rng)
+
+    def liking(item: np.ndarray) -> float:
+        return float(np.einsum("nf,nf->n", latent.taste[user], latent.factors[item]).mean())
+
+    chosen = [_by_taste(chance, activity, latent, choice, rng) for choice in (0.0, 1.0, 3.0)]
+    assert abs(liking(chosen[0])) < 0.1
+    assert liking(chosen[1]) > 0.6
+    assert liking(chosen[2]) > liking(chosen[1]) + 0.3
+    for item in chosen:
+        assert np.bincount(item).tolist() == latent.popularity.tolist()
+        assert len(set(zip(user.tolist(), item.tolist(), strict=True))) == 1600
+
+
+def test_exchanges_reach_the_distribution_that_they_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two users, two items, one each: the match that is liked more by 4 is exp(4 * choice) times as likely."""
+    monkeypatch.setattr("features.simulate.SWEEPS", 12)
+    spec = SimulateSpec(domains={"d": SIZE}, overlap=0)
+    opposite = np.array([[1.0], [-1.0]], np.float32)
+    latent = replace(_latent(spec, "d"), taste=opposite, factors=opposite, popularity=np.array([1, 1]))
+    rng, one_each = np.random.default_rng(0), np.array([0, 1], np.int32)
+    drawn = [_by_taste(one_each, np.array([1, 1]), latent, 0.5, rng)[0] == 0 for _ in range(1500)]
+    assert np.mean(drawn) == pytest.approx(1 / (1 + np.exp(-2.0)), abs=0.03)  # 0.881, standard deviation 0.008
+
+
 def test_matching_gives_up_where_there_is_no_way() -> None:
     with pytest.raises(InputError, match="no way to keep each user-item pair unique; ask for fewer ratings"):
         _match(np.array([2, 1]), np.array([3]), np.random.default_rng(0))
@@ -174,6 +205,7 @@ def test_matching_gives_up_where_there_is_no_way() -> None:
         ({"seed": -1}, r"seed is -1; it must be a whole number from 0"),
         ({"seed": True}, r"seed is True; it must be a whole number"),
         ({"factors": 9}, r"factors is 9; it must be a whole number from 1 to 8"),
+        ({"choice": 11}, r"choice is 11; it must be a number from 0 to 10"),
         ({"noise": float("nan")}, r"noise is nan; it must be a number from 0 to 5"),
         ({"images": 2}, r"images is 2; it must be a number from 0 to 1"),
         ({"missing": "0.1"}, r"missing is '0.1'; it must be a number"),
