@@ -72,16 +72,41 @@ class Diffusion:
         """Mean of q(x_{t-1} | x_t, x_0) (Ho et al. 2020 eq. 7; MuSiC eq. 6, LGCD eq. 20)."""
         return self.mean_x0[t - 1] * x0_BD + self.mean_xt[t - 1] * xt_BD
 
+    def clean(self, xt_BD: Tensor, t_B: Tensor, eps_BD: Tensor) -> Tensor:
+        """x_0 from x_t and its noise (LGCD eq. 11, solved for x_0)."""
+        return (xt_BD - self.noise[t_B - 1, None] * eps_BD) / self.signal[t_B - 1, None]
+
     def generate(
-        self, denoise: Denoiser, condition_BD: Tensor | None, start_BD: Tensor, generator: torch.Generator
-    ) -> Tensor:
-        """Reverse process (MuSiC eq. 5): from `start_BD` at step T down to x_0, the condition at every step."""
+        self, denoise: Denoiser, condition_BD: Tensor | None, start_BD: Tensor, generator: torch.Generator,
+        first: int | None = None,
+    ) -> Tensor:  # fmt: skip
+        """Reverse process (MuSiC eq. 5, LGCD eq. 19): from `start_BD` at step `first` (T) down to x_0, the condition at
+        every step.
+        """
         x = start_BD
-        for t in range(self.steps, 0, -1):
+        for t in range(first or self.steps, 0, -1):
             x0 = denoise(x, torch.full((len(x),), t, dtype=torch.int64), condition_BD)
             x = self.posterior_mean(x0, x, t)
             if t > 1:
                 x = x + self.deviation[t - 1] * torch.randn(x.shape, generator=generator)
+        return x
+
+    def strided(
+        self, denoise: Denoiser, condition_BD: Tensor | None, start_BD: Tensor, first: int, steps: int
+    ) -> Tensor:
+        """Deterministic reverse process over `steps` of the steps first..1, evenly spaced (Song et al. 2021, eq. 12).
+
+        Each step predicts x_0 and noises it again, to the next step's level and with the noise that x_t shows.
+        """
+        chosen = torch.linspace(first, 1, min(steps, first)).round().long().tolist()
+        x = start_BD
+        for t, following in zip(chosen, [*chosen[1:], 0], strict=True):
+            t_B = torch.full((len(x),), t, dtype=torch.int64)
+            x0 = denoise(x, t_B, condition_BD)
+            if following == 0:
+                return x0
+            eps = (x - self.signal[t - 1] * x0) / self.noise[t - 1]
+            x = self.signal[following - 1] * x0 + self.noise[following - 1] * eps
         return x
 
 

@@ -1,0 +1,291 @@
+"""LGCD against references written from its equations, and every switch of Table 3 and Figure 4."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as functional
+from torch import nn
+
+from features.errors import InputError
+from tests.trainables.sequence_worlds import make_sequence_task
+from trainables.conditions import Rows
+from trainables.models import lgcd
+from trainables.models.lgcd import GUIDANCE, WIDTH, Condition, Config, Network, train
+from trainables.sequences import HeldOut, SequenceTask, load_held_out, load_task
+
+QUICK = Config(epochs=2, encoder_epochs=2, batch=16, negatives=10, steps=8)
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    return make_sequence_task(tmp_path_factory.mktemp("world"))
+
+
+@pytest.fixture(scope="module")
+def task(folders: tuple[Path, Path]) -> SequenceTask:
+    return load_task(folders[0])
+
+
+@pytest.fixture(scope="module")
+def test_rows(folders: tuple[Path, Path]) -> HeldOut:
+    return load_held_out(folders[1])
+
+
+def network(config: Config = QUICK) -> Network:
+    torch.manual_seed(0)
+    return Network(config, nn.Linear(2 * WIDTH, WIDTH)).eval()
+
+
+def some_rows(real: int = 5, pseudo: int = 4) -> Rows:
+    torch.manual_seed(1)
+    is_real = torch.tensor([True] * real + [False] * pseudo)
+    text = torch.randn(real + pseudo, WIDTH) * is_real[:, None]
+    feature = torch.randn(real + pseudo, WIDTH)
+    return Rows(
+        id=torch.randn(real + pseudo, WIDTH), text=text, feature=feature, item=torch.arange(real + pseudo),
+        has_text=is_real, has_feature=torch.arange(real + pseudo) % 3 != 0,
+    )  # fmt: skip
+
+
+# --- equations ----------------------------------------------------------------------------------------------------
+
+
+def test_h_cond_is_the_pretrained_fusion_of_both_parts() -> None:
+    """Eq. 8; a pseudo-overlapping row's is the ID part and the bias alone."""
+    fusion, rows = nn.Linear(2 * WIDTH, WIDTH), some_rows()
+    condition = Network(QUICK, fusion).eval().condition(rows.id, rows.text, rows.has_text)
+    torch.testing.assert_close(condition.whole, fusion(torch.cat([rows.id, rows.text], dim=1)))
+    torch.testing.assert_close(condition.tokens.sum(dim=1), condition.whole)
+    assert condition.hidden.tolist() == [[False, not text] for text in rows.has_text.tolist()]
+
+
+def test_denoiser_is_equations_12_to_16() -> None:
+    """One row at a time, head by head, with plain sums."""
+    model, rows = network(), some_rows()
+    condition = model.condition(rows.id, rows.text, rows.has_text)
+    x, t = torch.randn(9, WIDTH), torch.arange(9) % 8 + 1
+    found = model.denoiser(x, t, condition)
+    attention, size = model.denoiser.attention, WIDTH // QUICK.heads
+    assert attention is not None
+    for row in range(9):
+        angles = [int(t[row]) / 10_000 ** (i / 32) for i in range(32)]
+        timed = x[row] + torch.tensor([math.sin(a) for a in angles] + [math.cos(a) for a in angles])  # (12)
+        tokens = condition.tokens[row][~condition.hidden[row]]
+        query = attention.query(timed)
+        key, value = attention.key_value(tokens).split(WIDTH, dim=1)
+        heads = []
+        for head in range(QUICK.heads):
+            part = slice(head * size, (head + 1) * size)
+            weight = torch.softmax(key[:, part] @ query[part] / math.sqrt(size), dim=0)
+            heads.append(weight @ value[:, part])
+        x1 = attention.out(torch.cat(heads)) + x[row]  # (13), (14)
+        torch.testing.assert_close(found[row], x1 + model.denoiser.map(x1), atol=1e-5, rtol=1e-4)  # (15), (16)
+
+
+def test_gate_and_experts_are_equations_23_and_24() -> None:
+    model = network(replace(QUICK, experts=3))
+    with torch.no_grad():
+        model.fusion.weight.normal_()
+        model.fusion.bias.normal_()
+    condition, generated = torch.randn(4, WIDTH), torch.randn(4, WIDTH)
+    found = model.fusion(condition, generated)
+    for row in range(4):
+        alpha = torch.softmax(model.fusion.gate.weight @ condition[row] + model.fusion.gate.bias, dim=0)
+        both = torch.cat([condition[row], generated[row]])
+        expected = sum(alpha[e] * (model.fusion.weight[e] @ both + model.fusion.bias[e]) for e in range(3))
+        torch.testing.assert_close(found[row], expected, atol=1e-4, rtol=1e-4)
+
+
+def test_sparse_gates_use_the_experts_with_the_largest_gates() -> None:
+    torch.manual_seed(0)
+    dense, sparse = network(replace(QUICK, experts=4)), network(replace(QUICK, experts=4, active_experts=1))
+    condition, generated = torch.randn(6, WIDTH), torch.randn(6, WIDTH)
+    chosen = dense.fusion.gate(condition).argmax(dim=1)
+    both = torch.cat([condition, generated], dim=1)
+    expected = torch.einsum("bdk,bk->bd", dense.fusion.weight[chosen], both) + dense.fusion.bias[chosen]
+    torch.testing.assert_close(sparse.fusion(condition, generated), expected, atol=1e-5, rtol=1e-4)
+
+
+def test_training_starts_at_what_the_encoders_recommend() -> None:
+    model = network()
+    condition = torch.randn(50, WIDTH)
+    likeness = functional.cosine_similarity(model.fusion(condition, torch.randn(50, WIDTH)), condition)
+    assert likeness.min() > 0.95
+
+
+def test_losses_are_equations_17_21_and_22() -> None:
+    """L_diff over rows with a feature, L_guess over real ones of them, L_align over pseudo-overlapping rows."""
+    model, rows = network(), some_rows()
+    _, loss = model.losses(rows, torch.Generator().manual_seed(5))
+    generator, diffusion = torch.Generator().manual_seed(5), model.diffusion  # the same draws in the same order
+    condition = model.condition(rows.id, rows.text, rows.has_text)
+    guess = model.guess(condition.whole)
+    start = torch.where(rows.has_feature[:, None], rows.feature, guess)
+    t = torch.randint(1, QUICK.steps + 1, (9,), generator=generator)
+    x_t = diffusion.noised(start, t, torch.randn(9, WIDTH, generator=generator))
+    squares = [((model.denoiser(x_t, t, condition) - rows.feature) ** 2).mean(dim=1)[rows.has_feature].mean()]  # (17)
+    squares.append(((guess - rows.feature) ** 2).mean(dim=1)[rows.has_feature & rows.has_text].mean())  # (22)
+    first = torch.full((9,), 4)  # lambda T = 0.5 * 8
+    noised = diffusion.noised(guess, first, torch.randn(9, WIDTH, generator=generator))
+    generated = model.denoiser(noised, first, condition)
+    squares.append(((generated - condition.whole) ** 2).mean(dim=1)[~rows.has_text].mean())  # (21)
+    torch.testing.assert_close(loss, sum(squares), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("switch", "real"), [("overlap_diffusion", True), ("pseudo_diffusion", False)])
+def test_rows_that_diffusion_must_not_learn_from_leave_the_losses_alone(switch: str, real: bool) -> None:
+    rows = some_rows()
+    moved = replace(rows, feature=rows.feature + (rows.has_text == real)[:, None].float())
+    for on in (True, False):
+        model = network(replace(QUICK, alignment=False, **{switch: on}))  # type: ignore[arg-type]
+        losses = [float(model.losses(given, torch.Generator().manual_seed(0))[1].detach()) for given in (rows, moved)]
+        assert (losses[0] == pytest.approx(losses[1])) != on
+
+
+def test_noise_prediction_regresses_on_the_noise() -> None:
+    model, rows = network(replace(QUICK, predicts="noise", alignment=False, overlap_diffusion=True)), some_rows()
+    x_t, t = torch.randn(9, WIDTH), torch.full((9,), 3)
+    condition = model.condition(rows.id, rows.text, rows.has_text)
+    eps, diffusion = model.denoiser(x_t, t, condition), model.diffusion
+    expected = (x_t - diffusion.noise[2] * eps) / diffusion.signal[2]
+    torch.testing.assert_close(model.clean(x_t, t, condition), expected)
+
+
+def test_classifier_free_guidance_goes_past_the_conditioned_prediction() -> None:
+    model, rows = network(replace(QUICK, guidance="cfg", guidance_weight=2.0)), some_rows()
+    condition = model.condition(rows.id, rows.text, rows.has_text)
+    x, t = torch.randn(9, WIDTH), torch.full((9,), 3)
+    told = model.denoiser(x, t, condition)
+    untold = model.denoiser(x, t, Condition(condition.tokens, condition.hidden, torch.zeros(9, WIDTH)))
+    torch.testing.assert_close(model.clean(x, t, condition), told + 2 * (told - untold))
+
+
+@pytest.mark.parametrize(("guidance", "blind_to"), [("id", "text"), ("text", "id")])
+def test_one_sided_guidance_is_blind_to_the_other_side(guidance: str, blind_to: str) -> None:
+    model, rows = network(replace(QUICK, guidance=guidance)), some_rows()
+    other = replace(rows, **{blind_to: getattr(rows, blind_to) + 1})
+    conditions = [model.condition(given.id, given.text, given.has_text) for given in (rows, other)]
+    torch.testing.assert_close(conditions[0].whole, conditions[1].whole)
+    torch.testing.assert_close(conditions[0].tokens, conditions[1].tokens)
+
+
+def test_the_reverse_process_starts_at_the_noised_guess() -> None:
+    """Eqs. 18-20: with a denoiser that answers x_t itself the chain can be followed by hand."""
+    model = network(replace(QUICK, start_ratio=0.25))  # starts at t = 2
+    model.clean = lambda x, t, c: x  # type: ignore[method-assign]
+    guess, condition = (
+        torch.randn(3, WIDTH),
+        Condition(torch.zeros(3, 1, WIDTH), torch.zeros(3, 1, dtype=torch.bool), torch.zeros(3, WIDTH)),
+    )
+    found = model.reverse(guess, condition, torch.Generator().manual_seed(2))
+    generator, diffusion = torch.Generator().manual_seed(2), model.diffusion
+    x = diffusion.signal[1] * guess + diffusion.noise[1] * torch.randn(3, WIDTH, generator=generator)
+    x = (diffusion.mean_x0[1] + diffusion.mean_xt[1]) * x
+    x = x + diffusion.deviation[1] * torch.randn(3, WIDTH, generator=generator)
+    torch.testing.assert_close(found, x)
+    without = network(replace(QUICK, guesser=False))
+    assert without.first == QUICK.steps
+    one, other = (without.reverse(start, condition, torch.Generator().manual_seed(0)) for start in (guess, guess + 1))
+    torch.testing.assert_close(one, other)  # nothing of the guess is left
+
+
+# --- training -----------------------------------------------------------------------------------------------------
+
+
+def scores(task: SequenceTask, config: Config, held_out: HeldOut, seed: int = 0) -> torch.Tensor:
+    *_, last = train(config, task, seed)
+    found: torch.Tensor = last.predict(held_out, task, seed, held_out.candidates)
+    return found
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {},
+        *({"guidance": way} for way in GUIDANCE),
+        {"predicts": "noise"},
+        {"train_reverse": "one_step"},
+        {"train_reverse": "chain"},
+        {"sampler_steps": 2},
+        {"active_experts": 2},
+        {"pseudo_items": 0},
+        {"encoder_sequences": "separate"},
+        *(dict(variant.config) for variant in lgcd.ABLATIONS.values()),
+    ],
+)
+def test_every_switch_trains_and_repeats(task: SequenceTask, test_rows: HeldOut, changed: dict[str, object]) -> None:
+    config = replace(QUICK, **changed)  # type: ignore[arg-type]
+    one, again = scores(task, config, test_rows), scores(task, config, test_rows)
+    torch.testing.assert_close(one, again, rtol=0, atol=0)
+    assert one.isfinite().all()
+    if changed:  # a switch that changed nothing would be a switch that is not read
+        same = {"pseudo_items": 0} if task.pseudo.shape[1] == 0 else {"guidance": "cross_attention"}
+        assert torch.equal(one, scores(task, QUICK, test_rows)) == (changed == same)
+
+
+def test_another_seed_trains_another_model(task: SequenceTask, test_rows: HeldOut) -> None:
+    assert not torch.equal(scores(task, QUICK, test_rows, 0), scores(task, QUICK, test_rows, 1))
+
+
+def test_scores_of_candidates_are_those_among_all_items(task: SequenceTask) -> None:
+    *_, last = train(QUICK, task, 0)
+    held_out = task.validation
+    every = last.predict(held_out, task, 0, None)
+    assert every.shape == (len(held_out), task.target[1] - task.target[0])
+    of_candidates = every.gather(1, held_out.candidates.long() - task.target[0])
+    torch.testing.assert_close(last.predict(held_out, task, 0, held_out.candidates), of_candidates)
+
+
+def test_cyclic_batches_hold_their_share_of_real_rows(task: SequenceTask) -> None:
+    trainer = lgcd._Trainer(QUICK, task, 0)
+    batches = list(trainer._batches())
+    shares = [(int(batch.has_text.sum()), len(batch)) for batch in batches]
+    pseudo = min(QUICK.batch, len(trainer.pseudo))
+    assert all(real == QUICK.batch for real, _ in shares[:-1])
+    assert all(0 < size - real <= pseudo for real, size in shares)
+    assert sum(real for real, _ in shares) == len(trainer.real)
+    seen = {int(item) for batch in islice(trainer._pseudo_stream(), len(trainer.pseudo)) for item in batch}
+    assert seen == set(range(len(trainer.pseudo)))
+
+
+def test_without_cyclic_batches_chance_decides(task: SequenceTask) -> None:
+    trainer = lgcd._Trainer(replace(QUICK, cyclic=False), task, 0)
+    shares = {int(batch.has_text.sum()) for batch in trainer._batches()}
+    assert len(shares) > 1
+
+
+def test_held_out_targets_do_not_reach_training(task: SequenceTask, test_rows: HeldOut) -> None:
+    """Other validation targets may select another epoch, but the epochs' scores stay as they are."""
+    rng = np.random.default_rng(0)
+    low, high = task.target
+    moved = torch.from_numpy(rng.integers(low, high, len(task.validation)))
+    other = replace(task, validation=replace(task.validation, target=moved))
+    config = replace(QUICK, patience=2)
+    for one, two in zip(train(config, task, 0), train(config, other, 0), strict=True):
+        if not one.last:
+            args = (test_rows, task, 0, test_rows.candidates)
+            torch.testing.assert_close(one.predict(*args), two.predict(*args), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"guidance": "none"}, "guidance is 'none'; choose from id, text, cfg, linear, cross_attention"),
+        ({"start_ratio": 0.0}, "start_ratio is 0.0; give a number in (0, 1]"),
+        ({"steps": 1}, "steps is 1; give a number of at least 2"),
+        ({"active_experts": 9}, "active_experts is 9; give at most experts, which is 8"),
+        ({"heads": 5}, "heads is 5; give a divisor of 64"),
+        ({"dropout": 1.0, "lr": 0.0}, "dropout is 1.0; give a number in [0, 1); lr is 0.0; give a number above 0"),
+    ],
+)
+def test_a_config_that_makes_no_sense_is_refused(wrong: dict[str, object], said: str) -> None:
+    with pytest.raises(InputError) as refused:
+        Config(**wrong)  # type: ignore[arg-type]
+    assert str(refused.value) == said

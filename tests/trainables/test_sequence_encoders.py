@@ -1,0 +1,135 @@
+"""Sequence encoders: what a representation depends on, the loss against a full softmax, and that work is shared."""
+
+from __future__ import annotations
+
+import math
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as functional
+
+from tests.trainables.sequence_worlds import make_sequence_task
+from trainables import sequence_encoders
+from trainables.sequence_encoders import Encoders, PretrainSpec, next_item_loss, pretrain, pretrained, represent, within
+from trainables.sequences import Sequences, SequenceTask, load_task
+
+QUICK = PretrainSpec(width=8, epochs=2, batch=16, negatives=10, max_length=6)
+
+
+@pytest.fixture(scope="module")
+def task(tmp_path_factory: pytest.TempPathFactory) -> SequenceTask:
+    return load_task(make_sequence_task(tmp_path_factory.mktemp("world"))[0])
+
+
+def sequences(*rows: list[int]) -> Sequences:
+    starts = np.concatenate([[0], np.cumsum([len(row) for row in rows])])
+    return Sequences(torch.tensor([item for row in rows for item in row]), torch.from_numpy(starts))
+
+
+def random_encoders(items: int = 12) -> Encoders:
+    torch.manual_seed(0)
+    return Encoders(QUICK, torch.randn(items, 5)).eval()
+
+
+def test_a_representation_depends_on_its_own_past_alone() -> None:
+    encoders = random_encoders()
+    whole = represent(encoders, sequences([1, 2, 3, 4, 5]), last=False)
+    for length in range(1, 6):
+        for full, prefix in zip(
+            whole, represent(encoders, sequences([1, 2, 3, 4, 5][:length]), last=True), strict=True
+        ):
+            torch.testing.assert_close(full[length - 1], prefix[0])
+
+
+def test_a_representation_does_not_depend_on_its_batch() -> None:
+    encoders = random_encoders()
+    alone = represent(encoders, sequences([3, 1]), last=True)
+    beside = represent(encoders, sequences([5, 6, 7, 8, 9], [3, 1], []), last=True)
+    for one, many in zip(alone, beside, strict=True):
+        torch.testing.assert_close(one[0], many[1])
+        assert not many[2].any()  # an empty history has the zero vector
+
+
+def test_only_the_newest_items_are_read() -> None:
+    encoders = random_encoders()
+    long, cut = sequences([9, 8, 1, 2, 3, 4, 5, 6]), sequences([1, 2, 3, 4, 5, 6])
+    for one, other in zip(represent(encoders, long, last=True), represent(encoders, cut, last=True), strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_items_of_one_domain_keep_their_order() -> None:
+    part = within(sequences([1, 7, 2], [8], [], [9, 3]), (0, 5))
+    assert part.item.tolist() == [1, 2, 3]
+    assert part.starts.tolist() == [0, 2, 2, 2, 3]
+
+
+def test_sampled_loss_is_the_softmax_over_the_domain_on_average() -> None:
+    """-log p of eq. 3 over all 40 items of a domain, against 4,000 draws of 20 of them."""
+    torch.manual_seed(0)
+    low, high = 10, 50
+    vectors, state, target = torch.randn(60, 4), torch.randn(3, 4), torch.tensor([10, 31, 49])
+    full = functional.cross_entropy(state @ vectors[low:high].T, target - low, reduction="sum")
+    rng = np.random.default_rng(0)
+    drawn = [float(next_item_loss(state, target, (low, high), lambda i: vectors[i], 20, rng)) for _ in range(4000)]
+    # A log of a mean is below the mean of logs: with 20 draws the estimate is a little low.
+    assert np.mean(drawn) == pytest.approx(float(full), rel=0.06)
+    exact = next_item_loss(state, target, (low, high), lambda i: vectors[i], 20_000, rng)
+    assert float(exact) == pytest.approx(float(full), rel=0.02)
+
+
+def test_a_drawn_target_is_not_its_own_negative() -> None:
+    vectors, state = torch.eye(2), torch.tensor([[5.0, 0.0]])
+    loss = next_item_loss(state, torch.tensor([0]), (0, 1), lambda i: vectors[i], 8, np.random.default_rng(0))
+    assert float(loss) == pytest.approx(0.0, abs=1e-6)  # the domain holds nothing else
+
+
+def test_pretraining_learns_and_repeats(task: SequenceTask) -> None:
+    spec = PretrainSpec(width=8, epochs=30, batch=16, negatives=40, max_length=10, dropout=0.0)
+    encoders, again = pretrain(task, spec, 3), pretrain(task, spec, 3)
+    for one, other in zip(encoders.state_dict().values(), again.state_dict().values(), strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=0)
+    history = task.train
+    state = encoders.fuse(*represent(encoders, history, last=False))
+    follows = torch.arange(len(history.item) - 1)
+    follows = follows[history.row[1:] == history.row[:-1]]
+    chance = []
+    for low, high in (task.source, task.target):
+        inside = follows[(history.item[follows + 1] >= low) & (history.item[follows + 1] < high)]
+        logits = state[inside] @ encoders.items(torch.arange(low, high)).T
+        loss = functional.cross_entropy(logits, history.item[inside + 1] - low)
+        chance.append(float(loss.detach()) / math.log(high - low))
+    assert max(chance) < 0.9  # 1 is what a guess among all items of the domain reaches
+
+
+def test_separate_pretraining_reads_no_sequence_over_both_domains(task: SequenceTask) -> None:
+    item, starts = sequence_encoders._pretraining_sequences(task, "separate")
+    boundary = task.target[0]
+    for start, end in pairwise(starts):
+        assert len({bool(number >= boundary) for number in item[start:end]}) == 1
+        assert end - start >= 2
+    merged, _ = sequence_encoders._pretraining_sequences(task, "merged")
+    assert len(merged) > len(item)
+
+
+def test_encoders_are_made_once_for_both_directions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    one, other = (load_task(make_sequence_task(tmp_path, direction=way)[0]) for way in ("film-song", "song-film"))
+    first = pretrained(one, QUICK, 0)
+    monkeypatch.setattr(sequence_encoders, "pretrain", None)  # would fail if it were called again
+    second = pretrained(other, QUICK, 0)
+    for a, b in zip(first.state_dict().values(), second.state_dict().values(), strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("changed", [{"seed": 1}, {"epochs": 3}, {"sequences": "separate"}])
+def test_other_encoders_are_made_for_another_spec_or_seed(
+    task: SequenceTask, changed: dict[str, object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pretrained(task, QUICK, 0)
+    made = []
+    monkeypatch.setattr(sequence_encoders, "pretrain", lambda *given: made.append(given) or pretrain(*given))
+    seed = int(changed.pop("seed", 0))  # type: ignore[call-overload]
+    pretrained(task, PretrainSpec(**{**QUICK.__dict__, **changed}), seed)  # type: ignore[arg-type]
+    assert len(made) == 1

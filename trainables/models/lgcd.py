@@ -1,0 +1,461 @@
+"""LGCD: language-guided conditional diffusion for cross-domain sequential recommendation (arXiv 2604.05365).
+
+In the paper's order: conditions and target features come from `trainables.conditions` over pretrained encoders (eqs.
+1-8); here are the denoiser (12-16), the reverse process from a guess (18-20), the fusion by a mixture of experts
+(23-24) and the losses (17, 21, 22, 25-27).
+Shapes: B batch of rows, C condition tokens, D vector width, E experts, T steps, N items of the target domain.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+import torch.nn.functional as functional
+from torch import Tensor, nn
+
+from features.errors import InputError
+from trainables.conditions import Rows, pseudo_rows, real_rows
+from trainables.diffusion import Diffusion, timestep_embedding, variances
+from trainables.door import Epoch, Figure, Variant, validation_metrics
+from trainables.sequence_encoders import SEQUENCES, Encoders, PretrainSpec, next_item_loss, pretrained, represent
+from trainables.sequences import HeldOut, SequenceTask
+
+WIDTH = 64  # D (settings: hidden dimension)
+CONDITION_DROPPED = (
+    0.1  # share of rows without condition in training, for classifier-free guidance (Ho & Salimans 2022)
+)
+GUIDANCE = ("id", "text", "cfg", "linear", "cross_attention")
+PREDICTS = ("x0", "noise")
+TRAIN_REVERSE = ("one_step", "guess", "chain")
+
+KIND = "sequences"
+SELECTION = ("val_ndcg10", "maximize")
+ABLATIONS = {  # Table 3
+    "wo_diffusion": Variant(config={"diffusion": False}),
+    "wo_overlap_diffusion": Variant(config={"overlap_diffusion": False}),
+    "wo_pseudo_diffusion": Variant(config={"pseudo_diffusion": False}),
+    "wo_alignment": Variant(config={"alignment": False}),
+    "wo_guesser": Variant(config={"guesser": False}),
+    "wo_moe": Variant(config={"moe": False}),
+    "wo_cyclic": Variant(config={"cyclic": False}),
+}
+FIGURES = {
+    "pseudo_items": Figure(
+        name="figure_3a_pseudo_items", title="NDCG@10 over pseudo-items per user n_K (LGCD Figure 3)",
+        label="Pseudo-items per user n_K",
+    ),
+    "steps": Figure(
+        name="figure_3b_steps", title="NDCG@10 over diffusion steps T (LGCD Figure 3)", label="Diffusion steps T"
+    ),
+    "start_ratio": Figure(
+        name="figure_3c_start_ratio", title="NDCG@10 over the start ratio λ (LGCD Figure 3)", label="Start ratio λ"
+    ),
+    "guidance": Figure(
+        name="figure_4_guidance", title="Ways to guide the diffusion (LGCD Figure 4)", label="Guidance", order=GUIDANCE
+    ),
+    "predicts": Figure(
+        name="figure_5_predicts", title="Predicting the feature or the noise (LGCD Figure 5)", label="Prediction target",
+        order=PREDICTS,
+    ),
+    "ratio": Figure(
+        name="figure_6_overlap_ratio", title="NDCG@10 over the overlap ratio (LGCD Figure 6)", label="Overlap ratio"
+    ),
+    "sampler_steps": Figure(
+        name="sampler_steps", title="Quality against cost of the strided sampler", label="Sampler steps S (0: all)",
+        metrics=("val_ndcg10", "val_seconds"),
+    ),
+}  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """Hyperparameters. The defaults are the paper's where it gives a value; (ours) marks where it is silent."""
+
+    pseudo_items: int = 10  # n_K, generated items that are inserted per single-domain user (Figure 3)
+    min_similarity: float = 0.0  # least cosine of text and item for one to be inserted: n_K per user (ours)
+    steps: int = 100  # T, diffusion steps (Figure 3)
+    variance_start: float = 1e-4  # beta_1 (settings)
+    variance_end: float = 0.1  # beta_T (settings)
+    start_ratio: float = 0.5  # lambda: the reverse process starts at lambda T (Figure 3)
+    sampler_steps: int = 0  # S, steps of the deterministic strided sampler; 0: every step, eqs. 19-20 (ours)
+    guidance: str = "cross_attention"  # id | text | cfg | linear | cross_attention (Figure 4)
+    guidance_weight: float = 0.5  # w of classifier-free guidance; read by `cfg` only (ours)
+    predicts: str = "x0"  # x0 | noise (Figure 5)
+    train_reverse: str = "guess"  # h_rev in training: one_step | guess | chain (ours, see `Network.reversed`)
+    heads: int = 4  # of the cross-attention (settings)
+    experts: int = 8  # E (settings)
+    active_experts: int = 0  # experts with the largest gates that are used; 0: all (ours)
+    dropout: float = 0.1  # of denoiser and fusion (searched)
+    lr: float = 1e-3  # Adam's (settings)
+    batch: int = 128  # pseudo-overlapping rows of a batch, and as many real ones beside them (settings)
+    epochs: int = 10  # passes over the real rows (ours)
+    patience: int = 3  # epochs without a better validation NDCG@10 before training ends (ours)
+    negatives: int = 1024  # items of the softmax beside the target (ours)
+    diffusion: bool = True  # Table 3, as all below
+    overlap_diffusion: bool = True  # diffusion and guesser learn from real overlapping users
+    pseudo_diffusion: bool = True  # diffusion learns from pseudo-overlapping users
+    alignment: bool = True  # eq. 21
+    guesser: bool = True  # False: the reverse process starts from noise at T
+    moe: bool = True  # False: one linear map
+    cyclic: bool = True  # False: a batch holds as many real rows as chance gives it
+    encoder_sequences: str = "merged"  # what pretraining reads: merged | separate (see `sequence_encoders`)
+    encoder_epochs: int = 10  # of pretraining (ours)
+
+    def __post_init__(self) -> None:
+        faults = [
+            *(_choice(self, "guidance", GUIDANCE), _choice(self, "predicts", PREDICTS)),
+            *(_choice(self, "train_reverse", TRAIN_REVERSE), _choice(self, "encoder_sequences", SEQUENCES)),
+            *(_at_least(self, name, 1) for name in ("heads", "experts", "batch", "epochs", "patience", "negatives")),
+            *(_at_least(self, name, 0) for name in ("pseudo_items", "sampler_steps", "active_experts")),
+            *(_at_least(self, "steps", 2), _at_least(self, "encoder_epochs", 1)),
+            "" if -1 <= self.min_similarity <= 1 else f"min_similarity is {self.min_similarity}; give a cosine",
+            "" if 0 < self.start_ratio <= 1 else f"start_ratio is {self.start_ratio}; give a number in (0, 1]",
+            "" if 0 <= self.dropout < 1 else f"dropout is {self.dropout}; give a number in [0, 1)",
+            "" if self.guidance_weight >= 0 else f"guidance_weight is {self.guidance_weight}; give at least 0",
+            "" if self.lr > 0 else f"lr is {self.lr}; give a number above 0",
+            ""
+            if self.active_experts <= self.experts
+            else f"active_experts is {self.active_experts}; give at most experts, which is {self.experts}",
+            ""
+            if 0 < self.variance_start <= self.variance_end < 1
+            else f"variance_start is {self.variance_start}, variance_end {self.variance_end}; "
+            "give 0 < variance_start <= variance_end < 1",
+            "" if WIDTH % self.heads == 0 else f"heads is {self.heads}; give a divisor of {WIDTH}",
+        ]
+        if faults := [fault for fault in faults if fault]:
+            raise InputError("; ".join(faults))
+
+    @property
+    def pretraining(self) -> PretrainSpec:
+        """What makes the encoders; nothing else in the config does."""
+        return PretrainSpec(width=WIDTH, epochs=self.encoder_epochs, sequences=self.encoder_sequences)
+
+
+def _choice(config: Config, name: str, known: tuple[str, ...]) -> str:
+    value = getattr(config, name)
+    return "" if value in known else f"{name} is {value!r}; choose from {', '.join(known)}"
+
+
+def _at_least(config: Config, name: str, least: int) -> str:
+    value = getattr(config, name)
+    return "" if value >= least else f"{name} is {value}; give a number of at least {least}"
+
+
+# --- denoiser, guesser, fusion ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Condition:
+    """What the reverse process is told about a user."""
+
+    tokens: Tensor  # [B, C, D]: ID part and text part of h_cond, or the one of them that is used
+    hidden: Tensor  # bool [B, C], tokens that a row does not have
+    whole: Tensor  # h_cond, [B, D] (eq. 8); the sum of the tokens
+
+
+class CrossAttention(nn.Module):
+    """The noisy feature reads the condition tokens (eq. 13)."""
+
+    def __init__(self, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.query, self.out = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, WIDTH)
+        self.key_value = nn.Linear(WIDTH, 2 * WIDTH)
+
+    def forward(self, x_BD: Tensor, condition: Condition) -> Tensor:
+        """[B, D] -> [B, D]."""
+        B, C, _ = condition.tokens.shape
+        query = self.query(x_BD).view(B, self.heads, 1, -1)
+        key, value = self.key_value(condition.tokens).view(B, C, 2, self.heads, -1).permute(2, 0, 3, 1, 4)
+        read = functional.scaled_dot_product_attention(query, key, value, attn_mask=~condition.hidden[:, None, None])
+        out: Tensor = self.out(read.reshape(B, WIDTH))
+        return out
+
+
+class Denoiser(nn.Module):
+    """f(x_t, t, c) of eqs. 12-16; what it predicts is the caller's business."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        attends = config.guidance in ("cross_attention", "id", "text")
+        self.attention = CrossAttention(config.heads) if attends else None
+        self.linear = None if attends else nn.Linear(WIDTH, WIDTH)
+        self.map = nn.Sequential(
+            nn.Linear(WIDTH, 4 * WIDTH), nn.GELU(), nn.Dropout(config.dropout), nn.Linear(4 * WIDTH, WIDTH)
+        )
+
+    def forward(self, x_BD: Tensor, t_B: Tensor, condition: Condition) -> Tensor:
+        """[B, D] -> [B, D]."""
+        timed = x_BD + timestep_embedding(t_B, WIDTH)
+        if self.attention is not None:
+            told = self.attention(timed, condition)
+        else:
+            assert self.linear is not None
+            told = timed + self.linear(condition.whole)
+        x = told + x_BD
+        out: Tensor = x + self.map(x)
+        return out
+
+
+class Experts(nn.Module):
+    """Gate on the condition, experts on condition and generated feature (eqs. 23-24).
+
+    Experts start as the identity on the condition (ours), so that training starts from what the encoders recommend.
+    """
+
+    def __init__(self, experts: int, active: int) -> None:
+        super().__init__()
+        self.gate = nn.Linear(WIDTH, experts)
+        start = torch.cat([torch.eye(WIDTH), torch.zeros(WIDTH, WIDTH)], dim=1)
+        self.weight = nn.Parameter(start + 0.01 * torch.randn(experts, WIDTH, 2 * WIDTH))
+        self.bias = nn.Parameter(torch.zeros(experts, WIDTH))
+        self.active = active or experts
+
+    def forward(self, condition_BD: Tensor, generated_BD: Tensor) -> Tensor:
+        """h_final, [B, D]."""
+        logits_BE = self.gate(condition_BD)
+        if self.active < logits_BE.shape[1]:
+            least = logits_BE.topk(self.active, dim=1).values[:, -1:]
+            logits_BE = logits_BE.masked_fill(logits_BE < least, -torch.inf)
+        both = torch.cat([condition_BD, generated_BD], dim=1)
+        said_BED = torch.einsum("edk,bk->bed", self.weight, both) + self.bias
+        final: Tensor = (logits_BE.softmax(dim=1)[:, :, None] * said_BED).sum(dim=1)
+        return final
+
+
+class Network(nn.Module):
+    """All that a trial trains, for one direction."""
+
+    def __init__(self, config: Config, fusion: nn.Linear) -> None:
+        super().__init__()
+        self.config = config
+        self.id_map = nn.Linear(WIDTH, WIDTH)  # the two halves of f_fusion (eq. 8) start as pretraining left them
+        self.text_map = nn.Linear(WIDTH, WIDTH, bias=False)
+        with torch.no_grad():
+            self.id_map.weight.copy_(fusion.weight[:, :WIDTH])
+            self.id_map.bias.copy_(fusion.bias)
+            self.text_map.weight.copy_(fusion.weight[:, WIDTH:])
+        self.denoiser = Denoiser(config)
+        self.guess = nn.Sequential(nn.Linear(WIDTH, 4 * WIDTH), nn.GELU(), nn.Linear(4 * WIDTH, WIDTH))  # eq. 18
+        self.fusion = Experts(config.experts if config.moe else 1, config.active_experts if config.moe else 0)
+        self.dropout = nn.Dropout(config.dropout)
+        self.diffusion = Diffusion.from_variances(
+            variances(config.steps, config.variance_start, config.variance_end, "linear")
+        )
+        # Where the reverse process starts: lambda T, or T where there is no guess to start from.
+        self.first = max(1, round(config.start_ratio * config.steps)) if config.guesser else config.steps
+
+    def condition(self, id_BD: Tensor, text_BD: Tensor, has_text_B: Tensor) -> Condition:
+        """h_cond and its parts from the representations of the visible history (eq. 8)."""
+        id_part, text_part = self.dropout(self.id_map(id_BD)), self.dropout(self.text_map(text_BD))
+        lacking = ~has_text_B
+        if self.config.guidance == "id":
+            return Condition(id_part[:, None], torch.zeros_like(lacking)[:, None], id_part)
+        if self.config.guidance == "text":  # a row without text is told nothing but the bias
+            told = text_part + self.id_map.bias
+            return Condition(told[:, None], torch.zeros_like(lacking)[:, None], told)
+        tokens = torch.stack([id_part, text_part], dim=1)
+        return Condition(tokens, torch.stack([torch.zeros_like(lacking), lacking], dim=1), id_part + text_part)
+
+    def clean(self, x_BD: Tensor, t_B: Tensor, condition: Condition) -> Tensor:
+        """Prediction of x_0 (eq. 16), whatever the denoiser predicts; guided where the config says so."""
+        predicted: Tensor = self.denoiser(x_BD, t_B, condition)
+        if self.config.guidance == "cfg" and not self.training:
+            nothing = Condition(condition.tokens, condition.hidden, torch.zeros_like(condition.whole))
+            without = self.denoiser(x_BD, t_B, nothing)
+            predicted = predicted + self.config.guidance_weight * (predicted - without)
+        if self.config.predicts == "noise":
+            predicted = self.diffusion.clean(x_BD, t_B, predicted)
+        return predicted
+
+    def reverse(self, start_BD: Tensor, condition: Condition, generator: torch.Generator) -> Tensor:
+        """h_rev: from a guess noised to lambda T, or from noise at T without guesser, down to 0 (eqs. 18-20)."""
+        config, diffusion = self.config, self.diffusion
+        noise = torch.randn(start_BD.shape, generator=generator)
+        t_B = torch.full((len(noise),), self.first)
+        x = diffusion.noised(start_BD, t_B, noise) if config.guesser else noise
+
+        def denoise(x_BD: Tensor, t: Tensor, _: Tensor | None) -> Tensor:
+            return self.clean(x_BD, t, condition)
+
+        if config.sampler_steps:
+            return diffusion.strided(denoise, None, x, self.first, config.sampler_steps)
+        return diffusion.generate(denoise, None, x, generator, first=self.first)
+
+    def final(self, condition: Condition, generated_BD: Tensor) -> Tensor:
+        """h_final, [B, D] (eq. 24); without diffusion the experts read the condition alone."""
+        final: Tensor = self.fusion(condition.whole, generated_BD if self.config.diffusion else 0 * condition.whole)
+        return final
+
+    def losses(self, rows: Rows, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """h_final of the rows [B, D], and the sum of all losses but L_rec (eqs. 17, 21, 22), each a mean over D and B.
+
+        `train_reverse` says which h_rev the experts and L_align see: `one_step` the prediction that L_diff is about, which
+        starts from the true feature; `guess` one prediction from the noised guess at lambda T, where inference starts;
+        `chain` the whole reverse process, of which only the last step has a gradient.
+        """
+        config, diffusion, real = self.config, self.diffusion, rows.has_text
+        condition = self.condition(rows.id, rows.text, rows.has_text)
+        if not config.diffusion:
+            return self.final(condition, condition.whole), torch.zeros(())
+        guess = self.guess(condition.whole)
+        start = torch.where(rows.has_feature[:, None], rows.feature, guess.detach())
+        t_B = torch.randint(1, config.steps + 1, (len(rows),), generator=generator)
+        noise = torch.randn(start.shape, generator=generator)
+        told = condition
+        if config.guidance == "cfg":
+            kept = torch.rand(len(rows), 1, generator=generator) >= CONDITION_DROPPED
+            told = Condition(condition.tokens, condition.hidden, condition.whole * kept)
+        noisy = diffusion.noised(start, t_B, noise)
+        predicted = self.denoiser(noisy, t_B, told)
+        learns = rows.has_feature & ((real & config.overlap_diffusion) | (~real & config.pseudo_diffusion))
+        loss = _mean_square(predicted - (noise if config.predicts == "noise" else rows.feature), learns)
+        loss = loss + _mean_square(guess - rows.feature, rows.has_feature & real & config.overlap_diffusion)
+        generated = self._generated(predicted, noisy, t_B, guess, condition, generator)
+        if config.alignment:
+            loss = loss + _mean_square(generated - condition.whole, ~real)
+        return self.final(condition, generated), loss
+
+    def _generated(
+        self, predicted: Tensor, noisy: Tensor, t_B: Tensor, guess: Tensor, condition: Condition,
+        generator: torch.Generator,
+    ) -> Tensor:  # fmt: skip
+        """h_rev as training sees it."""
+        config, diffusion = self.config, self.diffusion
+        if config.train_reverse == "one_step":
+            return diffusion.clean(noisy, t_B, predicted) if config.predicts == "noise" else predicted
+        if config.train_reverse == "chain":
+            with torch.no_grad():
+                start, first = self.reverse(guess, condition, generator), 1
+        else:
+            start, first = guess, self.first
+        t_B = torch.full_like(t_B, first)
+        return self.clean(diffusion.noised(start, t_B, torch.randn(start.shape, generator=generator)), t_B, condition)
+
+    @torch.no_grad()
+    def recommend(self, id_BD: Tensor, text_BD: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """h_final and h_rev of users, [B, D] each."""
+        condition = self.condition(id_BD, text_BD, torch.ones(len(id_BD), dtype=torch.bool))
+        generated = self.reverse(self.guess(condition.whole), condition, generator)
+        return self.final(condition, generated), generated
+
+
+def _mean_square(difference_BD: Tensor, chosen_B: Tensor) -> Tensor:
+    """Mean over D and the chosen rows; 0 where none is chosen."""
+    return (difference_BD.square().mean(dim=1) * chosen_B).sum() / chosen_B.sum().clamp(min=1)
+
+
+# --- training -----------------------------------------------------------------------------------------------------
+
+
+def prepare(config: Config, task: SequenceTask, seeds: Sequence[int]) -> None:
+    """Pretrain what the trials share, where it is missing."""
+    for seed in seeds:
+        pretrained(task, config.pretraining, seed)
+
+
+def train(config: Config, task: SequenceTask, seed: int) -> Iterator[Epoch]:
+    """Train one seed; the epoch with the best validation NDCG@10 is the result."""
+    trainer = _Trainer(config, task, seed)
+    best: tuple[float, Epoch] | None = None
+    for number in range(1, config.epochs + 1):
+        loss = trainer.epoch()
+        predict = Recommender.of(trainer)
+        metrics = {**validation_metrics(predict, task, seed), "train_loss": loss}
+        epoch = Epoch(number=number, metrics=metrics, predict=predict)
+        if best is None or epoch.metrics["val_ndcg10"] > best[0]:
+            best = (epoch.metrics["val_ndcg10"], epoch)
+        last = number == config.epochs or number - best[1].number >= config.patience
+        if last:
+            yield replace(best[1], last=True)
+            return
+        yield epoch
+
+
+class _Trainer:
+    """One training of one seed."""
+
+    def __init__(self, config: Config, task: SequenceTask, seed: int) -> None:
+        self.config, self.task = config, task
+        self.encoders = pretrained(task, config.pretraining, seed)
+        self.real, self.pseudo = training_rows(config, task, self.encoders, seed)
+        torch.manual_seed(seed)
+        self.generator, self.rng = torch.Generator().manual_seed(seed), np.random.default_rng(seed)
+        self.network = Network(config, self.encoders.fusion)
+        with torch.no_grad():
+            self.items = self.encoders.items(torch.arange(task.items))
+        self.optimiser = torch.optim.Adam(self.network.parameters(), lr=config.lr, fused=True)
+        self.stream = self._pseudo_stream()
+
+    def epoch(self) -> float:
+        """One pass over the real rows; mean loss."""
+        self.network.train()
+        losses = [self._step(rows) for rows in self._batches()]
+        return sum(losses) / len(losses)
+
+    def _step(self, rows: Rows) -> float:
+        final, loss = self.network.losses(rows, self.generator)
+        recommended = next_item_loss(
+            final, rows.item, self.task.target, lambda index: self.items[index], self.config.negatives, self.rng
+        )
+        loss = loss + recommended / len(rows)  # eqs. 26 and 27
+        value = float(loss.detach())
+        if not math.isfinite(value):
+            raise FloatingPointError(f"the loss is {value}; lower lr")
+        self.optimiser.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        self.optimiser.step()
+        return value
+
+    def _batches(self) -> Iterator[Rows]:
+        """Cyclic batches: `batch` real rows and as many pseudo-overlapping ones, whose passes go on over epochs."""
+        size, generator = self.config.batch, self.generator
+        if self.config.cyclic or not len(self.pseudo):
+            for chosen in torch.split(torch.randperm(len(self.real), generator=generator), size):
+                batch = self.real[chosen]
+                yield Rows.joined([batch, self.pseudo[next(self.stream)]]) if len(self.pseudo) else batch
+            return
+        pool = Rows.joined([self.real, self.pseudo])  # as many batches as with cyclic ones, drawn from all rows alike
+        count = math.ceil(len(self.real) / size)
+        for chosen in torch.split(torch.randperm(len(pool), generator=generator), 2 * size)[:count]:
+            yield pool[chosen]
+
+    def _pseudo_stream(self) -> Iterator[Tensor]:
+        while True:
+            yield from torch.split(torch.randperm(len(self.pseudo), generator=self.generator), self.config.batch)
+
+
+def training_rows(config: Config, task: SequenceTask, encoders: Encoders, seed: int) -> tuple[Rows, Rows]:
+    """Real and pseudo-overlapping rows (the latter empty where the config or the task has no pseudo-items)."""
+    real = real_rows(task, encoders)
+    count = min(config.pseudo_items, task.pseudo.shape[1])
+    if not count:
+        return real, real[torch.zeros(0, dtype=torch.int64)]
+    return real, pseudo_rows(task, encoders, count, config.min_similarity, np.random.default_rng(seed))
+
+
+@dataclass(frozen=True)
+class Recommender:
+    """A trained network as the door's `predict`."""
+
+    network: Network
+    encoders: Encoders
+    items: Tensor  # [items of both domains, D]
+
+    @classmethod
+    def of(cls, trainer: _Trainer) -> Recommender:
+        """The network as it is now; training goes on with another copy."""
+        return cls(copy.deepcopy(trainer.network).eval(), trainer.encoders, trainer.items)
+
+    def __call__(self, held_out: HeldOut, task: SequenceTask, seed: int, candidates: Tensor | None) -> Tensor:
+        """Scores of the candidates [R, C], or of all target items (eq. 25)."""
+        state = represent(self.encoders, held_out.history, last=True)
+        final, _ = self.network.recommend(*state, torch.Generator().manual_seed(seed))
+        if candidates is None:
+            return final @ self.items[task.target[0] : task.target[1]].T
+        return torch.stack([self.items[row] @ user for row, user in zip(candidates, final, strict=True)])

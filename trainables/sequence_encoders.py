@@ -1,0 +1,274 @@
+"""Sequence encoders of LGCD (arXiv 2604.05365): an ID and a text Transformer, fused, pretrained by next-item prediction.
+
+One table numbers the items of both domains, and one pair of encoders reads sequences of either, so a merged history
+and the part of it that lies in one domain are encoded alike (ours; the paper trains a pair per domain, which is
+`sequences: separate`: each domain's own sequences only).
+Pretraining depends on nothing that a trial varies, so it is done once per task and seed and kept beside the task
+(`pretrained`); every trial on every node loads the same file.
+Shapes: B sequences, L positions, N items, F text width, D vector width.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as functional
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from features.folders import whole_folder, write_json
+from features.store import digest
+from trainables.sequences import Sequences, SequenceTask
+
+VERSION = 1  # of what pretraining makes; part of its key
+SEQUENCES = ("merged", "separate")
+_CHUNK = 64  # batches that are sorted by length together, so that a batch pads little
+_ROWS = 512  # sequences encoded at once without gradients
+
+Ints = NDArray[np.int64]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainSpec:
+    """How the encoders are made. Part of the key of what is kept."""
+
+    width: int = 64  # D (LGCD "hidden dim d")
+    blocks: int = 2  # Transformer blocks of each encoder (ours)
+    heads: int = 2  # of each block (ours)
+    max_length: int = 50  # newest items of a history that are read (ours)
+    dropout: float = 0.3  # (ours)
+    lr: float = 2e-3  # Adam's, falling linearly to 0 (ours; the paper's 1e-3 is for the whole model)
+    epochs: int = 10  # (ours)
+    batch: int = 128  # sequences (LGCD settings)
+    negatives: int = 1024  # items of the softmax beside the target, drawn per batch and domain (ours)
+    sequences: str = "merged"  # merged | separate
+
+
+class Block(nn.Module):
+    """A pre-norm Transformer block with a learned bias per head and distance."""
+
+    def __init__(self, spec: PretrainSpec) -> None:
+        super().__init__()
+        width = spec.width
+        self.heads, self.dropout = spec.heads, nn.Dropout(spec.dropout)
+        self.attention_norm, self.map_norm = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.map = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
+
+    def forward(self, x: Tensor, bias_1HLL: Tensor) -> Tensor:
+        """[B, L, D] -> [B, L, D]."""
+        B, L, D = x.shape
+        q, k, v = self.qkv(self.attention_norm(x)).view(B, L, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
+        read = functional.scaled_dot_product_attention(q, k, v, attn_mask=bias_1HLL)
+        x = x + self.dropout(self.out(read.transpose(1, 2).reshape(B, L, D)))
+        mapped: Tensor = x + self.dropout(self.map(self.map_norm(x)))
+        return mapped
+
+
+class Transformer(nn.Module):
+    """Causal encoder: the output at a position represents the sequence up to it (eq. 1)."""
+
+    def __init__(self, spec: PretrainSpec) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(Block(spec) for _ in range(spec.blocks))
+        self.norm, self.dropout = nn.LayerNorm(spec.width), nn.Dropout(spec.dropout)
+        self.position = nn.Parameter(torch.randn(spec.max_length, spec.width) * 0.02)
+        # Heads start with a preference for recent items of different strength (Press et al. 2022), and learn from there.
+        slope_H1 = torch.linspace(0, 0.3, spec.heads)[:, None]
+        self.distance = nn.Parameter(-slope_H1 * torch.arange(spec.max_length))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, L, D] -> [B, L, D]."""
+        place = torch.arange(x.shape[1])
+        apart_LL = place[:, None] - place
+        bias_HLL = self.distance[:, apart_LL.clamp(min=0)].masked_fill(apart_LL < 0, -math.inf)
+        x = self.dropout(x + self.position[place])
+        for block in self.blocks:
+            x = block(x, bias_HLL[None])
+        normed: Tensor = self.norm(x)
+        return normed
+
+
+class Encoders(nn.Module):
+    """Item vectors, the two encoders and their fusion (eqs. 1-2)."""
+
+    def __init__(self, spec: PretrainSpec, text_NF: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("text", text_NF, persistent=False)
+        self.text: Tensor
+        self.id = nn.Embedding(len(text_NF), spec.width, _weight=_principal(text_NF, spec.width))
+        self.text_map = nn.Linear(text_NF.shape[1], spec.width)
+        self.id_encoder, self.text_encoder = Transformer(spec), Transformer(spec)
+        self.fusion = nn.Linear(2 * spec.width, spec.width)  # of sequences
+        self.item_fusion = nn.Linear(2 * spec.width, spec.width)  # of items, E_fusion in eq. 3
+        self.max_length = spec.max_length
+
+    def forward(self, items_BL: Tensor) -> tuple[Tensor, Tensor]:
+        """ID and text representation at every position, [B, L, D] each (eq. 1)."""
+        return self.id_encoder(self.id(items_BL)), self.text_encoder(self.text_map(self.text[items_BL]))
+
+    def fuse(self, id_BD: Tensor, text_BD: Tensor) -> Tensor:
+        """h_fusion (eq. 2)."""
+        fused: Tensor = self.fusion(torch.cat([id_BD, text_BD], dim=-1))
+        return fused
+
+    def items(self, index: Tensor) -> Tensor:
+        """E_fusion of items, [..., D] (eq. 3)."""
+        vectors: Tensor = self.item_fusion(torch.cat([self.id(index), self.text_map(self.text[index])], dim=-1))
+        return vectors
+
+
+def _principal(text_NF: Tensor, width: int) -> Tensor:
+    """Start of the ID embeddings (ours): principal components of the text vectors, [N, width], deviation 0.1.
+
+    An item that was seen a few times starts near those that read like it, instead of at random.
+    """
+    centred = text_NF - text_NF.mean(dim=0)
+    _, _, directions = torch.linalg.svd(centred.T @ centred / len(centred))
+    components = centred @ directions[:width].T
+    out = torch.zeros(len(text_NF), width)
+    out[:, : components.shape[1]] = components / components.std().clamp(min=1e-6) * 0.1
+    return out
+
+
+# --- batches ------------------------------------------------------------------------------------------------------
+
+
+def windows(starts: Ints, most: int) -> tuple[Ints, Ints]:
+    """First place and length of the newest `most` items of each sequence, [S] each."""
+    length = np.minimum(np.diff(starts), most)
+    return starts[1:] - length, length
+
+
+def padded(item: Ints, first_B: Ints, length_B: Ints) -> tuple[Tensor, Tensor]:
+    """Items [B, L], padded at the end with item 0, and which of them are real, bool [B, L]."""
+    place = np.arange(int(length_B.max(initial=1)))
+    real = place < length_B[:, None]
+    index = np.minimum(first_B[:, None] + place, max(len(item) - 1, 0))
+    return torch.from_numpy(np.where(real, item[index], 0)), torch.from_numpy(real)
+
+
+def batches(length_S: Ints, size: int, rng: np.random.Generator) -> Iterator[Ints]:
+    """Every sequence once, in random batches of sequences of about the same length."""
+    order = rng.permutation(len(length_S))
+    groups = []
+    for start in range(0, len(order), size * _CHUNK):
+        chunk = order[start : start + size * _CHUNK]
+        chunk = chunk[np.argsort(length_S[chunk], kind="stable")]
+        groups += [chunk[at : at + size] for at in range(0, len(chunk), size)]
+    for number in rng.permutation(len(groups)):
+        yield groups[number]
+
+
+# --- pretraining --------------------------------------------------------------------------------------------------
+
+
+def pretrain(task: SequenceTask, spec: PretrainSpec, seed: int) -> Encoders:
+    """Encoders trained to predict the next item of the training sequences, among the items of its domain (eq. 3)."""
+    torch.manual_seed(seed)
+    rng = np.random.default_rng(seed)
+    encoders = Encoders(spec, task.text[torch.arange(task.items)])
+    optimiser = torch.optim.Adam(encoders.parameters(), lr=spec.lr, fused=True)
+    item, starts = _pretraining_sequences(task, spec.sequences)
+    first, length = windows(starts, spec.max_length + 1)
+    steps = spec.epochs * math.ceil(len(length) / spec.batch)
+    schedule = torch.optim.lr_scheduler.LinearLR(optimiser, 1.0, 0.02, total_iters=steps)
+    encoders.train()
+    for _ in range(spec.epochs):
+        for batch in batches(length, spec.batch, rng):
+            items_BL, real_BL = padded(item, first[batch], length[batch])
+            states = encoders.fuse(*encoders(items_BL[:, :-1]))[real_BL[:, 1:]]
+            targets = items_BL[:, 1:][real_BL[:, 1:]]
+            loss = torch.zeros(())
+            for domain in (task.source, task.target):
+                inside = (targets >= domain[0]) & (targets < domain[1])
+                if inside.any():
+                    part = next_item_loss(states[inside], targets[inside], domain, encoders.items, spec.negatives, rng)
+                    loss = loss + part / len(targets)
+            optimiser.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimiser.step()
+            schedule.step()
+    return encoders.eval()
+
+
+def next_item_loss(
+    state_ND: Tensor, target_N: Tensor, domain: tuple[int, int], vectors: Callable[[Tensor], Tensor],
+    negatives: int, rng: np.random.Generator,
+) -> Tensor:  # fmt: skip
+    """Sum of -log p(target) over a softmax of the target and items drawn evenly from `domain` [lo, hi).
+
+    The drawn items stand for all of them: log(size / drawn) is added to their logits (Jean et al. 2015).
+    """
+    low, high = domain
+    drawn = torch.from_numpy(rng.integers(low, high, negatives))
+    positive_N1 = (state_ND * vectors(target_N)).sum(dim=-1, keepdim=True)
+    negative_NK = state_ND @ vectors(drawn).T + math.log((high - low) / negatives)
+    negative_NK = negative_NK.masked_fill(drawn == target_N[:, None], -torch.inf)
+    logits = torch.cat([positive_N1, negative_NK], dim=1)
+    return functional.cross_entropy(logits, torch.zeros(len(target_N), dtype=torch.int64), reduction="sum")
+
+
+def _pretraining_sequences(task: SequenceTask, how: str) -> tuple[Ints, Ints]:
+    """Items and starts of the sequences that pretraining reads, each of at least two items."""
+    domains = (task.source, task.target)
+    parts = [task.train] if how == "merged" else [within(task.train, domain) for domain in domains]
+    lengths = np.concatenate([np.diff(part.starts.numpy()) for part in parts])
+    items = np.concatenate([part.item.numpy() for part in parts])
+    kept = lengths >= 2
+    return items[np.repeat(kept, lengths)], np.concatenate([[0], lengths[kept].cumsum()])
+
+
+def within(sequences: Sequences, domain: tuple[int, int]) -> Sequences:
+    """The items of each sequence that are in `domain` [lo, hi), in their order; some sequences are left empty."""
+    inside = (sequences.item >= domain[0]) & (sequences.item < domain[1])
+    before = torch.cat([torch.zeros(1, dtype=torch.int64), inside.long().cumsum(0)])
+    return Sequences(item=sequences.item[inside], starts=before[sequences.starts])
+
+
+def pretrained(task: SequenceTask, spec: PretrainSpec, seed: int) -> Encoders:
+    """The encoders of this task, spec and seed: loaded where they were made before, else made and kept.
+
+    They lie beside the tasks, under a key of all that they depend on; both directions of a pair share them.
+    """
+    document = {"version": VERSION, "train": task.train_key, "spec": asdict(spec), "seed": seed}
+    folder = task.folder.parent.parent / "encoders" / digest(document)[:16]
+    if not (folder / "manifest.json").is_file():
+        with whole_folder(folder) as work:
+            torch.save(pretrain(task, spec, seed).state_dict(), work / "weights.pt")
+            write_json(work / "manifest.json", document)
+    encoders = Encoders(spec, task.text[torch.arange(task.items)])
+    encoders.load_state_dict(torch.load(folder / "weights.pt", weights_only=True))
+    return encoders.eval()
+
+
+# --- reading sequences with pretrained encoders -------------------------------------------------------------------
+
+
+@torch.no_grad()
+def represent(encoders: Encoders, sequences: Sequences, *, last: bool) -> tuple[Tensor, Tensor]:
+    """ID and text representation after every item, [items, D] each; with `last`, of whole sequences, [S, D] each.
+
+    Only the newest `max_length` items are read; earlier items, and empty sequences, have the zero vector.
+    """
+    item, starts = sequences.item.numpy(), sequences.starts.numpy()
+    first, length = windows(starts, encoders.max_length)
+    size = len(sequences) if last else len(item)
+    id_out, text_out = (torch.zeros(size, encoders.fusion.out_features) for _ in range(2))
+    order = np.argsort(length, kind="stable")
+    order = order[length[order] > 0]
+    for start in range(0, len(order), _ROWS):
+        batch = order[start : start + _ROWS]
+        items_BL, real_BL = padded(item, first[batch], length[batch])
+        states = encoders(items_BL)
+        for out, state_BLD in zip((id_out, text_out), states, strict=True):
+            if last:
+                out[torch.from_numpy(batch)] = state_BLD[torch.arange(len(batch)), torch.from_numpy(length[batch]) - 1]
+            else:
+                place = torch.from_numpy(first[batch])[:, None] + torch.arange(items_BL.shape[1])
+                out[place[real_BL]] = state_BLD[real_BL]
+    return id_out, text_out
