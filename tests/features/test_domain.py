@@ -24,6 +24,7 @@ from features.domain import Domain, DomainSpec, FilterSpec, domain_key, open_dom
 from features.errors import InputError
 from features.simulate import SimulateSpec, simulate
 
+FOOD_KITCHEN = Path(__file__).parents[2].parent / "shared" / "data" / "food-kitchen"
 REAL = Path(__file__).parents[2].parent / "shared" / "data" / "books-movies-ratings"
 CSV = """user_id,item_id,rating,text,timestamp
 u2,b,4,one two three,20
@@ -244,6 +245,17 @@ def test_nothing_left_names_the_filter(data: Path, store: Path, filters: FilterS
         ({"columns": {"stars": "x"}}, r"domains.toy.columns: unknown 'stars'; choose from user_id, item_id, rating, "),
         ({"columns": {"title": "x"}}, r"domains.toy.columns: title is a column of items, but no items file is given"),
         ({"reader": "amazon2023", "columns": {"text": "x"}}, r"columns: unknown 'text'; this reader takes none"),
+        ({"where": {"domain": 3}}, r"domains.toy.where.domain is 3; give the value as text, in quotes"),
+        ({"feedback": "none"}, r"domains.toy.feedback: unknown 'none'; choose from explicit, implicit"),
+        (
+            {"feedback": "implicit", "columns": {"rating": "x"}},
+            r"columns: rating is not read where feedback is implicit",
+        ),
+        ({"feedback": "implicit", "reader": "recbole"}, r"feedback: implicit goes with the reader table, not recbole"),
+        (
+            {"where": {"a": "b"}, "reader": "amazon2023"},
+            r"where goes with the reader table, not amazon2023; leave it out",
+        ),
         ({"rating_scale": (5, 1)}, r"domains.toy.rating_scale is \[5, 1\]; give the lowest and the highest rating"),
         ({"rating_scale": ("1", "5")}, r"domains.toy.rating_scale is \['1', '5'\]; give the lowest and the highest"),
         ({"rating_scale": (1, 2, 3)}, r"domains.toy.rating_scale is \[1, 2, 3\]; give the lowest and the highest"),
@@ -252,6 +264,45 @@ def test_nothing_left_names_the_filter(data: Path, store: Path, filters: FilterS
 def test_bad_specs_are_refused(change: Mapping[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
         replace(SPEC, **change)
+
+
+IMPLICIT = DomainSpec(
+    name="film", reader="table", interactions="all.csv", items="items.csv", where={"domain": "film"},
+    feedback="implicit", columns={"timestamp": "position"},
+)  # fmt: skip
+
+
+def implicit(folder: Path) -> Path:
+    """Users of films and songs, without ratings: one listed twice, one item id in both domains."""
+    folder.mkdir(exist_ok=True)
+    rows = "u,film,a,3\nu,song,a,1\nu,film,b,2\nu,film,a,0\nv,film,b,0\n"
+    (folder / "all.csv").write_text(f"user_id,domain,item_id,position\n{rows}")
+    (folder / "items.csv").write_text("domain,item_id,title\nsong,a,A song\nfilm,a,A &amp; film\n")
+    return folder
+
+
+@pytest.mark.parametrize(("rule", "position"), [("mean", 3), ("last", 3), ("first", 0)])
+def test_implicit_domains_in_one_file(tmp_path: Path, store: Path, rule: str, position: int) -> None:
+    film = prepare_domain(replace(IMPLICIT, duplicates=rule), implicit(tmp_path / "data"), store)
+    table = film.interactions()
+    assert table[["user_id", "item_id"]].to_numpy().tolist() == [["u", "a"], ["u", "b"], ["v", "b"]]
+    assert table["timestamp"].tolist() == [position, 2, 0]
+    assert table["rating"].isna().all()
+    assert table["rating"].dtype == np.float32
+    titles = film.items()["title"]
+    assert titles[0] == "A &amp; film"  # raw tables keep what was given
+    assert titles.isna().tolist() == [False, True]
+    assert film.manifest["counts"][0] == {"step": "read", "interactions": 4, "users": 2, "items": 2}
+    song = replace(IMPLICIT, name="song", where={"domain": "song"})
+    assert prepare_domain(song, tmp_path / "data", store).items()["title"].tolist() == ["A song"]
+
+
+def test_a_value_that_no_row_has_is_refused(tmp_path: Path, store: Path) -> None:
+    wrong = replace(IMPLICIT, where={"domain": "movie"})
+    with pytest.raises(
+        InputError, match=r"all.csv: holds no interactions where domain is 'movie'; give a file that does"
+    ):
+        prepare_domain(wrong, implicit(tmp_path / "data"), store)
 
 
 def test_opening_what_is_no_domain(tmp_path: Path) -> None:
@@ -375,3 +426,19 @@ def test_real_ratings(store: Path, name: str, rows: int, duplicates: int, users:
     assert real.manifest["duplicates"] == {"rule": "mean", "rows": duplicates}
     assert real.manifest["counts"][0] == {"step": "read", "interactions": rows, "users": users, "items": items}
     assert not real.simulated
+
+
+@pytest.mark.skipif(not FOOD_KITCHEN.is_dir(), reason=f"Food-Kitchen is not at {FOOD_KITCHEN}")
+@pytest.mark.parametrize(("name", "users", "items"), [("food", 14_870, 8_661), ("kitchen", 47_589, 27_637)])
+def test_food_kitchen(store: Path, name: str, users: int, items: int) -> None:
+    spec = replace(
+        IMPLICIT, name=name, where={"domain": name}, interactions="interactions.parquet", items="items.parquet"
+    )
+    real = prepare_domain(spec, FOOD_KITCHEN, store)
+    raw = pd.read_parquet(FOOD_KITCHEN / "interactions.parquet").query("domain == @name")
+    raw = raw.sort_values(["user_id", "item_id"])
+    table = real.interactions()
+    assert table["item_id"].tolist() == raw["item_id"].tolist()
+    assert table["timestamp"].tolist() == raw["position"].tolist()
+    assert (len(real.users()), len(real.items())) == (users, items)
+    assert not real.items()["title"].isna().any()

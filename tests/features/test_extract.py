@@ -143,7 +143,7 @@ def test_what_is_done_is_opened_and_never_extracted_again(tiny_bert, make_domain
     assert found.ids == first.ids
 
 
-def test_keys_change_with_whatever_changes_vectors(tiny_bert, make_domain) -> None:
+def test_keys_change_with_whatever_changes_vectors(tiny_bert, make_domain, monkeypatch) -> None:
     domain, spec = make_domain(reviews(4, 3)), spec_of(tiny_bert)
     others = [
         replace(spec, users="concat"),
@@ -156,7 +156,10 @@ def test_keys_change_with_whatever_changes_vectors(tiny_bert, make_domain) -> No
     keys.append(feature_key(spec, make_domain(reviews(4, 2), name="movies")))
     assert len(set(keys)) == len(keys)
     items = replace(spec, kind="items")
-    assert feature_key(items, domain) == feature_key(replace(items, users="concat", max_reviews=3), domain)
+    before = feature_key(items, domain)
+    assert before == feature_key(replace(items, users="concat", max_reviews=3), domain)
+    monkeypatch.setattr("features.extract.CLEANING", "another way to clean texts")
+    assert feature_key(items, domain) != before
 
 
 def test_identical_rows_are_encoded_once_and_every_id_gets_its_vector(tiny_bert, make_domain, tmp_path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from features.errors import InputError
-from features.prompts import NO_REVIEW, NO_TEXT, Row, find_prompt, item_rows, item_text, user_rows
+from features.prompts import NO_REVIEW, NO_TEXT, Row, clean, find_prompt, item_rows, item_text, user_rows
 
 ITEM = {"title": "A title", "categories": "Books > Crime", "description": " Long. "}
 
@@ -14,6 +14,13 @@ def test_item_text_has_a_line_per_field_and_none_for_absent_ones() -> None:
     assert item_text(ITEM, find_prompt("plain-1")) == "A title\nBooks > Crime\nLong."
     assert item_text(ITEM | {"categories": None, "title": "  "}, find_prompt("named-1")) == "Description: Long."
     assert item_text(dict.fromkeys(ITEM), find_prompt("named-1")) == ""
+
+
+def test_html_entities_are_read_as_what_they_stand_for() -> None:
+    assert clean(" Caf&#233; &amp; Cr&egrave;me&nbsp;") == "Café & Crème"
+    assert clean(None) == clean("&nbsp;") == ""
+    raw = {"title": "Salt &amp; Pepper", "categories": "A &gt; B", "description": "&quot;Hot&quot;"}
+    assert item_text(raw, find_prompt("plain-1")) == 'Salt & Pepper\nA > B\n"Hot"'
 
 
 def test_unknown_prompt_names_those_there_are() -> None:

@@ -260,6 +260,59 @@ def test_faults_of_recbole(tmp_path: Path, text: str, message: str) -> None:
     assert refusal("recbole", path).startswith(message)
 
 
+TWO_DOMAINS = pa.table(
+    {
+        "user_id": ["u", "u", "v", "v"],
+        "kind": ["film", "song", None, "film"],
+        "year": [1, 1, 1, 2],
+        "item_id": ["a", "b", "c", ""],
+        "rating": [3.0, 9.0, 4.0, 2.0],
+    }
+)
+
+
+def table_file(folder: Path, suffix: str, table: pa.Table) -> Path:
+    path = folder / f"two{suffix}"
+    if suffix == ".csv":
+        table.to_pandas().to_csv(path, index=False)
+    else:
+        pq.write_table(table, path)
+    return path
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".parquet"])
+def test_only_the_rows_that_are_wanted_are_read(tmp_path: Path, suffix: str) -> None:
+    path = table_file(tmp_path, suffix, TWO_DOMAINS)
+    where = {"kind": "film", "year": "1"}
+    (batch,) = read_interactions("table", path, {}, SCALE, where)  # the rating of 9 and the empty id are not
+    assert batch.schema == INTERACTIONS
+    assert batch.to_pydict()["item_id"] == ["a"]
+    (batch,) = read_items("table", path, {"title": "kind"}, {"kind": "film", "year": "1"})
+    assert batch.to_pydict()["title"] == ["film"]
+    with pytest.raises(InputError, match=r"row 2: rating must lie from 1 to 5, not 9; correct it or set rating_scale"):
+        list(read_interactions("table", path, {}, SCALE, {"kind": "song"}))
+    with pytest.raises(InputError, match=r"row 4: item_id is missing; each row needs one"):
+        list(read_interactions("table", path, {}, SCALE, {"year": "2"}))
+    with pytest.raises(
+        InputError, match=r"no column 'sort' to choose rows by; its columns are user_id, kind, year, .*set"
+    ):
+        list(read_interactions("table", path, {}, SCALE, {"sort": "film"}))
+
+
+def test_rows_are_not_chosen_by_what_is_no_text(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"item_id": ["i"], "tags": [{"a": 1}]}), tmp_path / "a.parquet")
+    with pytest.raises(InputError, match=r"tags is of type struct<a: int64>, not text; drop where.tags"):
+        list(read_items("table", tmp_path / "a.parquet", {}, {"tags": "x"}))
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".parquet"])
+def test_implicit_feedback_reads_no_rating(tmp_path: Path, suffix: str) -> None:
+    for table in (TWO_DOMAINS[:3], TWO_DOMAINS[:3].drop_columns(["rating"])):
+        (batch,) = read_interactions("table", table_file(tmp_path, suffix, table), {}, None)
+        assert batch.schema == INTERACTIONS
+        assert batch.to_pydict()["rating"] == [None, None, None]
+
+
 def test_faults_of_tables(tmp_path: Path) -> None:
     path = tmp_path / "a.csv"
     path.write_text("user_id,item_id,rating\nu,i,3\nu,j,9\n")
