@@ -1,7 +1,8 @@
 """Simple scorers of next items: what a model has to beat to be of use. Each is a row of every table.
 
-All know the training sequences only. Shapes: R rows, B rows of a block, C candidates, I items of both domains, J those
-of the target domain, S training sequences, F feature width.
+All know the training sequences only. Items of the shown history come last: as domains are read, a user has an item once,
+and on Food-Kitchen they are among the negatives of every fourth (kitchen) or second (food) row. Shapes: R rows, B rows
+of a block, C candidates, I items of both domains, J those of the target domain, S training sequences, F feature width.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ from trainables.sequence_metrics import sequence_errors
 from trainables.sequences import HeldOut, SequenceTask
 
 RECENCY = 0.85  # weight of an item of the history against the one after it
-MIXES = (0.0, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)  # weights of title similarity that validation chooses from
+MIXES = (0.0, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5)  # weights of title similarity that validation chooses from
+LAST = -1e9  # score of an item of the shown history; finite, for scores are mixed
 _ROWS = 256  # scored at once
 
 Score = Callable[[HeldOut], Tensor]
@@ -35,21 +37,13 @@ def popularity(task: SequenceTask) -> Score:
 def item_knn(task: SequenceTask) -> Score:
     """Mean cosine of co-occurrence with the items of the history, RECENCY per step back.
 
-    Cosine of items i and j: sequences with both / sqrt(sequences with i * sequences with j); 0 of an item with itself.
+    Cosine of items i and j: sequences with both / sqrt(sequences with i * sequences with j).
     """
     counts = torch.bincount(task.train.item, minlength=task.items).float()
     unit_N = counts[task.train.item].rsqrt()
     unit_SI = _matrix(task.train.item, task.train.row, unit_N, len(task.train), task.items)
     unit_SJ, unit_IS = unit_SI[:, slice(*task.target)].tocsr(), unit_SI.T.tocsr()
-    occurs_J = (counts > 0).float()[slice(*task.target)]
-
-    def score(rows: HeldOut) -> Tensor:
-        weight_BI = _weights(rows, task.items)
-        score_BJ = torch.from_numpy(((weight_BI @ unit_IS) @ unit_SJ).toarray())
-        itself = torch.from_numpy(weight_BI[:, slice(*task.target)].toarray())
-        return score_BJ - itself * occurs_J
-
-    return score
+    return lambda rows: torch.from_numpy(((_weights(rows, task.items) @ unit_IS) @ unit_SJ).toarray())
 
 
 def title_similarity(task: SequenceTask) -> Score:
@@ -65,14 +59,14 @@ def item_knn_title(task: SequenceTask) -> Score:
     NDCG@10 is meant as models are selected by it: averaged over protocols.
     """
     knn, title = item_knn(task), title_similarity(task)
+    rows = task.validation
+    knn_RC, title_RC = (_scored(score, rows, task, rows.candidates) for score in (knn, title))
 
-    def quality(knn_RC: Tensor, title_RC: Tensor, mix: float) -> float:
-        errors = sequence_errors(task.validation, torch.lerp(knn_RC, title_RC, mix))
-        return errors.metrics(task.protocols)["ndcg10"]
+    def quality(mix: float) -> float:
+        return sequence_errors(rows, (1 - mix) * knn_RC + mix * title_RC).metrics(task.protocols)["ndcg10"]
 
-    scores = [_scored(each, task.validation, task, task.validation.candidates) for each in (knn, title)]
-    best = max(MIXES, key=lambda mix: quality(scores[0], scores[1], mix))
-    return lambda rows: torch.lerp(knn(rows), title(rows), best)
+    best = max(MIXES, key=quality)
+    return lambda rows: (1 - best) * knn(rows) + best * title(rows)
 
 
 PREDICTORS: dict[str, Callable[[SequenceTask], Score]] = {
@@ -96,7 +90,10 @@ def _scored(score: Score, held_out: HeldOut, task: SequenceTask, candidates_RC: 
     blocks = []
     for start in range(0, len(held_out), _ROWS):
         index = torch.arange(start, min(start + _ROWS, len(held_out)))
-        score_BJ = score(held_out.rows(index))
+        rows = held_out.rows(index)
+        score_BJ = score(rows).clone()
+        known = (rows.history.item >= task.target[0]) & (rows.history.item < task.target[1])
+        score_BJ[rows.history.row[known], rows.history.item[known] - task.target[0]] = LAST
         if candidates_RC is not None:
             score_BJ = score_BJ.gather(1, candidates_RC[index].long() - task.target[0])
         blocks.append(score_BJ)
