@@ -14,7 +14,7 @@ from features.domain import Domain, DomainSpec, prepare_domain
 from features.pseudo_table import SCHEMA, PseudoTable, write_pseudo
 from features.store import FeatureTable, digest
 from trainables.sequence_build import build_sequences, training_users
-from trainables.sequences import OVERLAPPING, SOURCE_ONLY, SequenceSpec
+from trainables.sequences import OVERLAPPING, SOURCE_ONLY, TARGET_ONLY, SequenceSpec
 from trainables.task import TaskFolders
 
 GENRES = 4  # of items; a user stays with one of them most of the time
@@ -95,11 +95,11 @@ def pseudo_of(
     """`count` random pseudo-items for every second single-domain training user, one fewer for every fourth."""
     people = training_users(spec, source, target, split)
     draw = np.random.default_rng(3)
-    ids = {SOURCE_ONLY: list(target.items()["item_id"])}
+    items = {SOURCE_ONLY: list(target.items()["item_id"]), TARGET_ONLY: list(source.items()["item_id"])}
     rows = []
     for place, user in enumerate(people.user):
         if people.group[place] != OVERLAPPING and place % 2:
-            lacking = ids.get(int(people.group[place]), list(source.items()["item_id"]))
+            lacking = items[int(people.group[place])]
             chosen = [str(item) for item in draw.choice(lacking, count - (place % 4 == 1), replace=False)]
             cosine = sorted(draw.uniform(0.2, 0.9, len(chosen)), reverse=True)
             rows.append({"user_id": user, "items": chosen, "similarity": cosine, "texts": ["text"] * len(chosen)})
