@@ -11,7 +11,7 @@ Shapes: B sequences, L positions, N items, F text width, D vector width.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -107,19 +107,23 @@ class Encoders(nn.Module):
         self.item_fusion = nn.Linear(2 * spec.width, spec.width)  # of items, E_fusion in eq. 3
         self.max_length = spec.max_length
 
-    def forward(self, items_BL: Tensor) -> tuple[Tensor, Tensor]:
+    def look_up(self, item: Tensor) -> tuple[Tensor, Tensor]:
+        """ID and text embedding of items, [..., D] each."""
+        return self.id(item), self.text_map(self.text[item])
+
+    def forward(self, id_BLD: Tensor, text_BLD: Tensor) -> tuple[Tensor, Tensor]:
         """ID and text representation at every position, [B, L, D] each (eq. 1)."""
-        return self.id_encoder(self.id(items_BL)), self.text_encoder(self.text_map(self.text[items_BL]))
+        return self.id_encoder(id_BLD), self.text_encoder(text_BLD)
 
     def fuse(self, id_BD: Tensor, text_BD: Tensor) -> Tensor:
         """h_fusion (eq. 2)."""
         fused: Tensor = self.fusion(torch.cat([id_BD, text_BD], dim=-1))
         return fused
 
-    def items(self, index: Tensor) -> Tensor:
-        """E_fusion of items, [..., D] (eq. 3)."""
-        vectors: Tensor = self.item_fusion(torch.cat([self.id(index), self.text_map(self.text[index])], dim=-1))
-        return vectors
+    def fuse_items(self, id_ND: Tensor, text_ND: Tensor) -> Tensor:
+        """E_fusion of looked up items (eq. 3)."""
+        fused: Tensor = self.item_fusion(torch.cat([id_ND, text_ND], dim=-1))
+        return fused
 
 
 def _principal(text_NF: Tensor, width: int) -> Tensor:
@@ -180,15 +184,7 @@ def pretrain(task: SequenceTask, spec: PretrainSpec, seed: int) -> Encoders:
     encoders.train()
     for _ in range(spec.epochs):
         for batch in batches(length, spec.batch, rng):
-            items_BL, real_BL = padded(item, first[batch], length[batch])
-            states = encoders.fuse(*encoders(items_BL[:, :-1]))[real_BL[:, 1:]]
-            targets = items_BL[:, 1:][real_BL[:, 1:]]
-            loss = torch.zeros(())
-            for domain in (task.source, task.target):
-                inside = (targets >= domain[0]) & (targets < domain[1])
-                if inside.any():
-                    part = next_item_loss(states[inside], targets[inside], domain, encoders.items, spec.negatives, rng)
-                    loss = loss + part / len(targets)
+            loss = pretraining_loss(encoders, task, *padded(item, first[batch], length[batch]), spec.negatives, rng)
             optimiser.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             optimiser.step()
@@ -196,19 +192,39 @@ def pretrain(task: SequenceTask, spec: PretrainSpec, seed: int) -> Encoders:
     return encoders.eval()
 
 
-def next_item_loss(
-    state_ND: Tensor, target_N: Tensor, domain: tuple[int, int], vectors: Callable[[Tensor], Tensor],
-    negatives: int, rng: np.random.Generator,
-) -> Tensor:  # fmt: skip
-    """Sum of -log p(target) over a softmax of the target and items drawn evenly from `domain` [lo, hi).
+def pretraining_loss(
+    encoders: Encoders, task: SequenceTask, items_BL: Tensor, real_BL: Tensor, negatives: int, rng: np.random.Generator
+) -> Tensor:
+    """Mean loss of the next items of a batch (eq. 3), each among items of its own domain."""
+    domains = (task.source, task.target)
+    drawn = [torch.from_numpy(rng.integers(*domain, negatives)) for domain in domains]
+    # Every item is looked up once: the gradient of a look-up is as large as the whole table.
+    wanted, place = torch.unique(torch.cat([items_BL.flatten(), *drawn]), return_inverse=True)
+    id_UD, text_UD = encoders.look_up(wanted)
+    vectors_UD = encoders.fuse_items(id_UD, text_UD)
+    place_BL = place[: items_BL.numel()].view_as(items_BL)
+    inputs, known = place_BL[:, :-1], real_BL[:, 1:]
+    states = encoders.fuse(*encoders(id_UD[inputs], text_UD[inputs]))[known]
+    targets, target_vectors = items_BL[:, 1:][known], vectors_UD[place_BL[:, 1:][known]]
+    loss = torch.zeros(())
+    for (low, high), items, at in zip(domains, drawn, place[items_BL.numel() :].split(negatives), strict=True):
+        inside = ((targets >= low) & (targets < high)).nonzero().squeeze(1)
+        loss = loss + next_item_loss(
+            states[inside], targets[inside], target_vectors[inside], items, vectors_UD[at], high - low
+        )
+    return loss / len(targets)
 
-    The drawn items stand for all of them: log(size / drawn) is added to their logits (Jean et al. 2015).
+
+def next_item_loss(
+    state_ND: Tensor, target_N: Tensor, target_ND: Tensor, drawn_K: Tensor, drawn_KD: Tensor, size: int
+) -> Tensor:
+    """Sum of -log p(target) over a softmax of the target and K items drawn evenly from the `size` of its domain (eq. 3).
+
+    The drawn items stand for all of them: log(size / K) is added to their logits (Jean et al. 2015).
     """
-    low, high = domain
-    drawn = torch.from_numpy(rng.integers(low, high, negatives))
-    positive_N1 = (state_ND * vectors(target_N)).sum(dim=-1, keepdim=True)
-    negative_NK = state_ND @ vectors(drawn).T + math.log((high - low) / negatives)
-    negative_NK = negative_NK.masked_fill(drawn == target_N[:, None], -torch.inf)
+    positive_N1 = (state_ND * target_ND).sum(dim=-1, keepdim=True)
+    negative_NK = state_ND @ drawn_KD.T + math.log(size / len(drawn_K))
+    negative_NK = negative_NK.masked_fill(drawn_K == target_N[:, None], -torch.inf)
     logits = torch.cat([positive_N1, negative_NK], dim=1)
     return functional.cross_entropy(logits, torch.zeros(len(target_N), dtype=torch.int64), reduction="sum")
 
@@ -264,7 +280,7 @@ def represent(encoders: Encoders, sequences: Sequences, *, last: bool) -> tuple[
     for start in range(0, len(order), _ROWS):
         batch = order[start : start + _ROWS]
         items_BL, real_BL = padded(item, first[batch], length[batch])
-        states = encoders(items_BL)
+        states = encoders(*encoders.look_up(items_BL))
         for out, state_BLD in zip((id_out, text_out), states, strict=True):
             if last:
                 out[torch.from_numpy(batch)] = state_BLD[torch.arange(len(batch)), torch.from_numpy(length[batch]) - 1]

@@ -18,6 +18,7 @@ from tests.trainables.sequence_worlds import make_sequence_task
 from trainables.conditions import Rows
 from trainables.models import lgcd
 from trainables.models.lgcd import GUIDANCE, WIDTH, Condition, Config, Network, train
+from trainables.sequence_encoders import pretrained
 from trainables.sequences import HeldOut, SequenceTask, load_held_out, load_task
 
 QUICK = Config(epochs=2, encoder_epochs=2, batch=16, negatives=10, steps=8)
@@ -243,8 +244,12 @@ def test_scores_of_candidates_are_those_among_all_items(task: SequenceTask) -> N
     torch.testing.assert_close(last.predict(held_out, task, 0, held_out.candidates), of_candidates)
 
 
+def make_trainer(task: SequenceTask, config: Config) -> lgcd._Trainer:
+    return lgcd._Trainer(config, task, 0, pretrained(task, config.pretraining, 0))
+
+
 def test_cyclic_batches_hold_their_share_of_real_rows(task: SequenceTask) -> None:
-    trainer = lgcd._Trainer(QUICK, task, 0)
+    trainer = make_trainer(task, QUICK)
     batches = list(trainer._batches())
     shares = [(int(batch.has_text.sum()), len(batch)) for batch in batches]
     pseudo = min(QUICK.batch, len(trainer.pseudo))
@@ -256,7 +261,7 @@ def test_cyclic_batches_hold_their_share_of_real_rows(task: SequenceTask) -> Non
 
 
 def test_without_cyclic_batches_chance_decides(task: SequenceTask) -> None:
-    trainer = lgcd._Trainer(replace(QUICK, cyclic=False), task, 0)
+    trainer = make_trainer(task, replace(QUICK, cyclic=False))
     shares = {int(batch.has_text.sum()) for batch in trainer._batches()}
     assert len(shares) > 1
 

@@ -13,7 +13,16 @@ import torch.nn.functional as functional
 
 from tests.trainables.sequence_worlds import make_sequence_task
 from trainables import sequence_encoders
-from trainables.sequence_encoders import Encoders, PretrainSpec, next_item_loss, pretrain, pretrained, represent, within
+from trainables.sequence_encoders import (
+    Encoders,
+    PretrainSpec,
+    next_item_loss,
+    pretrain,
+    pretrained,
+    pretraining_loss,
+    represent,
+    within,
+)
 from trainables.sequences import Sequences, SequenceTask, load_task
 
 QUICK = PretrainSpec(width=8, epochs=2, batch=16, negatives=10, max_length=6)
@@ -73,17 +82,37 @@ def test_sampled_loss_is_the_softmax_over_the_domain_on_average() -> None:
     vectors, state, target = torch.randn(60, 4), torch.randn(3, 4), torch.tensor([10, 31, 49])
     full = functional.cross_entropy(state @ vectors[low:high].T, target - low, reduction="sum")
     rng = np.random.default_rng(0)
-    drawn = [float(next_item_loss(state, target, (low, high), lambda i: vectors[i], 20, rng)) for _ in range(4000)]
-    # A log of a mean is below the mean of logs: with 20 draws the estimate is a little low.
-    assert np.mean(drawn) == pytest.approx(float(full), rel=0.06)
-    exact = next_item_loss(state, target, (low, high), lambda i: vectors[i], 20_000, rng)
-    assert float(exact) == pytest.approx(float(full), rel=0.02)
+
+    def sampled(count: int) -> float:
+        drawn = torch.from_numpy(rng.integers(low, high, count))
+        return float(next_item_loss(state, target, vectors[target], drawn, vectors[drawn], high - low))
+
+    # A mean of logs is below the log of the mean: with 20 draws the estimate is a little low.
+    assert np.mean([sampled(20) for _ in range(4000)]) == pytest.approx(float(full), rel=0.06)
+    assert sampled(20_000) == pytest.approx(float(full), rel=0.02)
 
 
 def test_a_drawn_target_is_not_its_own_negative() -> None:
-    vectors, state = torch.eye(2), torch.tensor([[5.0, 0.0]])
-    loss = next_item_loss(state, torch.tensor([0]), (0, 1), lambda i: vectors[i], 8, np.random.default_rng(0))
+    state, zero = torch.tensor([[5.0, 0.0]]), torch.tensor([0])
+    loss = next_item_loss(state, zero, torch.eye(2)[:1], zero.expand(8), torch.eye(2)[:1].expand(8, 2), 1)
     assert float(loss) == pytest.approx(0.0, abs=1e-6)  # the domain holds nothing else
+
+
+def test_pretraining_loss_is_that_of_every_position_among_its_own_domain(task: SequenceTask) -> None:
+    """One user after the other and item by item, with all items drawn."""
+    encoders, rng = Encoders(QUICK, task.text[torch.arange(task.items)]).eval(), np.random.default_rng(0)
+    rows = [[1, 50, 3], [60, 2], [7, 8, 90]]
+    items_BL = torch.tensor([[*row, 0][:3] if len(row) == 2 else row for row in rows])
+    real_BL = torch.tensor([[True] * len(row) + [False] * (3 - len(row)) for row in rows])
+    losses = []
+    for row in rows:
+        states = encoders.fuse(*represent(encoders, sequences(row), last=False))
+        for k, item in enumerate(row[1:]):
+            low, high = task.source if item < task.source[1] else task.target
+            vectors = encoders.fuse_items(*encoders.look_up(torch.arange(low, high)))
+            losses.append(functional.cross_entropy(vectors @ states[k], torch.tensor(item - low)))
+    found = pretraining_loss(encoders, task, items_BL, real_BL, 40_000, rng)
+    torch.testing.assert_close(found, torch.stack(losses).mean(), atol=0.02, rtol=0.01)
 
 
 def test_pretraining_learns_and_repeats(task: SequenceTask) -> None:
@@ -98,7 +127,7 @@ def test_pretraining_learns_and_repeats(task: SequenceTask) -> None:
     chance = []
     for low, high in (task.source, task.target):
         inside = follows[(history.item[follows + 1] >= low) & (history.item[follows + 1] < high)]
-        logits = state[inside] @ encoders.items(torch.arange(low, high)).T
+        logits = state[inside] @ encoders.fuse_items(*encoders.look_up(torch.arange(low, high))).T
         loss = functional.cross_entropy(logits, history.item[inside + 1] - low)
         chance.append(float(loss.detach()) / math.log(high - low))
     assert max(chance) < 0.9  # 1 is what a guess among all items of the domain reaches

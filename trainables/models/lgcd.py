@@ -361,7 +361,7 @@ def prepare(config: Config, task: SequenceTask, seeds: Sequence[int]) -> None:
 
 def train(config: Config, task: SequenceTask, seed: int) -> Iterator[Epoch]:
     """Train one seed; the epoch with the best validation NDCG@10 is the result."""
-    trainer = _Trainer(config, task, seed)
+    trainer = _Trainer(config, task, seed, pretrained(task, config.pretraining, seed))
     best: tuple[float, Epoch] | None = None
     for number in range(1, config.epochs + 1):
         loss = trainer.epoch()
@@ -380,15 +380,14 @@ def train(config: Config, task: SequenceTask, seed: int) -> Iterator[Epoch]:
 class _Trainer:
     """One training of one seed."""
 
-    def __init__(self, config: Config, task: SequenceTask, seed: int) -> None:
-        self.config, self.task = config, task
-        self.encoders = pretrained(task, config.pretraining, seed)
-        self.real, self.pseudo = training_rows(config, task, self.encoders, seed)
+    def __init__(self, config: Config, task: SequenceTask, seed: int, encoders: Encoders) -> None:
+        self.config, self.task, self.encoders = config, task, encoders
+        self.real, self.pseudo = training_rows(config, task, encoders, seed)
         torch.manual_seed(seed)
         self.generator, self.rng = torch.Generator().manual_seed(seed), np.random.default_rng(seed)
-        self.network = Network(config, self.encoders.fusion)
+        self.network = Network(config, encoders.fusion)
         with torch.no_grad():
-            self.items = self.encoders.items(torch.arange(task.items))
+            self.items = encoders.fuse_items(*encoders.look_up(torch.arange(task.items)))
         self.optimiser = torch.optim.Adam(self.network.parameters(), lr=config.lr, fused=True)
         self.stream = self._pseudo_stream()
 
@@ -400,9 +399,9 @@ class _Trainer:
 
     def _step(self, rows: Rows) -> float:
         final, loss = self.network.losses(rows, self.generator)
-        recommended = next_item_loss(
-            final, rows.item, self.task.target, lambda index: self.items[index], self.config.negatives, self.rng
-        )
+        low, high = self.task.target
+        drawn = torch.from_numpy(self.rng.integers(low, high, self.config.negatives))
+        recommended = next_item_loss(final, rows.item, self.items[rows.item], drawn, self.items[drawn], high - low)
         loss = loss + recommended / len(rows)  # eqs. 26 and 27
         value = float(loss.detach())
         if not math.isfinite(value):
