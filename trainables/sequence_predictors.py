@@ -17,11 +17,10 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from trainables.sequence_metrics import sequence_errors
-from trainables.sequences import HeldOut, SequenceTask
+from trainables.sequences import HeldOut, SequenceTask, without_seen
 
 RECENCY = 0.85  # weight of an item of the history against the one after it
 MIXES = (0.0, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5)  # weights of title similarity that validation chooses from
-LAST = -1e9  # score of an item of the shown history; finite, for scores are mixed
 _ROWS = 256  # scored at once
 
 Score = Callable[[HeldOut], Tensor]
@@ -91,12 +90,11 @@ def _scored(score: Score, held_out: HeldOut, task: SequenceTask, candidates_RC: 
     for start in range(0, len(held_out), _ROWS):
         index = torch.arange(start, min(start + _ROWS, len(held_out)))
         rows = held_out.rows(index)
-        score_BJ = score(rows).clone()
-        known = (rows.history.item >= task.target[0]) & (rows.history.item < task.target[1])
-        score_BJ[rows.history.row[known], rows.history.item[known] - task.target[0]] = LAST
+        scores, candidates = score(rows), None
         if candidates_RC is not None:
-            score_BJ = score_BJ.gather(1, candidates_RC[index].long() - task.target[0])
-        blocks.append(score_BJ)
+            candidates = candidates_RC[index]
+            scores = scores.gather(1, candidates.long() - task.target[0])
+        blocks.append(without_seen(scores, rows, task, candidates))
     return torch.cat(blocks)
 
 

@@ -21,6 +21,7 @@ from features.errors import InputError
 from trainables.task import FeatureRows, load_array, load_rows, not_built, read_meta
 
 KIND = "sequences"
+LAST = -1e9  # score of an item of the shown history; finite, for scores are mixed
 PROTOCOLS = (
     "as-given",
     "inter",
@@ -136,6 +137,20 @@ class SequenceTask:
     protocols: tuple[str, ...]
     validation: HeldOut
     train_key: str  # sha256 of what training reads, direction aside: both directions of a pair share it
+
+
+def without_seen(scores: Tensor, held_out: HeldOut, task: SequenceTask, candidates_RC: Tensor | None) -> Tensor:
+    """The scores [R, C] with LAST for items of the shown history: as domains are read, a user has an item once.
+
+    Without candidates the scores are those of all target-domain items.
+    """
+    low, high = task.target
+    history = held_out.history
+    known = (history.item >= low) & (history.item < high)
+    seen_RJ = torch.zeros(len(held_out), high - low, dtype=torch.bool)
+    seen_RJ[history.row[known], history.item[known] - low] = True
+    seen = seen_RJ if candidates_RC is None else seen_RJ.gather(1, candidates_RC.long() - low)
+    return scores.masked_fill(seen, LAST)
 
 
 def load_task(task_dir: Path) -> SequenceTask:

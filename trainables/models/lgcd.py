@@ -23,7 +23,7 @@ from trainables.conditions import Rows, pseudo_rows, real_rows
 from trainables.diffusion import Diffusion, timestep_embedding, variances
 from trainables.door import Epoch, Figure, Variant, validation_metrics
 from trainables.sequence_encoders import SEQUENCES, Encoders, PretrainSpec, next_item_loss, pretrained, represent
-from trainables.sequences import HeldOut, SequenceTask
+from trainables.sequences import HeldOut, SequenceTask, without_seen
 
 WIDTH = 64  # D (settings: hidden dimension)
 CONDITION_DROPPED = (
@@ -456,5 +456,7 @@ class Recommender:
         state = represent(self.encoders, held_out.history, last=True)
         final, _ = self.network.recommend(*state, torch.Generator().manual_seed(seed))
         if candidates is None:
-            return final @ self.items[task.target[0] : task.target[1]].T
-        return torch.stack([self.items[row] @ user for row, user in zip(candidates, final, strict=True)])
+            scores = final @ self.items[task.target[0] : task.target[1]].T
+        else:
+            scores = torch.stack([self.items[row] @ user for row, user in zip(candidates, final, strict=True)])
+        return without_seen(scores, held_out, task, candidates)
