@@ -15,8 +15,8 @@ from features.simulate import SimulateSpec, simulate
 from features.store import FeatureTable
 from trainables.sequence_build import build_sequences
 from trainables.sequence_metrics import sequence_errors
-from trainables.sequence_predictors import LAST, MIXES, PREDICTORS, RECENCY, as_predict, title_similarity
-from trainables.sequences import HeldOut, Sequences, SequenceSpec, SequenceTask, load_held_out, load_task
+from trainables.sequence_predictors import MIXES, PREDICTORS, RECENCY, as_predict, title_similarity
+from trainables.sequences import LAST, HeldOut, Sequences, SequenceSpec, SequenceTask, load_held_out, load_task
 from trainables.task import TaskFolders
 
 from .sequence_worlds import build_world, make_sequence_task, make_sequence_world
