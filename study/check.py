@@ -14,9 +14,11 @@ from features.errors import InputError
 from features.simulate import LABEL
 from study import parts
 from study.flow import store_uri
+from study.jobs import PREDICTOR
 from study.plan import Plan
 from study.prepare import data_folder
-from study.results import PREDICTOR, load_results
+from study.results import load_results
+from study.subject import subject_of
 from trainables.door import load_model
 
 
@@ -61,7 +63,7 @@ def _work(plan: Plan) -> Table:
     table = Table("part", "trials", "seeds each", "trainings", title="work")
     total = 0
     for part, jobs in parts.planned(plan).items():
-        trained = [job for job in jobs if not job.name.startswith("predictor:")]
+        trained = [job for job in jobs if not job.name.startswith(PREDICTOR)]
         trainings = sum(len(job.seeds) for job in trained)
         total += trainings
         table.add_row(part, str(len(trained)), str(len(trained[0].seeds)), str(trainings))
@@ -74,7 +76,7 @@ def _work(plan: Plan) -> Table:
 def _cost(plan: Plan, home: Path) -> str:
     """Expected time of what is left, from the trainings that this home folder has seen."""
     try:
-        finished = load_results(store_uri(home, plan), plan.name).finished()
+        finished = load_results(store_uri(home, plan), plan.name, subject_of(plan.model)).finished()
     except InputError:
         return f"Nothing of this plan has run in {home} yet, so the time of a training is not known."
     trained = finished[~finished["name"].str.startswith(PREDICTOR)]

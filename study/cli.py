@@ -338,8 +338,9 @@ def _bars() -> Progress:
 class _Watcher:
     """Draws what a study says of its progress."""
 
-    def __init__(self, bars: Progress) -> None:
+    def __init__(self, bars: Progress, higher: bool) -> None:
         self._bars = bars
+        self._pick = max if higher else min
         self._current: tuple[str, TaskID] | None = None
 
     def work(self, what: str, size: int) -> Callable[[int], None]:
@@ -352,7 +353,7 @@ class _Watcher:
         task = self._task(part, progress.total)
         running, failed = sum(progress.running.values()), progress.failed
         text = f"{part}: {running} running" + (f", {failed} failed" if failed else "")
-        best = min(progress.best.items(), key=lambda entry: entry[1], default=None)
+        best = self._pick(progress.best.items(), key=lambda entry: entry[1], default=None)
         text += f", best {best[1]:.4f} in {best[0]}" if best else ""
         self._bars.update(task, completed=progress.done, description=text)
 
@@ -374,7 +375,7 @@ def _study(
 
     loaded = load_plan(plan)
     with _bars() as bars:
-        watcher = _Watcher(bars)
+        watcher = _Watcher(bars, loaded.selection[1] == "maximize")
         yield Study(
             loaded, home=home, data=data, cluster=Cluster(address=address, max_concurrent=max_concurrent),
             watch=watcher.work, watch_jobs=watcher.jobs,

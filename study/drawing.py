@@ -1,12 +1,12 @@
 """Draws the numbers of `study.figures`: one style, matplotlib's object interface, the same bytes each time.
 
-Colours are Okabe and Ito's (distinct for colour-blind readers): a task has one colour, a cold ratio one marker and line
-style, whatever the figure. Legends stand outside the axes.
+Colours are Okabe and Ito's (distinct for colour-blind readers): a task has one colour, a ratio one marker and line style,
+whatever the figure. Legends stand outside the axes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import singledispatch
 from pathlib import Path
@@ -35,20 +35,11 @@ from study.figures import (
     Trace,
     value_text,
 )
+from study.jobs import RATIO
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 STROKES = ("-", (0, (5, 2)), (0, (1.5, 1.5)), (0, (5, 2, 1.5, 2)))
-LABELS = {
-    "val_rmse": "Validation RMSE (rating points)",
-    "val_mae": "Validation MAE (rating points)",
-    "val_ndcg20": "Validation NDCG@20 (0 to 1)",
-    "steps": "Diffusion steps T",
-    "lr": "Learning rate",
-    "dropout": "Dropout rate",
-    "beta": "Reconstruction loss weight β",
-    "activation": "Activation function",
-}
 _GREY = "#6b7280"
 _STYLE: Any = {  # matplotlib types its keys as literals
     "font.family": "DejaVu Sans",
@@ -122,22 +113,33 @@ def _lines(figure: Sensitivity) -> Canvas:
             shift = 0.10 * gap * (k - (len(panel.lines) - 1) / 2) / max(1, (len(panel.lines) - 1) / 2)
             x = np.asarray(line.x, dtype=np.float64)
             x = np.exp(np.log(x) + shift) if figure.log else x + shift
-            _interval(
-                axes, x, line, color=_colour(figure.head.palette, line.task), **_shape(figure.head.palette, line.ratio)
-            )
+            _interval(axes, x, line, **_look(figure, line))
         axes.set_xscale("log" if figure.log else "linear")
         axes.xaxis.set_major_locator(FixedLocator(list(values)))
         axes.xaxis.set_minor_locator(NullLocator())
         axes.xaxis.set_minor_formatter(NullFormatter())
         axes.set_xticks(list(values), [value_text(float(value)) for value in values])
-        axes.set(xlabel=_label(figure.parameter), ylabel=_label(panel.metric), ylim=(panel.low, panel.high))
-    cells = [(line.task, line.ratio) for line in figure.panels[0].lines]
-    _cell_legend(canvas, figure.head.palette, cells, title=_bars(figure))
+        label = figure.head.subject.label
+        axes.set(xlabel=label(figure.parameter), ylabel=label(panel.metric), ylim=(panel.low, panel.high))
+    lines = figure.panels[0].lines
+    if figure.parameter == RATIO:
+        named = [(line.task, f"{_task(line.task)}, {line.name}", _look(figure, line)) for line in lines]
+        _legend(canvas, sorted(named, key=lambda entry: entry[0]), title=_bars(figure))
+    else:
+        _cell_legend(canvas, figure, [(line.task, line.ratio) for line in lines], title=_bars(figure))
     return canvas
 
 
+def _look(figure: Sensitivity, line: Line) -> dict[str, Any]:
+    """Colour of the task; shape of the ratio, or of the row where the ratio is what is swept."""
+    palette, model = figure.head.palette, figure.head.subject.model
+    rows = sorted({each.name for each in figure.panels[0].lines}, key=lambda name: (name != model, name))
+    shape = _nth(rows.index(line.name)) if figure.parameter == RATIO else _shape(palette, line.ratio)
+    return {"color": _colour(palette, line.task), **shape}
+
+
 def _groups(figure: Sensitivity) -> Canvas:
-    """One column per task, one row per metric; groups of cold ratios, in each group one marker per category."""
+    """One column per task, one row per metric; groups of ratios, in each group one marker per category."""
     palette = figure.head.palette
     tasks = [task for task in palette.tasks if any(line.task == task for line in figure.panels[0].lines)]
     canvas = _canvas(figure, max(5.6, 3.9 * len(tasks)), 1.3 + 3.0 * len(figure.panels))
@@ -146,15 +148,15 @@ def _groups(figure: Sensitivity) -> Canvas:
         for task, axes in zip(tasks, row, strict=True):
             lines = [line for line in panel.lines if line.task == task]
             _group(axes, figure, panel, lines, _colour(palette, task))
-        row[0].set_ylabel(_label(panel.metric))
+        row[0].set_ylabel(figure.head.subject.label(panel.metric))
     for k, task in enumerate(tasks):
         grid[0, k].set_title(_task(task))
-        grid[-1, k].set_xlabel("Cold ratio (share of overlapping users)")
+        grid[-1, k].set_xlabel(figure.head.subject.label(RATIO))
     handles = [
         Line2D([], [], color=_GREY, linestyle="", label=str(value), **_category(k, _GREY))
         for k, value in enumerate(figure.values)
     ]
-    title = f"{_label(figure.parameter)} ({_bars(figure)})"
+    title = f"{figure.head.subject.label(figure.parameter)} ({_bars(figure)})"
     canvas.legend(
         handles=handles, loc="outside lower center", ncols=min(6, len(handles)), title=title, handlelength=1.2
     )
@@ -190,14 +192,14 @@ def _importance(figure: Importance) -> Canvas:
         axes.plot(
             shares, rows + shift, color=_colour(palette, cell.task), markeredgecolor="white", markersize=7, **style
         )
-    axes.set_yticks(rows, [_label(name) for name in figure.parameters])
+    axes.set_yticks(rows, [figure.head.subject.label(name) for name in figure.parameters])
     axes.invert_yaxis()
     axes.grid(False, axis="y")
     trials = sorted({cell.trials for cell in figure.cells})
     count = f"{trials[0]}" if len(trials) == 1 else f"{trials[0]} to {trials[-1]}"
     axes.set_xlim(0, None)
     axes.set_xlabel(f"Importance (share, PED-ANOVA; {count} trials per cell; bar: mean of the cells)")
-    _cell_legend(canvas, palette, [(cell.task, cell.ratio) for cell in figure.cells], lines=False)
+    _cell_legend(canvas, figure, [(cell.task, cell.ratio) for cell in figure.cells], lines=False)
     return canvas
 
 
@@ -208,23 +210,24 @@ def _history(figure: History) -> Canvas:
     canvas = _canvas(figure, max(6.0, 4.4 * len(tasks)), 4.4)
     for axes, task in zip(_row(canvas, len(tasks)), tasks, strict=True):
         for trace in (trace for trace in figure.traces if trace.task == task):
-            _search(axes, trace, figure.top[task], _colour(palette, task), palette)
+            _search(axes, trace, figure, figure.edge[task])
         axes.set_title(_task(task))
-        axes.set(xlabel="Search trial", ylabel=_label(figure.metric))
+        axes.set(xlabel="Search trial", ylabel=figure.head.subject.label(figure.metric))
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     ratios = [ratio for ratio in palette.ratios if any(trace.ratio == ratio for trace in figure.traces)]
-    handles = [Line2D([], [], color=_GREY, label=f"cold {ratio:.0%}", **_shape(palette, ratio)) for ratio in ratios]
+    kind = figure.head.subject.kind.ratio
+    handles = [Line2D([], [], color=_GREY, label=f"{kind} {ratio:.0%}", **_shape(palette, ratio)) for ratio in ratios]
     canvas.legend(
         handles=handles, loc="outside lower center", ncols=len(handles), title="points: trials · lines: best so far"
     )
     return canvas
 
 
-def _search(axes: Axes, trace: Trace, top: float, colour: str, palette: Palette) -> None:
-    shape = _shape(palette, trace.ratio)
-    axes.plot(
-        trace.x, np.minimum(trace.y, top), linestyle="", marker=shape["marker"], color=colour, alpha=0.4, markersize=4.5
-    )
+def _search(axes: Axes, trace: Trace, figure: History, edge: float) -> None:
+    palette = figure.head.palette
+    colour, shape = _colour(palette, trace.task), _shape(palette, trace.ratio)
+    y = np.maximum(trace.y, edge) if figure.head.subject.higher else np.minimum(trace.y, edge)
+    axes.plot(trace.x, y, linestyle="", marker=shape["marker"], color=colour, alpha=0.4, markersize=4.5)
     axes.step(trace.x, trace.best, where="post", color=colour, linestyle=shape["linestyle"])
 
 
@@ -237,10 +240,14 @@ def _curves(figure: Curves) -> Canvas:
         shape = _shape(palette, trace.ratio)
         every = max(1, len(trace.x) // 8)
         axes.plot(trace.x, trace.y, color=_colour(palette, trace.task), markevery=every, **shape)
-    axes.set(xlabel="Epoch", ylabel=_label(figure.metric))
-    axes.set_ylim(top=min(axes.get_ylim()[1], 1.02 * figure.top))
+    axes.set(xlabel="Epoch", ylabel=figure.head.subject.label(figure.metric))
+    low, high = axes.get_ylim()
+    if figure.head.subject.higher:
+        axes.set_ylim(bottom=max(low, 0.98 * figure.edge))
+    else:
+        axes.set_ylim(top=min(high, 1.02 * figure.edge))
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    _cell_legend(canvas, palette, [(trace.task, trace.ratio) for trace in figure.traces])
+    _cell_legend(canvas, figure, [(trace.task, trace.ratio) for trace in figure.traces])
     return canvas
 
 
@@ -251,13 +258,16 @@ def _parallel(figure: Parallel) -> Canvas:
     axes = canvas.subplots()
     x = np.arange(len(figure.axes))
     lines = [np.column_stack([x, positions]) for positions in figure.positions]
-    values = np.asarray(figure.values)
-    worst = float(np.quantile(values, 0.9)) if len(values) > 1 else float(values[0]) + 1e-9
-    norm = Normalize(float(values.min()), worst)
-    order = np.argsort(-values, kind="stable")
+    values, higher = np.asarray(figure.values), figure.head.subject.higher
+    worse = -values if higher else values
+    order = np.argsort(-worse, kind="stable")  # the best is drawn last
+    worst = float(np.quantile(worse, 0.9)) if len(values) > 1 else float(worse[0]) + 1e-9
+    low, high = sorted((float(values[order[-1]]), -worst if higher else worst))
+    norm = Normalize(low, high)
+    colours, extend = ("viridis_r", "min") if higher else ("viridis", "max")
     axes.add_collection(
         LineCollection(
-            [lines[i] for i in order], array=values[order], cmap="viridis", norm=norm, alpha=0.75, linewidths=1.2
+            [lines[i] for i in order], array=values[order], cmap=colours, norm=norm, alpha=0.75, linewidths=1.2
         )
     )
     best = lines[figure.best]
@@ -269,13 +279,14 @@ def _parallel(figure: Parallel) -> Canvas:
             axes.annotate(
                 text, (k, position), (5, 0), textcoords="offset points", va="center", fontsize=8.5, bbox=box, zorder=5
             )
-    axes.set_xticks(x, [_label(axis.name) + (" (log)" if axis.log else "") for axis in figure.axes])
+    label = figure.head.subject.label
+    axes.set_xticks(x, [label(axis.name) + (" (log)" if axis.log else "") for axis in figure.axes])
     axes.set_yticks([])
     axes.grid(False)
     axes.spines[["left", "bottom"]].set_visible(False)
     axes.tick_params(axis="x", length=0, pad=8)
     axes.set(xlim=(-0.15, len(x) - 1 + 0.45), ylim=(-0.06, 1.06))
-    canvas.colorbar(ScalarMappable(norm, "viridis"), ax=axes, label=_label(figure.metric), extend="max", pad=0.01)
+    canvas.colorbar(ScalarMappable(norm, colours), ax=axes, label=label(figure.metric), extend=extend, pad=0.01)
     selected = f"selected: trial {figure.trials[figure.best]}, {figure.values[figure.best]:.4f}"
     canvas.legend(
         handles=[Line2D([], [], color=COLOURS[1], linewidth=2.8, marker="o", label=selected)],
@@ -300,24 +311,35 @@ def _interval(axes: Axes, x: Sequence[float] | np.ndarray[Any, Any], line: Line,
 
 
 def _cell_legend(
-    canvas: Canvas, palette: Palette, cells: Sequence[tuple[str, float]], lines: bool = True, title: str | None = None
+    canvas: Canvas, figure: Figure, cells: Sequence[tuple[str, float]], lines: bool = True, title: str | None = None
 ) -> None:
     """One column per task, its ratios below each other."""
-    ordered = [(task, ratio) for task in palette.tasks for ratio in palette.ratios if (task, ratio) in set(cells)]
-    handles = []
-    for task, ratio in ordered:
-        shape = _shape(palette, ratio) if lines else {**_shape(palette, ratio), "linestyle": ""}
-        label = f"{_task(task)}, cold {ratio:.0%}"
-        handles.append(Line2D([], [], color=_colour(palette, task), label=label, **shape))
-    columns = max(1, min(3, len({task for task, _ in ordered})))
+    palette = figure.head.palette
+    named = [
+        (task, figure.head.subject.cell(task, ratio), {"color": _colour(palette, task), **_shape(palette, ratio)})
+        for task in palette.tasks
+        for ratio in palette.ratios
+        if (task, ratio) in set(cells)
+    ]
+    _legend(canvas, named, lines, title)
+
+
+def _legend(
+    canvas: Canvas, named: Sequence[tuple[str, str, Mapping[str, Any]]], lines: bool = True, title: str | None = None
+) -> None:
+    """Entries (task, label, look), one column per task."""
+    handles = [
+        Line2D([], [], label=label, **(look if lines else {**look, "linestyle": ""})) for _, label, look in named
+    ]
+    columns = max(1, min(3, len({task for task, _, _ in named})))
     length = None if lines else 1.2
     canvas.legend(handles=handles, loc="outside lower center", ncols=columns, title=title, handlelength=length)
 
 
 def _bars(figure: Sensitivity) -> str:
     """What the vertical bars are; most cells of a sweep have the same number of seeds."""
-    seeds = sorted({y.n for panel in figure.panels for line in panel.lines for y in line.y})
-    if seeds[-1:] <= [1]:
+    seeds = sorted({y.n for panel in figure.panels for line in panel.lines for y in line.y} - {1})
+    if not seeds:
         return "one seed: no intervals"
     count = str(seeds[0]) if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]}"
     return f"bars: 95% t intervals over {count} seeds"
@@ -328,7 +350,10 @@ def _colour(palette: Palette, task: str) -> str:
 
 
 def _shape(palette: Palette, ratio: float) -> dict[str, Any]:
-    k = palette.ratios.index(ratio)
+    return _nth(palette.ratios.index(ratio))
+
+
+def _nth(k: int) -> dict[str, Any]:
     return {"marker": MARKERS[k % len(MARKERS)], "linestyle": STROKES[k % len(STROKES)]}
 
 
@@ -336,10 +361,6 @@ def _category(k: int, colour: str) -> dict[str, Any]:
     """Marker of the k-th category: every second one is hollow, so that neighbours differ twice."""
     face = colour if k % 2 == 0 else "white"
     return {"marker": MARKERS[k % len(MARKERS)], "markerfacecolor": face, "markersize": 7.5, "markeredgewidth": 1.5}
-
-
-def _label(name: str) -> str:
-    return LABELS.get(name, name.replace("_", " ").capitalize())
 
 
 def _task(task: str) -> str:

@@ -2,7 +2,8 @@
 
 Every figure has a file name, a title, one sentence for who cannot see it, notes (what is missing, what was cut) and its
 points as a table. Functions raise MissingError where the store holds nothing to show. Sweeps and searches only ever saw
-validation data, and so do their figures. Intervals are Student's t over the seeds, at 95%.
+validation data, and so do their figures. Intervals are Student's t over the seeds, at 95%. Names, and which way is better,
+are those of the study's subject.
 """
 
 from __future__ import annotations
@@ -17,26 +18,21 @@ import pandas as pd
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
 
+from study.jobs import PREDICTOR, RATIO
 from study.results import MissingError, Results, per_seed
 from study.select import best_per_cell
 from study.statistics import Interval, seed_interval
+from study.subject import Subject
+from trainables import door
 
-SELECTION = ("val_rmse", "minimize")
 MIN_TRIALS = 5  # fewer finished trials of a cell say nothing about importance
 LOG_SPAN = 20  # positive values that span at least this factor are shown and modelled on a logarithmic axis
 _CUT = 0.75  # an interval may stretch an axis by this share of the span of the means at each end
-_NAMES = {"steps": "figure_3_steps", "activation": "figure_4_activation"}
-_TITLES = {
-    "steps": "RMSE and NDCG@20 over diffusion steps T (MuSiC Figure 3)",
-    "activation": "RMSE per activation function (MuSiC Figure 4)",
-}
-_METRICS = {"activation": ("val_rmse",)}
-_ORDER = {"activation": ("tanh", "relu", "softmax")}  # as the paper lists them
 
 
 @dataclass(frozen=True)
 class Palette:
-    """All tasks and cold ratios of the study: a task has one colour and a ratio one marker, in every figure."""
+    """All tasks and ratios of the study: a task has one colour and a ratio one marker, in every figure."""
 
     tasks: tuple[str, ...]
     ratios: tuple[float, ...]
@@ -46,6 +42,7 @@ class Palette:
 class Head:
     """What every figure carries beside its numbers."""
 
+    subject: Subject
     name: str  # of its files
     title: str
     alt: str
@@ -55,11 +52,11 @@ class Head:
 
 @dataclass(frozen=True)
 class Line:
-    """One cell: a value with its interval at each x, x ascending (numbers) or in the order of the categories."""
+    """A cell, or a row over cells: a value with its interval at each x, ascending or in the order of the categories."""
 
-    cell: str
+    name: str  # of the cell; of a sweep of the ratio: model or predictor
     task: str
-    ratio: float
+    ratio: float  # NaN in a sweep of the ratio
     x: tuple[float | str, ...]
     y: tuple[Interval, ...]
 
@@ -76,7 +73,7 @@ class Panel:
 
 @dataclass(frozen=True)
 class Sensitivity:
-    """A sweep of one parameter, everything else fixed."""
+    """A sweep of one parameter, everything else fixed; or of the ratio, whose lines run over cells."""
 
     head: Head
     parameter: str
@@ -92,14 +89,16 @@ class Sensitivity:
     def points(self) -> pd.DataFrame:
         """One row per metric, cell and value."""
         rows = [
-            (panel.metric, line.cell, line.task, line.ratio, x, y.value, y.low, y.high, y.n)
+            (panel.metric, line.name, line.task, line.ratio, x, y.value, y.low, y.high, y.n)
             for panel in self.panels
             for line in panel.lines
             for x, y in zip(line.x, line.y, strict=True)
         ]
-        return pd.DataFrame(
-            rows, columns=["metric", "cell", "task", "ratio", self.parameter, "mean", "low", "high", "seeds"]
-        )
+        columns = ["metric", "cell", "task", "cell_ratio", "x", "mean", "low", "high", "seeds"]
+        frame = pd.DataFrame(rows, columns=columns).rename(columns={"x": self.parameter})
+        if self.parameter == RATIO:
+            return frame.drop(columns="cell_ratio").rename(columns={"cell": "row"})
+        return frame.rename(columns={"cell_ratio": "ratio"})
 
 
 @dataclass(frozen=True)
@@ -152,7 +151,7 @@ class History:
     head: Head
     metric: str
     traces: tuple[Trace, ...]
-    top: Mapping[str, float]  # task -> end of its axis; trials beyond it are drawn at the edge
+    edge: Mapping[str, float]  # task -> the worse end of its axis; trials beyond it are drawn there
 
     def points(self) -> pd.DataFrame:
         """One row per cell and finished trial."""
@@ -166,7 +165,7 @@ class Curves:
     head: Head
     metric: str
     traces: tuple[Trace, ...]
-    top: float  # end of the axis, which the first epochs may leave
+    edge: float  # the worse end of the axis, which the first epochs may leave
 
     def points(self) -> pd.DataFrame:
         """One row per cell and epoch."""
@@ -209,34 +208,41 @@ def palette_of(results: Results) -> Palette:
     return Palette(tuple(results.tasks()), tuple(results.ratios()))
 
 
-def sensitivity(results: Results, parameter: str, metrics: Sequence[str] = ("val_rmse", "val_ndcg20")) -> Sensitivity:
-    """The sweep of `parameter`: MuSiC's Figures 3 ("steps") and 4 ("activation"), and their like for any other."""
-    rows = results.finished(f"sweep:{parameter}")
+def sensitivity(results: Results, parameter: str) -> Sensitivity:
+    """The sweep of `parameter`, as the model's FIGURES name it; of `ratio`, beside the predictors of the same cells."""
+    part = f"sweep:{parameter}"
+    rows = results.finished(part)
     column = f"params.{parameter}"
     if rows.empty or column not in rows.columns:
-        raise MissingError(f"sweep of {parameter}: no finished run of part sweep:{parameter}; run `study sweep`")
+        raise MissingError(f"sweep of {parameter}: no finished run of part {part}; run `study sweep`")
+    subject = results.subject
+    look = subject.figures.get(parameter, door.Figure())
     texts = rows[column].astype(str)
-    values = _values(parameter, list(texts.unique()))
+    values = _values(list(texts.unique()), look.order)
     numeric = all(isinstance(value, float) for value in values)
     rows = rows.assign(_x=[float(text) if numeric else text for text in texts])
-    panels = tuple(_panel(rows, metric, values) for metric in _METRICS.get(parameter, tuple(metrics)))
-    notes = _lacking(rows, results, values, parameter)
+    if parameter == RATIO:
+        rows = rows.assign(cell=[_row_name(subject, str(name)) for name in rows["name"]], ratio=math.nan)
+    metrics = look.metrics or tuple(f"val_{name}" for name in subject.kind.sensitivity)
+    panels = tuple(_panel(rows, metric, values) for metric in metrics)
+    expected = sorted(rows["cell"].unique()) if parameter == RATIO else results.cells_of_plan()
+    notes = _lacking(rows, expected, values, parameter)
     if any(_is_cut(panel) for panel in panels):
         notes += ("Intervals wider than the axis are cut at its edge; the CSV holds their ends.",)
-    title = _TITLES.get(parameter, f"Sensitivity to {parameter}")
-    alt = f"{title}: one line per task and cold ratio over {', '.join(value_text(value) for value in values)}."
-    head = Head(
-        _NAMES.get(parameter, f"sensitivity_{parameter}"), _titled(title, results), alt, palette_of(results), notes
-    )
+    title = look.title or f"Sensitivity to {parameter}"
+    lines = "model and predictor" if parameter == RATIO else f"{subject.kind.ratio} ratio"
+    alt = f"{title}: one line per task and {lines} over {', '.join(value_text(value) for value in values)}."
+    name = look.name or f"sensitivity_{parameter}"
+    head = Head(subject, name, _titled(title, results), alt, palette_of(results), notes)
     return Sensitivity(head, parameter, values, numeric and _is_log(values), panels)
 
 
-def importance(results: Results, selection: tuple[str, str] = SELECTION) -> Importance:
+def importance(results: Results) -> Importance:
     """Parameter importance by Optuna's PED-ANOVA, on a study rebuilt from the logged search trials of each cell.
 
     Ranges are those that the trials covered. Cells with fewer than MIN_TRIALS finished trials are left out and named.
     """
-    metric, direction = selection
+    metric, direction = results.subject.selection
     rows = _search_rows(results, metric)
     names = results.searched()
     kinds = {name: _distribution(rows[f"params.{name}"].dropna().astype(str).tolist()) for name in names}
@@ -259,13 +265,15 @@ def importance(results: Results, selection: tuple[str, str] = SELECTION) -> Impo
     means = {name: sum(cell.shares.get(name, 0.0) for cell in cells) / len(cells) for name in shown}
     order = sorted(shown, key=lambda name: (-means[name], name))
     alt = "Importance of each searched parameter: " + ", ".join(f"{name} {means[name]:.2f}" for name in order) + "."
-    head = Head("importance", _titled("Parameter importance", results), alt, palette_of(results), tuple(notes))
+    head = Head(
+        results.subject, "importance", _titled("Parameter importance", results), alt, palette_of(results), tuple(notes)
+    )
     return Importance(head, metric, tuple(order), tuple(means[name] for name in order), tuple(cells))
 
 
-def history(results: Results, selection: tuple[str, str] = SELECTION) -> History:
+def history(results: Results) -> History:
     """Every finished search trial and the best so far, per cell."""
-    metric, direction = selection
+    metric, direction = results.subject.selection
     pick = min if direction == "minimize" else max
     traces, failed = [], results.trials[results.trials["status"].isin(["FAILED", "KILLED"])]
     for cell, trials in _search_rows(results, metric).groupby("cell", sort=True):
@@ -276,20 +284,20 @@ def history(results: Results, selection: tuple[str, str] = SELECTION) -> History
     lost = int((failed["part"] == "search").sum())
     notes = [f"{lost} failed search trials are not shown."] if lost else []
     by_task = {task: [y for trace in traces if trace.task == task for y in trace.y] for task in results.tasks()}
-    top = {task: _top(values, direction) for task, values in by_task.items()}
-    beyond = sum(y > top[trace.task] for trace in traces for y in trace.y)
+    edge = {task: _edge(values, direction) for task, values in by_task.items()}
+    sign = -1 if results.subject.higher else 1
+    beyond = sum(sign * y > sign * edge[trace.task] for trace in traces for y in trace.y)
     if beyond:
         notes.append(f"{beyond} trials lie beyond the axis and are drawn at its edge.")
     title = "Optimisation history"
-    alt = f"{title}: each search trial and the best so far, per task and cold ratio."
-    return History(
-        Head("history", _titled(title, results), alt, palette_of(results), tuple(notes)), metric, tuple(traces), top
-    )
+    alt = f"{title}: each search trial and the best so far, per task and {results.subject.kind.ratio} ratio."
+    head = Head(results.subject, "history", _titled(title, results), alt, palette_of(results), tuple(notes))
+    return History(head, metric, tuple(traces), edge)
 
 
-def curves(results: Results, selection: tuple[str, str] = SELECTION) -> Curves:
+def curves(results: Results) -> Curves:
     """Validation metric over epochs of the selected search trial of each cell."""
-    metric, direction = selection
+    metric, direction = results.subject.selection
     pick = min if direction == "minimize" else max
     traces = []
     for best in best_per_cell(results.validation(), metric, direction).values():
@@ -300,15 +308,15 @@ def curves(results: Results, selection: tuple[str, str] = SELECTION) -> Curves:
     if not traces:
         raise MissingError(f"learning curves: no selected trial logged epoch/{metric}; run `study search`")
     title = "Learning curves of the selected configurations"
-    alt = f"{title}: validation metric over epochs, one line per task and cold ratio."
-    top = _top([y for trace in traces for y in trace.y], direction)
-    head = Head("learning_curves", _titled(title, results), alt, palette_of(results))
-    return Curves(head, metric, tuple(traces), top)
+    alt = f"{title}: validation metric over epochs, one line per task and {results.subject.kind.ratio} ratio."
+    edge = _edge([y for trace in traces for y in trace.y], direction)
+    head = Head(results.subject, "learning_curves", _titled(title, results), alt, palette_of(results))
+    return Curves(head, metric, tuple(traces), edge)
 
 
-def parallel(results: Results, cell: str, selection: tuple[str, str] = SELECTION) -> Parallel:
+def parallel(results: Results, cell: str) -> Parallel:
     """Parallel coordinates of one cell's finished search trials."""
-    metric, direction = selection
+    metric, direction = results.subject.selection
     every = _search_rows(results, metric)
     names = results.searched()
     rows = every[every["cell"] == cell]
@@ -317,18 +325,19 @@ def parallel(results: Results, cell: str, selection: tuple[str, str] = SELECTION
     axes, columns = [], []
     for name in names:
         texts = every[f"params.{name}"]
-        values = _values(name, sorted(texts.dropna().astype(str).unique()))
+        order = results.subject.figures.get(name, door.Figure()).order
+        values = _values(sorted(texts.dropna().astype(str).unique()), order)
         log = _is_log(values)
         columns.append(
             [math.nan if pd.isna(text) else _position(str(text), values, log) for text in rows[f"params.{name}"]]
         )
         axes.append(Axis(name, log, _ticks(values, log)))
     best = best_per_cell(results.validation(), metric, direction)[cell]
-    title = f"Search trials of {cell.replace('->', ' → ').replace('@', ', cold ratio ')}"
+    title = f"Search trials of {cell.replace('->', ' → ').replace('@', f', {results.subject.kind.ratio} ratio ')}"
     alt = f"{title}: one line per trial through {', '.join(names)}, coloured by the validation metric."
     safe = "".join(letter if letter.isalnum() or letter in ".-" else "_" for letter in cell.replace("->", "-"))
     return Parallel(
-        Head(f"parallel_{safe}", _titled(title, results), alt, palette_of(results)),
+        Head(results.subject, f"parallel_{safe}", _titled(title, results), alt, palette_of(results)),
         metric,
         tuple(axes),
         tuple(rows["name"]),
@@ -336,6 +345,11 @@ def parallel(results: Results, cell: str, selection: tuple[str, str] = SELECTION
         tuple(float(value) for value in rows[f"metrics.{metric}"]),
         list(rows["run_id"]).index(best.run_id),
     )
+
+
+def _row_name(subject: Subject, name: str) -> str:
+    """Of a trial of a ratio sweep: the predictor's name or the model's."""
+    return name.removeprefix(PREDICTOR) if name.startswith(PREDICTOR) else subject.model
 
 
 def _titled(title: str, results: Results) -> str:
@@ -353,11 +367,11 @@ def _search_rows(results: Results, metric: str) -> pd.DataFrame:
 
 def _panel(rows: pd.DataFrame, metric: str, values: Sequence[float | str]) -> Panel:
     lines = []
-    for cell, of_cell in rows.groupby("cell", sort=True):
-        found = {row["_x"]: interval for _, row in of_cell.iterrows() if (interval := _over_seeds(row, metric))}
+    for (name, task), of_line in rows.groupby(["cell", "task"], sort=True):
+        found = {row["_x"]: interval for _, row in of_line.iterrows() if (interval := _over_seeds(row, metric))}
         x = tuple(value for value in values if value in found)
-        first = of_cell.iloc[0]
-        lines.append(Line(str(cell), str(first["task"]), float(first["ratio"]), x, tuple(found[value] for value in x)))
+        ratio = float(of_line.iloc[0]["ratio"])
+        lines.append(Line(str(name), str(task), ratio, x, tuple(found[value] for value in x)))
     return Panel(metric, tuple(lines), *_limits(lines))
 
 
@@ -384,28 +398,32 @@ def _is_cut(panel: Panel) -> bool:
     return any(i.low < panel.low or i.high > panel.high for line in panel.lines for i in line.y)
 
 
-def _lacking(rows: pd.DataFrame, results: Results, values: Sequence[float | str], parameter: str) -> tuple[str, ...]:
-    """Which cells of the study lack some values of the sweep, and which all."""
+def _lacking(
+    rows: pd.DataFrame, expected: Sequence[str], values: Sequence[float | str], parameter: str
+) -> tuple[str, ...]:
+    """Which of the expected lines lack some values of the sweep, and which all."""
     notes, absent = [], []
-    for cell in sorted(str(name) for name in results.trials["cell"].unique()):
-        there = set(rows.loc[rows["cell"] == cell, "_x"])
-        lacks = [value_text(value) for value in values if value not in there]
-        if there and lacks:
-            notes.append(f"{cell}: {parameter} = {', '.join(lacks)} missing.")
-        elif not there:
-            absent.append(cell)
+    for name in expected:
+        of_name = rows[rows["cell"] == name]
+        for task, of_task in of_name.groupby("task", sort=True):
+            there = set(of_task["_x"])
+            lacks = [value_text(value) for value in values if value not in there]
+            if lacks:
+                line = name if name.startswith(str(task)) else f"{task}, {name}"
+                notes.append(f"{line}: {parameter} = {', '.join(lacks)} missing.")
+        if of_name.empty:
+            absent.append(name)
     if absent:
         notes.append(f"No finished run in this sweep: {', '.join(absent)}.")
     return tuple(notes)
 
 
-def _values(parameter: str, texts: Sequence[str]) -> tuple[float | str, ...]:
-    """Numbers ascending where every text is one, else the texts in their usual order."""
+def _values(texts: Sequence[str], order: Sequence[str] = ()) -> tuple[float | str, ...]:
+    """Numbers ascending where every text is one, else the texts, those of `order` first."""
     try:
         return tuple(sorted(float(text) for text in texts))
     except ValueError:
-        known = _ORDER.get(parameter, ())
-        return tuple(sorted(texts, key=lambda text: (known.index(text) if text in known else len(known), text)))
+        return tuple(sorted(texts, key=lambda text: (order.index(text) if text in order else len(order), text)))
 
 
 def _is_log(values: Sequence[float | str]) -> bool:
@@ -443,19 +461,20 @@ def value_text(value: float | str) -> str:
     return f"{value:.3g}"
 
 
-def _top(values: Sequence[float], direction: str) -> float:
-    """End of an axis that a few diverged trials may not stretch: four times the median's distance from the best."""
-    if not values or direction == "maximize":
-        return max(values, default=math.inf)
-    ordered = sorted(values)
-    low, median = ordered[0], ordered[len(ordered) // 2]
-    cap = median + 4 * (median - low)
-    return ordered[-1] if ordered[-1] <= cap or median == low else cap
+def _edge(values: Sequence[float], direction: str) -> float:
+    """The worse end of an axis, which a few diverged trials may not stretch: four times the median's way from the best."""
+    sign = 1.0 if direction == "minimize" else -1.0
+    if not values:
+        return sign * math.inf
+    ordered = sorted(sign * value for value in values)
+    best, median = ordered[0], ordered[len(ordered) // 2]
+    cap = median + 4 * (median - best)
+    return sign * (ordered[-1] if ordered[-1] <= cap or median == best else cap)
 
 
 def _distribution(texts: Sequence[str]) -> BaseDistribution:
     """The range that the logged values of one parameter covered."""
-    values = _values("", sorted(set(texts)))
+    values = _values(sorted(set(texts)))
     if any(isinstance(value, str) for value in values):
         return CategoricalDistribution([str(value) for value in values])
     low, high, log = float(values[0]), float(values[-1]), _is_log(values)

@@ -14,13 +14,14 @@ from typing import Any
 
 from features.errors import InputError
 from study import parts, tracking
-from study.engine import Failure, Progress, at_work, run_jobs
+from study.engine import Failure, Progress, RunSummary, at_work, run_jobs
 from study.jobs import Cell, Cluster, Job
 from study.plan import Plan
 from study.prepare import Inputs, Watch, describe_data, prepare
 from study.report import ReportResult, is_current, report
 from study.results import Results, load_results
 from study.select import Best, best_per_cell
+from study.subject import Subject, subject_of
 from trainables.task import TaskFolders
 
 DOOR = "trainables.door:run"
@@ -75,6 +76,11 @@ class Study:
         """MLflow store of the study."""
         return store_uri(self.home, self.plan)
 
+    @cached_property
+    def subject(self) -> Subject:
+        """What the plan is about."""
+        return subject_of(self.plan.model, self.plan.published)
+
     @property
     def report_folder(self) -> Path:
         """Where `report` writes."""
@@ -103,9 +109,9 @@ class Study:
 
     def sweep(self, parameter: str) -> Summary:
         """One field varied, everything else at the best configuration."""
-        needs = self.plan.sweeps[parameter].start == "best"
-        best = self._best_configs(f"sweep:{parameter}") if needs else {}
-        return self._run(f"sweep:{parameter}", parts.sweep_jobs(self.plan, parameter, self._folders, best))
+        part = f"sweep:{parameter}"
+        best = self._best_configs(part) if self.plan.sweeps[parameter].start == "best" else {}
+        return self._run(part, parts.sweep_jobs(self.plan, parameter, self._folders, best))
 
     def ablate(self) -> Summary:
         """Variants of the best configuration."""
@@ -113,13 +119,7 @@ class Study:
 
     def score(self) -> Summary:
         """The best configuration and the simple predictors on test; the only verb that opens test data."""
-        best = self._best_configs("score")
-        rows = self._run("score", parts.predictor_jobs(self.plan, self._folders), PREDICTOR_DOOR, "predictor", {})
-        scored = self._run("score", parts.score_jobs(self.plan, self._folders, best))
-        return Summary(
-            part="score", planned=rows.planned + scored.planned, ran=rows.ran + scored.ran,
-            failures=rows.failures + scored.failures, superseded=rows.superseded + scored.superseded,
-        )  # fmt: skip
+        return self._run("score", parts.score_jobs(self.plan, self._folders, self._best_configs("score")))
 
     def run_part(self, part: str) -> Summary:
         """The verb of a part by the part's name."""
@@ -130,9 +130,7 @@ class Study:
 
     def report(self, progress: Callable[[int, int], None] | None = None) -> ReportResult:
         """Figures and tables from MLflow alone."""
-        return report(
-            self.tracking_uri, self.plan.name, self.report_folder, selection=self.plan.selection, progress=progress
-        )
+        return report(self.tracking_uri, self.plan.name, self.subject, self.report_folder, progress=progress)
 
     def report_is_current(self) -> bool:
         """Whether the report shows the trials as they stand now."""
@@ -142,7 +140,7 @@ class Study:
 
     def results(self) -> Results:
         """The study as MLflow knows it."""
-        return load_results(self.tracking_uri, self.plan.name)
+        return load_results(self.tracking_uri, self.plan.name, self.subject)
 
     def best(self) -> dict[str, tuple[Best, Mapping[str, Any]]]:
         """Best trial of each searched cell and its whole `config.yaml`."""
@@ -194,19 +192,29 @@ class Study:
             )
         return configs
 
-    def _run(
-        self, part: str, jobs: Sequence[Job], trainable: str = DOOR, model: str | None = None,
-        base: Mapping[str, Any] | None = None,
-    ) -> Summary:  # fmt: skip
+    def _run(self, part: str, jobs: Sequence[Job]) -> Summary:
+        """Finish a part's jobs, and the simple predictors that stand beside them."""
         if not jobs:
             raise InputError(f"plan {self.plan.name}: has no {part.split(':')[0]} part; add it to the plan")
-        summary = run_jobs(
+        beside = parts.predictor_jobs(self.plan, part, self._folders)
+        done = [self._run_jobs(part, beside, PREDICTOR_DOOR, "predictor", {})] if beside else []
+        done.append(self._run_jobs(part, jobs, DOOR, self.plan.model, self.plan.config))
+        return Summary(
+            part=part, planned=sum(each.planned for each in done), ran=sum(each.ran for each in done),
+            failures=tuple(failure for each in done for failure in each.failures),
+            superseded=sum(each.superseded for each in done),
+        )  # fmt: skip
+
+    def _run_jobs(
+        self, part: str, jobs: Sequence[Job], trainable: str, model: str, base: Mapping[str, Any]
+    ) -> RunSummary:
+        return run_jobs(
             experiment=self.plan.name,
             home=self.home,
             jobs=jobs,
             trainable=trainable,
-            model=model or self.plan.model,
-            base=self.plan.config if base is None else base,
+            model=model,
+            base=base,
             space=self.plan.load_space() if part == "search" else None,
             search=self.plan.search if part == "search" else None,
             selection=self.plan.selection,
@@ -217,10 +225,6 @@ class Study:
             keep={job.trial for job in parts.planned(self.plan)[part]},
             on_progress=lambda progress: self._watch_jobs(part, progress),
         )
-        return Summary(
-            part=part, planned=summary.planned, ran=summary.ran, failures=summary.failures,
-            superseded=summary.superseded,
-        )  # fmt: skip
 
     @cached_property
     def _tags(self) -> dict[str, str]:

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 Direction = Literal["minimize", "maximize"]
+PREDICTOR = "predictor:"  # before the name of a simple predictor, as the name of its job
+RATIO = "ratio"  # swept like a field: cells at other ratios, with the best configuration of the plan's own
 
 # Names become tags, file names and MLflow filters; an alphabet without quotes, slashes or blanks needs no escaping.
 _NAME = re.compile(r"[\w.:=,+-]+")
@@ -25,7 +27,7 @@ class Cell:
     source: str
     """Name of the domain the taste is known in (the papers' auxiliary)."""
     target: str
-    """Name of the domain that ratings are predicted in."""
+    """Name of the domain that ratings or items are predicted in."""
     ratio: float
     """Cold ratio (MuSiC) or overlap ratio (LGCD), in (0, 1]."""
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
-from study.jobs import Cell, Job, trial_name
+from study.jobs import PREDICTOR, RATIO, Cell, Job, trial_name
 from study.plan import Plan
 from trainables.door import load_model
-from trainables.predictors import PREDICTORS
 from trainables.task import TaskFolders
 
 Folders = Callable[[Cell, str], TaskFolders | None]
@@ -29,17 +29,20 @@ def search_jobs(plan: Plan, folders: Folders) -> list[Job]:
 
 
 def sweep_jobs(plan: Plan, parameter: str, folders: Folders, best: Configs) -> list[Job]:
-    """One field varied over its values in every cell."""
+    """One field varied over its values in every cell; for the ratio, the cells are what varies."""
     sweep = plan.sweeps[parameter]
-    return [
-        _job(
-            f"sweep:{parameter}", cell, f"{parameter}={value}",
-            {**(best.get(cell.name, {}) if sweep.start == "best" else {}), parameter: value},
-            sweep.seeds, plan.features.main, folders,
-        )
-        for value in sweep.values
-        for cell in plan.cells
-    ]  # fmt: skip
+    jobs = []
+    for value in sweep.values:
+        for cell in plan.cells:
+            config = dict(best.get(cell.name, {})) if sweep.start == "best" else {}
+            at = cell
+            if parameter == RATIO:
+                at = replace(cell, ratio=value)
+            else:
+                config[parameter] = value
+            name = f"{parameter}={value}"
+            jobs.append(_job(f"sweep:{parameter}", at, name, config, sweep.seeds, plan.features.main, folders))
+    return jobs
 
 
 def ablation_jobs(plan: Plan, folders: Folders, best: Configs) -> list[Job]:
@@ -68,14 +71,23 @@ def score_jobs(plan: Plan, folders: Folders, best: Configs) -> list[Job]:
     ]
 
 
-def predictor_jobs(plan: Plan, folders: Folders) -> list[Job]:
-    """The simple predictors of every cell, on test; they have no seed, so one run is all there is."""
-    if plan.score is None:
+def predictor_jobs(plan: Plan, part: str, folders: Folders) -> list[Job]:
+    """The simple predictors that stand beside a part's trials; they have no seed, so one run is all there is.
+
+    With the scores all of them, on test; with a sweep of the ratio the bar alone, for it knows the ratio's training data.
+    """
+    kind = plan.kind
+    if part == "score" and plan.score:
+        names, cells = kind.predictors, plan.cells
+    elif part == f"sweep:{RATIO}" and RATIO in plan.sweeps:
+        names = (kind.bar,)
+        cells = [replace(cell, ratio=value) for value in plan.sweeps[RATIO].values for cell in plan.cells]
+    else:
         return []
     return [
-        _job("score", cell, f"predictor:{name}", {"predictor": name}, (-1,), plan.features.main, folders, score=True)
-        for cell in plan.cells
-        for name in PREDICTORS
+        _job(part, cell, f"{PREDICTOR}{name}", {"predictor": name}, (-1,), plan.features.main, folders, part == "score")
+        for cell in cells
+        for name in names
     ]
 
 
@@ -95,8 +107,8 @@ def planned(plan: Plan) -> dict[str, list[Job]]:
     jobs = {"search": search_jobs(plan, nowhere)}
     jobs |= {f"sweep:{parameter}": sweep_jobs(plan, parameter, nowhere, {}) for parameter in plan.sweeps}
     jobs["ablate"] = ablation_jobs(plan, nowhere, {})
-    jobs["score"] = [*score_jobs(plan, nowhere, {}), *predictor_jobs(plan, nowhere)]
-    return {part: jobs[part] for part in part_names(plan)}
+    jobs["score"] = score_jobs(plan, nowhere, {})
+    return {part: [*jobs[part], *predictor_jobs(plan, part, nowhere)] for part in part_names(plan)}
 
 
 def _job(

@@ -19,8 +19,11 @@ from features.factorisation import FactorSpec
 from features.simulate import SimulateSpec
 from search_spaces import Space, SpaceError, load_space, parse_yaml
 from study.draws import check_sampler
-from study.jobs import Cell, Resources, SearchSpec
+from study.jobs import RATIO, Cell, Resources, SearchSpec
+from study.published import load_published
 from trainables.door import load_model, make_config, number_hint
+from trainables.kinds import KINDS, Kind
+from trainables.sequences import PROTOCOLS, SequenceSpec
 from trainables.task import SplitSpec
 
 FOLDER = Path(__file__).parent / "plans"
@@ -85,8 +88,38 @@ class SplitPlan:
 
 
 @dataclass(frozen=True, kw_only=True)
+class SequencePlan:
+    """What all cells' sequences share, see `trainables.sequences`."""
+
+    users: str | None = None  # file that says which users train, validate and test; None: drawn by C2DSR's rule
+    columns: Mapping[str, str] = field(default_factory=dict)  # user_id and split -> their names in that file
+    protocols: tuple[str, ...] = PROTOCOLS
+    negatives: int = 999
+    validation_share: float = 0.1
+    test_share: float = 0.1
+    data_seed: int = 0
+
+    def __post_init__(self) -> None:
+        self.at(1.0)  # has the checks
+
+    def at(self, ratio: float) -> SequenceSpec:
+        """The sequences of a cell."""
+        shared = {entry.name: getattr(self, entry.name) for entry in fields(self)}
+        return SequenceSpec(ratio=ratio, **{name: shared[name] for name in shared if name not in ("users", "columns")})
+
+
+OF_KIND = {  # keys of a plan that only one kind of model reads; the first holds the rules of its splits
+    "ratings": ("split", "features.ratings"),
+    "sequences": ("sequences", "features.pseudo"),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
 class SweepPlan:
-    """One field varied, everything else at the cell's best (or at the plan's base) configuration."""
+    """One field varied, everything else at the cell's best (or at the plan's base) configuration.
+
+    The field `ratio` is the cell's own: other cells are trained, with the best of the plan's one ratio.
+    """
 
     values: tuple[Any, ...]
     seeds: tuple[int, ...] = (0, 1, 2)
@@ -116,16 +149,18 @@ class Plan:
     model: str  # a file in trainables/models
     domains: Mapping[str, DomainSpec]
     tasks: tuple[tuple[str, str], ...]  # source, target
-    ratios: tuple[float, ...]  # cold ratios, each between 0 and 1
+    ratios: tuple[float, ...]  # cold ratios, each between 0 and 1; of sequences overlap ratios, up to 1
     space: str | None = None  # e.g. music/paper; needed for a search
     base: Mapping[str, Any] = field(default_factory=dict)  # config fields of every trial that are not the default
-    split: SplitPlan = field(default_factory=SplitPlan)
+    split: SplitPlan = field(default_factory=SplitPlan)  # of ratings
+    sequences: SequencePlan = field(default_factory=SequencePlan)  # in the place of split, for models of sequences
     features: FeaturesPlan = field(default_factory=FeaturesPlan)
     simulate: SimulateSpec | None = None  # the data folder is made by the simulator instead of given
     search: SearchSpec | None = None
     sweeps: Mapping[str, SweepPlan] = field(default_factory=dict)
     ablate: AblationPlan | None = None
     score: ScorePlan | None = None
+    published: str | None = None  # numbers that the tables lay beside the measured ones, e.g. lgcd/food-kitchen
     resources: Resources = field(default_factory=Resources)
     tracking_uri: str | None = None  # MLflow store; default: a SQLite file in the home folder
 
@@ -133,6 +168,24 @@ class Plan:
     def cells(self) -> list[Cell]:
         """All cells, tasks first."""
         return [Cell(source=s, target=t, ratio=ratio) for s, t in self.tasks for ratio in self.ratios]
+
+    @property
+    def swept_cells(self) -> list[Cell]:
+        """Cells that a sweep of the ratio adds."""
+        swept = self.sweeps[RATIO].values if RATIO in self.sweeps else ()
+        cells = [Cell(source=s, target=t, ratio=ratio) for s, t in self.tasks for ratio in swept]
+        return [cell for cell in cells if cell not in self.cells]
+
+    @property
+    def kind(self) -> Kind:
+        """Of the model's tasks."""
+        return KINDS[load_model(self.model).KIND]
+
+    @property
+    def rules(self) -> SplitPlan | SequencePlan:
+        """How the cells are split."""
+        found: SplitPlan | SequencePlan = getattr(self, OF_KIND[self.kind.name][0])
+        return found
 
     @property
     def config(self) -> dict[str, Any]:
@@ -179,16 +232,19 @@ def load_plan(name_or_path: str) -> Plan:
         document = {**document, "domains": named}
     plan = _bind(Plan, document, place, faults)
     if isinstance(plan, Plan) and not faults:
-        faults = _checks(plan, place)
+        faults = _checks(plan, document, place)
     if faults:
         raise PlanError(list(dict.fromkeys(faults)))
     assert isinstance(plan, Plan)
     return plan
 
 
-def _checks(plan: Plan, place: str) -> list[str]:
+def _checks(plan: Plan, document: Mapping[str, Any], place: str) -> list[str]:
     """What no single field can know."""
-    faults = []
+    faults = _caught(lambda: load_model(plan.model), place)
+    known = not faults
+    if known:
+        faults += _kind_checks(plan, document, place)
     plain = plan.name.replace("-", "").replace("_", "").isalnum() and plan.name.isascii()
     if not plain or len(plan.name) > 100:
         faults.append(f"{place}: name is {_shown(plan.name)}; use letters, digits, - and _, at most 100")
@@ -205,18 +261,37 @@ def _checks(plan: Plan, place: str) -> list[str]:
             faults.append(f"{place}: {name} is empty; give at least one")
         elif len(set(found)) < len(found):
             faults.append(f"{place}: {name} holds a value twice; give each once")
-    for ratio in plan.ratios:
-        faults += _caught(lambda ratio=ratio: plan.split.at(ratio), f"{place}: ratios")
+    for ratio in plan.ratios if known else ():
+        faults += _caught(lambda ratio=ratio: plan.rules.at(ratio), f"{place}: ratios")
     if len({f"{ratio:g}" for ratio in plan.ratios}) < len(set(plan.ratios)):
         faults.append(f"{place}: ratios are {list(plan.ratios)}; names keep 6 digits, so two of these are one cell")
     if plan.simulate:
         faults += _simulated_files(plan, place)
-    if unknown := _caught(lambda: load_model(plan.model), place):
-        return faults + unknown
+    if plan.published is not None:
+        targets = dict.fromkeys(target for _, target in plan.tasks)
+        faults += _caught(lambda: load_published(str(plan.published)).check(targets), f"{place}: published")
+    if not known:
+        return faults
     base_faults = _caught(lambda: make_config(plan.model, plan.base, f"{place}: base"), "")
     faults += base_faults + _space_checks(plan, place, whole=not base_faults)
     if not base_faults:
         faults += _part_checks(plan, place)
+    return faults
+
+
+def _kind_checks(plan: Plan, document: Mapping[str, Any], place: str) -> list[str]:
+    """What only models of another kind read, and what this kind cannot do without."""
+    kind = plan.kind.name
+    features = document.get("features") or {}
+    given = {*document, *(f"features.{key}" for key in features)}
+    faults = [
+        f"{place}: {key} is for models of {other}, and {plan.model} is one of {kind}; leave it out"
+        for other, keys in OF_KIND.items()
+        for key in keys
+        if other != kind and key in given
+    ]
+    if kind == "sequences" and plan.features.text is None:
+        faults.append(f"{place}: features.text is missing, and {plan.model} reads titles; set its encoder")
     return faults
 
 
@@ -274,9 +349,11 @@ def _part_checks(plan: Plan, place: str) -> list[str]:
         if not sweep.values or any(value in sweep.values[:i] for i, value in enumerate(sweep.values)):
             shown = _shown(list(sweep.values))
             faults.append(f"{place}: sweeps.{parameter}.values is {shown}; give at least one, each once")
-        for value in sweep.values:
+        for value in sweep.values if parameter != RATIO else ():
             values = {**plan.base, parameter: value}
             faults += _caught(lambda v=values, p=parameter: make_config(plan.model, v, f"{place}: sweeps.{p}"), "")
+    if RATIO in plan.sweeps:
+        faults += _ratio_checks(plan, plan.sweeps[RATIO].values, f"{place}: sweeps.{RATIO}")
     variants = plan.ablate.variants if plan.ablate else ("",)
     if not variants or len(set(variants)) < len(variants):
         faults.append(f"{place}: ablate.variants is {_shown(list(variants))}; give at least one, each once")
@@ -305,7 +382,10 @@ def _part_checks(plan: Plan, place: str) -> list[str]:
 
 def _seeds(plan: Plan) -> list[tuple[str, tuple[int, ...]]]:
     parts = {"search": plan.search, "ablate": plan.ablate, "score": plan.score}
-    single = {"split.data_seed": plan.split.data_seed, "features.ratings.seed": plan.features.ratings.seed}
+    single = {
+        f"{OF_KIND[plan.kind.name][0]}.data_seed": plan.rules.data_seed,
+        "features.ratings.seed": plan.features.ratings.seed,
+    }
     if plan.search:
         single["search.seed"] = plan.search.seed
     return [
@@ -313,6 +393,19 @@ def _seeds(plan: Plan) -> list[tuple[str, tuple[int, ...]]]:
         *((f"sweeps.{name}.seeds", sweep.seeds) for name, sweep in plan.sweeps.items()),
         *((name, (seed,)) for name, seed in single.items()),
     ]
+
+
+def _ratio_checks(plan: Plan, values: Sequence[Any], place: str) -> list[str]:
+    """A sweep of the ratio: its values are ratios, and it starts from the one ratio of the plan."""
+    faults = []
+    if len(plan.ratios) > 1:
+        faults.append(f"{place}: starts from the best of one ratio, but ratios are {list(plan.ratios)}; keep one")
+    for value in values:
+        faults += _caught(lambda value=value: plan.rules.at(value), place)
+    numbers = [value for value in values if isinstance(value, int | float)]
+    if not faults and len({f"{value:g}" for value in numbers}) < len(numbers):
+        faults.append(f"{place}: names keep 6 digits, so two of {list(values)} are one cell; keep one of them")
+    return faults
 
 
 def _caught(check: Any, place: str) -> list[str]:

@@ -1,21 +1,28 @@
-"""From a plan to the task folders of its cells: raw files -> domains -> feature tables -> tasks. Nothing is made twice."""
+"""From a plan to the task folders of its cells: raw files -> domains -> feature tables -> tasks. Nothing is made twice.
+
+What differs between the kinds of tasks is here and nowhere else in the study: `_Ratings` and `_Sequences`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from features.domain import Domain, prepare_domain
 from features.errors import InputError
-from features.extract import Estimate, estimate, extract, feature_key
+from features.extract import Estimate, estimate, extract
 from features.folders import write_json
 from features.simulate import simulate
+from features.splits import read_split
 from features.store import FeatureTable, digest
 from study.jobs import Cell
 from study.plan import Plan
+from trainables import door
 from trainables.door import load_model
+from trainables.sequence_build import build_sequences
 from trainables.task import TaskFolders, TextVectors, build_task
 
 Watch = Callable[[str, int], Callable[[int], None]]
@@ -39,7 +46,8 @@ class Inputs:
     def cells(self, plan: Plan) -> list[dict[str, Any]]:
         """Counts of each cell's split."""
         return [
-            {**asdict(cell), **dict(self.tasks[cell.name, plan.features.main].counts)} for cell in plan.cells
+            {**asdict(cell), **dict(self.tasks[cell.name, plan.features.main].counts)}
+            for cell in (*plan.cells, *plan.swept_cells)
         ]  # fmt: skip
 
 
@@ -60,7 +68,9 @@ def data_folder(plan: Plan, data: Path | None, home: Path, watch: Watch) -> Path
         out = home / "simulated" / digest(asdict(spec))[:12]
         simulate(spec, out, _summed(watch("simulating domains", spec.rows)))
         return out
-    needed = [spec.interactions for spec in plan.domains.values()]
+    needed = list(dict.fromkeys([spec.interactions for spec in plan.domains.values()]))
+    if plan.sequences.users is not None:
+        needed.append(plan.sequences.users)
     if data is None:
         raise InputError(f"plan {plan.name}: reads {', '.join(needed)}; say where they are with --data DIR")
     for folder in [data, *sorted(path for path in data.glob("*") if path.is_dir())]:
@@ -90,32 +100,121 @@ def estimates(plan: Plan, domains: Mapping[str, Domain], home: Path) -> dict[tup
 
 def prepare(plan: Plan, data: Path | None, home: Path, watch: Watch, *, on_ray: bool = False) -> Inputs:
     """Everything the plan's trials read, made where it is missing."""
-    domains = prepare_domains(plan, data, home, watch)
-    tables: dict[tuple[str, str], FeatureTable] = {}
-    text = plan.features.text
-    if text is not None:
-        for name, kind in _tables(plan):
-            told = watch(f"encoding {kind} of {name}", 0)
+    made = _Made(plan, data, home, watch, on_ray, prepare_domains(plan, data, home, watch))
+    maker = _Sequences(made) if plan.kind.name == "sequences" else _Ratings(made)
+    wanted = [(cell, flavour) for cell in plan.cells for flavour in flavours(plan)]
+    wanted += [(cell, plan.features.main) for cell in plan.swept_cells]
+    told = watch("building tasks", len(wanted))
+    tasks = {}
+    for number, (cell, flavour) in enumerate(wanted, start=1):
+        tasks[cell.name, flavour] = maker.task(cell, flavour)
+        told(number)
+    _prepare_model(made, [tasks[cell.name, plan.features.main] for cell in (*plan.cells, *plan.swept_cells)])
+    return Inputs(
+        domains=made.domains,
+        tasks=tasks,
+        data_key=digest({name: domain.key for name, domain in made.domains.items()}),
+        feature_key=digest(maker.document()),
+    )
+
+
+@dataclass(frozen=True)
+class _Made:
+    """What there is before the first task: the domains, and the feature tables as they are asked for."""
+
+    plan: Plan
+    data: Path | None
+    home: Path
+    watch: Watch
+    on_ray: bool
+    domains: Mapping[str, Domain]
+
+    @cached_property
+    def tables(self) -> Mapping[tuple[str, str], FeatureTable]:
+        """(domain, items | users) -> its vectors."""
+        text = self.plan.features.text
+        tables = {}
+        for name, kind in _tables(self.plan) if text else ():
+            assert text is not None
+            told = self.watch(f"encoding {kind} of {name}", 0)
             tables[name, kind] = extract(
-                text.spec(kind), domains[name], home / "store", use_ray=on_ray or None,
+                text.spec(kind), self.domains[name], self.home / "store", use_ray=self.on_ray or None,
                 progress=lambda done, total, told=told: told(done),  # type: ignore[misc]
             )  # fmt: skip
-    tasks = {}
-    wanted = [(cell, flavour) for cell in plan.cells for flavour in flavours(plan)]
-    told = watch("building tasks", len(wanted))
-    for number, (cell, flavour) in enumerate(wanted, start=1):
-        vectors = plan.features.ratings if flavour == "ratings" else _vectors(cell, tables)
-        tasks[cell.name, flavour] = build_task(
-            plan.split.at(cell.ratio), domains[cell.source], domains[cell.target], vectors, home / "tasks"
-        )
+        return tables
+
+    @property
+    def feature_keys(self) -> dict[str, str]:
+        """Of the tables."""
+        return {f"{name}-{kind}": table.key for (name, kind), table in self.tables.items()}
+
+
+class _Ratings:
+    """Tasks of ratings (MuSiC)."""
+
+    def __init__(self, made: _Made) -> None:
+        self._made = made
+        made.tables  # noqa: B018  (before the tasks, for the bars tell them apart)
+
+    def task(self, cell: Cell, flavour: str) -> TaskFolders:
+        """Its folders."""
+        made, plan = self._made, self._made.plan
+        vectors = plan.features.ratings if flavour == "ratings" else _vectors(cell, made.tables)
+        source, target = made.domains[cell.source], made.domains[cell.target]
+        return build_task(plan.split.at(cell.ratio), source, target, vectors, made.home / "tasks")
+
+    def document(self) -> dict[str, Any]:
+        """What trials depend on beside the domains."""
+        plan = self._made.plan
+        return {"text": self._made.feature_keys, "ratings": asdict(plan.features.ratings), "split": asdict(plan.split)}
+
+
+class _Sequences:
+    """Tasks of sequences (LGCD)."""
+
+    def __init__(self, made: _Made) -> None:
+        self._made = made
+        made.tables  # noqa: B018
+
+    @cached_property
+    def split(self) -> Mapping[str, str] | None:
+        """As the data gives it."""
+        made, rules = self._made, self._made.plan.sequences
+        if rules.users is None:
+            return None
+        return read_split(data_folder(made.plan, made.data, made.home, made.watch) / rules.users, rules.columns)
+
+    def task(self, cell: Cell, flavour: str) -> TaskFolders:
+        """Its folders."""
+        made = self._made
+        text = {name: made.tables[name, "items"] for name in (cell.source, cell.target)}
+        return build_sequences(
+            made.plan.sequences.at(cell.ratio), made.domains[cell.source], made.domains[cell.target], self.split, text,
+            None, made.home / "tasks",
+        )  # fmt: skip
+
+    def document(self) -> dict[str, Any]:
+        """What trials depend on beside the domains."""
+        return {
+            "text": self._made.feature_keys, "sequences": asdict(self._made.plan.sequences),
+            "split": digest(self.split) if self.split is not None else None,
+        }  # fmt: skip
+
+
+def _prepare_model(made: _Made, tasks: Sequence[TaskFolders]) -> None:
+    """What the model's trials share; on a cluster by a worker, for the head may be no place to train."""
+    plan = made.plan
+    if not door.has_shared(plan.model):
+        return
+    told = made.watch("preparing the model", len(tasks))
+    for number, task in enumerate(tasks, start=1):
+        if made.on_ray:
+            from study.launch import on_worker
+
+            on_worker(door.prepare, plan.model, plan.config, str(task.task_dir), resources=plan.resources)
+        else:
+            door.prepare(plan.model, plan.config, str(task.task_dir))
         told(number)
-    features = {f"{name}-{kind}": feature_key(text.spec(kind), domains[name]) for name, kind in tables} if text else {}
-    return Inputs(
-        domains=domains,
-        tasks=tasks,
-        data_key=digest({name: domain.key for name, domain in domains.items()}),
-        feature_key=digest({"text": features, "ratings": asdict(plan.features.ratings), "split": asdict(plan.split)}),
-    )
 
 
 def describe_data(plan: Plan, inputs: Inputs, folder: Path) -> dict[str, Path]:
@@ -131,9 +230,12 @@ def describe_data(plan: Plan, inputs: Inputs, folder: Path) -> dict[str, Path]:
 
 
 def _tables(plan: Plan) -> list[tuple[str, str]]:
-    """Feature tables that the tasks read: users of every domain, items of the targets."""
-    users = [(name, "users") for name in plan.domains if any(name in task for task in plan.tasks)]
-    return users + [(name, "items") for name in plan.domains if any(name == target for _, target in plan.tasks)]
+    """Feature tables that the tasks read: of ratings users of every domain, items of the targets; of sequences items."""
+    used = [name for name in plan.domains if any(name in task for task in plan.tasks)]
+    if plan.kind.name == "sequences":
+        return [(name, "items") for name in used]
+    targets = [name for name in used if any(name == target for _, target in plan.tasks)]
+    return [*((name, "users") for name in used), *((name, "items") for name in targets)]
 
 
 def _vectors(cell: Cell, tables: Mapping[tuple[str, str], FeatureTable]) -> TextVectors:

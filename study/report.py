@@ -25,9 +25,11 @@ from mlflow.store.artifact.artifact_repository_registry import get_artifact_repo
 
 from features.errors import InputError
 from study import drawing, figures, tables
-from study.figures import SELECTION, Figure
+from study.comparison import Comparison, compare
+from study.figures import Figure
 from study.results import TAG, Results, load_results
-from study.tables import Comparison, Table
+from study.subject import Subject
+from study.tables import Table
 
 PAGE = "report.html"
 DRAWN_FROM = f"{TAG}drawn_from"  # tag of the report run: the trials it shows
@@ -76,9 +78,9 @@ class _Content:
 def report(
     tracking_uri: str,
     experiment: str,
+    subject: Subject,
     out: Path,
     *,
-    selection: tuple[str, str] = SELECTION,
     progress: Callable[[int, int], None] | None = None,
 ) -> ReportResult:
     """Write figures/, tables/ and report.html to `out` and log them as the study's report run.
@@ -86,13 +88,13 @@ def report(
     `progress(done, total)` is called after each figure and table. Raises InputError where the store does not hold the
     experiment; anything else that is lacking is listed in `missing`.
     """
-    results = load_results(tracking_uri, experiment)
+    results = load_results(tracking_uri, experiment, subject)
     out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out, prefix=".report-") as name:
         staged = Path(name)
         for folder in _FOLDERS:
             (staged / folder).mkdir()
-        content = _make(results, selection, progress or (lambda done, total: None), staged)
+        content = _make(results, progress or (lambda done, total: None), staged)
         (staged / PAGE).write_text(_page(results, content, staged / "figures"), encoding="utf-8")
         with _report_run(tracking_uri, experiment, results) as (client, run_id):
             _log(client, tracking_uri, run_id, staged)
@@ -118,24 +120,30 @@ def is_current(results: Results, out: Path) -> bool:
     return any(run.info.status == "FINISHED" and run.data.tags.get(DRAWN_FROM) == results.digest for run in runs)
 
 
-def _make(results: Results, selection: tuple[str, str], progress: Callable[[int, int], None], staged: Path) -> _Content:
-    content = _Content()
+def _make(results: Results, progress: Callable[[int, int], None], staged: Path) -> _Content:
+    content, subject = _Content(), results.subject
 
     def compared() -> Table:
-        content.comparison = tables.compare(results)
+        content.comparison = compare(results)
         return tables.comparison_table(content.comparison, results)
 
-    swept = ["steps", "activation", *(name for name in results.sweeps() if name not in ("steps", "activation"))]
+    def beside_published() -> Table:
+        return tables.published_table(results, content.comparison or compare(results))
+
+    asked = [name for name, look in subject.figures.items() if look.name]
+    swept = [*asked, *(name for name in results.sweeps() if name not in asked)]
     searched = sorted(str(cell) for cell in results.finished("search")["cell"].unique())
     makers: list[Callable[[], Figure | Table]] = [
         partial(tables.domains_table, results),
         partial(tables.splits_table, results),
         compared,
+        *([beside_published] if subject.published else []),
         partial(tables.ablation_table, results),
-        partial(tables.cold_item_table, results),
+        *([partial(tables.cold_item_table, results)] if subject.kind.cold_items else []),
+        *([partial(tables.full_ranking_table, results)] if subject.kind.full else []),
         *(partial(figures.sensitivity, results, name) for name in swept),
-        *(partial(make, results, selection) for make in (figures.importance, figures.history, figures.curves)),
-        *(partial(figures.parallel, results, cell, selection) for cell in searched),
+        *(partial(make, results) for make in (figures.importance, figures.history, figures.curves)),
+        *(partial(figures.parallel, results, cell) for cell in searched),
     ]
     for done, make in enumerate(makers, start=1):
         try:

@@ -25,10 +25,10 @@ from mlflow.exceptions import MlflowException
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
 from features.errors import InputError
+from study.jobs import RATIO
+from study.subject import Subject
 
 TAG = "study."
-PREDICTOR = "predictor:"
-PREDICTORS = ("global_mean", "item_mean", "source_offset")
 NOT_CONFIG = frozenset({"task", "source", "target", "ratio", "seeds", "features"})
 COLUMNS = ("run_id", "status", "part", "cell", "task", "source", "target", "ratio", "name", "variant", "best", "error")
 _PAGE = 1_000
@@ -42,6 +42,7 @@ class MissingError(InputError):
 class Results:
     """Everything of one study; `trials` holds one row per trial, the finished run where a trial has several."""
 
+    subject: Subject
     tracking_uri: str
     experiment: str
     trials: pd.DataFrame
@@ -80,8 +81,13 @@ class Results:
         return sorted(str(task) for task in self.trials["task"].unique())
 
     def ratios(self) -> list[float]:
-        """All cold ratios of the study, sorted."""
+        """All ratios of the study, sorted."""
         return sorted(float(ratio) for ratio in self.trials["ratio"].unique())
+
+    def cells_of_plan(self) -> list[str]:
+        """All cells but those that only a sweep of the ratio has, sorted."""
+        rows = self.trials[self.trials["part"] != f"sweep:{RATIO}"]
+        return sorted(str(cell) for cell in rows["cell"].unique())
 
     def searched(self) -> list[str]:
         """Config fields that took more than one value over the finished search trials, sorted."""
@@ -101,11 +107,11 @@ class Results:
         return read_config(self.tracking_uri, run_id)
 
     def per_user(self, run_id: str) -> pd.DataFrame:
-        """The run's `per_user.csv`: seed, user, n, sum_abs_error, sum_squared_error, ndcg20."""
+        """The run's `per_user.csv`: seed, user, and the columns of the study's kind."""
         return pd.read_csv(io.StringIO(read_artifact(self.tracking_uri, run_id, "per_user.csv")), dtype={"user": str})
 
 
-def load_results(tracking_uri: str, experiment: str) -> Results:
+def load_results(tracking_uri: str, experiment: str, subject: Subject) -> Results:
     """Read the study `experiment`; failed and running trials are kept with their status.
 
     Raises InputError where the store does not hold the experiment.
@@ -125,6 +131,7 @@ def load_results(tracking_uri: str, experiment: str) -> Results:
     newest = max(data, key=_age) if data else None
     finished = [run for run in trials if run.info.status == "FINISHED"]
     return Results(
+        subject=subject,
         tracking_uri=tracking_uri,
         experiment=experiment,
         trials=_frame(trials),

@@ -26,7 +26,7 @@ class Best:
     of: int  # finished trials it was chosen from
 
 
-def best_per_cell(validation: pd.DataFrame, metric: str = "val_rmse", direction: str = "minimize") -> dict[str, Best]:
+def best_per_cell(validation: pd.DataFrame, metric: str, direction: str) -> dict[str, Best]:
     """Cell -> its best trial, cells sorted; equal values go to the first trial by name.
 
     Trials without a finite value of `metric` cannot win. Raises InputError for a direction other than minimize and

@@ -1,7 +1,8 @@
 """The study's tables: numbers as a frame, and the same as Markdown, CSV, HTML cells and terminal rows.
 
 Test intervals are bootstraps over users (seeds averaged), validation intervals Student's t over seeds, both at 95%.
-A table that the store cannot fill raises MissingError; a row that it lacks is left out and named in the notes.
+A table that the store cannot fill raises MissingError; a row that it lacks is left out and named in the notes. What the
+metrics are, and which way is better, says the study's subject.
 """
 
 from __future__ import annotations
@@ -9,7 +10,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +17,12 @@ import pandas as pd
 from rich.table import Table as Terminal
 from rich.text import Text
 
-from features.errors import InputError
-from study.results import PREDICTOR, PREDICTORS, MissingError, Results, per_seed
-from study.statistics import METRICS, Interval, UserErrors, bootstrap, paired_difference, seed_interval
-
-BASELINE = "source_offset"  # the bar that a useful model has to pass
-_NAMES = {"mae": "MAE", "rmse": "RMSE", "ndcg20": "NDCG@20"}
+from study.comparison import Comparison, Row, compare, over_seeds, printed, shown_name
+from study.jobs import PREDICTOR
+from study.results import MissingError, Results, per_seed
+from study.statistics import Interval
+from study.subject import in_group, scale
+from trainables.kinds import Metric
 
 
 @dataclass(frozen=True)
@@ -50,41 +50,8 @@ class Table:
         return paths
 
 
-@dataclass(frozen=True)
-class Row:
-    """One line of Table 2: a predictor or the model, in one cell."""
-
-    cell: str
-    task: str
-    ratio: float
-    name: str
-    seeds: int
-    users: int
-    ratings: int
-    validation: Mapping[str, Interval]
-    test: Mapping[str, Interval]
-    difference: Mapping[str, Interval] | None  # to BASELINE; None for itself and where they cannot be compared
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """All rows of Table 2, cells in order, predictors first."""
-
-    rows: tuple[Row, ...]
-    notes: tuple[str, ...]
-
-    @cached_property
-    def best(self) -> frozenset[tuple[str, str]]:
-        """(cell, row) with the lowest test RMSE of its cell."""
-        cells = {row.cell for row in self.rows}
-        lowest = (
-            min((row for row in self.rows if row.cell == cell), key=lambda r: r.test["rmse"].value) for cell in cells
-        )
-        return frozenset((row.cell, row.name) for row in lowest)
-
-
 def domains_table(results: Results) -> Table:
-    """Table 1: users, items and ratings of both domains of every task, after the filters, and their overlap."""
+    """Table 1: users, items and interactions of both domains of every task, after the filters, and their overlap."""
     if not results.domains or not results.cells:
         raise MissingError("Table 1: no finished run of part data; run `study extract`")
     last = {str(domain["name"]): domain["counts"][-1] for domain in results.domains}
@@ -96,11 +63,11 @@ def domains_table(results: Results) -> Table:
         for side, name in (("source", source), ("target", target)):
             counts = last.get(name, {})
             row |= {f"{side}_{key}": counts.get(key) for key in ("users", "items", "interactions")}
-        rows[source, target] = row | {"overlapping_users": _overlap(cell)}
+        rows.setdefault((source, target), row | {"overlapping_users": _overlap(cell)})
     frame = pd.DataFrame([rows[key] for key in sorted(rows)])
     shown = pd.DataFrame({"Task": frame["task"].map(_arrow)})
     for side in ("source", "target"):
-        for key, label in (("users", "users"), ("items", "items"), ("interactions", "ratings")):
+        for key, label in (("users", "users"), ("items", "items"), ("interactions", results.subject.kind.rows)):
             shown[f"{side.capitalize()} {label}"] = [_count(value) for value in frame[f"{side}_{key}"]]
     shown["Overlapping users"] = [_count(value) for value in frame["overlapping_users"]]
     return Table("table_1_domains", _caption("Table 1. Domains after filtering", results), frame, shown, tuple(notes))
@@ -113,65 +80,59 @@ def splits_table(results: Results) -> Table:
     frame = pd.DataFrame([{k: v for k, v in cell.items() if not isinstance(v, (dict, list))} for cell in results.cells])
     frame = frame.sort_values(["source", "target", "ratio"], ignore_index=True)
     shown = pd.DataFrame(
-        {"Task": frame["source"] + " → " + frame["target"], "Cold ratio": frame["ratio"].map("{:.0%}".format)}
+        {
+            "Task": frame["source"] + " → " + frame["target"],
+            results.subject.ratio: frame["ratio"].map("{:.0%}".format),
+        }
     )
     for name in frame.columns.drop(["source", "target", "ratio"]):
         shown[str(name).replace("_", " ").capitalize()] = [_count(value) for value in frame[name]]
     return Table("splits", _caption("Splits per cell", results), frame, shown)
 
 
-def compare(results: Results) -> Comparison:
-    """Predictors and the model's selected configuration on validation and test."""
-    scores = results.finished("score")
-    if scores.empty:
-        raise MissingError("Table 2: no finished run of part score; run `study score`")
-    rows: list[Row] = []
-    notes: list[str] = []
-    for cell, runs in scores.groupby("cell", sort=True):
-        named = {str(run["name"]): run for _, run in runs.iterrows()}
-        order = [f"{PREDICTOR}{name}" for name in PREDICTORS]
-        order += sorted(name for name in named if not name.startswith(PREDICTOR))
-        notes += [f"{cell}: no score of {name.removeprefix(PREDICTOR)}." for name in order if name not in named]
-        if all(name.startswith(PREDICTOR) for name in named):
-            notes.append(f"{cell}: no score of the model.")
-        errors: dict[str, UserErrors] = {}
-        for name in (name for name in order if name in named):
-            try:
-                errors[name] = _errors(results, named[name])
-            except InputError as error:
-                notes.append(f"{cell}, {name.removeprefix(PREDICTOR)}: {error}.")
-        base = errors.get(f"{PREDICTOR}{BASELINE}")
-        for name, found in errors.items():
-            row, note = _row(str(cell), named[name], _shown_name(results, named[name]), found, base)
-            rows.append(row)
-            notes += note
-    if not rows:
-        raise MissingError(f"Table 2: no scored run can be read ({notes[0]}); run `study score`")
-    return Comparison(tuple(rows), tuple(notes))
-
-
 def comparison_table(comparison: Comparison, results: Results) -> Table:
-    """Table 2: every row of every cell; bold is the lowest test RMSE of a cell."""
+    """Table 2: every row of every cell; bold is the best row of a cell (and protocol) by the headline metric."""
+    caption = "Table 2. Test users"
+    return _comparison_table("table_2_comparison", caption, comparison, results)
+
+
+def full_ranking_table(results: Results) -> Table:
+    """Table 4 of sequences: the same rows ranked among all items of the target domain instead of sampled ones."""
+    comparison = compare(results, full=True)
+    return _comparison_table("table_4_full_ranking", "Table 4. Full ranking, test users", comparison, results)
+
+
+def _comparison_table(name: str, head: str, comparison: Comparison, results: Results) -> Table:
+    subject, metrics, headline = comparison.subject, comparison.metrics, comparison.headline
+    bar, digits = subject.kind.bar, subject.kind.digits
     shown = []
     for row in comparison.rows:
-        bold = "**" if (row.cell, row.name) in comparison.best else ""
-        line = {"Task": _arrow(row.task), "Cold ratio": f"{row.ratio:.0%}", "Row": f"{bold}{row.name}{bold}"}
-        line |= {f"Val. {_NAMES[m]}": _number(row.validation[m].value) for m in METRICS if m in row.validation}
-        line |= {f"Test {_NAMES[m]}": interval_text(row.test[m]) for m in METRICS}
-        versus = row.difference["rmse"] if row.difference else None
-        shown.append(line | {f"Test RMSE minus {BASELINE}": interval_text(versus, signed=True) if versus else "–"})
-    caption = (
-        "Table 2. Cold-start users: MAE and RMSE (rating points), NDCG@20; 95% bootstrap intervals over test users"
-    )
-    frame = pd.DataFrame([_flat(row) for row in comparison.rows])
-    table = pd.DataFrame(shown).fillna("–")
-    return Table("table_2_comparison", _caption(caption, results), frame, table, comparison.notes)
+        bold = "**" if (row.cell, row.group, row.name) in comparison.best else ""
+        line = {"Task": _arrow(row.task), subject.ratio: f"{row.ratio:.0%}"}
+        if row.group:
+            line[subject.kind.group_column.capitalize()] = row.group
+        line["Row"] = f"{bold}{row.name}{bold}"
+        line |= {
+            f"Val. {m.label}": _number(row.validation[m.name].value, digits)
+            for m in metrics
+            if m.name in row.validation
+        }
+        line |= {
+            f"Test {m.label}": interval_text(row.test[m.name], digits=digits) for m in metrics if m.name in row.test
+        }
+        versus = row.difference[headline.name] if row.difference else None
+        text = interval_text(versus, signed=True, digits=digits) if versus else "–"
+        shown.append(line | {f"Test {headline.label} minus {bar}": text})
+    caption = f"{head}: {_measures(metrics)}; mean over seeds, 95% bootstrap intervals over users"
+    frame = pd.DataFrame([_flat(comparison, row) for row in comparison.rows])
+    return Table(name, _caption(caption, results), frame, pd.DataFrame(shown).fillna("–"), comparison.notes)
 
 
-def ablation_table(results: Results, metrics: Sequence[str] = ("val_mae", "val_rmse")) -> Table:
+def ablation_table(results: Results) -> Table:
     """Table 3: variants of the selected configuration, on validation (test is read by the score part alone).
 
-    The column `full` is the ablation part's own, else the score part's run of the selected configuration.
+    The column `full` is the ablation part's own, else the score part's run of the selected configuration. Published
+    ablations stand below as they are printed; they are of test users.
     """
     runs = results.finished("ablate")
     if runs.empty:
@@ -186,25 +147,49 @@ def ablation_table(results: Results, metrics: Sequence[str] = ("val_mae", "val_r
             if not selected.empty:
                 named["full"] = selected.iloc[0]
         notes += [f"{cell}: no finished run of {name}." for name in variants if name not in named]
-        for metric in metrics:
-            for name in (name for name in variants if name in named):
-                interval = _over_seeds(named[name], metric)
-                records.append((str(cell), named[name]["task"], named[name]["ratio"], metric, name, interval))
+        records += _ablation_records(results, str(cell), {name: named[name] for name in variants if name in named})
+    if any(record[-1].n == 0 for record in records):
+        notes.append("Published numbers are of test users, measured ones of validation users.")
+    group_column = results.subject.kind.group_column  # none: one group of all rows
+    head = ["cell", "task", "ratio", group_column, "metric", "label", "variant"]
     frame = pd.DataFrame(
-        [(*head, i.value, i.low, i.high, i.n) for *head, i in records],
-        columns=["cell", "task", "ratio", "metric", "variant", "mean", "low", "high", "seeds"],
-    )
-    lines: dict[tuple[str, str], dict[str, str]] = {}
-    for cell_name, task, ratio, metric, name, interval in records:
-        head = {
-            "Task": _arrow(str(task)),
-            "Cold ratio": f"{ratio:.0%}",
-            "Validation": _NAMES[metric.removeprefix("val_")],
-        }
-        lines.setdefault((cell_name, metric), head)[_variant(name)] = interval_text(interval)
-    shown = pd.DataFrame(list(lines.values()), columns=["Task", "Cold ratio", "Validation", *map(_variant, variants)])
-    caption = "Table 3. Ablations on validation users (mean over seeds, 95% t intervals)"
+        [(*names, i.value, i.low, i.high, i.n) for *names, i in records],
+        columns=[*head, "mean", "low", "high", "seeds"],
+    ).drop(columns=["label", *([] if group_column else [""])])
+    lines: dict[tuple[str, ...], dict[str, str]] = {}
+    for cell_name, task, ratio, group, _, label, name, interval in records:
+        line = {"Task": _arrow(task), results.subject.ratio: f"{ratio:.0%}"}
+        line |= {group_column.capitalize(): group} if group_column else {}
+        text = interval_text(interval, digits=results.subject.kind.digits)
+        lines.setdefault((cell_name, group, label), line | {"Validation": label})[_variant(name)] = text
+    columns = ["Task", results.subject.ratio, *filter(None, [group_column.capitalize()]), "Validation"]
+    shown = pd.DataFrame(list(lines.values()), columns=[*columns, *map(_variant, variants)])
+    metrics = [metric for metric in results.subject.kind.metrics if metric.name in results.subject.kind.ablation]
+    caption = f"Table 3. Ablations on validation users: {_measures(metrics)} (mean over seeds, 95% t intervals)"
     return Table("table_3_ablations", _caption(caption, results), frame, shown.fillna("–"), tuple(notes))
+
+
+def _ablation_records(results: Results, cell: str, named: Mapping[str, pd.Series]) -> list[tuple[Any, ...]]:
+    """(cell, task, ratio, group, metric, its label, variant, interval) of a cell, and of what was published of it."""
+    kind, published = results.subject.kind, results.subject.published
+    first = next(iter(named.values()))
+    head = (cell, str(first["task"]), float(first["ratio"]))
+    records: list[tuple[Any, ...]] = []
+    for group in kind.groups:
+        for metric in (metric for metric in kind.metrics if metric.name in kind.ablation):
+            column = f"val_{in_group(metric.name, group)}"
+            of = {name: run for name, run in named.items() if per_seed(run, column)}
+            names = (f"val_{metric.name}", metric.label)
+            records += [(*head, group, *names, name, over_seeds(run, column)) for name, run in of.items()]
+            if of and published is not None and (published.group, published.ratio) == (group, head[2]):
+                names = (f"published_{metric.name}", f"{metric.label} (published, test)")
+                values = {name: row.get(str(first["target"]), {}) for name, row in published.ablations.items()}
+                records += [
+                    (*head, group, *names, name, printed(values[name][metric.name]))
+                    for name in named
+                    if metric.name in values.get(name, {})
+                ]
+    return records
 
 
 def cold_item_table(results: Results) -> Table:
@@ -214,7 +199,8 @@ def cold_item_table(results: Results) -> Table:
     runs = scores[scores[column] > 0] if column in scores.columns else scores.iloc[:0]
     if runs.empty:
         raise MissingError("Table 4: no scored run has test ratings of cold items; run `study score`")
-    order = {f"{PREDICTOR}{name}": k for k, name in enumerate(PREDICTORS)}
+    subject = results.subject
+    order = {f"{PREDICTOR}{name}": k for k, name in enumerate(subject.kind.predictors)}
     runs = runs.assign(_order=[order.get(str(name), len(order)) for name in runs["name"]])
     runs = runs.sort_values(["cell", "_order", "name"])
     frame = pd.DataFrame(
@@ -222,7 +208,7 @@ def cold_item_table(results: Results) -> Table:
             "cell": runs["cell"],
             "task": runs["task"],
             "ratio": runs["ratio"],
-            "row": [_shown_name(results, run) for _, run in runs.iterrows()],
+            "row": [shown_name(results, run) for _, run in runs.iterrows()],
             "ratings": runs[column].astype(int),
             "mae": runs["metrics.test_cold_item_mae"],
             "rmse": runs["metrics.test_cold_item_rmse"],
@@ -231,92 +217,88 @@ def cold_item_table(results: Results) -> Table:
     shown = pd.DataFrame(
         {
             "Task": frame["task"].map(_arrow),
-            "Cold ratio": frame["ratio"].map("{:.0%}".format),
+            subject.ratio: frame["ratio"].map("{:.0%}".format),
             "Row": frame["row"],
             "Test ratings": frame["ratings"].map(_count),
-            "MAE": frame["mae"].map(_number),
-            "RMSE": frame["rmse"].map(_number),
+            "MAE": [_number(value, subject.kind.digits) for value in frame["mae"]],
+            "RMSE": [_number(value, subject.kind.digits) for value in frame["rmse"]],
         }
     )
     caption = "Table 4. Dual cold start: cold users and cold items (rating points)"
     return Table("table_4_cold_items", _caption(caption, results), frame, shown)
 
 
+def published_table(results: Results, comparison: Comparison) -> Table:
+    """Every published row as printed, and below them the rows of this study that they can be held against."""
+    published = results.subject.published
+    if published is None:
+        raise MissingError("published numbers: the plan names none; set `published` in it")
+    measured = [
+        row for row in comparison.rows if row.seeds and (row.ratio, row.group) == (published.ratio, published.group)
+    ]
+    lines: dict[tuple[bool, str], dict[tuple[str, str], float]] = {}
+    for name, of in published.comparison.items():
+        lines[False, name] = {(t, m.name): of[t][m.name] for t in of for m in comparison.metrics if m.name in of[t]}
+    for row in measured:
+        values = {(row.target, m.name): row.test[m.name].value for m in comparison.metrics}
+        lines.setdefault((True, row.name), {}).update(values)
+    columns = list(dict.fromkeys(key for line in lines.values() for key in line))
+    frame = pd.DataFrame(
+        [("measured" if ours else "published", name, *(line.get(key, math.nan) for key in columns))
+         for (ours, name), line in lines.items()],
+        columns=["source", "row", *(f"{target}_{metric}" for target, metric in columns)],
+    )  # fmt: skip
+    labels = {metric.name: metric.label for metric in comparison.metrics}
+    shown = pd.DataFrame({"Source": frame["source"], "Row": frame["row"]})
+    for target, metric in columns:
+        column = frame[f"{target}_{metric}"].tolist()
+        shown[f"{target} {labels[metric]}"] = ["–" if math.isnan(value) else _number(value, 4) for value in column]
+    caption = f"Published beside measured: {published.name}, test users, protocol {published.group}"
+    return Table("published", _caption(caption, results), frame, shown, (published.note,))
+
+
 def summary_table(results: Results, comparison: Comparison | None = None) -> Terminal:
     """The table that `study run` ends with; 80 columns wide. Raises MissingError where nothing is scored."""
     comparison = comparison or compare(results)
-    title = _caption("MAE, RMSE, NDCG@20: validation, and test with 95% intervals over users", results)
+    subject, metrics = comparison.subject, comparison.metrics
+    names = ", ".join(metric.label for metric in metrics)
+    title = _caption(f"{names}: validation, and test with 95% intervals over users", results)
     table = Terminal(title=title, box=None, header_style="bold", title_style="bold", padding=(0, 1, 0, 0))
     table.add_column("", no_wrap=True)
-    for split, names in (("val", METRICS), ("test", METRICS)):
-        for name in names:
-            table.add_column(f"{split}\n{_NAMES[name].removesuffix('@20')}", justify="right", no_wrap=True)
-    for cell in dict.fromkeys(row.cell for row in comparison.rows):
-        rows = [row for row in comparison.rows if row.cell == cell]
-        table.add_row(Text(f"{_arrow(rows[0].task)}, cold {rows[0].ratio:.0%}", style="cyan", overflow="ignore"))
+    validation = metrics if len(metrics) <= 3 else (comparison.headline,)  # what 80 columns hold
+    for split, found in (("val", validation), ("test", metrics)):
+        for metric in found:
+            table.add_column(f"{split}\n{_narrow(metric, metrics)}", justify="right", no_wrap=True)
+    for cell, group in dict.fromkeys((row.cell, row.group) for row in comparison.rows):
+        rows = [row for row in comparison.rows if (row.cell, row.group) == (cell, group)]
+        head = subject.cell(rows[0].task, rows[0].ratio) + (f", {group}" if group else "")
+        table.add_row(Text(head, style="cyan", overflow="ignore"))
         for row in rows:
-            values = [f"{row.validation[m].value:.3f}" if m in row.validation else "–" for m in METRICS]
-            values += [_short(row.test[m]) for m in METRICS]
-            table.add_row(f"  {row.name}", *values, style="bold" if (cell, row.name) in comparison.best else "")
+            values = [f"{row.validation[m.name].value:.3f}" if m.name in row.validation else "–" for m in validation]
+            values += [_short(row.test[m.name]) if m.name in row.test else "–" for m in metrics]
+            bold = (cell, group, row.name) in comparison.best
+            table.add_row(f"  {row.name}", *values, style="bold" if bold else "")
     return table
 
 
-def interval_text(interval: Interval, signed: bool = False) -> str:
+def interval_text(interval: Interval, signed: bool = False, digits: int = 3) -> str:
     """`0.927 [0.915, 0.939]`; the value alone where there is no interval."""
-    show = "{:+.3f}".format if signed else "{:.3f}".format
+    show = f"{{:{'+' if signed else ''}.{digits}f}}".format
     if not math.isfinite(interval.low):
         return show(interval.value)
     return f"{show(interval.value)} [{show(interval.low)}, {show(interval.high)}]"
 
 
-def _errors(results: Results, run: pd.Series) -> UserErrors:
-    run_id = str(run["run_id"])
-    return UserErrors.from_frame(results.per_user(run_id), place=f"run {run_id}: per_user.csv")
-
-
-def _row(cell: str, run: pd.Series, short: str, errors: UserErrors, base: UserErrors | None) -> tuple[Row, list[str]]:
-    difference, notes = None, []
-    if base is not None and base is not errors:
-        try:
-            difference = paired_difference(errors, base)
-        except InputError as error:
-            notes.append(f"{cell}, {short}: {error}.")
-    validation = {m: _over_seeds(run, f"val_{m}") for m in METRICS if not pd.isna(run.get(f"metrics.val_{m}"))}
-    made = Row(
-        cell=cell,
-        task=str(run["task"]),
-        ratio=float(run["ratio"]),
-        name=short,
-        seeds=errors.squared.shape[1],
-        users=len(errors.users),
-        ratings=int(errors.ratings.sum()),
-        validation=validation,
-        test=bootstrap(errors),
-        difference=difference,
-    )
-    return made, notes
-
-
-def _shown_name(results: Results, run: pd.Series) -> str:
-    """A predictor's name, or the model's for its selected configuration."""
-    name = str(run["name"])
-    if name.startswith(PREDICTOR):
-        return name.removeprefix(PREDICTOR)
-    return str(results.config(str(run["run_id"])).get("model", name)) if name == "best" else name
-
-
-def _over_seeds(run: pd.Series, metric: str) -> Interval:
-    return seed_interval(per_seed(run, metric))
-
-
-def _flat(row: Row) -> dict[str, Any]:
-    flat: dict[str, Any] = {"cell": row.cell, "task": row.task, "ratio": row.ratio, "row": row.name}
-    flat |= {"seeds": row.seeds, "users": row.users, "ratings": row.ratings}
-    groups = (("val", row.validation), ("test", row.test), (f"minus_{BASELINE}", row.difference or {}))
+def _flat(comparison: Comparison, row: Row) -> dict[str, Any]:
+    kind = comparison.subject.kind
+    flat: dict[str, Any] = {"cell": row.cell, "task": row.task, "ratio": row.ratio}
+    flat |= {kind.group_column: row.group} if kind.group_column else {}
+    flat |= {"row": row.name, "seeds": row.seeds, "users": row.users, kind.rows: row.size}
+    groups = (("val", row.validation), ("test", row.test), (f"minus_{kind.bar}", row.difference or {}))
     for group, intervals in groups:
-        for metric in METRICS:
-            interval = intervals.get(metric, Interval(math.nan, math.nan, math.nan, 0))
-            key = f"{group}_{metric}"
+        for metric in comparison.metrics:
+            interval = intervals.get(metric.name, Interval(math.nan, math.nan, math.nan, 0))
+            key = f"{group}_{metric.name}"
             flat |= {key: interval.value, f"{key}_low": interval.low, f"{key}_high": interval.high}
     return flat
 
@@ -331,7 +313,7 @@ def _raw(domain: Mapping[str, Any]) -> str:
 
 
 def _overlap(cell: Mapping[str, Any]) -> Any:
-    return next((value for key, value in cell.items() if key.startswith("overlap")), None)
+    return next((value for key, value in cell.items() if "overlap" in key), None)
 
 
 def _caption(text: str, results: Results) -> str:
@@ -352,8 +334,23 @@ def _count(value: Any) -> str:
     return f"{value:,.0f}" if float(value).is_integer() else f"{value:,.3f}"
 
 
-def _number(value: float) -> str:
-    return f"{value:.3f}"
+def _number(value: float, digits: int) -> str:
+    return f"{value:.{digits}f}"
+
+
+def _measures(metrics: Sequence[Metric]) -> str:
+    """`MAE, RMSE (rating points, lower is better), NDCG@20 (0 to 1, higher is better)`."""
+    scales = [scale(metric) for metric in metrics]
+    ends = [k + 1 == len(scales) or scales[k + 1] != scales[k] for k in range(len(scales))]
+    return ", ".join(
+        f"{metric.label} {scales[k]}" if ends[k] else metric.label for k, metric in enumerate(metrics)
+    )  # fmt: skip
+
+
+def _narrow(metric: Metric, metrics: Sequence[Metric]) -> str:
+    """The label without its cut-off where that tells nothing apart."""
+    short, _, _ = metric.label.partition("@")
+    return short if [other.label.partition("@")[0] for other in metrics].count(short) == 1 else metric.label
 
 
 def _short(interval: Interval) -> str:

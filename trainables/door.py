@@ -194,11 +194,14 @@ def run_predictor(
     yield Report(epoch=0, metrics=metrics, final=True, artifacts=artifacts)
 
 
+def has_shared(model: str) -> bool:
+    """Whether the model's trials share something that can be made ahead of them."""
+    return hasattr(load_model(model), "prepare")
+
+
 def prepare(model: str, config: Mapping[str, Any], task_dir: str) -> None:
-    """Make what trials of this configuration share, where the model has such a thing."""
-    module = load_model(model)
-    if hasattr(module, "prepare"):
-        module.prepare(make_config(model, config, f"config of {model}"), _task(task_dir))
+    """Make what trials of this configuration share, see `has_shared`."""
+    load_model(model).prepare(make_config(model, config, f"config of {model}"), _task(task_dir))
 
 
 def validation_metrics(predict: Predict, task: Any, seed: int, *, full: bool = False) -> dict[str, float]:

@@ -89,6 +89,7 @@ def ours(home: Path, trials: int, seconds: float, name: str) -> list[tuple[float
         trainable="fake_door:run",
         model="fake",
         base={"x": 0.5, "epochs": EPOCHS, "seconds": seconds, "fail": ""},
+        selection=("val_rmse", "minimize"),
         space=load_space(f"{home}/space.yaml/v", ["x"]),
         search=SearchSpec(trials=trials, seeds=(0,)),
         cluster=Cluster(max_concurrent=1),

@@ -11,7 +11,7 @@ from features.simulate import SimulateSpec, simulate
 from study.results import Results, load_results
 
 from . import tiny
-from .store import Store, full_store
+from .store import MUSIC, Store, full_store
 
 
 @dataclass(frozen=True)
@@ -51,4 +51,4 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
 @pytest.fixture(scope="session")
 def results(store: Store) -> Results:
     """That study, read back."""
-    return load_results(store.uri, store.experiment)
+    return load_results(store.uri, store.experiment, MUSIC)

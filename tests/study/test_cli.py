@@ -221,7 +221,7 @@ PLANS: dict[str, tuple[dict[str, Any], str]] = {
     "ratio 1.5": (
         {"ratios": [0.2, 1.5]}, "plan.yaml: ratios: split.ratio is 1.5; give a share between 0 and 1, both excluded",
     ),
-    "unknown model": ({"model": "musik"}, "plan.yaml: model: unknown 'musik'; choose from music"),
+    "unknown model": ({"model": "musik"}, "plan.yaml: model: unknown 'musik'; choose from lgcd, music"),
     "unknown space": (
         {"space": "nope/paper"}, "space 'nope/paper': there is no space file 'nope'; shipped are music",
     ),

@@ -82,8 +82,9 @@ def fixed(home: Path, name: str, part: str = "sweep:x", **config: Any) -> Job:
 
 def run_fixed(home: Path, *jobs: Job, **options: Any) -> Any:
     return run_jobs(
-        experiment="study", home=home, jobs=jobs, trainable="fake_door:run", model="fake", base=drive.BASE, **options
-    )
+        experiment="study", home=home, jobs=jobs, trainable="fake_door:run", model="fake", base=drive.BASE,
+        selection=("val_rmse", "minimize"), **options,
+    )  # fmt: skip
 
 
 def attempts(home: Path, task: str) -> int:

@@ -15,7 +15,7 @@ from study.figures import Sensitivity, curves, history, importance, parallel, se
 from study.results import MissingError, Results, load_results
 from study.statistics import seed_interval
 
-from .store import ACTIVATIONS, CELLS, CONFIG, STEPS, empty_store, fill_search, with_seeds
+from .store import ACTIVATIONS, CELLS, CONFIG, MUSIC, STEPS, empty_store, fill_search, with_seeds
 
 pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy:DeprecationWarning")
 
@@ -27,11 +27,11 @@ def test_figure_3_holds_rmse_and_ndcg_over_steps_with_t_intervals_over_seeds(res
     assert (figure.numeric, figure.log) == (True, True)
     rows = results.finished("sweep:steps").set_index(["cell", "variant"])
     for panel in figure.panels:
-        assert [line.cell for line in panel.lines] == [f"{task}@{ratio}" for task, ratio in CELLS]
+        assert [line.name for line in panel.lines] == [f"{task}@{ratio}" for task, ratio in CELLS]
         for line in panel.lines:
             assert line.x == figure.values
             for x, y in zip(line.x, line.y, strict=True):
-                row = rows.loc[(line.cell, f"{x:g}")]
+                row = rows.loc[(line.name, f"{x:g}")]
                 want = seed_interval([row[f"metrics.{panel.metric}/seed_{seed}"] for seed in range(3)])
                 assert y == want
                 assert y.value == pytest.approx(row[f"metrics.{panel.metric}"])
@@ -61,7 +61,7 @@ def test_a_partial_sweep_names_what_is_missing_and_wide_intervals_do_not_flatten
         config = {**CONFIG, "dropout": dropout}
         store.add("sweep:dropout", "a->b", 0.2, f"dropout={dropout}", metrics, config=config)
     store.add("sweep:dropout", "a->b", 0.8, "dropout=0.1", with_seeds({"val_rmse": [0.91]}), config=CONFIG)
-    figure = sensitivity(load_results(store.uri, store.experiment), "dropout")
+    figure = sensitivity(load_results(store.uri, store.experiment, MUSIC), "dropout")
     assert figure.head.name == "sensitivity_dropout"
     assert (figure.numeric, figure.log) == (True, False)
     assert figure.head.notes[0] == "a->b@0.8: dropout = 0.3 missing."
@@ -89,7 +89,7 @@ def test_importance_needs_trials(tmp_path: Path) -> None:
     store = empty_store(tmp_path)
     fill_search(store, trials=4)
     with pytest.raises(MissingError, match="no cell has 5 finished search trials that differ"):
-        importance(load_results(store.uri, store.experiment))
+        importance(load_results(store.uri, store.experiment, MUSIC))
 
 
 def test_history_is_the_running_best_and_counts_the_failed(results: Results) -> None:
@@ -108,8 +108,8 @@ def test_history_keeps_diverged_trials_from_stretching_the_axis(tmp_path: Path) 
     store = empty_store(tmp_path)
     for k, value in enumerate((0.9, 0.95, 1.0, 40.0)):
         store.add("search", "a->b", 0.2, f"{k:04d}", with_seeds({"val_rmse": [value]}))
-    figure = history(load_results(store.uri, store.experiment))
-    assert figure.top["a->b"] == pytest.approx(1.0 + 4 * 0.1)
+    figure = history(load_results(store.uri, store.experiment, MUSIC))
+    assert figure.edge["a->b"] == pytest.approx(1.0 + 4 * 0.1)
     assert figure.head.notes == ("1 trials lie beyond the axis and are drawn at its edge.",)
     assert figure.points()["val_rmse"].max() == 40.0
 
@@ -148,7 +148,7 @@ def test_parallel_coordinates_place_every_trial(results: Results) -> None:
 
 def test_a_store_without_the_part_is_missing_not_wrong(tmp_path: Path) -> None:
     empty = empty_store(tmp_path)
-    results = load_results(empty.uri, empty.experiment)
+    results = load_results(empty.uri, empty.experiment, MUSIC)
     with pytest.raises(MissingError, match="no finished run of part sweep:steps; run `study sweep`"):
         sensitivity(results, "steps")
     for make in (importance, history):
@@ -186,8 +186,8 @@ def test_axes_have_units_tasks_keep_their_colour_and_legends_stand_outside(resul
     canvas = draw(sensitivity(results, "steps"))
     left, right = canvas.axes
     assert left.get_xlabel() == "Diffusion steps T"
-    assert left.get_ylabel() == "Validation RMSE (rating points)"
-    assert right.get_ylabel() == "Validation NDCG@20 (0 to 1)"
+    assert left.get_ylabel() == "Validation RMSE (rating points, lower is better)"
+    assert right.get_ylabel() == "Validation NDCG@20 (0 to 1, higher is better)"
     drawn = {line.get_label(): line.get_color() for line in canvas.legends[0].get_lines()}
     assert drawn == {
         f"{task.replace('->', ' → ')}, cold {ratio:.0%}": COLOURS[["books->movies", "movies->books"].index(task)]
@@ -230,7 +230,7 @@ def test_the_smallest_study_draws(tmp_path: Path) -> None:
         store.add(f"sweep:{parameter}", "a->b", 0.2, f"{parameter}={CONFIG[parameter]}", only)
     store.add("search", "a->b", 0.2, "0000", only, epochs={"val_rmse": [0.9]})
     store.add("search", "a->b", 0.2, "0001", only, config={**CONFIG, "lr": 0.0001})
-    results = load_results(store.uri, store.experiment)
+    results = load_results(store.uri, store.experiment, MUSIC)
     made = [sensitivity(results, "steps"), sensitivity(results, "activation"), history(results), curves(results)]
     for figure in [*made, parallel(results, "a->b@0.2")]:
         save(figure, tmp_path)

@@ -24,6 +24,7 @@ from study.tracking import connect, default_uri, find_runs
 from trainables.predictors import PREDICTORS
 
 from .conftest import Finished
+from .store import MUSIC
 from .tiny import PLAN, WORK, change_reviews, study, write_plan
 
 CELLS = ["books->movies@0.2", "books->movies@0.5"]
@@ -31,7 +32,7 @@ CELLS = ["books->movies@0.2", "books->movies@0.5"]
 
 @pytest.fixture(scope="module")
 def results(finished: Finished) -> Results:
-    return load_results(default_uri(finished.home), "tiny")
+    return load_results(default_uri(finished.home), "tiny", MUSIC)
 
 
 def runs(home: Path, part: str | None = None) -> list[Any]:
@@ -192,7 +193,7 @@ def test_reviews_of_test_users_change_no_validation_and_no_choice(
     assert len(arrays) > 10
     assert all((original / path).read_bytes() == (task / path).read_bytes() for path in arrays)
 
-    mine, theirs = results, load_results(default_uri(home), "tiny")
+    mine, theirs = results, load_results(default_uri(home), "tiny", MUSIC)
     shared = [str(name) for name in theirs.trials.columns if str(name).startswith(("params.", "metrics."))]
     columns = ["name", "best", *(name for name in shared if name != "metrics.seconds")]
     tables = []

@@ -11,7 +11,7 @@ import pytest
 from study import parts
 from study.jobs import Cell, Job
 from study.plan import Plan, load_plan
-from trainables.predictors import PREDICTORS
+from trainables.kinds import RATINGS
 from trainables.task import TaskFolders
 
 from .tiny import WORK, write_plan
@@ -70,7 +70,7 @@ def test_only_the_ablation_of_text_reads_other_features(make: MakePlan) -> None:
 
 def test_only_scores_are_given_test_data(make: MakePlan) -> None:
     plan = make()
-    scores = [*parts.score_jobs(plan, folders, BEST), *parts.predictor_jobs(plan, folders)]
+    scores = [*parts.score_jobs(plan, folders, BEST), *parts.predictor_jobs(plan, "score", folders)]
     assert {(job.score, job.test_dir) for job in scores} == {
         (True, f"/tasks/{cell.name}-ratings/test") for cell in plan.cells
     }
@@ -85,9 +85,9 @@ def test_scores_are_the_best_and_the_simple_predictors(make: MakePlan) -> None:
     plan = make(ratios=[0.2])
     (best,) = parts.score_jobs(plan, folders, BEST)
     assert (best.name, best.config, best.seeds) == ("best", BEST["books->movies@0.2"], (0, 1))
-    rows = parts.predictor_jobs(plan, folders)
+    rows = parts.predictor_jobs(plan, "score", folders)
     assert [(job.name, job.config, job.seeds) for job in rows] == [
-        (f"predictor:{name}", {"predictor": name}, (-1,)) for name in PREDICTORS
+        (f"predictor:{name}", {"predictor": name}, (-1,)) for name in RATINGS.predictors
     ]
 
 
@@ -106,4 +106,4 @@ def test_parts_that_are_left_out_have_no_jobs(make: MakePlan) -> None:
     assert parts.part_names(plan) == []
     assert parts.planned(plan) == {}
     assert parts.search_jobs(plan, folders) == parts.ablation_jobs(plan, folders, {}) == []
-    assert parts.score_jobs(plan, folders, {}) == parts.predictor_jobs(plan, folders) == []
+    assert parts.score_jobs(plan, folders, {}) == parts.predictor_jobs(plan, "score", folders) == []

@@ -11,7 +11,7 @@ from mlflow import MlflowClient
 from study import report as module
 from study.report import report
 
-from .store import Store, empty_store, fill_search
+from .store import MUSIC, Store, empty_store, fill_search
 
 pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy:DeprecationWarning")
 
@@ -53,8 +53,8 @@ def logged(client: MlflowClient, run_id: str) -> set[str]:
 
 def test_a_full_study_twice_gives_the_same_bytes_in_one_finished_run(store: Store, tmp_path: Path) -> None:
     steps: list[tuple[int, int]] = []
-    first = report(store.uri, store.experiment, tmp_path / "one", progress=lambda *at: steps.append(at))
-    again = report(store.uri, store.experiment, tmp_path / "two")
+    first = report(store.uri, store.experiment, MUSIC, tmp_path / "one", progress=lambda *at: steps.append(at))
+    again = report(store.uri, store.experiment, MUSIC, tmp_path / "two")
     made = files(tmp_path / "one")
     assert made == files(tmp_path / "two")
     assert first.run_id == again.run_id
@@ -95,7 +95,7 @@ def test_a_partial_study_says_what_is_missing_and_drops_what_is_stale(tmp_path: 
     stale = store.client.create_run(store.experiment_id, tags={"study.part": "report", "study.trial": "report"})
     store.client.log_text(stale.info.run_id, "stale", "figures/old.png")
 
-    made = report(store.uri, store.experiment, out)
+    made = report(store.uri, store.experiment, MUSIC, out)
     assert made.run_id == stale.info.run_id
     assert [line.partition(":")[0] for line in made.missing] == [
         "Table 1",
@@ -118,7 +118,7 @@ def test_a_partial_study_says_what_is_missing_and_drops_what_is_stale(tmp_path: 
 
 def test_an_empty_study_has_a_report(tmp_path: Path) -> None:
     store = empty_store(tmp_path)
-    made = report(store.uri, store.experiment, tmp_path / "out")
+    made = report(store.uri, store.experiment, MUSIC, tmp_path / "out")
     assert (made.figures, made.tables) == ((), ())
     text = made.page.read_text(encoding="utf-8")
     assert "No trial has been logged." in text
@@ -138,7 +138,7 @@ def test_a_report_that_breaks_closes_its_run_as_failed_and_leaves_the_old_page(
 
     monkeypatch.setattr(module, "_log", broken)
     with pytest.raises(OSError, match="disk full"):
-        report(store.uri, store.experiment, out)
+        report(store.uri, store.experiment, MUSIC, out)
     (run,) = store.client.search_runs([store.experiment_id])
     assert run.info.status == "FAILED"
     assert [path.name for path in out.iterdir()] == ["report.html"]

@@ -10,7 +10,7 @@ import pytest
 from features.errors import InputError
 from study.results import Results, load_results
 
-from .store import CONFIG, Store, empty_store, seeds_around, with_seeds
+from .store import CONFIG, MUSIC, Store, empty_store, seeds_around, with_seeds
 
 pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy:DeprecationWarning")
 
@@ -57,7 +57,7 @@ def test_of_several_runs_of_a_trial_the_newest_finished_one_counts(tmp_path: Pat
     for value, status in ((0.9, "FINISHED"), (0.8, "FINISHED"), (0.1, "FAILED")):
         store.add("search", "a->b", 0.2, "0000", with_seeds({"val_rmse": [value]}), status=status)
     store.client.set_terminated(store.client.create_run(store.experiment_id).info.run_id)
-    read = load_results(store.uri, store.experiment)
+    read = load_results(store.uri, store.experiment, MUSIC)
     assert read.trials["metrics.val_rmse"].tolist() == [0.8]
     assert read.duplicates == ("search/a->b@0.2/0000",)
     assert read.foreign == 1
@@ -65,7 +65,7 @@ def test_of_several_runs_of_a_trial_the_newest_finished_one_counts(tmp_path: Pat
 
 def test_an_empty_experiment_is_an_empty_study(tmp_path: Path) -> None:
     store = empty_store(tmp_path)
-    read = load_results(store.uri, store.experiment)
+    read = load_results(store.uri, store.experiment, MUSIC)
     assert read.trials.empty
     assert read.finished("search").empty
     assert (read.tasks(), read.ratios(), read.sweeps(), read.searched(), read.domains) == ([], [], [], [], ())
@@ -73,9 +73,9 @@ def test_an_empty_experiment_is_an_empty_study(tmp_path: Path) -> None:
 
 def test_a_store_without_the_study_is_an_error_and_stays_as_it_was(store: Store, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="holds no experiment 'other'; run `study run` on the plan first"):
-        load_results(store.uri, "other")
+        load_results(store.uri, "other", MUSIC)
     with pytest.raises(InputError, match=r"none\.db: there is no such store; run `study run` on the plan first"):
-        load_results(f"sqlite:///{tmp_path / 'none.db'}", "tiny")
+        load_results(f"sqlite:///{tmp_path / 'none.db'}", "tiny", MUSIC)
     assert not list(tmp_path.iterdir())
 
 
@@ -90,5 +90,5 @@ def test_validation_frame_has_no_test_column(tmp_path: Path) -> None:
     store = empty_store(tmp_path)
     metrics = seeds_around(np.random.default_rng(0), 0.9)
     store.add("search", "a->b", 0.2, "0000", {**metrics, "test_rmse": 0.5, "test_rmse/seed_0": 0.5}, config=CONFIG)
-    frame = load_results(store.uri, store.experiment).validation()
+    frame = load_results(store.uri, store.experiment, MUSIC).validation()
     assert set(metrics) == {name.removeprefix("metrics.") for name in frame.columns if name.startswith("metrics.")}

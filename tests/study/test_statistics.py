@@ -6,18 +6,24 @@ import math
 import time
 
 import numpy as np
+import pandas as pd
 import pytest
 from scipy import stats
 
 from features.errors import InputError
 from study.statistics import UserErrors, bootstrap, paired_difference, seed_interval
+from trainables.kinds import RATINGS
 
 from .store import per_user, pooled
 
 
+def errors_of(frame: pd.DataFrame, place: str = "per_user.csv") -> UserErrors:
+    return UserErrors.from_frame(frame, RATINGS.metrics, place)
+
+
 def test_point_estimates_pool_all_ratings_per_seed_and_average_seeds() -> None:
     frame = per_user(40, 1.1, [0, 1, 2], draw=3)
-    got = bootstrap(UserErrors.from_frame(frame), resamples=10)
+    got = bootstrap(errors_of(frame), resamples=10)
     want = pooled(frame)
     assert {f"test_{name}": interval.value for name, interval in got.items()} == pytest.approx(want, rel=1e-12)
     per_user_rmse = np.sqrt(frame["sum_squared_error"] / frame["n"]).mean()
@@ -26,7 +32,7 @@ def test_point_estimates_pool_all_ratings_per_seed_and_average_seeds() -> None:
 
 def test_interval_agrees_with_scipys_bootstrap() -> None:
     frame = per_user(200, 1.0, [0], draw=5)
-    ours = bootstrap(UserErrors.from_frame(frame), resamples=4_000)["rmse"]
+    ours = bootstrap(errors_of(frame), resamples=4_000)["rmse"]
 
     def rmse(n: np.ndarray, squared: np.ndarray, axis: int) -> np.ndarray:
         return np.sqrt(squared.sum(axis=axis) / n.sum(axis=axis))
@@ -41,7 +47,7 @@ def test_interval_agrees_with_scipys_bootstrap() -> None:
 def test_interval_covers_the_truth_at_its_stated_rate() -> None:
     covered = 0
     for draw in range(200):
-        interval = bootstrap(UserErrors.from_frame(per_user(80, 1.0, [0], draw)), resamples=400)["rmse"]
+        interval = bootstrap(errors_of(per_user(80, 1.0, [0], draw)), resamples=400)["rmse"]
         covered += interval.low <= 1.0 <= interval.high
     assert (
         178 <= covered <= 199
@@ -51,35 +57,35 @@ def test_interval_covers_the_truth_at_its_stated_rate() -> None:
 def test_paired_difference_finds_no_effect_where_there_is_none_and_is_narrower_than_unpaired() -> None:
     false_alarms = 0
     for draw in range(200):
-        ours, theirs = (UserErrors.from_frame(per_user(60, 1.0, [0], 2 * draw + k)) for k in (0, 1))
+        ours, theirs = (errors_of(per_user(60, 1.0, [0], 2 * draw + k)) for k in (0, 1))
         interval = paired_difference(ours, theirs, resamples=400)["rmse"]
         false_alarms += not interval.low <= 0 <= interval.high
     assert 1 <= false_alarms <= 22  # 5% of 200 is 10
 
     base = per_user(60, 1.0, [0], 7)
     better = base.assign(sum_squared_error=base["sum_squared_error"] * 0.98)  # every user 1% better
-    paired = paired_difference(UserErrors.from_frame(better), UserErrors.from_frame(base))["rmse"]
+    paired = paired_difference(errors_of(better), errors_of(base))["rmse"]
     assert paired.high < 0
-    assert paired.half_width < 0.1 * bootstrap(UserErrors.from_frame(base))["rmse"].half_width
+    assert paired.half_width < 0.1 * bootstrap(errors_of(base))["rmse"].half_width
 
 
 def test_seeds_and_row_order_change_nothing_the_bootstrap_seed_does() -> None:
     frame = per_user(50, 1.0, [0, 1], draw=1)
     shuffled = frame.sample(frac=1, random_state=0)
-    first, again = (bootstrap(UserErrors.from_frame(rows)) for rows in (frame, shuffled))
+    first, again = (bootstrap(errors_of(rows)) for rows in (frame, shuffled))
     assert first == again
-    assert bootstrap(UserErrors.from_frame(frame), seed=1)["rmse"].low != first["rmse"].low
+    assert bootstrap(errors_of(frame), seed=1)["rmse"].low != first["rmse"].low
 
 
 def test_2000_resamples_of_1000_users_take_well_under_a_second() -> None:
-    errors = UserErrors.from_frame(per_user(1_000, 1.0, [0, 1, 2], draw=1))
+    errors = errors_of(per_user(1_000, 1.0, [0, 1, 2], draw=1))
     start = time.perf_counter()
     bootstrap(errors)
     assert time.perf_counter() - start < 1.0
 
 
 def test_blocks_do_not_change_the_resamples(monkeypatch: pytest.MonkeyPatch) -> None:
-    errors = UserErrors.from_frame(per_user(30, 1.0, [0], draw=1))
+    errors = errors_of(per_user(30, 1.0, [0], draw=1))
     whole = bootstrap(errors, resamples=100)
     monkeypatch.setattr("study.statistics._BLOCK_ELEMENTS", 7 * 30)
     blocked = bootstrap(errors, resamples=100)
@@ -108,15 +114,15 @@ def test_seed_interval_is_students_t() -> None:
         (lambda f: f.iloc[1:], "every seed needs the same users"),
         (lambda f: f.assign(sum_squared_error=math.nan), "finite numbers"),
         (lambda f: f.iloc[[0, 0]], "one row per seed and user"),
-        (lambda f: f.assign(n=0), "number of ratings is at least 1"),
+        (lambda f: f.assign(n=0), "a user's n is at least 1 and the same for all seeds"),
     ],
 )
 def test_a_bad_per_user_file_is_one_line(spoil, message) -> None:  # type: ignore[no-untyped-def]
     with pytest.raises(InputError, match=message) as caught:
-        UserErrors.from_frame(spoil(per_user(5, 1.0, [0, 1], draw=1)), place="run x")
+        errors_of(spoil(per_user(5, 1.0, [0, 1], draw=1)), place="run x")
     assert "\n" not in str(caught.value)
 
 
 def test_rows_of_different_users_are_not_compared() -> None:
-    with pytest.raises(InputError, match="same test users and ratings, got 5 and 6 users"):
-        paired_difference(*(UserErrors.from_frame(per_user(users, 1.0, [0], draw=1)) for users in (5, 6)))
+    with pytest.raises(InputError, match="same test users and counts, got 5 and 6 users"):
+        paired_difference(*(errors_of(per_user(users, 1.0, [0], draw=1)) for users in (5, 6)))

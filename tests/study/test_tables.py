@@ -10,12 +10,14 @@ import pandas as pd
 import pytest
 from rich.console import Console
 
+from study.comparison import compare
 from study.results import MissingError, Results, load_results
 from study.statistics import UserErrors, paired_difference
-from study.tables import ablation_table, cold_item_table, compare, comparison_table, domains_table, splits_table
+from study.tables import ablation_table, cold_item_table, comparison_table, domains_table, splits_table
 from study.tables import summary_table as summarise
+from trainables.kinds import RATINGS
 
-from .store import CELLS, empty_store, per_user, pooled, seeds_around
+from .store import CELLS, MUSIC, empty_store, per_user, pooled, seeds_around
 
 pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy:DeprecationWarning")
 
@@ -40,9 +42,9 @@ def test_table_2_pools_test_ratings_and_pairs_the_difference(results: Results) -
     model, base = comparison.rows[3], comparison.rows[2]
     ours, theirs = per_user(80, 0.9, [0, 1, 2], 50), per_user(80, 0.95, [-1], 2)
     assert {f"test_{k}": v.value for k, v in model.test.items()} == pytest.approx(pooled(ours), rel=1e-9)
-    assert (model.users, model.seeds, model.ratings) == (80, 3, ours.loc[ours["seed"] == 0, "n"].sum())
+    assert (model.users, model.seeds, model.size) == (80, 3, ours.loc[ours["seed"] == 0, "n"].sum())
     assert model.test["rmse"].low < model.test["rmse"].value < model.test["rmse"].high
-    want = paired_difference(UserErrors.from_frame(ours), UserErrors.from_frame(theirs))["rmse"]
+    want = paired_difference(*(UserErrors.from_frame(rows, RATINGS.metrics) for rows in (ours, theirs)))["rmse"]
     assert model.difference is not None
     got = model.difference["rmse"]
     assert (got.value, got.low, got.high) == pytest.approx((want.value, want.low, want.high), rel=1e-6)
@@ -69,7 +71,7 @@ def test_table_2_of_a_partial_study_names_what_is_missing(tmp_path: Path) -> Non
     ours = {"per_user.csv": per_user(6, 1.0, [0], 1).to_csv(index=False)}
     store.add("score", "a->b", 0.2, "best", seeds_around(np.random.default_rng(0), 0.9), artifacts=ours)
     store.add("score", "a->b", 0.2, "predictor:item_mean", {"val_rmse": 1.0})
-    comparison = compare(load_results(store.uri, store.experiment))
+    comparison = compare(load_results(store.uri, store.experiment, MUSIC))
     assert [(row.cell, row.name) for row in comparison.rows] == [
         ("a->b@0.2", "source_offset"),
         ("a->b@0.2", "music"),
@@ -99,7 +101,7 @@ def test_table_3_takes_the_selected_configuration_where_the_part_has_no_full_run
     store.add("ablate", "a->b", 0.2, "wo_side", seeds_around(rng, 0.95), variant="wo_side")
     scored = seeds_around(rng, 0.9)
     store.add("score", "a->b", 0.2, "best", scored)
-    frame = ablation_table(load_results(store.uri, store.experiment)).frame.set_index(["metric", "variant"])
+    frame = ablation_table(load_results(store.uri, store.experiment, MUSIC)).frame.set_index(["metric", "variant"])
     assert frame.loc[("val_rmse", "full"), "mean"] == pytest.approx(scored["val_rmse"])
 
 
@@ -134,7 +136,7 @@ def test_summary_fits_80_columns(results: Results) -> None:
 
 def test_nothing_scored_is_missing(tmp_path: Path) -> None:
     store = empty_store(tmp_path)
-    empty = load_results(store.uri, store.experiment)
+    empty = load_results(store.uri, store.experiment, MUSIC)
     for make, message in (
         (domains_table, "no finished run of part data"),
         (splits_table, "no finished run of part data"),

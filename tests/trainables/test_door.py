@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from features.errors import InputError
-from trainables.door import load_model, make_config, model_names, prepare, run, run_predictor, score
+from trainables.door import has_shared, load_model, make_config, model_names, prepare, run, run_predictor, score
 from trainables.kinds import SEQUENCES
 from trainables.predictors import PREDICTORS
 from trainables.sequences import PROTOCOLS
@@ -229,6 +229,6 @@ def test_what_trials_share_is_made_ahead_of_them(popular: str, constant: str, tm
     folder, _ = make_sequence_task(tmp_path / "world")
     prepare(popular, {"weight": 3.0}, str(folder))
     assert (folder / "shared.txt").read_text() == "3.0"
-    prepare(constant, {}, str(folder))  # has nothing to share
+    assert (has_shared(popular), has_shared(constant)) == (True, False)
     with pytest.raises(InputError, match=r"config of popular: unknown field 'weigth'; did you mean 'weight'\?"):
         prepare(popular, {"weigth": 3.0}, str(folder))

@@ -43,6 +43,7 @@ def search(home: Path, trials: int, *, concurrent: int | None = None, **base: An
         base={**BASE, **base},
         space=load_space(f"{home}/space.yaml/v", ["x"]),
         search=SearchSpec(trials=trials, seeds=(0, 1), seed=3),
+        selection=("val_rmse", "minimize"),
         cluster=Cluster(max_concurrent=concurrent),
         on_progress=show,
     )
