@@ -43,6 +43,7 @@ class SequenceSpec:
     data_seed: int = 0
 
     def __post_init__(self) -> None:
+        share = "a share between 0 and 1, both excluded"
         faults = [
             f"sequences.{name} is {getattr(self, name)!r}; give {rule}"
             for name, good, rule in (
@@ -53,8 +54,8 @@ class SequenceSpec:
                     f"one or more of {', '.join(PROTOCOLS)}, each once",
                 ),
                 ("negatives", _whole(self.negatives) and self.negatives > 0, "a whole number above 0"),
-                ("validation_share", _number(self.validation_share) and 0 < self.validation_share < 1, "a share"),
-                ("test_share", _number(self.test_share) and 0 < self.test_share < 1, "a share between 0 and 1"),
+                ("validation_share", _number(self.validation_share) and 0 < self.validation_share < 1, share),
+                ("test_share", _number(self.test_share) and 0 < self.test_share < 1, share),
                 ("data_seed", _whole(self.data_seed) and self.data_seed >= 0, "a whole number, 0 or more"),
             )
             if not good

@@ -85,7 +85,7 @@ def text_of(domain: Domain) -> FeatureTable:
     lean = np.random.default_rng(5).normal(size=(GENRES, WIDTH))
     genre = [int(name[1:]) % GENRES for name in ids]
     vectors = (lean[genre] + draw.normal(size=(len(ids), WIDTH))).astype(np.float16)
-    key = digest({"test vectors of": domain.key})
+    key = digest({"test vectors of": ids})  # of what they are made from: the items, not what users did
     return FeatureTable(domain.path, key, ids, vectors, {"rows": {"failed": []}})  # type: ignore[arg-type]
 
 
