@@ -222,11 +222,10 @@ def next_item_loss(
 
     The drawn items stand for all of them: log(size / K) is added to their logits (Jean et al. 2015).
     """
-    positive_N1 = (state_ND * target_ND).sum(dim=-1, keepdim=True)
+    positive_N = (state_ND * target_ND).sum(dim=-1)
     negative_NK = state_ND @ drawn_KD.T + math.log(size / len(drawn_K))
-    negative_NK = negative_NK.masked_fill(drawn_K == target_N[:, None], -torch.inf)
-    logits = torch.cat([positive_N1, negative_NK], dim=1)
-    return functional.cross_entropy(logits, torch.zeros(len(target_N), dtype=torch.int64), reduction="sum")
+    negative_N = negative_NK.masked_fill(drawn_K == target_N[:, None], -torch.inf).logsumexp(dim=1)
+    return (torch.logaddexp(positive_N, negative_N) - positive_N).sum()
 
 
 def _pretraining_sequences(task: SequenceTask, how: str) -> tuple[Ints, Ints]:

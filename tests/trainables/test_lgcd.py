@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -250,19 +249,30 @@ def make_trainer(task: SequenceTask, config: Config) -> lgcd._Trainer:
 
 def test_cyclic_batches_hold_their_share_of_real_rows(task: SequenceTask) -> None:
     trainer = make_trainer(task, QUICK)
-    batches = list(trainer._batches())
-    shares = [(int(batch.has_text.sum()), len(batch)) for batch in batches]
-    pseudo = min(QUICK.batch, len(trainer.pseudo))
-    assert all(real == QUICK.batch for real, _ in shares[:-1])
-    assert all(0 < size - real <= pseudo for real, size in shares)
-    assert sum(real for real, _ in shares) == len(trainer.real)
-    seen = {int(item) for batch in islice(trainer._pseudo_stream(), len(trainer.pseudo)) for item in batch}
-    assert seen == set(range(len(trainer.pseudo)))
+    real, pseudo = (len(rows) for rows, _ in trainer.streams)
+    seen: list[int] = []
+    for _ in range(4):
+        for batch in trainer._batches():
+            share = int(batch.has_text.sum())
+            assert 0 < share <= QUICK.batch
+            assert 0 < len(batch) - share <= QUICK.batch
+            seen.append(share)
+    assert sum(seen) >= real  # every real row was in a batch
+    assert pseudo > 0
+    assert trainer.batches == math.ceil(real / len(task.protocols) / QUICK.batch)
+
+
+def test_a_stream_holds_every_row_once_in_each_pass(task: SequenceTask) -> None:
+    trainer = make_trainer(task, QUICK)
+    rows = trainer.streams[0][0]
+    stream, passes = trainer._stream(rows, 7), math.ceil(len(rows) / 7)
+    for _ in range(2):
+        assert sorted(torch.cat([next(stream) for _ in range(passes)]).tolist()) == list(range(len(rows)))
 
 
 def test_without_cyclic_batches_chance_decides(task: SequenceTask) -> None:
     trainer = make_trainer(task, replace(QUICK, cyclic=False))
-    shares = {int(batch.has_text.sum()) for batch in trainer._batches()}
+    shares = {int(batch.has_text.sum()) for _ in range(3) for batch in trainer._batches()}
     assert len(shares) > 1
 
 
