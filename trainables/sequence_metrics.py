@@ -64,13 +64,14 @@ def sequence_errors(
 
 def target_ranks(scores_RC: Tensor, target_R: Tensor) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """How many candidates score above the one in column `target`, and how many others the same, both [R]."""
-    if not bool((scores_RC < torch.inf).all()):
+    if not float(scores_RC.amax()) < torch.inf:  # the largest of numbers with a NaN among them is NaN
         bad = int((~(scores_RC < torch.inf)).sum())
         raise FloatingPointError(f"{bad} of {scores_RC.numel()} scores are NaN or infinity: the model has diverged")
     target_R1 = scores_RC.gather(1, target_R[:, None])
-    above = (scores_RC > target_R1).sum(1)
-    tied = (scores_RC == target_R1).sum(1) - 1
-    return above.numpy(), tied.numpy()
+    # NumPy counts true values a byte at a time; torch's sum takes five times as long.
+    above = np.count_nonzero((scores_RC > target_R1).numpy(), axis=1)
+    tied = np.count_nonzero((scores_RC == target_R1).numpy(), axis=1) - 1
+    return above, tied
 
 
 def hit_rate(above_R: NDArray[np.int64], tied_R: NDArray[np.int64], at: int) -> Floats:
