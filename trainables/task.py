@@ -270,7 +270,10 @@ def _coded(domain: Domain) -> _Coded:
     item, items = pd.factorize(frame["item_id"].to_numpy(dtype=object), sort=True)
     rating = frame["rating"].to_numpy(np.float32)
     if np.isnan(rating).any():
-        raise InputError(f"{domain.path}: domain {domain.name} is implicit feedback, without the ratings a task needs")
+        raise InputError(
+            f"{domain.path}: domain {domain.name} is implicit feedback, without the ratings a task needs; take a model "
+            "of sequences, or feedback: explicit"
+        )
     return _Coded(users, items, user.astype(np.int64), item.astype(np.int64), rating)
 
 

@@ -27,6 +27,7 @@ from trainables.task import (
     split_users,
 )
 
+from .sequence_worlds import make_sequence_world, sequence_domains
 from .worlds import FACTORS, SPLIT, World, build, domains_of, make_world, text_vectors
 
 
@@ -253,6 +254,12 @@ def test_domains_without_a_shared_user_are_refused(tmp_path: Path) -> None:
     ):
         build_task(SPLIT, source, target, FACTORS, tmp_path / "tasks")
     assert list((tmp_path / "tasks").glob("*")) == []
+
+
+def test_domains_without_ratings_are_refused(tmp_path: Path) -> None:
+    film, song = sequence_domains(make_sequence_world(), tmp_path).values()
+    with pytest.raises(InputError, match=r"domain film is implicit feedback, without the ratings a task needs; take"):
+        build_task(SPLIT, film, song, FACTORS, tmp_path / "tasks")
 
 
 def test_too_few_users_are_refused_with_what_each_part_would_get() -> None:
