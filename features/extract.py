@@ -10,17 +10,13 @@ Kill it anywhere and start it again: finished macro-batches are found on disk, a
 from __future__ import annotations
 
 import importlib.metadata
-import logging
-import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import islice, pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
@@ -47,16 +43,13 @@ from features.store import (
     table_path,
     write_table,
 )
+from features.workers import Progress, result, run_blocks
 
 if TYPE_CHECKING:
     from features.domain import Domain
 
-Progress = Callable[[int, int], None]  # texts done, texts to do in this call
-
 KINDS = ("items", "users")
 USER_FEATURES = ("review_mean", "concat")
-RAY_TEXTS = 100_000  # fewer texts than this are done before Ray's 5 to 7 s of start-up have paid off
-_THREADS = 8  # Python threads that still scale: beyond, they wait for the interpreter lock between operators
 _MACRO_TEXTS = (256, 4096)  # a macro-batch: long enough to sort by length, short enough to lose to a kill
 _MACRO_BATCHES = 16  # and small jobs are cut into this many, so that no worker is alone with the last one
 _BLOCK_SCHEMA = pa.schema([("key", KEY_TYPE), ("texts", pa.list_(pa.large_string())), ("image", pa.string())])
@@ -182,16 +175,10 @@ def extract(
     plan = make_plan(spec, domain, shards.index())
     _check_failed(spec, domain, plan, plan.failed)  # before hours of encoding, not after
 
-    todo = plan.texts_left
-    run = _run_ray if (todo >= RAY_TEXTS if use_ray is None else use_ray) else _run_threads
-    failed_keys: dict[bytes, str] = {}
-    done = 0
     make_worker = partial(ShardWorker, partial(loader, resolved), shards, spec.encoder.store_dtype)
-    for result in run(plan.blocks, make_worker, workers) if plan.blocks else ():
-        done += result["texts"]
-        failed_keys |= zip(result["failed"], result["reasons"], strict=True)
-        if progress is not None:
-            progress(done, todo)
+    failed_keys = run_blocks(
+        plan.blocks, make_worker, plan.texts_left, workers=workers, use_ray=use_ray, progress=progress
+    )
     return _finish(spec, domain, resolved, plan, failed_keys, path, shards, key, time.monotonic() - start)
 
 
@@ -292,109 +279,7 @@ class ShardWorker:
         good = [i for i in range(len(keys)) if i not in failed]
         if good:
             self.shards.write([keys[i] for i in good], vectors[good], encoded.tokens[good])
-        return _result(_texts(block), {keys[i]: reason for i, reason in failed.items()})
-
-
-def _result(texts: int = 0, failed: Mapping[bytes, str] | None = None, refused: str | None = None) -> pa.Table:
-    """One row: texts read, failed row keys with their reasons, and why the worker could not start at all."""
-    failed = failed or {}
-    return pa.table(
-        {
-            "texts": [texts],
-            "failed": pa.array([list(failed)], pa.list_(KEY_TYPE)),
-            "reasons": pa.array([list(failed.values())], pa.list_(pa.string())),
-            "refused": pa.array([refused], pa.string()),
-        }
-    )
-
-
-def _run_threads(
-    blocks: Sequence[pa.Table], make_worker: Callable[[], ShardWorker], workers: int | None
-) -> Iterator[dict[str, Any]]:
-    """One model shared by several threads of one torch thread each; results as they come."""
-    before = torch.get_num_threads()
-    threads = workers or (1 if torch.cuda.is_available() else min(len(os.sched_getaffinity(0)), _THREADS))
-    worker = make_worker()
-    pool = ThreadPoolExecutor(threads)
-    try:
-        running = {pool.submit(worker, block) for block in blocks}
-        while running:
-            finished, running = wait(running, return_when=FIRST_COMPLETED)
-            for future in finished:
-                yield from future.result().to_pylist()
-    finally:
-        pool.shutdown(cancel_futures=True)
-        torch.set_num_threads(before)
-
-
-def _run_ray(
-    blocks: Sequence[pa.Table], make_worker: Callable[[], ShardWorker], workers: int | None
-) -> Iterator[dict[str, Any]]:
-    """One actor per GPU (or core), each with its own model; one Ray Data block per macro-batch."""
-    import ray
-
-    with _ray_session():
-        cluster: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
-        gpus = int(cluster.get("GPU", 0))
-        cores = int(cluster.get("CPU", 0)) or 1  # an elastic cluster may start empty
-        size = min(workers or gpus or cores, len(blocks))
-        # from_arrow with a table per macro-batch: a single block would keep a single actor busy, whatever the pool.
-        results = ray.data.from_arrow(list(blocks)).map_batches(
-            _Actor,
-            fn_constructor_args=(make_worker,),
-            batch_size=None,
-            batch_format="pyarrow",
-            compute=ray.data.ActorPoolStrategy(size=size),
-            num_cpus=1,
-            num_gpus=1 if gpus else 0,
-        )
-        for result in results.iter_rows():
-            if result["refused"] is not None:
-                raise InputError(result["refused"])
-            yield result
-
-
-class _Actor:
-    """ShardWorker whose model loads with the first block, and whose InputError travels as a value.
-
-    Raised in a constructor, Ray would report a dead actor; raised in a call, Ray Data keeps only the traceback's text.
-    """
-
-    def __init__(self, make_worker: Callable[[], ShardWorker]) -> None:
-        self.make_worker = make_worker
-        self.worker: ShardWorker | None = None
-
-    def __call__(self, block: pa.Table) -> pa.Table:
-        try:
-            self.worker = self.worker or self.make_worker()
-        except InputError as error:
-            return _result(refused=str(error))
-        return self.worker(block)
-
-
-@contextmanager
-def _ray_session() -> Iterator[None]:
-    """The running Ray, or one of our own for the extraction; Ray Data's bars and log lines are off meanwhile."""
-    import ray
-    from ray.data import DataContext
-
-    own = not ray.is_initialized()
-    logger = logging.getLogger("ray.data")
-    level = logger.level
-    try:
-        if own:
-            ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
-        logger.setLevel(logging.ERROR)
-        context = DataContext.get_current()
-        bars, context.enable_progress_bars = context.enable_progress_bars, False
-        try:
-            yield
-        finally:
-            context.enable_progress_bars = bars
-    finally:
-        logger.setLevel(level)
-        if own:
-            ray.shutdown()
+        return result(_texts(block), {keys[i]: reason for i, reason in failed.items()})
 
 
 def _check_failed(spec: FeatureSpec, domain: Domain, plan: Plan, failed: Mapping[str, str]) -> None:
