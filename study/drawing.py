@@ -123,8 +123,9 @@ def _lines(figure: Sensitivity) -> Canvas:
         axes.set(xlabel=label(figure.parameter), ylabel=label(panel.metric), ylim=(panel.low, panel.high))
     lines = figure.panels[0].lines
     if figure.parameter == RATIO:
-        named = [(line.task, f"{_task(line.task)}, {line.name}", _look(figure, line)) for line in lines]
-        _legend(canvas, sorted(named, key=lambda entry: entry[0]), title=_bars(figure))
+        ordered = sorted(lines, key=lambda line: (line.task, line.name != figure.head.subject.model, line.name))
+        named = [(line.task, f"{_task(line.task)}, {line.name}", _look(figure, line)) for line in ordered]
+        _legend(canvas, named, title=_bars(figure))
     else:
         _cell_legend(canvas, figure, [(line.task, line.ratio) for line in lines], title=_bars(figure))
     return canvas

@@ -22,7 +22,7 @@ from study.jobs import PREDICTOR, RATIO
 from study.results import MissingError, Results, per_seed
 from study.select import best_per_cell
 from study.statistics import Interval, seed_interval
-from study.subject import Subject
+from study.subject import Subject, in_group
 from trainables import door
 
 MIN_TRIALS = 5  # fewer finished trials of a cell say nothing about importance
@@ -223,8 +223,12 @@ def sensitivity(results: Results, parameter: str) -> Sensitivity:
     rows = rows.assign(_x=[float(text) if numeric else text for text in texts])
     if parameter == RATIO:
         rows = rows.assign(cell=[_row_name(subject, str(name)) for name in rows["name"]], ratio=math.nan)
-    metrics = look.metrics or tuple(f"val_{name}" for name in subject.kind.sensitivity)
-    panels = tuple(_panel(rows, metric, values) for metric in metrics)
+    of_kind = (in_group(name, group) for name in subject.kind.sensitivity for group in subject.kind.groups)
+    metrics = look.metrics or tuple(f"val_{name}" for name in of_kind)
+    drawn = tuple(_panel(rows, metric, values) for metric in metrics)
+    panels = tuple(panel for panel in drawn if any(line.x for line in panel.lines))
+    if not panels:
+        raise MissingError(f"sweep of {parameter}: no finished run logged {' or '.join(metrics)}; run `study sweep`")
     expected = sorted(rows["cell"].unique()) if parameter == RATIO else results.cells_of_plan()
     notes = _lacking(rows, expected, values, parameter)
     if any(_is_cut(panel) for panel in panels):

@@ -9,7 +9,7 @@ import shutil
 import signal
 import threading
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -73,14 +73,6 @@ def connect(cluster: Cluster) -> None:
         ray.init(address=cluster.address, log_to_driver=False)
     else:
         ray.init(num_cpus=os.cpu_count(), include_dashboard=cluster.dashboard, log_to_driver=False)
-
-
-def on_worker(function: Callable[..., Any], *arguments: Any, resources: Resources) -> Any:
-    """The function's value, computed by a process of the cluster that has what a trial has."""
-    import ray
-
-    remote = ray.remote(num_cpus=resources.cpus, num_gpus=resources.gpus)(function)
-    return ray.get(remote.remote(*arguments))
 
 
 def _concurrency(cluster: Cluster, resources: Resources) -> int | None:

@@ -5,7 +5,7 @@ What differs between the kinds of tasks is here and nowhere else in the study: `
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -18,7 +18,8 @@ from features.folders import write_json
 from features.simulate import simulate
 from features.splits import read_split
 from features.store import FeatureTable, digest
-from study.jobs import Cell
+from study import parts
+from study.jobs import PREDICTOR, Cell, Resources
 from study.plan import Plan
 from trainables import door
 from trainables.door import load_model
@@ -109,7 +110,7 @@ def prepare(plan: Plan, data: Path | None, home: Path, watch: Watch, *, on_ray: 
     for number, (cell, flavour) in enumerate(wanted, start=1):
         tasks[cell.name, flavour] = maker.task(cell, flavour)
         told(number)
-    _prepare_model(made, [tasks[cell.name, plan.features.main] for cell in (*plan.cells, *plan.swept_cells)])
+    _prepare_model(made, tasks)
     return Inputs(
         domains=made.domains,
         tasks=tasks,
@@ -201,20 +202,44 @@ class _Sequences:
         }  # fmt: skip
 
 
-def _prepare_model(made: _Made, tasks: Sequence[TaskFolders]) -> None:
-    """What the model's trials share; on a cluster by a worker, for the head may be no place to train."""
+def _prepare_model(made: _Made, tasks: Mapping[tuple[str, str], TaskFolders]) -> None:
+    """What the planned trials share, by task and seed; on a cluster by workers, for the head may be no place to train.
+
+    One direction of each pair of domains comes first, for what it makes may serve the other.
+    """
     plan = made.plan
     if not door.has_shared(plan.model):
         return
-    told = made.watch("preparing the model", len(tasks))
-    for number, task in enumerate(tasks, start=1):
-        if made.on_ray:
-            from study.launch import on_worker
+    jobs = [job for jobs in parts.planned(plan).values() for job in jobs if not job.name.startswith(PREDICTOR)]
+    wanted = sorted(
+        {(job.cell.source > job.cell.target, job.cell.name, job.features, seed) for job in jobs for seed in job.seeds}
+    )
+    told, done = made.watch("preparing the model", len(wanted)), 0
+    for direction in (False, True):
+        calls = [
+            (plan.model, plan.config, str(tasks[cell, flavour].task_dir), [seed])
+            for reverse, cell, flavour, seed in wanted
+            if reverse == direction
+        ]
+        for _ in _called(door.prepare, calls, plan.resources if made.on_ray else None):
+            done += 1
+            told(done)
 
-            on_worker(door.prepare, plan.model, plan.config, str(task.task_dir), resources=plan.resources)
-        else:
-            door.prepare(plan.model, plan.config, str(task.task_dir))
-        told(number)
+
+def _called(
+    function: Callable[..., Any], calls: Sequence[tuple[Any, ...]], resources: Resources | None
+) -> Iterator[Any]:
+    """The function's values, in the order of the calls: computed by processes of the running cluster that have what a
+    trial has, side by side; without resources here, one after the other.
+    """
+    if resources is None:
+        yield from (function(*call) for call in calls)
+        return
+    import ray
+
+    remote = ray.remote(num_cpus=resources.cpus, num_gpus=resources.gpus)(function)
+    for reference in [remote.remote(*call) for call in calls]:
+        yield ray.get(reference)
 
 
 def describe_data(plan: Plan, inputs: Inputs, folder: Path) -> dict[str, Path]:

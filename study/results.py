@@ -81,13 +81,16 @@ class Results:
         return sorted(str(task) for task in self.trials["task"].unique())
 
     def ratios(self) -> list[float]:
-        """All ratios of the study, sorted."""
-        return sorted(float(ratio) for ratio in self.trials["ratio"].unique())
+        """All ratios of the study, sorted; not those of a sweep of the ratio."""
+        return sorted(float(ratio) for ratio in self._of_cells["ratio"].unique())
 
     def cells_of_plan(self) -> list[str]:
         """All cells but those that only a sweep of the ratio has, sorted."""
-        rows = self.trials[self.trials["part"] != f"sweep:{RATIO}"]
-        return sorted(str(cell) for cell in rows["cell"].unique())
+        return sorted(str(cell) for cell in self._of_cells["cell"].unique())
+
+    @property
+    def _of_cells(self) -> pd.DataFrame:
+        return self.trials[self.trials["part"] != f"sweep:{RATIO}"]
 
     def searched(self) -> list[str]:
         """Config fields that took more than one value over the finished search trials, sorted."""

@@ -39,7 +39,7 @@ class Subject:
         return f"{task.replace('->', ' → ')}, {self.kind.ratio} {ratio:.0%}"
 
     def label(self, name: str) -> str:
-        """Of an axis: a metric as it is logged, a field of the configuration, or `ratio`."""
+        """Of an axis: a metric as it is logged (its scale on a second line), a field of the configuration, or `ratio`."""
         for prefix, split in _SPLITS.items():
             if name.startswith(prefix):
                 return f"{split} {self._metric(name.removeprefix(prefix))}"
@@ -50,11 +50,11 @@ class Subject:
 
     def _metric(self, name: str) -> str:
         if name == "seconds":
-            return "time (s, lower is better)"
+            return "time\n(seconds, lower is better)"
         for metric in (*self.kind.metrics, *self.kind.full):
             for group in dict.fromkeys(("", *self.kind.groups)):
                 if name == in_group(metric.name, group):
-                    return f"{metric.label}{f', {group}' if group else ''} {scale(metric)}"
+                    return f"{metric.label}{f', {group}' if group else ''}\n{scale(metric)}"
         return name.replace("_", " ")
 
 

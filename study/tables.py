@@ -21,7 +21,7 @@ from study.comparison import Comparison, Row, compare, over_seeds, printed, show
 from study.jobs import PREDICTOR
 from study.results import MissingError, Results, per_seed
 from study.statistics import Interval
-from study.subject import in_group, scale
+from study.subject import Subject, in_group, scale
 from trainables.kinds import Metric
 
 
@@ -269,16 +269,25 @@ def summary_table(results: Results, comparison: Comparison | None = None) -> Ter
     for split, found in (("val", validation), ("test", metrics)):
         for metric in found:
             table.add_column(f"{split}\n{_narrow(metric, metrics)}", justify="right", no_wrap=True)
+    shown = None
     for cell, group in dict.fromkeys((row.cell, row.group) for row in comparison.rows):
         rows = [row for row in comparison.rows if (row.cell, row.group) == (cell, group)]
-        head = subject.cell(rows[0].task, rows[0].ratio) + (f", {group}" if group else "")
-        table.add_row(Text(head, style="cyan", overflow="ignore"))
+        if cell != shown:
+            table.add_row(Text(_head(subject, rows[0]), style="cyan", overflow="ignore"))
+            shown = cell
+        if group:
+            table.add_row(Text(f" {group}", style="cyan"))
         for row in rows:
             values = [f"{row.validation[m.name].value:.3f}" if m.name in row.validation else "–" for m in validation]
             values += [_short(row.test[m.name]) if m.name in row.test else "–" for m in metrics]
             bold = (cell, group, row.name) in comparison.best
             table.add_row(f"  {row.name}", *values, style="bold" if bold else "")
     return table
+
+
+def _head(subject: Subject, row: Row) -> str:
+    """The cell's name; where rows are in groups their metrics leave no room for what the ratio is called."""
+    return f"{_arrow(row.task)}, {row.ratio:.0%}" if row.group else subject.cell(row.task, row.ratio)
 
 
 def interval_text(interval: Interval, signed: bool = False, digits: int = 3) -> str:

@@ -2,8 +2,8 @@
 
 A model is a file in `trainables/models/` with `KIND` (of the tasks it trains on, see `trainables.kinds`), `Config` (a
 frozen dataclass), `train(config, task, seed)` (a generator of `Epoch`), `SELECTION` (the metric that selects, and its
-direction), `ABLATIONS` (name -> `Variant`) and `FIGURES` (config field -> `Figure`). It may offer `prepare(config, task)`,
-which makes what its trials share ahead of them. Nothing else is registered anywhere.
+direction), `ABLATIONS` (name -> `Variant`) and `FIGURES` (config field -> `Figure`). It may offer
+`prepare(config, task, seeds)`, which makes what its trials share ahead of them. Nothing else is registered anywhere.
 """
 
 from __future__ import annotations
@@ -199,9 +199,9 @@ def has_shared(model: str) -> bool:
     return hasattr(load_model(model), "prepare")
 
 
-def prepare(model: str, config: Mapping[str, Any], task_dir: str) -> None:
-    """Make what trials of this configuration share, see `has_shared`."""
-    load_model(model).prepare(make_config(model, config, f"config of {model}"), _task(task_dir))
+def prepare(model: str, config: Mapping[str, Any], task_dir: str, seeds: Sequence[int]) -> None:
+    """Make what trials of this configuration and these seeds share, see `has_shared`."""
+    load_model(model).prepare(make_config(model, config, f"config of {model}"), _task(task_dir), seeds)
 
 
 def validation_metrics(predict: Predict, task: Any, seed: int, *, full: bool = False) -> dict[str, float]:

@@ -65,7 +65,7 @@ class Kind:
     groups: tuple[str, ...] = ("",)  # of rows that are averaged apart; their metrics are named <metric>_<group>
     group_column: str = ""  # column of `per_user.csv` that holds the group
     headline: str  # the metric that marks a cell's best row, and whose difference to the bar is shown
-    sensitivity: tuple[str, ...]  # metrics of sensitivity figures
+    sensitivity: tuple[str, ...]  # metrics of sensitivity figures, a panel for each group
     ablation: tuple[str, ...]  # metrics of the ablation table
     rows: str  # what a domain's interactions are called
     ratio: str  # what the ratio of a cell is called, e.g. cold
@@ -169,7 +169,7 @@ SEQUENCES = Kind(
     groups=sequences.PROTOCOLS,
     group_column="protocol",
     headline="ndcg10",
-    sensitivity=("ndcg10", "hr5"),
+    sensitivity=("ndcg10",),
     ablation=("hr5", "ndcg5"),
     rows="interactions",
     ratio="overlap",

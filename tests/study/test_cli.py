@@ -223,7 +223,7 @@ PLANS: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "unknown model": ({"model": "musik"}, "plan.yaml: model: unknown 'musik'; choose from lgcd, music"),
     "unknown space": (
-        {"space": "nope/paper"}, "space 'nope/paper': there is no space file 'nope'; shipped are music",
+        {"space": "nope/paper"}, "space 'nope/paper': there is no space file 'nope'; shipped are lgcd and music",
     ),
     "unknown variant": (
         {"space": "music/nope"}, "search_spaces/music.yaml: has no variant 'nope'; it has paper and continuous",

@@ -186,8 +186,8 @@ def test_axes_have_units_tasks_keep_their_colour_and_legends_stand_outside(resul
     canvas = draw(sensitivity(results, "steps"))
     left, right = canvas.axes
     assert left.get_xlabel() == "Diffusion steps T"
-    assert left.get_ylabel() == "Validation RMSE (rating points, lower is better)"
-    assert right.get_ylabel() == "Validation NDCG@20 (0 to 1, higher is better)"
+    assert left.get_ylabel() == "Validation RMSE\n(rating points, lower is better)"
+    assert right.get_ylabel() == "Validation NDCG@20\n(0 to 1, higher is better)"
     drawn = {line.get_label(): line.get_color() for line in canvas.legends[0].get_lines()}
     assert drawn == {
         f"{task.replace('->', ' → ')}, cold {ratio:.0%}": COLOURS[["books->movies", "movies->books"].index(task)]

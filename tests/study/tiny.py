@@ -50,9 +50,11 @@ v:
 WORK = {"search": 4, "sweep:steps": 4, "ablate": 4, "score": 8}  # trials of each part, predictors included
 
 
-def write_plan(folder: Path, *, drop: tuple[str, ...] = (), space_file: str = SPACE, **changes: Any) -> Path:
-    """PLAN without the keys of `drop`; `changes` are dotted paths with `__` for the dot, their values replace."""
-    plan = copy.deepcopy(PLAN)
+def write_plan(
+    folder: Path, *, of: Mapping[str, Any] = PLAN, drop: tuple[str, ...] = (), space_file: str = SPACE, **changes: Any
+) -> Path:
+    """A plan without the keys of `drop`; `changes` are dotted paths with `__` for the dot, their values replace."""
+    plan = copy.deepcopy(dict(of))
     (folder / "space.yaml").write_text(space_file)
     plan["space"] = f"{folder}/space.yaml/v"
     for path, value in changes.items():

@@ -54,8 +54,9 @@ class Config:
     guidance: str = "id"
     epochs: int = 2
 
-def prepare(config, task):
-    (Path(task.folder) / "shared.txt").write_text(str(config.weight))
+def prepare(config, task, seeds):
+    for seed in seeds:
+        (Path(task.folder) / f"shared-{seed}.txt").write_text(str(config.weight))
 
 def train(config, task, seed):
     weight = torch.where(task.group == OVERLAPPING, config.weight, 1.0)[task.train.row]

@@ -227,8 +227,8 @@ def test_a_task_is_not_given_to_a_model_of_another_kind(
 
 def test_what_trials_share_is_made_ahead_of_them(popular: str, constant: str, tmp_path: Path) -> None:
     folder, _ = make_sequence_task(tmp_path / "world")
-    prepare(popular, {"weight": 3.0}, str(folder))
-    assert (folder / "shared.txt").read_text() == "3.0"
+    prepare(popular, {"weight": 3.0}, str(folder), [0, 7])
+    assert [(folder / f"shared-{seed}.txt").read_text() for seed in (0, 7)] == ["3.0", "3.0"]
     assert (has_shared(popular), has_shared(constant)) == (True, False)
     with pytest.raises(InputError, match=r"config of popular: unknown field 'weigth'; did you mean 'weight'\?"):
-        prepare(popular, {"weigth": 3.0}, str(folder))
+        prepare(popular, {"weigth": 3.0}, str(folder), [0])
