@@ -33,6 +33,7 @@ class Store:
     experiment: str
     experiment_id: str
     client: MlflowClient
+    model: str = "music"
 
     def add(
         self,
@@ -83,7 +84,7 @@ class Store:
             params=[Param(key, str(value)) for key, value in params.items()],
             tags=[RunTag("study.command", f"study rerun {run.info.run_id}")],
         )
-        files = {"config.yaml": yaml.safe_dump({"model": "music", "config": dict(config), "cell": cell})}
+        files = {"config.yaml": yaml.safe_dump({"model": self.model, "config": dict(config), "cell": cell})}
         for path, text in {**files, **artifacts}.items():
             self.client.log_text(run.info.run_id, text, path)
         if status != "RUNNING":
@@ -91,7 +92,8 @@ class Store:
         return str(run.info.run_id)
 
     def add_data(self, cells: Sequence[tuple[str, float]] = CELLS) -> str:
-        """Log the part "data": manifests of books and movies, counts of the cells."""
+        """Log the part "data": manifests of both domains, counts of the cells."""
+        names = sorted(cells[0][0].split("->"))
         domains = [
             {
                 "name": name,
@@ -104,7 +106,7 @@ class Store:
                     {"step": "filters", "interactions": ratings, "users": users, "items": 100},
                 ],
             }
-            for name, users, ratings in (("books", 400, 8000), ("movies", 300, 6000))
+            for name, users, ratings in zip(names, (400, 300), (8000, 6000), strict=True)
         ]
         counts = [
             {
@@ -132,13 +134,13 @@ def _blank_database() -> bytes:
         return (Path(folder) / "mlflow.db").read_bytes()
 
 
-def empty_store(folder: Path, experiment: str = "tiny") -> Store:
+def empty_store(folder: Path, experiment: str = "tiny", model: str = "music") -> Store:
     """A new store in `folder` with an experiment and no run."""
     (folder / "mlflow.db").write_bytes(_blank_database())
     uri = f"sqlite:///{folder / 'mlflow.db'}"
     client = MlflowClient(uri)
     made = client.create_experiment(experiment, artifact_location=str(folder / "artifacts"))
-    return Store(uri, experiment, made, client)
+    return Store(uri, experiment, made, client, model)
 
 
 def with_seeds(values: Mapping[str, Sequence[float]]) -> dict[str, float]:

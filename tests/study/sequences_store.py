@@ -1,0 +1,84 @@
+"""A small MLflow store of a study of sequences, as the engine logs one: food and kitchen, both directions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from study.subject import subject_of
+from trainables.kinds import SEQUENCES
+
+from .store import Store, empty_store, with_seeds
+
+LGCD = subject_of("lgcd", "lgcd/food-kitchen")
+TASKS = ("food->kitchen", "kitchen->food")
+PROTOCOLS = ("as-given", "inter")
+RATIOS = (0.2, 0.6, 1.0)
+CONFIG = {"pseudo_items": 10, "steps": 100, "start_ratio": 0.5, "guidance": "cross_attention"}
+GUIDANCE = ("cross_attention", "id", "text")
+METRICS = tuple(metric.name for metric in (*SEQUENCES.metrics, *SEQUENCES.full))
+
+
+def per_row(users: int, chance: float, seeds: Sequence[int], draw: int) -> pd.DataFrame:
+    """A `per_user.csv`: each target is among the first 10 with `chance` (half of it under inter), at a random rank."""
+    rng = np.random.default_rng(draw)
+    rows = []
+    for seed in seeds:
+        for protocol in PROTOCOLS:
+            hit = rng.random(users) < (chance if protocol == "as-given" else chance / 2)
+            rank = rng.integers(0, 10, users)
+            gain = hit / np.log2(rank + 2)
+            first = rank < 5
+            values = {"hr5": hit * first, "hr10": hit, "ndcg5": gain * first, "ndcg10": gain}
+            values |= {f"full_{name}": value * 0.5 for name, value in values.items()}
+            frame = pd.DataFrame({"seed": seed, "user": range(users), "protocol": protocol, **values})
+            rows.append(frame.astype(dict.fromkeys(METRICS, float)))
+    return pd.concat(rows, ignore_index=True)
+
+
+def around(rng: np.random.Generator, ndcg: float, seeds: int = 3) -> dict[str, float]:
+    """Validation metrics of some seeds around an NDCG@10 of all protocols."""
+    draws = ndcg + rng.normal(0, 0.003, seeds)
+    values = {"val_seconds": np.full(seeds, 0.5)}
+    for name, factor in (("hr5", 1.2), ("hr10", 1.6), ("ndcg5", 0.85), ("ndcg10", 1.0)):
+        values |= {f"val_{name}": factor * draws}
+        values |= {f"val_{name}_as-given": 1.3 * factor * draws, f"val_{name}_inter": 0.7 * factor * draws}
+    return with_seeds(values)
+
+
+def sequences_store(folder: Path, users: int = 60) -> Store:
+    """Search, sweeps of steps, guidance and ratio, ablations and scores; the model is ahead of the predictors."""
+    store = empty_store(folder, model="lgcd")
+    store.add_data([(task, 1.0) for task in TASKS])
+    for c, task in enumerate(TASKS):
+        rng = np.random.default_rng(c)
+        for trial in range(6):
+            ratio = float(rng.choice([0.1, 0.3, 0.5, 0.7, 0.9]))
+            config = {**CONFIG, "start_ratio": ratio, "dropout": float(rng.uniform(0, 0.5))}
+            metrics = around(rng, 0.2 - 0.04 * abs(ratio - 0.5) - 0.15 * (trial == 5))
+            curve = [metrics["val_ndcg10"] - 0.1 * np.exp(-epoch) for epoch in range(8)]
+            store.add("search", task, 1.0, f"{trial:04d}", metrics, config=config, epochs={"val_ndcg10": curve})
+        for steps in (10, 50, 100):
+            metrics = around(rng, 0.2 - 0.02 * abs(np.log(steps / 100)))
+            store.add("sweep:steps", task, 1.0, f"steps={steps}", metrics, config={**CONFIG, "steps": steps})
+        for worse, guidance in enumerate(GUIDANCE):
+            config = {**CONFIG, "guidance": guidance}
+            metrics = around(rng, 0.2 - 0.02 * worse)
+            store.add("sweep:guidance", task, 1.0, f"guidance={guidance}", metrics, config=config)
+        for ratio in RATIOS:
+            metrics = around(rng, 0.15 + 0.05 * ratio)
+            store.add("sweep:ratio", task, ratio, f"ratio={ratio}", metrics, config=CONFIG)
+            store.add("sweep:ratio", task, ratio, "predictor:item_knn", around(rng, 0.1 + 0.08 * ratio, 1), config={})
+        for worse, name in ((0.0, "full"), (0.01, "wo_moe"), (0.03, "wo_diffusion")):
+            store.add("ablate", task, 1.0, name, around(rng, 0.2 - worse), config=CONFIG, variant=name)
+        for draw, (name, chance) in enumerate((("popularity", 0.05), ("item_knn", 0.3), ("item_knn_title", 0.35))):
+            artifacts = {"per_user.csv": per_row(users, chance, [-1], 10 * c + draw).to_csv(index=False)}
+            metrics = around(rng, chance / 2, 1)
+            store.add("score", task, 1.0, f"predictor:{name}", metrics, config={}, artifacts=artifacts)
+        frame = per_row(users, 0.7, [0, 1, 2], 10 * c + 5)
+        metrics, files = around(rng, 0.2), {"per_user.csv": frame.to_csv(index=False)}
+        store.add("score", task, 1.0, "best", metrics, config=CONFIG, artifacts=files)
+    return store
