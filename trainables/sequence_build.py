@@ -230,7 +230,7 @@ def _build(
         )
     }  # fmt: skip
     sha = hashlib.sha256(repr((len(merged.items), min(merged.source, merged.target))).encode())
-    for array in (train.item, train.starts, rows, table, number, similarity):
+    for array in (train.item, train.starts, rows, table):
         sha.update(f"{array.dtype} {array.shape}".encode())
         sha.update(np.ascontiguousarray(array).data)
     meta = {

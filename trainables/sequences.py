@@ -137,7 +137,7 @@ class SequenceTask:
     similarity: Tensor  # float32 [S, n_max] cosine of the generated text and the pseudo-item, 0 where there is none
     protocols: tuple[str, ...]
     validation: HeldOut
-    train_key: str  # sha256 of what training reads, direction aside: both directions of a pair share it
+    train_key: str  # sha256 of what pretraining reads: sequences and texts; both directions of a pair share it
 
 
 def without_seen(scores: Tensor, held_out: HeldOut, task: SequenceTask, candidates_RC: Tensor | None) -> Tensor:
