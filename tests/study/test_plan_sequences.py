@@ -1,0 +1,172 @@
+"""Plans of sequences: what they hold, what only one kind of model reads, sweeps of the ratio, published numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from study import parts
+from study.jobs import Cell
+from study.plan import Plan, PlanError, SequencePlan, SplitPlan, load_plan
+from trainables.kinds import RATINGS, SEQUENCES
+from trainables.sequences import SequenceSpec
+from trainables.task import SplitSpec, TaskFolders
+
+from . import tiny
+from .tiny_sequences import WORK, write_sequences
+
+TEXT = {"text": {"encoder": {"model": "minilm"}}}
+MakePlan = Callable[..., Plan]
+
+
+@pytest.fixture
+def make(tmp_path: Path) -> MakePlan:
+    return lambda **changes: load_plan(str(write_sequences(tmp_path, features=TEXT, **changes)))
+
+
+def faults(make: MakePlan, **changes: Any) -> tuple[str, ...]:
+    with pytest.raises(PlanError, match=r"\S") as caught:
+        make(**changes)
+    return caught.value.faults
+
+
+def folders(cell: Cell, flavour: str) -> TaskFolders:
+    root = Path("/tasks") / cell.name
+    return TaskFolders(key="k", task_dir=root / "search", test_dir=root / "test", counts={})
+
+
+# --- plans --------------------------------------------------------------------------------------------------------
+
+
+def test_a_plan_of_sequences_is_bound(make: MakePlan) -> None:
+    plan = make(sequences__data_seed=3)
+    assert plan.kind is SEQUENCES
+    assert plan.rules == SequencePlan(users="users.parquet", negatives=19, data_seed=3)
+    assert plan.rules.at(0.2) == SequenceSpec(ratio=0.2, negatives=19, data_seed=3)
+    assert plan.selection == ("val_ndcg10", "maximize")
+    assert plan.features.main == "text"
+    assert [cell.name for cell in plan.cells] == ["film->song@1", "song->film@1"]
+    assert [cell.name for cell in plan.swept_cells] == ["film->song@0.5", "song->film@0.5"]
+    bare = make(drop=("sequences", "sweeps"))
+    assert bare.rules == SequencePlan()
+    assert bare.swept_cells == []
+
+
+def test_a_plan_of_ratings_keeps_its_split(tmp_path: Path) -> None:
+    plan = load_plan(str(tiny.write_plan(tmp_path, split={"data_seed": 4})))
+    assert plan.kind is RATINGS
+    assert plan.rules == SplitPlan(data_seed=4)
+    assert plan.rules.at(0.2) == SplitSpec(ratio=0.2, data_seed=4)
+
+
+@pytest.mark.parametrize(
+    ("changes", "fault"),
+    [
+        ({"ratios": [0.0]}, "plan.yaml: ratios: sequences.ratio is 0.0; give a share above 0, up to 1"),
+        ({"ratios": [1.5]}, "plan.yaml: ratios: sequences.ratio is 1.5; give a share above 0, up to 1"),
+        (
+            {"sequences": {"protocols": ["inter", "outer"]}},
+            "plan.yaml: sequences: sequences.protocols is ('inter', 'outer'); give one or more of as-given, inter, "
+            "each once",
+        ),
+        (
+            {"sequences": {"negatives": 0}},
+            "plan.yaml: sequences: sequences.negatives is 0; give a whole number above 0",
+        ),
+        ({"sequences": {"user": "x"}}, "plan.yaml: sequences.unknown key 'user'; did you mean 'users'?"),
+        (
+            {"sequences": {"data_seed": -1}},
+            "plan.yaml: sequences: sequences.data_seed is -1; give a whole number, 0 or more",
+        ),
+        (
+            {"split": {"validation_share": 0.2}},
+            "plan.yaml: split is for models of ratings, and lgcd is one of sequences; leave it out",
+        ),
+        (
+            {"features": {**TEXT, "ratings": {"factors": 4}}},
+            "plan.yaml: features.ratings is for models of ratings, and lgcd is one of sequences; leave it out",
+        ),
+        ({"features": {}}, "plan.yaml: features.text is missing, and lgcd reads titles; set its encoder"),
+        (
+            {"published": "lgcd/food"},
+            "plan.yaml: published: unknown 'lgcd/food'; choose from lgcd/food-kitchen, lgcd/movie-book",
+        ),
+        (
+            {"published": "lgcd/food-kitchen"},
+            "plan.yaml: published: lgcd/food-kitchen has no numbers of the target domain 'song'; it has food, kitchen: "
+            "name the domains so, or leave published out",
+        ),
+        ({"sweeps__ratio__values": []}, "plan.yaml: sweeps.ratio.values is []; give at least one, each once"),
+        (
+            {"sweeps__ratio__values": [0.5, 2]},
+            "plan.yaml: sweeps.ratio: sequences.ratio is 2; give a share above 0, up to 1",
+        ),
+        (
+            {"sweeps__ratio__values": ["half"]},
+            "plan.yaml: sweeps.ratio: sequences.ratio is 'half'; give a share above 0, up to 1",
+        ),
+        (
+            {"sweeps__ratio__values": [0.5, 0.50000001]},
+            "plan.yaml: sweeps.ratio: names keep 6 digits, so two of [0.5, 0.50000001] are one cell; keep one of them",
+        ),
+        (
+            {"ratios": [0.5, 1.0]},
+            "plan.yaml: sweeps.ratio: starts from the best of one ratio, but ratios are [0.5, 1.0]; keep one",
+        ),
+    ],
+)
+def test_one_fault(tmp_path: Path, changes: dict[str, Any], fault: str) -> None:
+    def make(**changes: Any) -> Plan:
+        return load_plan(str(write_sequences(tmp_path, **{"features": TEXT, **changes})))
+
+    assert faults(make, **changes) == (fault,)
+
+
+def test_sequences_are_not_for_ratings(tmp_path: Path) -> None:
+    with pytest.raises(PlanError, match="sequences is for models of sequences, and music is one of ratings;"):
+        load_plan(str(tiny.write_plan(tmp_path, sequences={"negatives": 9})))
+
+
+# --- jobs ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_sweep_of_the_ratio_trains_the_best_in_other_cells(make: MakePlan) -> None:
+    best = {"film->song@1": {"dropout": 0.1}, "song->film@1": {"dropout": 0.2}}
+    jobs = parts.sweep_jobs(make(), "ratio", folders, best)
+    assert [(job.cell.name, job.name, job.config, job.task_dir) for job in jobs] == [
+        ("film->song@0.5", "ratio=0.5", {"dropout": 0.1}, "/tasks/film->song@0.5/search"),
+        ("song->film@0.5", "ratio=0.5", {"dropout": 0.2}, "/tasks/song->film@0.5/search"),
+        ("film->song@1", "ratio=1.0", {"dropout": 0.1}, "/tasks/film->song@1/search"),
+        ("song->film@1", "ratio=1.0", {"dropout": 0.2}, "/tasks/song->film@1/search"),
+    ]
+    assert {job.seeds for job in jobs} == {(0, 1)}
+
+
+def test_the_bar_stands_beside_it_on_validation(make: MakePlan) -> None:
+    plan = make()
+    jobs = parts.predictor_jobs(plan, "sweep:ratio", folders)
+    assert [(job.cell.name, job.name, job.test_dir) for job in jobs] == [
+        (cell, "predictor:item_knn", None)
+        for cell in ("film->song@0.5", "song->film@0.5", "film->song@1", "song->film@1")
+    ]
+    assert parts.predictor_jobs(plan, "sweep:steps", folders) == []
+    scores = parts.predictor_jobs(plan, "score", folders)
+    assert [job.name for job in scores[:3]] == [f"predictor:{name}" for name in SEQUENCES.predictors]
+    assert {job.test_dir for job in scores} == {"/tasks/film->song@1/test", "/tasks/song->film@1/test"}
+
+
+def test_what_is_planned(make: MakePlan) -> None:
+    planned = {part: [job.trial for job in jobs] for part, jobs in parts.planned(make()).items()}
+    assert {part: len(set(names)) for part, names in planned.items()} == WORK
+    assert "sweep:ratio/film->song@0.5/predictor:item_knn" in planned["sweep:ratio"]
+
+
+def test_a_sweep_of_the_cold_ratio_is_one_of_cells_too(tmp_path: Path) -> None:
+    plan = load_plan(
+        str(tiny.write_plan(tmp_path, ratios=[0.5], sweeps__ratio={"values": [0.2, 0.5, 0.8], "seeds": [0]}))
+    )
+    assert [cell.name for cell in plan.swept_cells] == ["books->movies@0.2", "books->movies@0.8"]
+    assert parts.predictor_jobs(plan, "sweep:ratio", folders)[0].name == "predictor:source_offset"

@@ -1,0 +1,141 @@
+"""From a plan of sequences to tasks: one table for both domains, given splits, other ratios, what trials share."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from features.errors import InputError
+from study.plan import Plan, load_plan
+from study.prepare import Inputs, data_folder, describe_data, estimates, prepare, prepare_domains
+from trainables.kinds import SEQUENCES
+
+from ..trainables.models_in_files import POPULAR, drop
+from .tiny_sequences import write_raw, write_sequences
+
+SPACE = "v: {weight: {FloatDistribution: {low: 1.0, high: 4.0}}}"
+
+
+def unwatched(what: str, size: int) -> Callable[[int], None]:
+    return lambda done: None
+
+
+@pytest.fixture(scope="module")
+def raw(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_raw(tmp_path_factory.mktemp("raw") / "data")
+
+
+@pytest.fixture
+def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Plan]:
+    """Plans of a model that counts items."""
+    drop("popular", POPULAR, tmp_path, monkeypatch)
+
+    def plan(**changes: Any) -> Plan:
+        own = {"model": "popular", "base": {"epochs": 1}, "space_file": SPACE, "drop": ("ablate", "sweeps")}
+        return load_plan(str(write_sequences(tmp_path, **{**own, **changes})))
+
+    return plan
+
+
+def stamps(home: Path) -> dict[Path, int]:
+    return {path: path.stat().st_mtime_ns for path in home.rglob("*") if path.is_file()}
+
+
+def test_everything_is_made_once(make: Callable[..., Plan], raw: Path, tmp_path: Path) -> None:
+    home, told = tmp_path / "home", []
+    sweep = {"ratio": {"values": [0.5, 1.0], "seeds": [0, 3]}}
+    plan = make(drop=("ablate",), sweeps=sweep)
+
+    def watch(what: str, size: int) -> Callable[[int], None]:
+        return lambda done: told.append((what, done))
+
+    inputs = prepare(plan, raw, home, watch)
+    tables = sorted(path.name.rpartition("-")[0] for path in (home / "store" / "features").iterdir())
+    assert tables == ["film-items", "song-items"]
+    assert list(inputs.tasks) == [
+        (f"{task}@{ratio}", "text") for ratio in ("1", "0.5") for task in ("film->song", "song->film")
+    ]
+    # seeds 0 and 1 are the scores', 0 and 3 those of the sweep
+    assert [done for what, done in told if what == "preparing the model"] == list(range(1, 2 * 3 + 2 * 2 + 1))
+    for (cell, _), task in inputs.tasks.items():
+        shared = {path.name for path in task.task_dir.glob("shared-*")}
+        assert shared == {f"shared-{seed}.txt" for seed in ((0, 3) if cell.endswith("0.5") else (0, 1, 3))}
+    opened = [SEQUENCES.load_task(task.task_dir) for task in inputs.tasks.values()]
+    assert opened[0].train_key == opened[1].train_key != opened[2].train_key
+    cells = inputs.cells(plan)
+    assert [cell["train_overlapping"] for cell in cells] == [44, 44, 22, 22]
+
+    before = stamps(home)
+    again = prepare(plan, raw, home, unwatched)
+    assert {path: stamp for path, stamp in stamps(home).items() if "shared" not in path.name} == {
+        path: stamp for path, stamp in before.items() if "shared" not in path.name
+    }
+    assert (again.data_key, again.feature_key, again.tasks) == (inputs.data_key, inputs.feature_key, inputs.tasks)
+
+
+def test_held_out_users_are_the_given_ones(make: Callable[..., Plan], raw: Path, tmp_path: Path) -> None:
+    inputs = prepare(make(), raw, tmp_path / "home", unwatched)
+    users = pd.read_parquet(raw / "users.parquet").set_index("user_id")["split"]
+    for task in inputs.tasks.values():
+        for folder, part in (
+            (task.task_dir, "train"),
+            (task.task_dir / "validation", "valid"),
+            (task.test_dir, "test"),
+        ):
+            assert {users[str(user)] for user in pd.Series(_ids(folder))} == {part}
+
+
+def _ids(folder: Path) -> list[str]:
+    return [str(user).partition("@")[0] for user in np.load(folder / "user_id.npy")]
+
+
+def test_keys_change_with_what_they_stand_for(make: Callable[..., Plan], raw: Path, tmp_path: Path) -> None:
+    def keys(**changes: Any) -> tuple[str, str]:
+        inputs = prepare(make(**changes), raw, tmp_path / "home", unwatched)
+        return inputs.data_key, inputs.feature_key
+
+    data, features = keys()
+    assert keys(search__trials=7) == (data, features)
+    assert keys(ratios=[0.5]) == (data, features), "the cell's name says the ratio"
+    assert keys(sequences__negatives=9)[0] == data
+    assert keys(sequences__negatives=9)[1] != features
+    moved = pd.read_parquet(raw / "users.parquet")
+    moved.loc[0, "split"] = "train"
+    moved.to_parquet(raw / "other.parquet")
+    assert keys(sequences__users="other.parquet")[1] != features
+    assert keys(sequences={"negatives": 19})[1] != features
+
+
+def test_the_split_file_is_looked_for_with_the_others(make: Callable[..., Plan], raw: Path, tmp_path: Path) -> None:
+    with pytest.raises(
+        InputError, match=r"reads interactions\.parquet, users\.parquet; say where they are with --data"
+    ):
+        data_folder(make(), None, tmp_path, unwatched)
+    assert data_folder(make(), raw.parent, tmp_path, unwatched) == raw
+    with pytest.raises(InputError, match=r"there is no column 'part' for split; its columns are user_id, split"):
+        prepare(make(sequences__columns={"split": "part"}), raw, tmp_path / "home", unwatched)
+
+
+def test_titles_of_both_domains_are_left_to_encode(make: Callable[..., Plan], raw: Path, tmp_path: Path) -> None:
+    plan = make()
+    domains = prepare_domains(plan, raw, tmp_path / "home", unwatched)
+    left = estimates(plan, domains, tmp_path / "home")
+    assert {key: estimate.rows_left for key, estimate in left.items()} == {("film", "items"): 48, ("song", "items"): 48}
+
+
+def test_what_is_logged_of_the_data(make: Callable[..., Plan], raw: Path, tmp_path: Path) -> None:
+    plan = make()
+    inputs: Inputs = prepare(plan, raw, tmp_path / "home", unwatched)
+    files = describe_data(plan, inputs, tmp_path / "logs")
+    cells = json.loads(files["cells.json"].read_text())
+    assert [(cell["source"], cell["target"], cell["ratio"]) for cell in cells] == [
+        ("film", "song", 1),
+        ("song", "film", 1),
+    ]
+    assert cells[0]["test_users"] + cells[1]["test_users"] == 8
