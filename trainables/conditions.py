@@ -45,7 +45,7 @@ class Rows:
 def real_rows(task: SequenceTask, encoders: Encoders) -> Rows:
     """Rows of the overlapping training users."""
     users = (task.group == OVERLAPPING).nonzero().squeeze(1)
-    return _rows(task, encoders, newest(task.train, users, encoders.max_length + 1), pseudo=False)
+    return _rows(task, encoders, newest(task.train, users, encoders.max_length), pseudo=False)
 
 
 def pseudo_rows(
@@ -54,7 +54,7 @@ def pseudo_rows(
     """Rows of the pseudo-overlapping users: at most `count` generated items each, of at least that similarity."""
     taken = (task.pseudo[:, :count] >= 0) & (task.similarity[:, :count] >= min_similarity)
     users = taken.any(dim=1).nonzero().squeeze(1)
-    own = newest(task.train, users, max(encoders.max_length + 1 - count, 1))
+    own = newest(task.train, users, max(encoders.max_length - count, 1))
     inserted = insert(own, task.pseudo[users, :count], taken[users], rng)
     return _rows(task, encoders, inserted, pseudo=True)
 
