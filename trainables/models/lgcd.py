@@ -86,7 +86,7 @@ class Config:
     guidance: str = "cross_attention"  # id | text | cfg | linear | cross_attention (Figure 4)
     guidance_weight: float = 0.5  # w of classifier-free guidance; read by `cfg` only (ours)
     predicts: str = "x0"  # x0 | noise (Figure 5)
-    train_reverse: str = "guess"  # h_rev in training: one_step | guess | chain (ours, see `Network.reversed`)
+    train_reverse: str = "guess"  # h_rev in training: one_step | guess | chain (ours, see `Network.losses`)
     heads: int = 4  # of the cross-attention (settings)
     experts: int = 8  # E (settings)
     active_experts: int = 0  # experts with the largest gates that are used; 0: all (ours)
@@ -305,7 +305,7 @@ class Network(nn.Module):
         condition = self.condition(rows.id, rows.text, rows.has_text)
         if not config.diffusion:
             return self.final(condition, condition.whole), torch.zeros(())
-        guess = self.guess(condition.whole)
+        guess = self.guess(condition.whole) if config.guesser else torch.zeros_like(condition.whole)
         start = torch.where(rows.has_feature[:, None], rows.feature, guess.detach())
         t_B = torch.randint(1, config.steps + 1, (len(rows),), generator=generator)
         noise = torch.randn(start.shape, generator=generator)
@@ -317,7 +317,8 @@ class Network(nn.Module):
         predicted = self.denoiser(noisy, t_B, told)
         learns = rows.has_feature & ((real & config.overlap_diffusion) | (~real & config.pseudo_diffusion))
         loss = _mean_square(predicted - (noise if config.predicts == "noise" else rows.feature), learns)
-        loss = loss + _mean_square(guess - rows.feature, rows.has_feature & real & config.overlap_diffusion)
+        if config.guesser:
+            loss = loss + _mean_square(guess - rows.feature, rows.has_feature & real & config.overlap_diffusion)
         generated = self._generated(predicted, noisy, t_B, guess, condition, generator)
         if config.alignment:
             loss = loss + _mean_square(generated - condition.whole, ~real)
@@ -340,11 +341,12 @@ class Network(nn.Module):
         return self.clean(diffusion.noised(start, t_B, torch.randn(start.shape, generator=generator)), t_B, condition)
 
     @torch.no_grad()
-    def recommend(self, id_BD: Tensor, text_BD: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """h_final and h_rev of users, [B, D] each."""
+    def recommend(self, id_BD: Tensor, text_BD: Tensor, generator: torch.Generator) -> Tensor:
+        """h_final of users, [B, D]."""
         condition = self.condition(id_BD, text_BD, torch.ones(len(id_BD), dtype=torch.bool))
-        generated = self.reverse(self.guess(condition.whole), condition, generator)
-        return self.final(condition, generated), generated
+        if not self.config.diffusion:
+            return self.final(condition, condition.whole)
+        return self.final(condition, self.reverse(self.guess(condition.whole), condition, generator))
 
 
 def _mean_square(difference_BD: Tensor, chosen_B: Tensor) -> Tensor:
@@ -455,7 +457,7 @@ class Recommender:
     def __call__(self, held_out: HeldOut, task: SequenceTask, seed: int, candidates: Tensor | None) -> Tensor:
         """Scores of the candidates [R, C], or of all target items (eq. 25)."""
         state = represent(self.encoders, held_out.history, last=True)
-        final, _ = self.network.recommend(*state, torch.Generator().manual_seed(seed))
+        final = self.network.recommend(*state, torch.Generator().manual_seed(seed))
         if candidates is None:
             scores = final @ self.items[task.target[0] : task.target[1]].T
         else:
