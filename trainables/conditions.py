@@ -92,21 +92,21 @@ def _rows(task: SequenceTask, encoders: Encoders, sequences: Sequences, *, pseud
     # How many items of each kind came before, and where the last of them lies among its kind.
     before = {True: inside.long().cumsum(0) - inside.long(), False: (~inside).long().cumsum(0) - (~inside).long()}
     first = sequences.starts[owner[place]]
-    _, feature = represent(encoders, within(sequences, task.target), last=False)
+    (feature,) = represent(encoders, within(sequences, task.target), last=False, parts=["text"])
     seen = before[True][place] > before[True][first]
     feature = torch.where(seen[:, None], feature[(before[True][place] - 1).clamp(min=0)], 0.0)
     parts = []
     for protocol in task.protocols:
-        if protocol == "as-given":
-            state, at, known = represent(encoders, sequences, last=False), place - 1, place > first
-        else:
-            state = represent(encoders, within(sequences, task.source), last=False)
-            at, known = before[False][place] - 1, before[False][place] > before[False][first]
-        at = at[known]
+        given = protocol == "as-given"
+        shown = sequences if given else within(sequences, task.source)
+        states = represent(encoders, shown, last=False, parts=["id"] if pseudo else ["id", "text"])
+        known = place > first if given else before[False][place] > before[False][first]
+        at = (place - 1 if given else before[False][place] - 1)[known]
+        by_id = states[0][at]
         parts.append(
             Rows(
-                id=state[0][at],
-                text=torch.zeros_like(state[1][at]) if pseudo else state[1][at],
+                id=by_id,
+                text=torch.zeros_like(by_id) if pseudo else states[1][at],
                 feature=feature[known],
                 item=sequences.item[place[known]],
                 has_text=torch.full((len(at),), not pseudo),

@@ -11,7 +11,7 @@ Shapes: B sequences, L positions, N items, F text width, D vector width.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -114,6 +114,15 @@ class Encoders(nn.Module):
     def forward(self, id_BLD: Tensor, text_BLD: Tensor) -> tuple[Tensor, Tensor]:
         """ID and text representation at every position, [B, L, D] each (eq. 1)."""
         return self.id_encoder(id_BLD), self.text_encoder(text_BLD)
+
+    def encode(self, items_BL: Tensor, part: str) -> Tensor:
+        """One of the two, [B, L, D]; `part`: id | text."""
+        encoded: Tensor = (
+            self.id_encoder(self.id(items_BL))
+            if part == "id"
+            else self.text_encoder(self.text_map(self.text[items_BL]))
+        )
+        return encoded
 
     def fuse(self, id_BD: Tensor, text_BD: Tensor) -> Tensor:
         """h_fusion (eq. 2)."""
@@ -265,25 +274,27 @@ def pretrained(task: SequenceTask, spec: PretrainSpec, seed: int) -> Encoders:
 
 
 @torch.no_grad()
-def represent(encoders: Encoders, sequences: Sequences, *, last: bool) -> tuple[Tensor, Tensor]:
-    """ID and text representation after every item, [items, D] each; with `last`, of whole sequences, [S, D] each.
+def represent(
+    encoders: Encoders, sequences: Sequences, *, last: bool, parts: Sequence[str] = ("id", "text")
+) -> list[Tensor]:
+    """ID and text representation (or one of them) after every item, [items, D]; with `last`, of whole sequences, [S, D].
 
     Only the newest `max_length` items are read; earlier items, and empty sequences, have the zero vector.
     """
     item, starts = sequences.item.numpy(), sequences.starts.numpy()
     first, length = windows(starts, encoders.max_length)
     size = len(sequences) if last else len(item)
-    id_out, text_out = (torch.zeros(size, encoders.fusion.out_features) for _ in range(2))
+    states = [torch.zeros(size, encoders.fusion.out_features) for _ in parts]
     order = np.argsort(length, kind="stable")
     order = order[length[order] > 0]
     for start in range(0, len(order), _ROWS):
         batch = order[start : start + _ROWS]
         items_BL, real_BL = padded(item, first[batch], length[batch])
-        states = encoders(*encoders.look_up(items_BL))
-        for out, state_BLD in zip((id_out, text_out), states, strict=True):
+        place = torch.from_numpy(first[batch])[:, None] + torch.arange(items_BL.shape[1])
+        for out, part in zip(states, parts, strict=True):
+            state_BLD = encoders.encode(items_BL, part)
             if last:
                 out[torch.from_numpy(batch)] = state_BLD[torch.arange(len(batch)), torch.from_numpy(length[batch]) - 1]
             else:
-                place = torch.from_numpy(first[batch])[:, None] + torch.arange(items_BL.shape[1])
                 out[place[real_BL]] = state_BLD[real_BL]
-    return id_out, text_out
+    return states

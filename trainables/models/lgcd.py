@@ -94,7 +94,7 @@ class Config:
     lr: float = 1e-3  # Adam's (settings)
     batch: int = 128  # pseudo-overlapping rows of a batch, and as many real ones beside them (settings)
     epochs: int = 15  # of as many real rows as there are under one protocol (ours)
-    patience: int = 3  # epochs without a better validation NDCG@10 before training ends (ours)
+    patience: int = 2  # epochs without a better validation NDCG@10 before training ends (ours)
     negatives: int = 1024  # items of the softmax beside the target (ours)
     diffusion: bool = True  # Table 3, as all below
     overlap_diffusion: bool = True  # diffusion and guesser learn from real overlapping users
@@ -456,8 +456,8 @@ class Recommender:
 
     def __call__(self, held_out: HeldOut, task: SequenceTask, seed: int, candidates: Tensor | None) -> Tensor:
         """Scores of the candidates [R, C], or of all target items (eq. 25)."""
-        state = represent(self.encoders, held_out.history, last=True)
-        final = self.network.recommend(*state, torch.Generator().manual_seed(seed))
+        by_id, by_text = represent(self.encoders, held_out.history, last=True)
+        final = self.network.recommend(by_id, by_text, torch.Generator().manual_seed(seed))
         if candidates is None:
             scores = final @ self.items[task.target[0] : task.target[1]].T
         else:
