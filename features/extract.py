@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import islice, pairwise
@@ -180,6 +180,32 @@ def extract(
         plan.blocks, make_worker, plan.texts_left, workers=workers, use_ray=use_ray, progress=progress
     )
     return _finish(spec, domain, resolved, plan, failed_keys, path, shards, key, time.monotonic() - start)
+
+
+def encode_rows(
+    rows: Iterable[Row],
+    resolved: ResolvedEncoder,
+    store: Path,
+    *,
+    progress: Progress | None = None,
+    workers: int | None = None,
+    use_ray: bool | None = None,
+    loader: Callable[[ResolvedEncoder], Encoder] = load_encoder,
+) -> tuple[RowStore, dict[bytes, str]]:
+    """Encode what the store does not hold of `rows`; the store of their vectors, and the keys of failed rows with reasons.
+
+    The other arguments are those of `extract`.
+    """
+    shards = RowStore.of(store, resolved.key)
+    shards.clean()
+    planned = {row_key(row): row for row in rows}
+    done = shards.index()
+    left = _block([(key, row) for key, row in planned.items() if key not in done])
+    blocks = _macro_batches(left, {key: len(row.texts) for key, row in planned.items()}) if planned else []
+    make_worker = partial(ShardWorker, partial(loader, resolved), shards, resolved.spec.store_dtype)
+    todo = sum(map(_texts, blocks))
+    failed = run_blocks(blocks, make_worker, todo, workers=workers, use_ray=use_ray, progress=progress)
+    return shards, failed
 
 
 def make_plan(spec: FeatureSpec, domain: Domain, done: Mapping[bytes, int]) -> Plan:

@@ -53,6 +53,52 @@ def row_key(row: Row) -> bytes:
     return sha.digest()[:KEY_BYTES]
 
 
+def write_shard(folder: Path, table: pa.Table, maker: str, maker_key: str) -> Path:
+    """Write one shard atomically. table: a column `key` (KEY_TYPE), and whatever was made for each key.
+
+    maker: "encoder" or "generator". The shard's name is the hash of its keys: the same work done twice is one file.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    table = table.replace_schema_metadata({f"{maker}_key": maker_key})
+    path = folder / f"{hashlib.sha256(b''.join(table['key'].to_pylist())).hexdigest()[:24]}.arrow"
+    temporary = path.with_name(f".{path.stem}.{os.getpid()}-{threading.get_ident()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            with pa.ipc.new_file(file, table.schema) as writer:
+                writer.write_table(table)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    return path
+
+
+def read_shards(folder: Path, maker: str, maker_key: str) -> Iterator[pa.Table]:
+    """Each shard, memory-mapped, in name order. Raises InputError for one of another maker or a broken one."""
+    for path in sorted(folder.glob("*.arrow")):
+        try:
+            table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
+        except (pa.ArrowInvalid, OSError) as error:
+            raise InputError(f"{path}: not a readable shard ({_line(error)}); delete it and extract again") from error
+        owner = (table.schema.metadata or {}).get(f"{maker}_key".encode(), b"?").decode()
+        if owner != maker_key:
+            raise InputError(
+                f"{path}: written by another {maker} (key {owner[:12]}, expected {maker_key[:12]}); "
+                "give this study a store folder of its own, or delete that shard"
+            )
+        yield table
+
+
+def clean_shards(folder: Path) -> None:
+    """Remove what killed runs left under temporary names."""
+    for path in folder.glob(".*.tmp"):
+        with suppress(FileNotFoundError):  # its owner has just renamed it
+            if time.time() - path.stat().st_mtime > _STALE_SECONDS:
+                path.unlink()
+
+
 @dataclass(frozen=True)
 class RowStore:
     """All vectors that one encoder ever made, by row key. Cheap to send to a worker: it holds a path and a key."""
@@ -69,7 +115,6 @@ class RowStore:
 
         The shard's name is the hash of its row keys: the same macro-batch computed twice is one file.
         """
-        self.folder.mkdir(parents=True, exist_ok=True)
         flat = pa.array(np.ascontiguousarray(vectors).reshape(-1))
         table = pa.table(
             {
@@ -77,37 +122,12 @@ class RowStore:
                 "tokens": pa.array(tokens, pa.int32()),
                 "vector": pa.FixedSizeListArray.from_arrays(flat, vectors.shape[1]),
             }
-        ).replace_schema_metadata({"encoder_key": self.encoder_key})
-        path = self.folder / f"{hashlib.sha256(b''.join(keys)).hexdigest()[:24]}.arrow"
-        temporary = path.with_name(f".{path.stem}.{os.getpid()}-{threading.get_ident()}.tmp")
-        try:
-            with temporary.open("wb") as file:
-                with pa.ipc.new_file(file, table.schema) as writer:
-                    writer.write_table(table)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
-        return path
+        )
+        return write_shard(self.folder, table, "encoder", self.encoder_key)
 
     def shards(self) -> Iterator[pa.Table]:
         """Each shard, memory-mapped, in name order. Raises InputError for one of another encoder or a broken one."""
-        for path in sorted(self.folder.glob("*.arrow")):
-            try:
-                table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
-            except (pa.ArrowInvalid, OSError) as error:
-                raise InputError(
-                    f"{path}: not a readable shard ({_line(error)}); delete it and extract again"
-                ) from error
-            owner = (table.schema.metadata or {}).get(b"encoder_key", b"?").decode()
-            if owner != self.encoder_key:
-                raise InputError(
-                    f"{path}: written by another encoder (key {owner[:12]}, expected {self.encoder_key[:12]}); "
-                    "give this study a store folder of its own, or delete that shard"
-                )
-            yield table
+        return read_shards(self.folder, "encoder", self.encoder_key)
 
     def index(self) -> dict[bytes, int]:
         """Row key -> real tokens, for all rows that are done (a hundred bytes each; no vector is read)."""
@@ -118,10 +138,7 @@ class RowStore:
 
     def clean(self) -> None:
         """Remove what killed runs left under temporary names."""
-        for path in self.folder.glob(".*.tmp"):
-            with suppress(FileNotFoundError):  # its owner has just renamed it
-                if time.time() - path.stat().st_mtime > _STALE_SECONDS:
-                    path.unlink()
+        clean_shards(self.folder)
 
 
 @dataclass(frozen=True, eq=False)

@@ -13,9 +13,19 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
 from tokenizers.processors import TemplateProcessing
-from transformers import BertConfig, BertModel, LlamaConfig, LlamaModel, PreTrainedTokenizerFast
+from transformers import (
+    BertConfig,
+    BertModel,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    LlamaModel,
+    PreTrainedTokenizerFast,
+)
 
 from features.domain import Domain, DomainSpec, prepare_domain
+from features.embedded import train_tokenizer
 
 WORDS = [f"w{i}" for i in range(90)]
 SPECIAL = [
@@ -83,6 +93,52 @@ def tiny(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 @pytest.fixture(scope="session")
 def tiny_bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_encoder(tmp_path_factory.mktemp("one-bert"), "bert")
+
+
+TITLES = [f"{maker} {thing}" for maker in ("Bodum", "Lipton", "Norpro") for thing in ("Tea Press", "Green Tea", "Pan")]
+CHAT_TEMPLATE = (
+    "{% for m in messages %}<user>{{ m['content'] }}{% endfor %}{% if add_generation_prompt %}<reply>{% endif %}"
+)
+
+
+def save_generator(folder: Path, kind: str = "llama", chat: bool = False) -> Path:
+    """A tiny random causal language model with a byte-level tokenizer that knows a few titles as a whole."""
+    tokenizer = train_tokenizer((title for title in TITLES for _ in range(2)), 512)
+    if chat:
+        tokenizer.add_special_tokens({"eos_token": "<end>", "additional_special_tokens": ["<user>", "<reply>"]})
+        tokenizer.chat_template = CHAT_TEMPLATE
+    sizes = {
+        "vocab_size": len(tokenizer),
+        "pad_token_id": 0,
+        "bos_token_id": None,
+        "eos_token_id": tokenizer.eos_token_id,
+    }
+    torch.manual_seed(0)
+    model: LlamaForCausalLM | GPT2LMHeadModel
+    if kind == "llama":
+        model = LlamaForCausalLM(
+            LlamaConfig(
+                hidden_size=32,
+                intermediate_size=64,
+                num_hidden_layers=2,
+                num_attention_heads=2,
+                num_key_value_heads=1,
+                initializer_range=0.3,
+                **sizes,
+            )
+        )
+    else:
+        model = GPT2LMHeadModel(GPT2Config(n_embd=32, n_layer=2, n_head=2, initializer_range=0.3, **sizes))
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session", params=["llama", "gpt2", "llama-chat"])
+def tiny_generator(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a tiny random Llama, of a GPT-2, and of a Llama with a chat template."""
+    kind, _, chat = request.param.partition("-")
+    return save_generator(tmp_path_factory.mktemp(request.param), kind, bool(chat))
 
 
 MakeDomain = Callable[..., Domain]
