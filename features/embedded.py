@@ -35,9 +35,10 @@ PAD = "<pad>"
 _SUBWORDS = 4096  # tokens learned as pieces; the rest of the vocabulary is titles
 _POSITIONS = 1024  # longest text that the model can continue
 _CUT = 160  # tokens of a training text; the rest is left to another epoch, whose order is another
-_BATCH = 1024  # padded tokens of a training batch
+_BATCH = (128, 1024)  # padded tokens of a training batch; as many as leave an epoch of few users enough steps
+_STEPS = 250
 _CONTRAST = 1024  # tokens drawn for the estimate of the softmax's denominator
-_LEARNING_RATE, _WARM_UP, _DECAY = 3e-3, 50, 0.01
+_LEARNING_RATE, _WARM_UP, _DECAY = 3e-3, 0.03, 0.01  # warm-up: share of the steps; then linearly to a fiftieth
 _DROP_INPUT, _DROP_OUTPUT = 0.2, 0.1
 
 
@@ -196,7 +197,7 @@ def _train(
         steps = steps or len(batches) * spec.epochs
         total = count = 0.0
         for batch in batches:
-            rate = _LEARNING_RATE * min(1, (step + 1) / _WARM_UP) * max(0.02, 1 - step / steps)
+            rate = _LEARNING_RATE * min(1, (step + 1) / (_WARM_UP * steps)) * max(0.02, 1 - step / steps)
             for group in optimizer.param_groups:
                 group["lr"] = rate
             loss, tokens = _loss(model, [texts[i] for i in batch], tokenizer.pad_token_id, contrast)
@@ -216,9 +217,10 @@ def _train(
 def _batches(lengths: Sequence[int], rng: np.random.Generator) -> list[list[int]]:
     """Texts of about one length together, batches in random order."""
     order = np.argsort(-(np.array(lengths) + rng.random(len(lengths)))).tolist()
+    budget = min(max(sum(lengths) // _STEPS, _BATCH[0]), _BATCH[1])
     batches, start = [], 0
     while start < len(order):
-        size = max(1, _BATCH // lengths[order[start]])
+        size = max(1, budget // lengths[order[start]])
         batches.append(order[start : start + size])
         start += size
     return [batches[i] for i in rng.permutation(len(batches))]
@@ -253,7 +255,8 @@ def contrastive_loss(states_ND: Tensor, wanted_N: Tensor, embedding_VD: Tensor, 
     drawn = torch.randint(len(embedding_VD), (_CONTRAST,), generator=contrast)
     drawn = drawn[~torch.isin(drawn, own)]
     weight_C = torch.zeros(len(own) + len(drawn))
-    weight_C[len(own) :] = math.log((len(embedding_VD) - len(own)) / max(1, len(drawn)))
+    if len(drawn):
+        weight_C[len(own) :] = math.log((len(embedding_VD) - len(own)) / len(drawn))
     logits_NC = states_ND @ embedding_VD[torch.cat([own, drawn])].T + weight_C
     return functional.cross_entropy(logits_NC, torch.searchsorted(own, wanted_N))
 
