@@ -73,6 +73,20 @@ class Means:
         return None if self.progress is None else partial(self.progress, phase)
 
 
+def describe_generator(spec: GeneratorSpec) -> dict[str, Any]:
+    """All that pseudo-items depend on besides users, titles and vectors."""
+    if spec.model == EMBEDDED:
+        model: dict[str, Any] = {"embedded": asdict(spec.embedded), "training": TRAINING}
+    else:
+        model = dict(resolve_generator(spec).identity)
+    return {
+        "version": VERSION,
+        "generator": {"name": spec.model, **model, **spec.sampling},
+        "shown": {"history": spec.history, "title_words": spec.title_words},
+        "value_users": spec.value_users,
+    }
+
+
 def item_titles(domain: Domain) -> dict[str, str]:
     """Title of each item of a domain as a generator reads it; '' where there is none."""
     items = pq.read_table(domain.path / "items.parquet", columns=["item_id", "title"])
@@ -195,15 +209,8 @@ class _Work:
 
     def describe(self, users: Sequence[History]) -> dict[str, Any]:
         """All that the table depends on."""
-        if self.spec.model == EMBEDDED:
-            model: dict[str, Any] = {"embedded": asdict(self.spec.embedded), "training": TRAINING}
-        else:
-            model = dict(resolve_generator(self.spec).identity)
         return {
-            "version": VERSION,
-            "generator": {"name": self.spec.model, **model, **self.spec.sampling},
-            "shown": {"history": self.spec.history, "title_words": self.spec.title_words},
-            "value_users": self.spec.value_users,
+            **describe_generator(self.spec),
             "encoder": self.encoder.key,
             "tables": {name: table.key for name, table in sorted(self.tables.items())},
             "titles": digest({name: dict(titles) for name, titles in self.titles.items()}),
@@ -304,9 +311,12 @@ class _Work:
         """What the lists of the users kept out are worth."""
         source = self.other(target)
 
-        def pairs(users: Sequence[History]) -> list[Pair]:
-            return [Pair(source=user.items[source], target=user.items[target]) for user in users]
+        def pair(user: History) -> Pair:
+            theirs = {name: [item for item in user.items[name] if item in self._places[name]] for name in self.tables}
+            return Pair(source=theirs[source], target=theirs[target])
 
+        measured = [(pair(user), one.items) for user, one in zip(held, lists, strict=True)]
+        measured = [(mine, items) for mine, items in measured if mine.source and mine.target]
         tables = (self.tables[source], self.tables[target])
-        items = [one.items for one in lists]
-        return measure_value(pairs(held), items, pairs(fit), tables, (source, target), self.spec.seed)
+        real, items = [mine for mine, _ in measured], [items for _, items in measured]
+        return measure_value(real, items, [pair(user) for user in fit], tables, (source, target), self.spec.seed)

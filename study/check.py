@@ -11,10 +11,12 @@ from rich.table import Table
 
 from features.encoder import resolve_encoder
 from features.errors import InputError
+from features.generator import EMBEDDED, resolve_generator
 from features.simulate import LABEL
 from study import parts
 from study.flow import store_uri
 from study.jobs import PREDICTOR
+from study.outlook import outlook
 from study.plan import Plan
 from study.prepare import data_folder
 from study.results import load_results
@@ -26,10 +28,12 @@ def describe(plan: Plan, data: Path | None, home: Path) -> Iterator[Table | str]
     """Sections to print; raises InputError for what is not there (files, encoder)."""
     yield f"[bold]{plan.name}[/bold]: model {plan.model}, {len(plan.cells)} cells"
     yield escape(_inputs(plan, data, home))
-    cells = Table("cell", "source", "target", "cold ratio", title="cells")
+    subject = subject_of(plan.model, plan.published)
+    cells = Table("cell", "source", "target", subject.ratio.lower(), title="cells")
     for cell in plan.cells:
         cells.add_row(cell.name, cell.source, cell.target, f"{cell.ratio:g}")
     yield cells
+    yield from _data(plan, data, home)
     space = plan.load_space()
     searched = space.describe() if space and plan.search else {}
     config = Table("field", "value", title="configuration")
@@ -48,15 +52,38 @@ def _inputs(plan: Plan, data: Path | None, home: Path) -> str:
         vectors = f"text vectors by {found.spec.model}"
     else:
         vectors = f"rating-based vectors, {plan.features.ratings.factors} factors"
+    pseudo = plan.features.pseudo
+    if pseudo is not None:
+        if pseudo.model != EMBEDDED:
+            resolve_generator(pseudo)
+        vectors += f"; pseudo-items by {pseudo.model}"
     if plan.simulate:
         return f"input: SIMULATED domains (seed {plan.simulate.seed}); {vectors}"
     folder = data_folder(plan, data, home, lambda what, size: lambda done: None)
     for spec in plan.domains.values():
-        for name in filter(None, (spec.interactions, spec.items)):
+        for name in filter(None, (spec.interactions, spec.items, plan.sequences.users)):
             if not (folder / name).is_file():
                 raise InputError(f"{folder / name}: no such file; put it there, or name its folder with --data")
     label = " (SIMULATED)" if (folder / LABEL).is_file() else ""
     return f"input: {folder}{label}; {vectors}"
+
+
+def _data(plan: Plan, data: Path | None, home: Path) -> Iterator[Table | str]:
+    """What the domains hold and what language models have to do, for the kinds that say so before anything is made."""
+    found = outlook(plan, data, home)
+    if found is None:
+        return
+    table = Table("domain", "users", "items", "interactions", "titles to encode", title="data")
+    for name, size in found.domains.items():
+        table.add_row(
+            name, *(f"{number:,}" for number in (size.users, size.items, size.interactions, size.titles_left))
+        )
+    table.caption = found.note
+    yield table
+    if found.users:
+        texts = sum(found.users.values()) * found.texts
+        users = ", ".join(f"{pair} {count:,}" for pair, count in found.users.items())
+        yield escape(f"{texts:,} texts to generate, {found.texts} for each user of one domain: {users}")
 
 
 def _work(plan: Plan) -> Table:

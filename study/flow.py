@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from features.errors import InputError
+from features.store import digest
 from study import parts, tracking
 from study.engine import Failure, Progress, RunSummary, at_work, run_jobs
 from study.jobs import Cell, Cluster, Job
@@ -248,7 +249,7 @@ class Study:
         client, experiment = self._store()
         tags = {
             "study.part": "data", "study.data_key": inputs.data_key, "study.feature_key": inputs.feature_key,
-            "study.simulated": str(inputs.simulated).lower(),
+            "study.simulated": str(inputs.simulated).lower(), "study.cells": digest({"tasks": sorted(inputs.tasks)}),
         }  # fmt: skip
         for run in tracking.find_runs(client, experiment, "data"):
             if run.info.status == tracking.FINISHED and tags.items() <= run.data.tags.items():

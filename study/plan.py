@@ -16,6 +16,7 @@ from features.encoder import EncoderSpec
 from features.errors import InputError
 from features.extract import FeatureSpec
 from features.factorisation import FactorSpec
+from features.generator import GeneratorSpec
 from features.simulate import SimulateSpec
 from search_spaces import Space, SpaceError, load_space, parse_yaml
 from study.draws import check_sampler
@@ -64,6 +65,7 @@ class FeaturesPlan:
     """What vectors the models work with: `text` where it is given, else rating-based ones ("w/o MLLM")."""
 
     text: TextPlan | None = None
+    pseudo: GeneratorSpec | None = None  # texts of items of the other domain, for users of one (LGCD eqs. 4-6)
     ratings: FactorSpec = field(default_factory=FactorSpec)
 
     @property

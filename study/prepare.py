@@ -15,6 +15,9 @@ from features.domain import Domain, prepare_domain
 from features.errors import InputError
 from features.extract import Estimate, estimate, extract
 from features.folders import write_json
+from features.generator import GeneratorSpec
+from features.pseudo import History, Means, describe_generator, item_titles, make_pseudo, read_value
+from features.pseudo_table import PseudoTable
 from features.simulate import simulate
 from features.splits import read_split
 from features.store import FeatureTable, digest
@@ -23,7 +26,7 @@ from study.jobs import PREDICTOR, Cell, Resources
 from study.plan import Plan
 from trainables import door
 from trainables.door import load_model
-from trainables.sequence_build import build_sequences
+from trainables.sequence_build import TrainingUsers, build_sequences, training_users
 from trainables.task import TaskFolders, TextVectors, build_task
 
 Watch = Callable[[str, int], Callable[[int], None]]
@@ -36,6 +39,7 @@ class Inputs:
 
     domains: Mapping[str, Domain]
     tasks: Mapping[tuple[str, str], TaskFolders]  # (cell name, flavour) -> folders
+    pseudo: Mapping[str, PseudoTable]  # pair of domains and ratio -> pseudo-items of its training users
     data_key: str
     feature_key: str
 
@@ -114,6 +118,7 @@ def prepare(plan: Plan, data: Path | None, home: Path, watch: Watch, *, on_ray: 
     return Inputs(
         domains=made.domains,
         tasks=tasks,
+        pseudo=maker.pseudo,
         data_key=digest({name: domain.key for name, domain in made.domains.items()}),
         feature_key=digest(maker.document()),
     )
@@ -153,6 +158,8 @@ class _Made:
 class _Ratings:
     """Tasks of ratings (MuSiC)."""
 
+    pseudo: Mapping[str, PseudoTable] = {}
+
     def __init__(self, made: _Made) -> None:
         self._made = made
         made.tables  # noqa: B018  (before the tasks, for the bars tell them apart)
@@ -176,30 +183,44 @@ class _Sequences:
     def __init__(self, made: _Made) -> None:
         self._made = made
         made.tables  # noqa: B018
-
-    @cached_property
-    def split(self) -> Mapping[str, str] | None:
-        """As the data gives it."""
-        made, rules = self._made, self._made.plan.sequences
-        if rules.users is None:
-            return None
-        return read_split(data_folder(made.plan, made.data, made.home, made.watch) / rules.users, rules.columns)
+        self._split = None
+        if made.plan.sequences.users is not None:
+            self._split = given_split(made.plan, data_folder(made.plan, made.data, made.home, made.watch))
+        self.pseudo: dict[str, PseudoTable] = {}
+        if made.plan.features.pseudo is not None:
+            for pair in pairs_of(made.plan):
+                for ratio in ratios_of(made.plan):
+                    self.pseudo[pair_name(pair, ratio)] = self._make_pseudo(made.plan.features.pseudo, pair, ratio)
 
     def task(self, cell: Cell, flavour: str) -> TaskFolders:
         """Its folders."""
         made = self._made
         text = {name: made.tables[name, "items"] for name in (cell.source, cell.target)}
         return build_sequences(
-            made.plan.sequences.at(cell.ratio), made.domains[cell.source], made.domains[cell.target], self.split, text,
-            None, made.home / "tasks",
+            made.plan.sequences.at(cell.ratio), made.domains[cell.source], made.domains[cell.target], self._split, text,
+            self.pseudo.get(pair_name((cell.source, cell.target), cell.ratio)), made.home / "tasks",
         )  # fmt: skip
 
     def document(self) -> dict[str, Any]:
         """What trials depend on beside the domains."""
+        plan = self._made.plan
         return {
-            "text": self._made.feature_keys, "sequences": asdict(self._made.plan.sequences),
-            "split": digest(self.split) if self.split is not None else None,
+            "text": self._made.feature_keys, "sequences": asdict(plan.sequences),
+            "split": digest(self._split) if self._split is not None else None,
+            "pseudo": describe_generator(plan.features.pseudo) if plan.features.pseudo else None,
         }  # fmt: skip
+
+    def _make_pseudo(self, spec: GeneratorSpec, pair: tuple[str, str], ratio: float) -> PseudoTable:
+        """Items for the users of one domain who train at this ratio."""
+        made, (source, target) = self._made, pair
+        text = made.plan.features.text
+        assert text is not None, "the plan's checks ask for it"
+        found = training_users(made.plan.sequences.at(ratio), made.domains[source], made.domains[target], self._split)
+        name = pair_name(pair, ratio)
+        means = Means(progress=_by_phase(made.watch, f"pseudo-items of {name}"), use_ray=made.on_ray or None)
+        titles = {domain: item_titles(made.domains[domain]) for domain in pair}
+        tables = {domain: made.tables[domain, "items"] for domain in pair}
+        return make_pseudo(spec, text.encoder, histories(found, pair), titles, tables, made.home / "store", means)
 
 
 def _prepare_model(made: _Made, tasks: Mapping[tuple[str, str], TaskFolders]) -> None:
@@ -242,12 +263,56 @@ def _called(
         yield ray.get(reference)
 
 
+def pairs_of(plan: Plan) -> list[tuple[str, str]]:
+    """Pairs of domains, whatever the direction of their tasks."""
+    return list(dict.fromkeys((min(task), max(task)) for task in plan.tasks))
+
+
+def ratios_of(plan: Plan) -> list[float]:
+    """Of all cells."""
+    return list(dict.fromkeys(cell.ratio for cell in (*plan.cells, *plan.swept_cells)))
+
+
+def pair_name(pair: tuple[str, str], ratio: float) -> str:
+    """`books-movies@0.5`, whatever the direction."""
+    return f"{min(pair)}-{max(pair)}@{ratio:g}"
+
+
+def histories(found: TrainingUsers, pair: tuple[str, str]) -> list[History]:
+    """What each training user has in the source and in the target domain of `pair`."""
+    users = []
+    for number, user in enumerate(found.user):
+        own = slice(found.starts[number], found.starts[number + 1])
+        item, in_target = found.item[own], found.in_target[own]
+        users.append(History(user=str(user), items={pair[0]: list(item[~in_target]), pair[1]: list(item[in_target])}))
+    return users
+
+
+def _by_phase(watch: Watch, what: str) -> Callable[[str, int, int], None]:
+    """One bar after the other for (phase, done, total)."""
+    bars: dict[str, Callable[[int], None]] = {}
+
+    def told(phase: str, done: int, total: int) -> None:
+        if phase not in bars:
+            bars[phase] = watch(f"{what}: {phase}", total)
+        bars[phase](done)
+
+    return told
+
+
+def given_split(plan: Plan, folder: Path) -> Mapping[str, str] | None:
+    """Who trains, validates and tests, as the data says it."""
+    rules = plan.sequences
+    return read_split(folder / rules.users, rules.columns) if rules.users is not None else None
+
+
 def describe_data(plan: Plan, inputs: Inputs, folder: Path) -> dict[str, Path]:
-    """Write `domains.json` and `cells.json`, what the report's tables of the data are made from."""
+    """Write `domains.json`, `cells.json` and `pseudo.json`, what the report's tables of the data are made from."""
     folder.mkdir(parents=True, exist_ok=True)
     contents: dict[str, Any] = {
         "domains.json": [dict(domain.manifest) for domain in inputs.domains.values()],
         "cells.json": inputs.cells(plan),
+        "pseudo.json": [{"pair": name, **row} for name, table in inputs.pseudo.items() for row in read_value(table)],
     }
     for name, content in contents.items():
         write_json(folder / name, content)

@@ -141,6 +141,7 @@ def _make(results: Results, progress: Callable[[int, int], None], staged: Path) 
         partial(tables.ablation_table, results),
         *([partial(tables.cold_item_table, results)] if subject.kind.cold_items else []),
         *([partial(tables.full_ranking_table, results)] if subject.kind.full else []),
+        *([partial(tables.pseudo_table, results)] if results.pseudo else []),
         *(partial(figures.sensitivity, results, name) for name in swept),
         *(partial(make, results) for make in (figures.importance, figures.history, figures.curves)),
         *(partial(figures.parallel, results, cell) for cell in searched),

@@ -48,6 +48,7 @@ class Results:
     trials: pd.DataFrame
     domains: tuple[Mapping[str, Any], ...]  # manifests, as logged by the part "data"
     cells: tuple[Mapping[str, Any], ...]  # counts per cell, as logged by the part "data"
+    pseudo: tuple[Mapping[str, Any], ...]  # what pseudo-items are worth, as logged by the part "data"
     simulated: bool
     tags: Mapping[
         str, tuple[str, ...]
@@ -140,6 +141,7 @@ def load_results(tracking_uri: str, experiment: str, subject: Subject) -> Result
         trials=_frame(trials),
         domains=_records(tracking_uri, newest, "domains.json"),
         cells=_records(tracking_uri, newest, "cells.json"),
+        pseudo=_records(tracking_uri, newest, "pseudo.json"),
         simulated=any(_is_true(run, "simulated") for run in ours if run.data.tags[f"{TAG}part"] != "report"),
         tags={name: _values(finished, name) for name in ("data_key", "feature_key", "commit", "versions", "device")},
         duplicates=duplicates,
@@ -246,7 +248,9 @@ def _row(run: Run) -> dict[str, Any]:
 
 
 def _records(tracking_uri: str, run: Run | None, path: str) -> tuple[Mapping[str, Any], ...]:
-    if run is None:
+    if run is None or not any(
+        entry.path == path for entry in MlflowClient(tracking_uri).list_artifacts(run.info.run_id)
+    ):
         return ()
     loaded = json.loads(read_artifact(tracking_uri, run.info.run_id, path))
     if not isinstance(loaded, list) or not all(isinstance(record, dict) for record in loaded):

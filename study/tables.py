@@ -228,6 +228,29 @@ def cold_item_table(results: Results) -> Table:
     return Table("table_4_cold_items", _caption(caption, results), frame, shown)
 
 
+def pseudo_table(results: Results) -> Table:
+    """What pseudo-items are worth: recall of what overlapping users have, who were kept out of the generator's training."""
+    if not results.pseudo:
+        raise MissingError("pseudo-items: no finished run of part data measured them; run `study extract`")
+    frame = pd.DataFrame(list(results.pseudo)).sort_values(["pair", "source", "target", "at"], kind="stable")
+    shown = pd.DataFrame(
+        {
+            "Training users": frame["pair"],
+            "Task": (frame["source"] + "->" + frame["target"]).map(_arrow),
+            "Items": frame["items"],
+            "Length": frame["at"].map(_count),
+            "Recall": [_number(value, 4) for value in frame["recall"]],
+            "Users with a hit": frame["hit"].map("{:.1%}".format),
+            "Users": frame["users"].map(_count),
+            "Different items": frame["different"].map(_count),
+        }
+    )
+    caption = (
+        "Pseudo-items: share of a user's real items of the other domain in lists of equal length (higher is better)"
+    )
+    return Table("pseudo_items", _caption(caption, results), frame.reset_index(drop=True), shown)
+
+
 def published_table(results: Results, comparison: Comparison) -> Table:
     """Every published row as printed, and below them the rows of this study that they can be held against."""
     published = results.subject.published

@@ -15,6 +15,7 @@ from study.plan import load_plan
 
 from .conftest import Finished
 from .tiny import study, write_plan
+from .tiny_sequences import NAMES, write_raw, write_sequences
 
 
 def text(plan: Path, data: Path | None, home: Path) -> str:
@@ -85,3 +86,56 @@ def test_the_command_prints_it(tmp_path: Path) -> None:
     ran = study("check", write_plan(tmp_path), "--home", tmp_path / "home")
     assert (ran.code, ran.err) == (0, "")
     assert "books->movies@0.2" in ran.out
+
+
+# --- sequences ----------------------------------------------------------------------------------------------------
+
+
+def test_a_plan_of_sequences_says_what_there_is_and_what_language_models_have_to_do(tmp_path: Path) -> None:
+    raw, home = write_raw(tmp_path / "raw"), tmp_path / "home"
+    plan = write_sequences(tmp_path, features__pseudo={"texts": 5})
+    shown = text(plan, raw, home)
+    table = rows(shown)
+    assert f"input: {raw}; text vectors by {tmp_path}/bert; pseudo-items by embedded" in shown
+    assert ["film", "70", "48", "309", "48"] in table
+    assert ["song->film@1", "song", "film", "1"] in table
+    assert "overlap ratio" in shown
+    # 20 users of one domain; at overlap ratio 0.5 the link of 22 of 44 training users is cut in two
+    assert "420 texts to generate, 5 for each user of one domain: film-song@1 20, film-song@0.5 64" in shown
+    assert ["sweep:ratio", "4", "2", "8"] in table
+    assert "configurations are selected by val_ndcg10 (maximize)" in " ".join(shown.split())
+    assert not home.exists()
+
+
+def test_without_pseudo_items_no_texts_are_generated(tmp_path: Path) -> None:
+    raw = write_raw(tmp_path / "raw")
+    shown = text(write_sequences(tmp_path, features__pseudo=None), raw, tmp_path / "home")
+    assert "texts to generate" not in shown
+    assert "pseudo-items by" not in shown
+
+
+def test_the_numbers_of_a_simulation_are_known_before_it(tmp_path: Path) -> None:
+    domains = {name: {"reader": "amazon2023", "interactions": f"{name}.jsonl.gz"} for name in NAMES}
+    size = {"users": 70, "items": 80, "ratings": 1000}
+    simulate = {"overlap": 60, "images": 0.0, "domains": dict.fromkeys(NAMES, size)}
+    changes = {
+        "domains": domains,
+        "simulate": simulate,
+        "sequences": {"negatives": 19},
+        "features__pseudo": {"texts": 5},
+    }
+    shown = text(write_sequences(tmp_path, **changes), None, tmp_path / "home")
+    assert ["film", "70", "80", "1,000", "80"] in rows(shown)
+    assert "as simulated, before filters" in shown
+    # 2 * 70 - 2 * 60 users of one domain; of 48 training users 24 are cut
+    assert "film-song@1 20, film-song@0.5 68" in shown
+
+
+def test_a_generator_that_is_not_there_is_told(tmp_path: Path) -> None:
+    raw = write_raw(tmp_path / "raw")
+    plan = write_sequences(tmp_path, features__pseudo={"model": str(tmp_path / "nowhere")})
+    with pytest.raises(InputError, match="nowhere"):
+        text(plan, raw, tmp_path / "home")
+    (raw / "users.parquet").unlink()
+    with pytest.raises(InputError, match=r"users\.parquet: no such file; put it there"):
+        text(write_sequences(tmp_path), raw, tmp_path / "home")

@@ -12,12 +12,14 @@ import pandas as pd
 import pytest
 
 from features.errors import InputError
+from features.splits import read_split
 from study.plan import Plan, load_plan
-from study.prepare import Inputs, data_folder, describe_data, estimates, prepare, prepare_domains
+from study.prepare import Inputs, data_folder, describe_data, estimates, histories, prepare, prepare_domains
 from trainables.kinds import SEQUENCES
+from trainables.sequence_build import training_users
 
 from ..trainables.models_in_files import POPULAR, drop
-from .tiny_sequences import write_raw, write_sequences
+from .tiny_sequences import PSEUDO, write_raw, write_sequences
 
 SPACE = "v: {weight: {FloatDistribution: {low: 1.0, high: 4.0}}}"
 
@@ -70,6 +72,11 @@ def test_everything_is_made_once(make: Callable[..., Plan], raw: Path, tmp_path:
     assert opened[0].train_key == opened[1].train_key != opened[2].train_key
     cells = inputs.cells(plan)
     assert [cell["train_overlapping"] for cell in cells] == [44, 44, 22, 22]
+    assert list(inputs.pseudo) == ["film-song@1", "film-song@0.5"], "one for both directions"
+    assert [cell["pseudo_items"] for cell in cells] == [4 * 20, 4 * 20, 4 * 64, 4 * 64]
+    assert list(dict.fromkeys(what for what, _ in told if "film-song@0.5" in what)) == [
+        f"pseudo-items of film-song@0.5: {phase}" for phase in ("train", "generate", "encode")
+    ]
 
     before = stamps(home)
     again = prepare(plan, raw, home, unwatched)
@@ -110,6 +117,9 @@ def test_keys_change_with_what_they_stand_for(make: Callable[..., Plan], raw: Pa
     moved.to_parquet(raw / "other.parquet")
     assert keys(sequences__users="other.parquet")[1] != features
     assert keys(sequences={"negatives": 19})[1] != features
+    assert keys(features__pseudo={**PSEUDO, "texts": 3})[1] != features
+    assert keys(features__pseudo=None)[1] != features
+    assert keys(sweeps={"ratio": {"values": [0.5], "seeds": [0]}}, drop=("ablate",)) == (data, features)
 
 
 def test_the_split_file_is_looked_for_with_the_others(make: Callable[..., Plan], raw: Path, tmp_path: Path) -> None:
@@ -139,3 +149,21 @@ def test_what_is_logged_of_the_data(make: Callable[..., Plan], raw: Path, tmp_pa
         ("song", "film", 1),
     ]
     assert cells[0]["test_users"] + cells[1]["test_users"] == 8
+    worth = json.loads(files["pseudo.json"].read_text())
+    assert {(row["pair"], row["source"], row["target"]) for row in worth} == {
+        ("film-song@1", "film", "song"), ("film-song@1", "song", "film"),
+    }  # fmt: skip
+
+
+def test_generators_read_training_users_alone(make: Callable[..., Plan], raw: Path, tmp_path: Path) -> None:
+    plan = make()
+    domains = prepare_domains(plan, raw, tmp_path / "home", unwatched)
+    split = read_split(raw / "users.parquet", {})
+    found = training_users(plan.sequences.at(1.0), domains["film"], domains["song"], split)
+    users = {user.user: user.items for user in histories(found, ("film", "song"))}
+    assert set(users) == {user for user, part in split.items() if part == "train"}
+    rows = pd.read_parquet(raw / "interactions.parquet").sort_values("position")
+    for user, items in users.items():
+        for domain in ("film", "song"):
+            own = rows[(rows["user_id"] == user) & (rows["domain"] == domain)]
+            assert items[domain] == own["item_id"].tolist()

@@ -37,6 +37,7 @@ v:
   dropout: {FloatDistribution: {low: 0.0, high: 0.3}}
   start_ratio: {CategoricalDistribution: {choices: [0.2, 0.6]}}
 """
+PSEUDO = {"texts": 4, "max_new_tokens": 40, "embedded": {"width": 32, "layers": 1, "epochs": 2, "vocabulary": 512}}
 WORK = {"search": 4, "sweep:ratio": 8, "sweep:steps": 4, "ablate": 4, "score": 8}  # trials, predictors included
 
 
@@ -58,5 +59,6 @@ def write_raw(folder: Path) -> Path:
 def write_sequences(folder: Path, **changes: Any) -> Path:
     """The plan, with an encoder of its own unless `changes` name another."""
     encoder = {"model": str(save_encoder(folder / "bert", "bert")), "max_tokens": 8}
-    changes = {"features": {"text": {"encoder": encoder}}, "space_file": SPACE, **changes}
+    features = {"text": {"encoder": encoder}, "pseudo": PSEUDO}
+    changes = {"features": features, "space_file": SPACE, **changes}
     return write_plan(folder, of=PLAN, **changes)

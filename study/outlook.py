@@ -1,0 +1,75 @@
+"""What a plan's preparation will find and do, told before anything is made."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from features.domain import Domain, prepare_domain
+from study.plan import Plan
+from study.prepare import Watch, data_folder, estimates, given_split, pair_name, pairs_of, ratios_of
+from trainables.sequence_build import training_users
+from trainables.sequences import OVERLAPPING
+
+
+@dataclass(frozen=True)
+class Size:
+    """How large a domain is."""
+
+    users: int
+    items: int
+    interactions: int
+    titles_left: int  # that no vector is stored of
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outlook:
+    """What a plan's preparation will find and do."""
+
+    domains: Mapping[str, Size]
+    users: Mapping[str, int]  # pair of domains and ratio -> users of one domain, who texts are generated for
+    texts: int  # for each of them
+    note: str
+
+
+def outlook(plan: Plan, data: Path | None, home: Path) -> Outlook | None:
+    """Of a plan of sequences: what its domains hold, read into a folder that is gone afterwards. None: not told ahead."""
+    if plan.kind.name != "sequences":
+        return None
+    if plan.simulate is not None:
+        made = {name: plan.simulate.domains[spec.interactions.partition(".")[0]] for name, spec in plan.domains.items()}
+        sizes = {name: Size(size.users, size.items, size.ratings, size.items) for name, size in made.items()}
+        shared = plan.simulate.overlap
+        kept = round(shared * (1 - plan.sequences.validation_share - plan.sequences.test_share))
+        single = {pair: made[pair[0]].users + made[pair[1]].users - 2 * shared for pair in pairs_of(plan)}
+        users = {
+            pair_name(pair, ratio): single[pair] + 2 * round(kept * (1 - ratio))
+            for pair in pairs_of(plan)
+            for ratio in ratios_of(plan)
+        }
+        return _outlook(plan, sizes, users, "as simulated, before filters")
+    with TemporaryDirectory() as folder:
+        nothing: Watch = lambda what, size: lambda done: None  # noqa: E731
+        raw = data_folder(plan, data, home, nothing)
+        domains = {name: prepare_domain(spec, raw, Path(folder)) for name, spec in plan.domains.items()}
+        left = {name: of.rows_left for (name, _), of in estimates(plan, domains, home).items()}
+        sizes = {name: _size(domain, left.get(name, 0)) for name, domain in domains.items()}
+        split = given_split(plan, raw)
+        users = {}
+        for pair in pairs_of(plan):
+            for ratio in ratios_of(plan):
+                found = training_users(plan.sequences.at(ratio), domains[pair[0]], domains[pair[1]], split)
+                users[pair_name(pair, ratio)] = int((found.group != OVERLAPPING).sum())
+    return _outlook(plan, sizes, users, "after filters")
+
+
+def _outlook(plan: Plan, sizes: Mapping[str, Size], users: Mapping[str, int], note: str) -> Outlook:
+    pseudo = plan.features.pseudo
+    return Outlook(domains=sizes, users=users if pseudo else {}, texts=pseudo.texts if pseudo else 0, note=note)
+
+
+def _size(domain: Domain, left: int) -> Size:
+    last = domain.manifest["counts"][-1]
+    return Size(last["users"], last["items"], last["interactions"], left)
