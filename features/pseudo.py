@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -39,7 +39,7 @@ from features.generator import (
 from features.prompts import Row, clean, find_prompt
 from features.pseudo_table import SCHEMA, PseudoTable, open_pseudo, write_pseudo
 from features.retrieval import Nearest, choose_items, nearest_of_keys
-from features.store import FeatureTable, digest, row_key
+from features.store import FeatureTable, RowStore, digest, row_key
 from features.value import Pair, measure_value
 from features.wishes import Wish, find_words, parse_texts, short_title
 
@@ -257,16 +257,22 @@ class _Work:
         texts = self._texts([self.wish(user, target) for user, target in asked], generator)
         own = [self._own(user, target) for user, target in asked]
         depth = self.spec.texts + max(map(len, own), default=0)
-        wanted: dict[str, dict[str, None]] = {domain: {} for domain in sorted(self.tables)}
+        said: dict[str, set[str]] = {domain: set() for domain in self.tables}
         for (_, domain), mine in zip(asked, texts, strict=True):
-            wanted[domain] |= dict.fromkeys(mine)
-        nearest = {domain: self._nearest(domain, list(of_domain), depth) for domain, of_domain in wanted.items()}
+            said[domain].update(mine)
+        rows = {domain: {text: self._row(domain, text) for text in sorted(said[domain])} for domain in sorted(said)}
+        vectors = self._encode({row for of_domain in rows.values() for row in of_domain.values()})
+        nearest: dict[str, dict[str, Nearest]] = {}
+        for domain, of_domain in rows.items():
+            keys = {text: row_key(row) for text, row in of_domain.items()}
+            found = nearest_of_keys(vectors, set(keys.values()), self.tables[domain].vectors, depth)
+            nearest[domain] = {text: found[key] for text, key in keys.items() if key in found}
         lists = []
         for (_, domain), mine, without in zip(asked, texts, own, strict=True):
             near = [nearest[domain][text] for text in mine if text in nearest[domain]]
-            found = choose_items(near, self.spec.texts, without)
+            chosen = choose_items(near, self.spec.texts, without)
             ids = self.tables[domain].ids
-            lists.append(_List([ids[n] for n in found.items], found.similarity, mine))
+            lists.append(_List([ids[n] for n in chosen.items], chosen.similarity, mine))
         return lists
 
     def _texts(self, wishes: Sequence[Wish], generator: ResolvedGenerator) -> list[list[str]]:
@@ -290,20 +296,21 @@ class _Work:
     def _places(self) -> dict[str, dict[str, int]]:
         return {name: {item: n for n, item in enumerate(table.ids)} for name, table in self.tables.items()}
 
-    def _nearest(self, domain: str, texts: Sequence[str], depth: int) -> dict[str, Nearest]:
-        """The `depth` items of a domain nearest to each text; a text that could not be encoded is missing."""
-        means, table = self.means, self.tables[domain]
-        prompt = find_prompt(table.manifest["prompt"]["name"])  # a text is encoded as an item's title is
-        rows = [Row(texts=(prompt.title.format(text),)) for text in texts]
+    def _row(self, domain: str, text: str) -> Row:
+        """A text as the encoder reads it: as a title of an item of that domain."""
+        prompt = find_prompt(self.tables[domain].manifest["prompt"]["name"])
+        return Row(texts=(prompt.title.format(text),))
+
+    def _encode(self, rows: Collection[Row]) -> RowStore:
+        """The store that holds the vectors of all rows but those that cannot be encoded."""
+        means = self.means
         vectors, failed = encode_rows(
             rows, self.encoder, self.store, progress=means.told("encode"),
             workers=means.workers, use_ray=means.use_ray, loader=means.load_encoder,
         )  # fmt: skip
-        if rows and len(failed) == len(set(rows)):
+        if rows and len(failed) == len(rows):
             raise InputError(f"pseudo-items: no generated text can be encoded; the first: {min(failed.values())}")
-        keys = [row_key(row) for row in rows]
-        found = nearest_of_keys(vectors, set(keys), table.vectors, depth)
-        return {text: found[key] for text, key in zip(texts, keys, strict=True) if key in found}
+        return vectors
 
     def value(
         self, held: Sequence[History], fit: Sequence[History], target: str, lists: Sequence[_List]

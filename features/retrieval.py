@@ -48,7 +48,7 @@ def nearest_items(vectors_TF: NDArray[Any], items_IF: NDArray[Any], count: int) 
 
 
 def _unit(vectors: NDArray[Any]) -> torch.Tensor:
-    return torch.nn.functional.normalize(torch.from_numpy(np.asarray(vectors, np.float32)))
+    return torch.nn.functional.normalize(torch.from_numpy(np.array(vectors, np.float32)))
 
 
 def nearest_of_keys(

@@ -141,6 +141,11 @@ def tiny_generator(request: pytest.FixtureRequest, tmp_path_factory: pytest.Temp
     return save_generator(tmp_path_factory.mktemp(request.param), kind, bool(chat))
 
 
+@pytest.fixture(scope="session")
+def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_generator(tmp_path_factory.mktemp("one-llama"))
+
+
 MakeDomain = Callable[..., Domain]
 
 
