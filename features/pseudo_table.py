@@ -1,7 +1,7 @@
 """The table of pseudo-interactions: for each single-domain user, real items of the other domain and why they are there.
 
-    <folder>/pseudo.parquet     user_id, items (list of item ids, most wanted first), similarity (list of cosines), texts
-    <folder>/manifest.json      key and whatever its maker notes
+<folder>/pseudo.parquet     user_id, items (list of item ids, most wanted first), similarity (list of cosines), texts
+<folder>/manifest.json      key and whatever its maker notes
 """
 
 from __future__ import annotations
