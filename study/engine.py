@@ -77,7 +77,7 @@ def run_jobs(
     resources, cluster = resources or Resources(), cluster or Cluster()
     recipe = Recipe(
         experiment=experiment, trainable=trainable, model=model, base=base, space=space, search=search,
-        selection=selection, tags=tags or {}, threads=max(1, int(resources.cpus)),
+        selection=selection, tags=tags or {}, threads=resources.threads,
     )  # fmt: skip
     log = home.absolute() / "logs" / f"{experiment}-ray.log"
     with _exclusive(home, experiment):

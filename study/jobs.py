@@ -107,6 +107,11 @@ class Resources:
     gpus: float = 0
     """GPUs; a fraction shares one."""
 
+    @property
+    def threads(self) -> int:
+        """Torch threads of a trial."""
+        return max(1, int(self.cpus))
+
 
 @dataclass(frozen=True, kw_only=True)
 class Cluster:

@@ -242,19 +242,28 @@ def _prepare_model(made: _Made, tasks: Mapping[tuple[str, str], TaskFolders]) ->
             for reverse, cell, flavour, seed in wanted
             if reverse == direction
         ]
-        for _ in _called(door.prepare, calls, plan.resources if made.on_ray else None):
+        for _ in _called(door.prepare, calls, plan.resources, made.on_ray):
             done += 1
             told(done)
 
 
 def _called(
-    function: Callable[..., Any], calls: Sequence[tuple[Any, ...]], resources: Resources | None
+    function: Callable[..., Any], calls: Sequence[tuple[Any, ...]], resources: Resources, on_ray: bool
 ) -> Iterator[Any]:
-    """The function's values, in the order of the calls: computed by processes of the running cluster that have what a
-    trial has, side by side; without resources here, one after the other.
+    """The function's values, in the order of the calls: computed on the running cluster side by side, or one by one here.
+
+    Either way with what a trial has: more torch threads than that may change the last bits, and on a busy machine make
+    small models ten times slower.
     """
-    if resources is None:
-        yield from (function(*call) for call in calls)
+    if not on_ray:
+        import torch
+
+        threads = torch.get_num_threads()
+        torch.set_num_threads(resources.threads)
+        try:
+            yield from (function(*call) for call in calls)
+        finally:
+            torch.set_num_threads(threads)
         return
     import ray
 
