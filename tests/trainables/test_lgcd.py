@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import math
+import weakref
 from dataclasses import replace
 from pathlib import Path
 
@@ -262,12 +264,24 @@ def test_cyclic_batches_hold_their_share_of_real_rows(task: SequenceTask) -> Non
     assert trainer.batches == math.ceil(real / len(task.protocols) / QUICK.batch)
 
 
-def test_a_stream_holds_every_row_once_in_each_pass(task: SequenceTask) -> None:
+def test_a_stream_holds_every_row_once_in_each_pass() -> None:
+    stream = lgcd._stream(23, 7, torch.Generator().manual_seed(0))
+    passes = [torch.cat([next(stream) for _ in range(4)]).tolist() for _ in range(2)]
+    assert passes[0] != passes[1]
+    assert all(sorted(one) == list(range(23)) for one in passes)
+
+
+def test_a_trainer_is_gone_with_its_last_reference(task: SequenceTask) -> None:
+    """Its rows are the memory of a trial; a cycle would keep them beside the next trial's."""
     trainer = make_trainer(task, QUICK)
-    rows = trainer.streams[0][0]
-    stream, passes = trainer._stream(rows, 7), math.ceil(len(rows) / 7)
-    for _ in range(2):
-        assert sorted(torch.cat([next(stream) for _ in range(passes)]).tolist()) == list(range(len(rows)))
+    trainer.epoch()
+    gone = weakref.ref(trainer)
+    gc.disable()
+    try:
+        del trainer
+        assert gone() is None
+    finally:
+        gc.enable()
 
 
 def test_without_cyclic_batches_chance_decides(task: SequenceTask) -> None:

@@ -396,7 +396,7 @@ class _Trainer:
         size, kinds = config.batch, [rows for rows in (real, pseudo) if len(rows)]
         self.batches = math.ceil(len(real) / len(task.protocols) / size)
         pools = [(rows, size) for rows in kinds] if config.cyclic else [(Rows.joined(kinds), size * len(kinds))]
-        self.streams = [(rows, self._stream(rows, size)) for rows, size in pools]
+        self.streams = [(rows, _stream(len(rows), size, self.generator)) for rows, size in pools]
 
     def epoch(self) -> float:
         """As many real rows as there are under one protocol; mean loss."""
@@ -426,10 +426,11 @@ class _Trainer:
         for _ in range(self.batches):
             yield Rows.joined([rows[next(stream)] for rows, stream in self.streams])
 
-    def _stream(self, rows: Rows, size: int) -> Iterator[Tensor]:
-        """Batches of row numbers for ever, pass after pass in a new order."""
-        while True:
-            yield from torch.split(torch.randperm(len(rows), generator=self.generator), size)
+
+def _stream(rows: int, size: int, generator: torch.Generator) -> Iterator[Tensor]:
+    """Batches of row numbers for ever, pass after pass in a new order."""
+    while True:  # not a method: a generator that held its trainer would keep its rows until Python looks for cycles
+        yield from torch.split(torch.randperm(rows, generator=generator), size)
 
 
 def training_rows(config: Config, task: SequenceTask, encoders: Encoders, seed: int) -> tuple[Rows, Rows]:
