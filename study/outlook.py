@@ -39,7 +39,8 @@ def outlook(plan: Plan, data: Path | None, home: Path) -> Outlook | None:
     if plan.kind.name != "sequences":
         return None
     if plan.simulate is not None:
-        made = {name: plan.simulate.domains[spec.interactions.partition(".")[0]] for name, spec in plan.domains.items()}
+        files = {f"{name}.jsonl.gz": size for name, size in plan.simulate.domains.items()}
+        made = {name: files[spec.interactions] for name, spec in plan.domains.items()}
         sizes = {name: Size(size.users, size.items, size.ratings, size.items) for name, size in made.items()}
         shared = plan.simulate.overlap
         kept = round(shared * (1 - plan.sequences.validation_share - plan.sequences.test_share))

@@ -300,12 +300,15 @@ def _kind_checks(plan: Plan, document: Mapping[str, Any], place: str) -> list[st
 def _simulated_files(plan: Plan, place: str) -> list[str]:
     """The simulator's files against those that the domains read."""
     assert plan.simulate is not None
-    made = [file for name in plan.simulate.domains for file in (f"{name}.jsonl.gz", f"meta_{name}.jsonl.gz")]
+    made = {
+        "interactions": [f"{name}.jsonl.gz" for name in plan.simulate.domains],
+        "items": [f"meta_{name}.jsonl.gz" for name in plan.simulate.domains],
+    }
     return [
-        f"{place}: domains.{spec.name}.{key} is {file!r}, which `simulate` does not write; it writes {', '.join(made)}"
+        f"{place}: domains.{spec.name}.{key} is {file!r}, which `simulate` does not write; it writes {', '.join(made[key])}"
         for spec in plan.domains.values()
         for key, file in (("interactions", spec.interactions), ("items", spec.items))
-        if file is not None and file not in made
+        if file is not None and file not in made[key]
     ]
 
 
