@@ -156,7 +156,8 @@ def extract(plan: str, data: Path | None, home: Path, address: str | None, dry_r
     """Make the domains, feature tables and tasks that the plan needs."""
     with _study(plan, data, home, address, None) as study:
         if dry_run:
-            from study.prepare import estimates, prepare_domains
+            from study.outlook import users_to_ask_for
+            from study.prepare import data_folder, estimates, prepare_domains
 
             domains = prepare_domains(study.plan, data, home, study.watch)
             found = estimates(study.plan, domains, home)
@@ -165,6 +166,9 @@ def extract(plan: str, data: Path | None, home: Path, address: str | None, dry_r
                 console.print(f"{kind} of {name}: {left.rows_left:,} of {left.rows:,} rows to encode, {tokens}")
             if not found:
                 console.print("rating-based vectors: no texts to encode")
+            asked = users_to_ask_for(study.plan, domains, data_folder(study.plan, data, home, study.watch))
+            for name, users in asked.items():
+                console.print(f"pseudo-items of {name}: {users:,} users to generate for")
             return
         for (cell, flavour), task in study.inputs.tasks.items():
             console.print(f"{cell} ({flavour}): {task.task_dir}", markup=False, soft_wrap=True)

@@ -57,13 +57,19 @@ def outlook(plan: Plan, data: Path | None, home: Path) -> Outlook | None:
         domains = {name: prepare_domain(spec, raw, Path(folder)) for name, spec in plan.domains.items()}
         left = {name: of.rows_left for (name, _), of in estimates(plan, domains, home).items()}
         sizes = {name: _size(domain, left.get(name, 0)) for name, domain in domains.items()}
-        split = given_split(plan, raw)
-        users = {}
-        for pair in pairs_of(plan):
-            for ratio in ratios_of(plan):
-                found = training_users(plan.sequences.at(ratio), domains[pair[0]], domains[pair[1]], split)
-                users[pair_name(pair, ratio)] = int((found.group != OVERLAPPING).sum())
+        users = users_to_ask_for(plan, domains, raw)
     return _outlook(plan, sizes, users, "after filters")
+
+
+def users_to_ask_for(plan: Plan, domains: Mapping[str, Domain], folder: Path) -> dict[str, int]:
+    """Training users of one domain, by pair of domains and ratio; none where the plan has no pseudo-items."""
+    split = given_split(plan, folder)
+    users = {}
+    for source, target in pairs_of(plan) if plan.features.pseudo else ():
+        for ratio in ratios_of(plan):
+            found = training_users(plan.sequences.at(ratio), domains[source], domains[target], split)
+            users[pair_name((source, target), ratio)] = int((found.group != OVERLAPPING).sum())
+    return users
 
 
 def _outlook(plan: Plan, sizes: Mapping[str, Size], users: Mapping[str, int], note: str) -> Outlook:

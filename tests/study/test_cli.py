@@ -245,7 +245,7 @@ PLANS: dict[str, tuple[dict[str, Any], str]] = {
     "file of no one": (
         {"domains__books__items": "books.csv"},
         "plan.yaml: domains.books.items is 'books.csv', which `simulate` does not write; "
-        "it writes books.jsonl.gz, meta_books.jsonl.gz, movies.jsonl.gz, meta_movies.jsonl.gz",
+        "it writes meta_books.jsonl.gz, meta_movies.jsonl.gz",
     ),
 }  # fmt: skip
 

@@ -118,3 +118,10 @@ def test_a_logged_trial_trains_to_the_same_numbers(finished: Finished, results: 
         assert "test_ndcg10_as-given" in compared
         assert not [metric for metric in compared if "seconds" in metric]
         assert set(compared.values()) == {"none"}
+
+
+def test_a_dry_run_says_what_language_models_have_to_do(finished: Finished) -> None:
+    ran = tiny.study("extract", *finished.words, "--dry-run")
+    assert (ran.code, ran.err) == (0, "")
+    assert "items of film: 0 of 48 rows to encode" in ran.out
+    assert "pseudo-items of film-song@0.5: 64 users to generate for" in ran.out
