@@ -39,12 +39,12 @@ class Subject:
         return f"{task.replace('->', ' → ')}, {self.kind.ratio} {ratio:.0%}"
 
     def label(self, name: str) -> str:
-        """Of an axis: a metric as it is logged (its scale on a second line), a field of the configuration, or `ratio`."""
+        """Of an axis: a metric as it is logged, `ratio` (both explained on a second line), or a field of the config."""
         for prefix, split in _SPLITS.items():
             if name.startswith(prefix):
                 return f"{split} {self._metric(name.removeprefix(prefix))}"
         if name == "ratio":
-            return f"{self.ratio} ({self.kind.ratio_of})"
+            return f"{self.ratio}\n({self.kind.ratio_of})"
         named = self.figures[name].label if name in self.figures else ""
         return named or _FIELDS.get(name) or name.replace("_", " ").capitalize()
 

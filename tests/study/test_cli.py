@@ -299,7 +299,10 @@ def test_a_fault_in_a_space(tmp_path: Path, home: Path, kind: str) -> None:
 
 
 BROKEN = {
-    "no file": (None, r"plan '.*': no such file or shipped plan; shipped: books-movies, food-kitchen, quickstart, quickstart-lgcd"),
+    "no file": (
+        None,
+        r"plan '.*': no such file or shipped plan; shipped: books-movies, food-kitchen, quickstart, quickstart-lgcd",
+    ),
     "not YAML": ("name: [", r"not readable as YAML"),
     "a key twice": ("name: a\nname: b", r"key 'name' is given twice"),
     "no text": (b"\xff\xfe\x00", r"not readable as YAML"),

@@ -218,7 +218,7 @@ def test_every_figure_draws_without_overlapping_text(results: Results) -> None:
             assert not one.overlaps(two), figure.head.name
         assert (
             not isinstance(figure, Sensitivity)
-            or canvas.axes[0].get_xlabel() == "Cold ratio (share of overlapping users)"
+            or canvas.axes[0].get_xlabel() == "Cold ratio\n(share of overlapping users)"
         )
 
 

@@ -202,7 +202,7 @@ def test_a_sweep_has_a_panel_for_each_protocol_and_the_papers_name(results: Resu
     guidance = sensitivity(results, "guidance")
     assert guidance.values == ("id", "text", "cross_attention"), "in the paper's order"
     assert set(guidance.values) == set(GUIDANCE)
-    assert draw(guidance).axes[-1].get_xlabel() == "Overlap ratio (share of training overlapping users)"
+    assert draw(guidance).axes[-1].get_xlabel() == "Overlap ratio\n(share of training overlapping users)"
 
 
 def test_figure_6_lays_the_bar_beside_the_model_over_the_ratio(results: Results, tmp_path: Path) -> None:
@@ -223,7 +223,7 @@ def test_figure_6_lays_the_bar_beside_the_model_over_the_ratio(results: Results,
     assert list(points.columns) == ["metric", "row", "task", "ratio", "mean", "low", "high", "seeds"]
     assert len(points) == 2 * 2 * 2 * len(RATIOS)
     canvas = draw(figure)
-    assert canvas.axes[0].get_xlabel() == "Overlap ratio (share of training overlapping users)"
+    assert canvas.axes[0].get_xlabel() == "Overlap ratio\n(share of training overlapping users)"
     drawn = {line.get_label(): line.get_linestyle() for line in canvas.legends[0].get_lines()}
     assert list(drawn) == [
         f"{a} → {b}, {row}" for a, b in (t.split("->") for t in TASKS) for row in ("lgcd", "item_knn")
@@ -240,7 +240,7 @@ def test_labels() -> None:
     assert LGCD.label("start_ratio") == "Start ratio λ"
     assert LGCD.label("active_experts") == "Active experts"
     assert subject_of("music").label("beta") == "Reconstruction loss weight β"
-    assert subject_of("music").label("ratio") == "Cold ratio (share of overlapping users)"
+    assert subject_of("music").label("ratio") == "Cold ratio\n(share of overlapping users)"
 
 
 # --- report -------------------------------------------------------------------------------------------------------
