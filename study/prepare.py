@@ -5,9 +5,12 @@ What differs between the kinds of tasks is here and nowhere else in the study: `
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import cached_property
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -250,26 +253,30 @@ def _prepare_model(made: _Made, tasks: Mapping[tuple[str, str], TaskFolders]) ->
 def _called(
     function: Callable[..., Any], calls: Sequence[tuple[Any, ...]], resources: Resources, on_ray: bool
 ) -> Iterator[Any]:
-    """The function's values, in the order of the calls: computed on the running cluster side by side, or one by one here.
+    """The function's values, in the order of the calls: computed side by side, by the running cluster or by processes here.
 
-    Either way with what a trial has: more torch threads than that may change the last bits, and on a busy machine make
+    Each has what a trial has: more torch threads than that may change the last bits, and on a busy machine make
     small models ten times slower.
     """
     if not on_ray:
-        import torch
-
-        threads = torch.get_num_threads()
-        torch.set_num_threads(resources.threads)
-        try:
-            yield from (function(*call) for call in calls)
-        finally:
-            torch.set_num_threads(threads)
+        processes = max(1, min(len(calls), len(os.sched_getaffinity(0)) // resources.threads))
+        with ProcessPoolExecutor(
+            processes, mp_context=get_context("spawn"), initializer=_use_threads, initargs=(resources.threads,)
+        ) as pool:
+            for future in [pool.submit(function, *call) for call in calls]:
+                yield future.result()
         return
     import ray
 
     remote = ray.remote(num_cpus=resources.cpus, num_gpus=resources.gpus)(function)
     for reference in [remote.remote(*call) for call in calls]:
         yield ray.get(reference)
+
+
+def _use_threads(count: int) -> None:
+    import torch
+
+    torch.set_num_threads(count)
 
 
 def pairs_of(plan: Plan) -> list[tuple[str, str]]:
