@@ -237,6 +237,8 @@ class Study:
             "study.commit": commit(),
             "study.versions": versions(),
             "study.device": f"{platform.machine()} {platform.processor()}".strip(),
+            "study.cpus": f"{self.plan.resources.cpus:g}",
+            "study.gpus": f"{self.plan.resources.gpus:g}",
         }
 
     def _store(self) -> tuple[Any, str]:

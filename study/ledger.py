@@ -211,6 +211,7 @@ class PartLedger:
             "task_dir": str(Path(job.task_dir).absolute()),  # Ray runs a trial in a folder of its own
             "seeds": job.seeds,
             "test_dir": None if job.test_dir is None else str(Path(job.test_dir).absolute()),
+            "rows": job.config is not None,  # comparisons are made between sweep points and variants, not draws
             "metric": self._metric,
             "threads": recipe.threads,
         }

@@ -39,7 +39,8 @@ def train(config: dict[str, Any]) -> None:
 def run_trial(payload: dict[str, Any], outbox: Outbox) -> None:
     """Train and put every epoch into the outbox.
 
-    `payload`: trainable, model, config, task_dir, seeds, test_dir, metric (of the selection), threads (of torch).
+    `payload`: trainable, model, config, task_dir, seeds, test_dir, rows, metric (of the selection), threads (of
+    torch).
 
     Raises what the training raises, FloatingPointError when the selection metric is not a number, and RuntimeError when
     the training ends without its final report.
@@ -51,8 +52,9 @@ def run_trial(payload: dict[str, Any], outbox: Outbox) -> None:
     door = resolve(payload["trainable"])
     final = False
     for report in door(
-        payload["model"], payload["config"], payload["task_dir"], payload["seeds"], test_dir=payload["test_dir"]
-    ):
+        payload["model"], payload["config"], payload["task_dir"], payload["seeds"],
+        test_dir=payload["test_dir"], rows=payload["rows"],
+    ):  # fmt: skip
         metrics = {key: float(value) for key, value in report.metrics.items()}
         final = report.final
         if final and not math.isfinite(metrics[payload["metric"]]):

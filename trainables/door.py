@@ -42,6 +42,7 @@ class Epoch:
     number: int  # counted from 1; of the last one: the epoch that was selected
     metrics: Mapping[str, float]  # `validation_metrics` and the model's own
     predict: Predict
+    validation: Measured | None = None  # what each validation user contributes, see `validate`
     last: bool = False
 
 
@@ -133,13 +134,18 @@ def number_hint(value: Any) -> str:
 
 
 def run(
-    model: str, config: Mapping[str, Any], task_dir: str, seeds: Sequence[int], test_dir: str | None = None
+    model: str,
+    config: Mapping[str, Any],
+    task_dir: str,
+    seeds: Sequence[int],
+    test_dir: str | None = None,
+    rows: bool = False,
 ) -> Iterator[Report]:
     """Train a configuration over its seeds in lockstep; the generator that a trial runs.
 
     Metrics are means over seeds: `val_...` of the task's kind and the model's own. The final report adds `<metric>_std`,
     `<metric>/seed_<seed>`, `selected_epoch`, `seconds`, and, where `test_dir` is given, the same `test_...` and the
-    artifact `per_user.csv`.
+    artifact `per_user.csv`. `rows`: also the artifact `val_per_user.csv`, for comparisons paired by user.
     """
     began = time.perf_counter()
     task, module = _task(task_dir), load_model(model)
@@ -166,6 +172,9 @@ def run(
             per_seed[seed], scores = score(epoch.predict, test, task, seed)
             metrics |= scores
         artifacts["per_user.csv"] = per_user_csv(per_seed)
+    validation = {seed: epoch.validation for seed, epoch in zip(seeds, final, strict=True) if epoch.validation}
+    if rows and len(validation) == len(seeds):
+        artifacts["val_per_user.csv"] = per_user_csv(validation)
     metrics = _means(measured)
     for name in measured[0]:
         values = [entry[name] for entry in measured]
@@ -176,7 +185,12 @@ def run(
 
 
 def run_predictor(
-    model: str, config: Mapping[str, Any], task_dir: str, seeds: Sequence[int], test_dir: str | None = None
+    model: str,
+    config: Mapping[str, Any],
+    task_dir: str,
+    seeds: Sequence[int],
+    test_dir: str | None = None,
+    rows: bool = False,
 ) -> Iterator[Report]:
     """One of the simple predictors in the place of a model: `config` is `{"predictor": name}`; nothing is trained."""
     began = time.perf_counter()
@@ -184,8 +198,8 @@ def run_predictor(
     kind = kind_of(task)
     predict = kind.as_predict(config["predictor"])
     (seed,) = seeds
-    metrics = validation_metrics(predict, task, seed)
-    artifacts: dict[str, str | bytes] = {}
+    validation, metrics = validate(predict, task, seed)
+    artifacts: dict[str, str | bytes] = {"val_per_user.csv": per_user_csv({seed: validation})} if rows else {}
     if test_dir is not None:
         measured, scores = score(predict, kind.load_held_out(Path(test_dir)), task, seed)
         metrics |= scores
@@ -206,8 +220,15 @@ def prepare(model: str, config: Mapping[str, Any], task_dir: str, seeds: Sequenc
 
 def validation_metrics(predict: Predict, task: Any, seed: int, *, full: bool = False) -> dict[str, float]:
     """`val_...` metrics of a prediction; `full` adds what is dear to measure: the full ranking of sequences."""
+    return validate(predict, task, seed, full=full)[1]
+
+
+def validate(
+    predict: Predict, task: Any, seed: int, *, full: bool = False
+) -> tuple[Measured, dict[str, float]]:  # fmt: skip
+    """What each validation user contributes, and `validation_metrics`."""
     measured = kind_of(task).measure(task.validation, predict, task, seed, full=full)
-    return {f"val_{name}": value for name, value in measured.metrics.items()}
+    return measured, {f"val_{name}": value for name, value in measured.metrics.items()}
 
 
 def score(predict: Predict, test: Any, task: Any, seed: int) -> tuple[Measured, dict[str, float]]:

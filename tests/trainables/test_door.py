@@ -159,6 +159,21 @@ def test_test_scores_come_with_a_row_per_seed_and_user(folders: TaskFolders) -> 
         assert final.metrics[f"test_ndcg20/seed_{seed}"] == pytest.approx(ndcg)
 
 
+def test_validation_rows_are_what_the_selected_epoch_was_measured_by(folders: TaskFolders) -> None:
+    *_, final = run("music", CONFIG, str(folders.task_dir), [0, 3], rows=True)
+    rows = list(csv.DictReader(io.StringIO(str(final.artifacts["val_per_user.csv"]))))
+    users = len(load_task(folders.task_dir).validation.source)
+    assert [(int(row["seed"]), int(row["user"])) for row in rows] == [(s, u) for s in (0, 3) for u in range(users)]
+    for seed in (0, 3):
+        own = [row for row in rows if int(row["seed"]) == seed]
+        squared, n = (sum(float(row[name]) for row in own) for name in ("sum_squared_error", "n"))
+        assert final.metrics[f"val_rmse/seed_{seed}"] == pytest.approx(math.sqrt(squared / n))
+    *_, without = run("music", CONFIG, str(folders.task_dir), [0, 3])
+    assert without.artifacts == {}
+    (report,) = run_predictor("predictor", {"predictor": "item_mean"}, str(folders.task_dir), [-1], rows=True)
+    assert str(report.artifacts["val_per_user.csv"]).splitlines()[1].startswith("-1,0,")
+
+
 def test_dual_cold_start_scores_are_over_the_items_without_training_ratings(
     constant: str, folders: TaskFolders
 ) -> None:

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from features.errors import InputError
 from trainables.conditions import Rows, pseudo_rows, real_rows
 from trainables.diffusion import Diffusion, timestep_embedding, variances
-from trainables.door import Epoch, Figure, Variant, validation_metrics
+from trainables.door import Epoch, Figure, Variant, validate
 from trainables.sequence_encoders import SEQUENCES, Encoders, PretrainSpec, next_item_loss, pretrained, represent
 from trainables.sequences import HeldOut, SequenceTask, without_seen
 
@@ -370,8 +370,9 @@ def train(config: Config, task: SequenceTask, seed: int) -> Iterator[Epoch]:
     for number in range(1, config.epochs + 1):
         loss = trainer.epoch()
         predict = Recommender.of(trainer)
-        metrics = {**validation_metrics(predict, task, seed), "train_loss": loss}
-        epoch = Epoch(number=number, metrics=metrics, predict=predict)
+        measured, metrics = validate(predict, task, seed)
+        metrics["train_loss"] = loss
+        epoch = Epoch(number=number, metrics=metrics, predict=predict, validation=measured)
         if best is None or epoch.metrics["val_ndcg10"] > best[0]:
             best = (epoch.metrics["val_ndcg10"], epoch)
         last = number == config.epochs or number - best[1].number >= config.patience

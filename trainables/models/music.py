@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from features.errors import InputError
 from trainables.diffusion import SCHEDULES, Diffusion, timestep_embedding, variances
-from trainables.door import Epoch, Figure, Variant, validation_metrics
+from trainables.door import Epoch, Figure, Variant, validate
 from trainables.task import HeldOut, Ratings, Task, shrunken_means
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -350,10 +350,11 @@ class _Trainer:
         """`spread`: mean variance per dimension of the real target vectors."""
         model, task = self.model, self.task
         rated, vectors = model.validate(task, self.seed)
-        metrics = validation_metrics(lambda *_: (rated, vectors), task, self.seed)
+        measured, metrics = validate(lambda *_: (rated, vectors), task, self.seed)
         variance = float(vectors.var(dim=0, correction=0).mean())
         metrics["variance_ratio"] = variance / spread if spread else float("nan")
-        return Epoch(number=number, metrics={**metrics, "train_loss": loss}, predict=model.predict, last=last)
+        metrics["train_loss"] = loss
+        return Epoch(number=number, metrics=metrics, predict=model.predict, validation=measured, last=last)
 
     def _feature_stage(self) -> None:
         model, config = self.model, self.config

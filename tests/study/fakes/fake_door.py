@@ -24,7 +24,12 @@ def loss(x: float, epoch: int = 0) -> float:
 
 
 def run(
-    model: str, config: Mapping[str, Any], task_dir: str, seeds: Sequence[int], test_dir: str | None = None
+    model: str,
+    config: Mapping[str, Any],
+    task_dir: str,
+    seeds: Sequence[int],
+    test_dir: str | None = None,
+    rows: bool = False,
 ) -> Iterator[Report]:
     """`config`: x, epochs, seconds (of the whole trial), fail ("", "raise", "nan", "die", "unfinished")."""
     marks = Path(task_dir) / "attempts.txt"
