@@ -15,8 +15,9 @@ import json
 import math
 import re
 import warnings
-from collections.abc import Collection, Hashable, Mapping
+from collections.abc import Collection, Hashable, Iterator, Mapping
 from dataclasses import dataclass
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +87,64 @@ class Space:
             return None
         parents = {parent for parameter in self.parameters for parent in parameter.when}
         return _size(self.parameters, parents, {})
+
+    def fit(self, values: Mapping[str, Any], *, whole: bool) -> dict[str, Any]:
+        """`values` as one configuration of this space: choices, integers and floats as the space itself would draw them.
+
+        `whole`: every parameter that exists has to be there; otherwise some may be missing, but none whose condition is
+        not given with it. Raises SpaceError with every fault.
+        """
+        fitted: dict[str, Any] = {}
+        known = {parameter.name: parameter for parameter in self.parameters}
+        faults = [f"{name!r} is not in the space, which has {_join(known)}" for name in values if name not in known]
+        for name, parameter in known.items():
+            if not parameter.active(fitted):
+                if name in values and not any(parent in values and parent not in fitted for parent in parameter.when):
+                    faults.append(f"{name} exists only if {_conditions(parameter)}; give both or neither")
+            elif name in values:
+                found = _fit(parameter.distribution, values[name])
+                if found:
+                    fitted[name] = found[0]
+                else:
+                    faults.append(f"{name} {_outside(parameter.distribution, values[name])}")
+            elif whole:
+                faults.append(f"{name} is missing")
+        if faults:
+            raise SpaceError(faults)
+        return fitted
+
+    def grid(self, given: Mapping[str, Collection[Any]]) -> Iterator[dict[str, Any]]:
+        """Every configuration once; `given` has the values of ranges that are continuous, or fewer than a range holds.
+
+        Raises SpaceError for a value outside of its range, and for a continuous range without values.
+        """
+        values: dict[str, list[Any]] = {}
+        faults = [f"{name!r} is not in the space" for name in given if name not in self.describe()]
+        for parameter in self.parameters:
+            name, distribution = parameter.name, parameter.distribution
+            if name in given:
+                found = [_fit(distribution, value) for value in given[name]]
+                outside = [value for value, fits in zip(given[name], found, strict=True) if not fits]
+                faults += [f"{name} {_outside(distribution, value)}" for value in outside]
+                if not found:
+                    faults.append(f"{name} has no values; give at least one")
+                values[name] = list(dict.fromkeys(fits[0] for fits in found if fits))
+            elif _count(distribution) is None:
+                faults.append(f"{name} is continuous ({_range(distribution)}); give its values")
+            else:
+                values[name] = _values(distribution)
+        if faults:
+            raise SpaceError(faults)
+        return self._grid(values, 0, {})
+
+    def _grid(self, values: Mapping[str, list[Any]], position: int, drawn: dict[str, Any]) -> Iterator[dict[str, Any]]:
+        if position == len(self.parameters):
+            yield drawn
+            return
+        parameter = self.parameters[position]
+        branches = [{**drawn, parameter.name: value} for value in values[parameter.name]]
+        for branch in branches if parameter.active(drawn) else [drawn]:
+            yield from self._grid(values, position + 1, branch)
 
     def describe(self) -> dict[str, str]:
         """Each parameter's range in words, for `study check`."""
@@ -335,8 +394,8 @@ def _values(distribution: BaseDistribution) -> list[Scalar]:
         case IntDistribution():
             return list(range(distribution.low, distribution.high + 1, distribution.step))
         case FloatDistribution():
-            step = distribution.step or 0.0
-            return [distribution.low + step * position for position in range(_count(distribution) or 0)]
+            low, step = Decimal(str(distribution.low)), Decimal(str(distribution.step or 0.0))
+            return [float(low + step * position) for position in range(_count(distribution) or 0)]
     raise AssertionError(f"no values for {distribution}")
 
 
@@ -370,9 +429,31 @@ def _range(distribution: BaseDistribution) -> str:
     raise AssertionError(f"no words for {distribution}")
 
 
+def _fit(distribution: BaseDistribution, value: Any) -> tuple[Scalar] | None:
+    """The value as the distribution would draw it; None where it is not one of its values."""
+    if isinstance(distribution, CategoricalDistribution):
+        same = [c for c in distribution.choices if c == value and isinstance(c, bool) == isinstance(value, bool)]
+        return (same[0],) if same else None
+    if isinstance(value, bool) or not isinstance(value, int | float) or not _is_finite(value):
+        return None
+    whole = isinstance(distribution, IntDistribution)
+    if not distribution._contains(float(value)) or (whole and value != int(value)):
+        return None
+    return (int(value) if whole else float(value),)
+
+
+def _outside(distribution: BaseDistribution, value: Any) -> str:
+    if isinstance(value, str) and _is_number(value) and not isinstance(distribution, CategoricalDistribution):
+        return _text_for_number(value)
+    return f"is {value!r}; its range is {_range(distribution)}"
+
+
+def _conditions(parameter: Parameter) -> str:
+    return " and ".join(f"{name} is {_join(map(str, values), 'or')}" for name, values in parameter.when.items())
+
+
 def _describe(parameter: Parameter) -> str:
-    conditions = [f"{name} is {_join(map(str, values), 'or')}" for name, values in parameter.when.items()]
-    return _range(parameter.distribution) + (f" (only if {' and '.join(conditions)})" if conditions else "")
+    return _range(parameter.distribution) + (f" (only if {_conditions(parameter)})" if parameter.when else "")
 
 
 def _is_number(text: str) -> bool:

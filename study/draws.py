@@ -1,61 +1,32 @@
 """One Optuna study per cell: draws that survive the driver, and results that may be told twice.
 
-Optuna's journal is the memory of a search. Trial n is drawn by a sampler that was made for it alone, from the seed
-(seed, n): a resumed search never replays the start-up draws, and one trial at a time it draws what an uninterrupted
-search draws. A trial that was drawn but not told belongs to a driver that died; it is read back, never drawn again.
+Optuna's storage (a journal file, or a database) is the memory of a search. Trial n is drawn by a sampler that was made
+for it alone, from the seed (seed, n): a resumed search never replays the start-up draws, and one trial at a time it
+draws what an uninterrupted search draws. A trial that was drawn but not told belongs to a driver that died; it is read
+back, never drawn again.
 """
 
 from __future__ import annotations
 
 import os
-import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import optuna
 from optuna.storages import BaseStorage, JournalStorage
 from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
-from optuna.trial import TrialState
+from optuna.trial import FrozenTrial, TrialState
 
 from features.errors import InputError
-from search_spaces import Space
+from search_spaces import Space, SpaceError
 from study.jobs import Direction, SearchSpec
+from study.samplers import fixed_points, make_sampler
 
-# Samplers whose draws depend on the seed and the told trials alone. True: the seed names one sequence that all trials
-# share (scrambled Sobol points are only spread out within one scrambling), so it must not change from trial to trial.
-SAMPLERS: Mapping[str, bool] = {
-    "TPESampler": False,
-    "RandomSampler": False,
-    "GPSampler": False,
-    "QMCSampler": True,
-}
 # Seconds after which a journal lock without progress counts as left behind by a driver that was killed mid-write. No
 # write takes longer than milliseconds, and one driver at a time works on a study.
 _STALE_LOCK_S = 3
-
-
-def check_sampler(spec: SearchSpec) -> None:
-    """Raise InputError for an unknown sampler or an argument that its constructor refuses."""
-    make_sampler(spec, 0)
-
-
-def make_sampler(spec: SearchSpec, number: int) -> optuna.samplers.BaseSampler:
-    """The sampler of trial `number`, a function of the specification and that number."""
-    if spec.sampler not in SAMPLERS:
-        raise InputError(f"search.sampler: must be one of {', '.join(SAMPLERS)}, got {spec.sampler!r}")
-    if "seed" in spec.sampler_args:
-        raise InputError("search.sampler_args.seed: is set from search.seed; remove it here")
-    words = [spec.seed] if SAMPLERS[spec.sampler] else [spec.seed, number]
-    seed = int(np.random.SeedSequence(words).generate_state(1)[0])
-    make: Callable[..., optuna.samplers.BaseSampler] = getattr(optuna.samplers, spec.sampler)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            return make(seed=seed, **spec.sampler_args)
-    except (TypeError, ValueError) as error:
-        raise InputError(f"search.sampler_args: {spec.sampler} refuses them: {error}") from error
+DATABASES = ("postgresql", "mysql", "mariadb", "sqlite")
 
 
 def open_journal(path: Path) -> BaseStorage:
@@ -85,21 +56,98 @@ def _cut_torn_tail(path: Path) -> None:
             file.truncate(whole)
 
 
+def check_database(url: str, place: str) -> None:
+    """Raise InputError unless `url` names a database that this installation can talk to; nothing is opened."""
+    from sqlalchemy import make_url
+    from sqlalchemy.exc import ArgumentError, NoSuchModuleError
+
+    rule = "give a URL such as postgresql+psycopg://user@host/name"
+    try:
+        parsed = make_url(url)
+        if parsed.get_backend_name() not in DATABASES or not parsed.database:
+            raise InputError(f"{place}: must name a database of {', '.join(DATABASES)}; {rule}")
+        parsed.get_dialect().import_dbapi()
+    except (ArgumentError, NoSuchModuleError, ValueError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{place}: is not the URL of a database; {rule}") from error
+    except ImportError as error:
+        raise InputError(f"{place}: needs the Python package {error.name}; install it") from error
+
+
+def open_database(url: str, place: str) -> BaseStorage:
+    """Optuna's tables in a database, made when absent. Passwords are better kept in ~/.pgpass than in a plan.
+
+    A connection that the server dropped between two trials is replaced.
+    """
+    check_database(url, place)
+    from sqlalchemy import make_url
+    from sqlalchemy.exc import SQLAlchemyError
+
+    options: dict[str, Any] = {"pool_pre_ping": True}
+    if url.startswith("sqlite"):
+        options["connect_args"] = {"timeout": 60}  # seconds that a writer waits for another
+    try:
+        return optuna.storages.RDBStorage(url, engine_kwargs=options)
+    except (SQLAlchemyError, OSError, RuntimeError, KeyError) as error:
+        shown = make_url(url).render_as_string(hide_password=True)
+        reason = " ".join(str(getattr(error, "orig", None) or error).split())[:200]
+        raise InputError(f"{place}: {shown} cannot be used ({reason}); start the server or correct the URL") from error
+
+
+def close_storage(storage: BaseStorage) -> None:
+    """Give the connections of a database back; a journal has none."""
+    if isinstance(storage, optuna.storages.RDBStorage):
+        storage.remove_session()
+        storage.engine.dispose()
+
+
 class CellSearch:
-    """The search of one cell, over its Optuna study; this process is the only one that draws from it."""
+    """The search of one cell, over its Optuna study; this process is the only one that draws from it.
+
+    `owner` tells studies of one name in a shared database apart, see `_claim`. `warm` gives the trials of another study
+    that the sampler is to know; it is asked once, when the study is new. They come before trial 0 in Optuna's numbers.
+    """
 
     def __init__(
-        self, *, storage: BaseStorage, name: str, space: Space, spec: SearchSpec, direction: Direction
-    ) -> None:
+        self, *, storage: BaseStorage, name: str, space: Space, spec: SearchSpec, direction: Direction,
+        owner: str | None = None, warm: Callable[[], Sequence[FrozenTrial]] | None = None,
+    ) -> None:  # fmt: skip
         optuna.logging.set_verbosity(optuna.logging.WARNING)
+        self._points = fixed_points(spec, space)
         self._study = optuna.create_study(
             storage=storage, study_name=name, direction=direction, sampler=make_sampler(spec, 0), load_if_exists=True
         )
         self._storage = storage
         self._study_id = storage.get_study_id_from_name(name)
-        self._drawn = storage.get_n_trials(self._study_id)
+        if owner is not None:
+            self._claim(owner)
+        self._known = 0 if warm is None else self._warm_up(warm)
+        self._drawn = storage.get_n_trials(self._study_id) - self._known
         self._space = space
         self._spec = spec
+
+    def _claim(self, owner: str) -> None:
+        """Two home folders may name their studies alike; in one database the second is refused."""
+        found = self._study.user_attrs.get("owner")
+        if found is None:
+            self._study.set_user_attr("owner", owner)
+        elif found != owner:
+            raise InputError(
+                f"search.storage: its study '{self._study.study_name}' belongs to another home folder or MLflow store; "
+                "give the plan another name"
+            )
+
+    def _warm_up(self, warm: Callable[[], Sequence[FrozenTrial]]) -> int:
+        """Copy the known trials in front of the own ones; a driver that was killed on the way is carried on."""
+        known: int | None = self._study.user_attrs.get("warm_start")
+        have = self._storage.get_n_trials(self._study_id)
+        if known is None or have < known:
+            trials = warm()
+            known = len(trials)
+            self._study.set_user_attr("warm_start", known)
+            self._study.add_trials(trials[have:])
+        return known
 
     def state(self, number: int) -> TrialState | None:
         """The trial's state in Optuna; None before it was drawn."""
@@ -111,25 +159,26 @@ class CellSearch:
         Numbers are drawn in order. A driver that was killed between two parameters left a trial with some of them; the
         missing ones are drawn now.
         """
-        self._study.sampler = make_sampler(self._spec, number)
+        self._study.sampler = make_sampler(self._spec, number, self._points)
         if number >= self._drawn:
             trial = self._study.ask()
-            assert trial.number == number == self._drawn, (trial.number, number, self._drawn)
+            assert trial.number - self._known == number == self._drawn, (trial.number, number, self._drawn)
             self._drawn += 1
             return self._space.suggest(trial)
-        frozen = self._frozen(number)
-        if frozen.state.is_finished():
-            return dict(frozen.params)
-        return self._space.suggest(optuna.Trial(self._study, self._trial_id(number)))
+        params = self._frozen(number).params
+        try:
+            return self._space.fit(params, whole=True)
+        except SpaceError:
+            return self._space.suggest(optuna.Trial(self._study, self._trial_id(number)))
 
     def tell(self, number: int, value: float | None) -> None:
         """Record the result, None for a failure; a trial that was told before keeps its first result."""
         if not self._frozen(number).state.is_finished():
             state = TrialState.FAIL if value is None else TrialState.COMPLETE
-            self._study.tell(number, value, state=state)
+            self._study.tell(self._known + number, value, state=state)
 
     def _trial_id(self, number: int) -> int:
-        return self._storage.get_trial_id_from_study_id_trial_number(self._study_id, number)
+        return self._storage.get_trial_id_from_study_id_trial_number(self._study_id, self._known + number)
 
     def _frozen(self, number: int) -> optuna.trial.FrozenTrial:
         return self._storage.get_trial(self._trial_id(number))

@@ -8,18 +8,23 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import hashlib
 import os
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from optuna.storages import BaseStorage
+from optuna.trial import FrozenTrial
+
 from features.errors import InputError
 from search_spaces import Space
 from study import tracking
-from study.draws import open_journal
+from study.draws import close_storage, open_database, open_journal
 from study.jobs import Cluster, Direction, Job, Resources, SearchSpec
 from study.ledger import Failure, PartLedger, Progress, Recipe
+from study.warm import warm_trials
 
 __all__ = ["Failure", "Progress", "RunSummary", "at_work", "run_jobs"]
 
@@ -80,7 +85,7 @@ def run_jobs(
         selection=selection, tags=tags or {}, threads=resources.threads,
     )  # fmt: skip
     log = home.absolute() / "logs" / f"{experiment}-ray.log"
-    with _exclusive(home, experiment):
+    with _exclusive(home, experiment), contextlib.ExitStack() as opened:
         tracker = tracking.open_part(
             home=home, uri=tracking_uri, experiment=experiment, part=part, tags=recipe.tags, metric=selection[0]
         )
@@ -89,7 +94,9 @@ def run_jobs(
             jobs=jobs,
             keep=tracker.runs if keep is None else keep,
             tracker=tracker,
-            journal=lambda: open_journal(home / "optuna" / f"{experiment}.log"),
+            storage=lambda: _storage(search, home, experiment, opened),
+            warm=lambda cells: _warm(recipe, home, cells),
+            owner=hashlib.sha256((tracking_uri or tracking.default_uri(home)).encode()).hexdigest()[:16],
             on_progress=on_progress,
         )
         ledger.show()
@@ -110,6 +117,22 @@ def run_jobs(
     return RunSummary(
         planned=len(jobs), ran=len(ledger.todo), superseded=ledger.superseded, failures=ledger.failures, log=log
     )
+
+
+def _storage(search: SearchSpec | None, home: Path, experiment: str, opened: contextlib.ExitStack) -> BaseStorage:
+    if search is not None and search.storage is not None:
+        storage = open_database(search.storage, "search.storage")
+        opened.callback(close_storage, storage)
+        return storage
+    return open_journal(home / "optuna" / f"{experiment}.log")
+
+
+def _warm(recipe: Recipe, home: Path, cells: Sequence[str]) -> Mapping[str, Sequence[FrozenTrial]]:
+    assert recipe.search is not None
+    assert recipe.search.warm_start is not None
+    assert recipe.space is not None
+    directions = [recipe.selection[1]]
+    return warm_trials(recipe.search.warm_start, home=home, cells=cells, space=recipe.space, directions=directions)
 
 
 def at_work(home: Path, experiment: str) -> bool:

@@ -83,6 +83,16 @@ class Job:
 
 
 @dataclass(frozen=True, kw_only=True)
+class WarmStart:
+    """A finished search whose trials the sampler knows from the start, cell by cell."""
+
+    plan: str
+    """Name of the plan that made it."""
+    storage: str | None = None
+    """Where Optuna kept it, as in `SearchSpec.storage`, or the path of a journal file; None: this home folder."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class SearchSpec:
     """How each cell's search draws its trials."""
 
@@ -91,11 +101,17 @@ class SearchSpec:
     seeds: tuple[int, ...]
     """Training seeds of each configuration."""
     sampler: str = "TPESampler"
-    """Class in optuna.samplers; `study.searcher.SAMPLERS` lists those that are supported."""
+    """Class in optuna.samplers; `study.samplers.SAMPLERS` lists those that are supported."""
     sampler_args: Mapping[str, Any] = field(default_factory=dict)
     """Arguments of that class's constructor, seed excepted."""
     seed: int = 0
     """Seed of the sampler; trial n draws from (seed, n) alone, whatever ran before in this process."""
+    points_to_evaluate: tuple[Mapping[str, Any], ...] = ()
+    """Parameters of the first trials; what a point leaves out is drawn."""
+    warm_start: WarmStart | None = None
+    """Trials of another search that the sampler starts from; they are no trials of this one."""
+    storage: str | None = None
+    """Database URL that Optuna keeps the search in, for several machines; None: a journal file in the home folder."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,10 +12,12 @@ import json
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from optuna.storages import BaseStorage
+from optuna.trial import FrozenTrial
 
 from search_spaces import Space
 from study.draws import CellSearch
@@ -76,7 +78,9 @@ class PartLedger:
         jobs: Sequence[Job],
         keep: Collection[str],
         tracker: PartTracker,
-        journal: Callable[[], BaseStorage],
+        storage: Callable[[], BaseStorage],
+        warm: Callable[[Sequence[str]], Mapping[str, Sequence[FrozenTrial]]],
+        owner: str,
         on_progress: Callable[[Progress], None] | None,
     ) -> None:
         self._recipe = recipe
@@ -89,7 +93,7 @@ class PartLedger:
         self._failures: dict[str, str] = {}
         self._finals: dict[str, EpochReport] = {}
         self._errors: dict[str, tuple[str, str]] = {}
-        self._searches = self._open_searches(jobs, journal)
+        self._searches = self._open_searches(jobs, storage, warm, owner)
         self.superseded = 0
         """Runs that the plan does not ask for, or no longer in this form, and that were dropped."""
         for trial in sorted(set(tracker.runs) - set(keep) - {job.trial for job in jobs}):
@@ -109,7 +113,14 @@ class PartLedger:
         """All planned trials that failed, in this call or before."""
         return tuple(Failure(trial=trial, reason=reason) for trial, reason in sorted(self._failures.items()))
 
-    def _open_searches(self, jobs: Sequence[Job], journal: Callable[[], BaseStorage]) -> dict[str, CellSearch]:
+    def _open_searches(
+        self,
+        jobs: Sequence[Job],
+        storage: Callable[[], BaseStorage],
+        warm: Callable[[Sequence[str]], Mapping[str, Sequence[FrozenTrial]]],
+        owner: str,
+    ) -> dict[str, CellSearch]:
+        """One study per cell. In a database, which many plans share, the plan's name is part of its name."""
         drawn: dict[str, list[Job]] = {}
         for job in jobs:
             if job.config is None:
@@ -119,18 +130,22 @@ class PartLedger:
         space, search = self._recipe.space, self._recipe.search
         assert space is not None, "drawn jobs need a space"
         assert search is not None, "drawn jobs need a search"
-        storage = journal()
         for cell, cell_jobs in drawn.items():
             names = sorted(job.name for job in cell_jobs)
             assert names == [trial_name(number) for number in range(len(names))], f"{cell}: numbers have gaps: {names}"
+        known = cache(lambda: warm(list(drawn)))  # read for the first new study, if any is new
+        opened = storage()
         return {
             # The name carries the search's identity: another space or sampler starts another study.
             cell: CellSearch(
-                storage=storage,
-                name=f"{cell}/{self._fingerprint(cell_jobs[0])[:12]}",
+                storage=opened,
+                name=f"{self._recipe.experiment}/" * (search.storage is not None)
+                + f"{cell}/{self._fingerprint(cell_jobs[0])[:12]}",
                 space=space,
                 spec=search,
                 direction=self._direction,
+                owner=owner if search.storage is not None else None,
+                warm=(lambda cell=cell: known()[cell]) if search.warm_start is not None else None,  # type: ignore[misc]
             )
             for cell, cell_jobs in drawn.items()
         }
@@ -155,6 +170,9 @@ class PartLedger:
                 "sampler": [recipe.search.sampler, dict(recipe.search.sampler_args), recipe.search.seed],
                 "selection": recipe.selection,
             }
+            # What a plan does not use is not in its hash: a study that was begun before it existed goes on.
+            used = {"points": recipe.search.points_to_evaluate, "warm_start": recipe.search.warm_start}
+            identity |= {name: value for name, value in used.items() if value}
         text = json.dumps(identity, sort_keys=True, default=str)
         return hashlib.sha256(text.encode()).hexdigest()
 

@@ -19,9 +19,9 @@ from features.factorisation import FactorSpec
 from features.generator import GeneratorSpec
 from features.simulate import SimulateSpec
 from search_spaces import Space, SpaceError, load_space, parse_yaml
-from study.draws import check_sampler
 from study.jobs import RATIO, Cell, Resources, SearchSpec
 from study.published import load_published
+from study.search_checks import check_search
 from trainables.door import load_model, make_config, number_hint
 from trainables.kinds import KINDS, Kind
 from trainables.sequences import PROTOCOLS, SequenceSpec
@@ -247,8 +247,7 @@ def _checks(plan: Plan, document: Mapping[str, Any], place: str) -> list[str]:
     known = not faults
     if known:
         faults += _kind_checks(plan, document, place)
-    plain = plan.name.replace("-", "").replace("_", "").isalnum() and plan.name.isascii()
-    if not plain or len(plan.name) > 100:
+    if not _is_plain(plan.name):
         faults.append(f"{place}: name is {_shown(plan.name)}; use letters, digits, - and _, at most 100")
     for task in plan.tasks:
         faults += [
@@ -279,6 +278,11 @@ def _checks(plan: Plan, document: Mapping[str, Any], place: str) -> list[str]:
     if not base_faults:
         faults += _part_checks(plan, place)
     return faults
+
+
+def _is_plain(name: str) -> bool:
+    """Whether a plan may have the name, which becomes a file name."""
+    return name.replace("-", "").replace("_", "").isalnum() and name.isascii() and len(name) <= 100
 
 
 def _kind_checks(plan: Plan, document: Mapping[str, Any], place: str) -> list[str]:
@@ -328,6 +332,13 @@ def _space_checks(plan: Plan, place: str, *, whole: bool) -> list[str]:
     return next((lines for lines in faults if lines), [])  # one drawn configuration says it; others differ in numbers
 
 
+def _space_or_none(plan: Plan) -> Space | None:
+    try:
+        return plan.load_space()
+    except SpaceError:
+        return None  # which `_space_checks` says
+
+
 @dataclass(frozen=True)
 class _Ends:
     """In the place of an Optuna trial: draws choices, and the ends of ranges."""
@@ -373,16 +384,22 @@ def _part_checks(plan: Plan, place: str) -> list[str]:
             shown = _shown(list(seeds) if name.endswith("seeds") else seeds[0])
             faults.append(f"{place}: {name} is {shown}; give whole numbers from 0 to {MOST_SEED}")
     if plan.search:
-        if plan.space is None:
-            faults.append(f"{place}: search needs a space; set `space`, e.g. music/paper")
-        if not 1 <= plan.search.trials <= MOST_TRIALS:
-            faults.append(f"{place}: search.trials is {plan.search.trials}; give 1 to {MOST_TRIALS:,}")
-        search = plan.search
-        if search.seed >= 0:
-            faults += _caught(lambda: check_sampler(search), place)
+        faults += [f"{place}: {fault}" for fault in _search_checks(plan, plan.search)]
     if plan.resources.cpus <= 0 or plan.resources.gpus < 0:
         faults.append(f"{place}: resources are {plan.resources}; give cpus above 0, gpus of at least 0")
     return faults
+
+
+def _search_checks(plan: Plan, search: SearchSpec) -> list[str]:
+    """The search against its space, without the plan's name."""
+    faults = []
+    if plan.space is None:
+        faults.append("search needs a space; set `space`, e.g. music/paper")
+    if not 1 <= search.trials <= MOST_TRIALS:
+        faults.append(f"search.trials is {search.trials}; give 1 to {MOST_TRIALS:,}")
+    if search.warm_start is not None and not _is_plain(search.warm_start.plan):
+        faults.append(f"search.warm_start.plan is {_shown(search.warm_start.plan)}; give the name of a plan")
+    return faults + check_search(search, _space_or_none(plan)) if search.seed >= 0 else faults
 
 
 def _seeds(plan: Plan) -> list[tuple[str, tuple[int, ...]]]:

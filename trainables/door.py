@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import math
 import pkgutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -99,7 +100,9 @@ def make_config(model: str, values: Mapping[str, Any], place: str) -> Any:
     faults = [f"unknown field {name!r}; {_near(name, known)}" for name in values if name not in known]
     for name, value in values.items():
         if name in known and not _fits(value, known[name]):
-            faults.append(f"{name} is {value!r}; give a value of type {known[name]}{number_hint(value)}")
+            finite = not isinstance(value, float) or math.isfinite(value)
+            wanted = f"a value of type {known[name]}" if finite else "a finite number"
+            faults.append(f"{name} is {value!r}; give {wanted}{number_hint(value)}")
     fitting = {name: value for name, value in values.items() if name in known and _fits(value, known[name])}
     try:
         config = config_class(**fitting)
@@ -119,7 +122,7 @@ def _fits(value: Any, kind: str) -> bool:
     if kind == "bool" or isinstance(value, bool):
         return kind == "bool" and isinstance(value, bool)
     if kind == "float":
-        return isinstance(value, int | float)
+        return isinstance(value, int) or (isinstance(value, float) and math.isfinite(value))
     return isinstance(value, {"int": int, "str": str}[kind])
 
 

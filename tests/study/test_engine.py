@@ -20,7 +20,7 @@ import pytest
 
 from features.errors import InputError
 from study import results, tracking
-from study.draws import open_journal
+from study.draws import close_storage, open_database, open_journal
 from study.engine import Progress, run_jobs
 from study.jobs import Cell, Cluster, Job, Resources
 
@@ -232,6 +232,24 @@ def test_one_trial_at_a_time_is_reproducible(home: Path, tmp_path: Path, empty_s
     one, two = ({c: [t.params for t in ts] for c, ts in studies(folder).items()} for folder in (home, other))
     assert one == two
     assert len({json.dumps(params) for params in one[CELL.name]}) == 12
+
+
+def test_a_search_in_a_database(home: Path) -> None:
+    """The same draws as with a journal, and a second call finds everything done."""
+    how = {"storage": f"sqlite:///{home}/optuna.db", "points_to_evaluate": ({"x": 0.25},)}
+    assert drive.search(home, 2, how=how, epochs=1).ran == 4
+    assert drive.search(home, 2, how=how, epochs=1).ran == 0
+    assert not (home / "optuna").exists()
+    found = {trial: float(run.data.params["x"]) for trial, run in runs(home).items()}
+    assert {found[f"search/{cell.name}/0000"] for cell in drive.CELLS} == {0.25}
+    database = open_database(how["storage"], "search.storage")
+    kept = {
+        f"search/{study.study_name.split('/')[1]}/{trial.number:04d}": trial.params["x"]
+        for study in optuna.get_all_study_summaries(database)
+        for trial in optuna.load_study(study_name=study.study_name, storage=database).trials
+    }
+    assert kept == found
+    close_storage(database)
 
 
 def test_progress_counts(home: Path) -> None:

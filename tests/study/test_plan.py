@@ -92,9 +92,28 @@ def test_a_reverse_task_is_a_cell_of_its_own(tmp_path: Path) -> None:
             {"score__seeds": [2**64]},
             "plan.yaml: score.seeds is [18446744073709551616]; give whole numbers from 0 to 9223372036854775807",
         ),
+        ({"base__lr": float("inf")}, "plan.yaml: base: lr is inf; give a finite number"),
+        ({"base__lr": float("nan")}, "plan.yaml: base: lr is nan; give a finite number"),
+        (
+            {"sweeps__lr": {"values": [0.1, float("-inf")]}},
+            "plan.yaml: sweeps.lr: lr is -inf; give a finite number",
+        ),
+        (
+            {"search__sampler_args": {"n_startup_trials": "ten"}},
+            "plan.yaml: search.sampler_args.n_startup_trials is 'ten'; give a value of type int",
+        ),
+        (
+            {"search__points_to_evaluate": [{"lr": 3.0}]},
+            "plan.yaml: search.points_to_evaluate[0]: lr is 3.0; its range is 0.0001 to 0.01, log",
+        ),
+        (
+            {"search__warm_start": {"plan": "../other"}},
+            "plan.yaml: search.warm_start.plan is '../other'; give the name of a plan",
+        ),
         (
             {"search__sampler": "Grid"},
-            "plan.yaml: search.sampler: must be one of TPESampler, RandomSampler, GPSampler, QMCSampler, got 'Grid'",
+            "plan.yaml: search.sampler: must be one of TPESampler, RandomSampler, GPSampler, QMCSampler, CmaEsSampler, "
+            "NSGAIISampler, NSGAIIISampler, GridSampler, got 'Grid'",
         ),
         ({"sweeps__steps__start": "last"}, "plan.yaml: sweeps.steps.start is 'last'; choose from best, base"),
         (

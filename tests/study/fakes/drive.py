@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +32,10 @@ def search_jobs(home: Path, trials: int) -> list[Job]:
     return jobs
 
 
-def search(home: Path, trials: int, *, concurrent: int | None = None, **base: Any) -> RunSummary:
-    """Run the search; every progress message is a line on stdout."""
+def search(
+    home: Path, trials: int, *, concurrent: int | None = None, how: Mapping[str, Any] | None = None, **base: Any
+) -> RunSummary:
+    """Run the search; every progress message is a line on stdout. `how`: fields of the SearchSpec."""
     (home / "space.yaml").write_text(SPACE)
     return run_jobs(
         experiment="study",
@@ -42,7 +45,7 @@ def search(home: Path, trials: int, *, concurrent: int | None = None, **base: An
         model="fake",
         base={**BASE, **base},
         space=load_space(f"{home}/space.yaml/v", ["x"]),
-        search=SearchSpec(trials=trials, seeds=(0, 1), seed=3),
+        search=SearchSpec(trials=trials, seeds=(0, 1), seed=3, **(how or {})),
         selection=("val_rmse", "minimize"),
         cluster=Cluster(max_concurrent=concurrent),
         on_progress=show,

@@ -1,0 +1,98 @@
+"""Samplers and pruners by Optuna's own names, made from the plain values of a plan."""
+
+from __future__ import annotations
+
+import inspect
+import random
+import warnings
+from collections.abc import Mapping, Sequence
+from itertools import islice
+from typing import Any
+
+import numpy as np
+import optuna
+from optuna.samplers import BaseSampler, PartialFixedSampler
+
+from features.errors import InputError
+from search_spaces import Space, SpaceError
+from study.jobs import SearchSpec
+
+# Samplers whose draws depend on the seed and the told trials alone. True: the seed names one sequence that all trials
+# share (scrambled Sobol points are only spread out within one scrambling), so it must not change from trial to trial.
+SAMPLERS: Mapping[str, bool] = {
+    "TPESampler": False,
+    "RandomSampler": False,
+    "GPSampler": False,
+    "QMCSampler": True,
+    "CmaEsSampler": False,
+    "NSGAIISampler": False,
+    "NSGAIIISampler": False,
+    "GridSampler": True,
+}
+GRID = "GridSampler"
+MOST_GRID = 100_000  # configurations; they are shuffled in memory
+
+
+def fixed_points(spec: SearchSpec, space: Space) -> Sequence[Mapping[str, Any]]:
+    """Parameters that are given instead of drawn, by trial number; the whole grid, shuffled, where that is searched.
+
+    The grid is ours: Optuna's own has no conditional parameters. It takes Optuna's argument `search_space`.
+    """
+    if spec.sampler == GRID:
+        if spec.points_to_evaluate:
+            raise InputError("search.points_to_evaluate: the grid holds every configuration; leave them out")
+        if set(spec.sampler_args) - {"search_space"}:
+            raise InputError(f"search.sampler_args: {GRID} takes search_space alone, got {list(spec.sampler_args)}")
+        given = spec.sampler_args.get("search_space", {})
+        if not isinstance(given, Mapping) or not all(isinstance(values, list) for values in given.values()):
+            raise InputError("search.sampler_args.search_space: give a list of values for each parameter")
+        try:
+            grid = list(islice(space.grid(given), MOST_GRID + 1))
+        except SpaceError as error:
+            raise _faulty("search.sampler_args.search_space", error) from error
+        if len(grid) > MOST_GRID:
+            raise InputError(f"search.sampler: the grid has more than {MOST_GRID:,} configurations; give fewer values")
+        random.Random(spec.seed).shuffle(grid)
+        return grid
+    points: list[dict[str, Any]] = []
+    for number, point in enumerate(spec.points_to_evaluate):
+        try:
+            points.append(space.fit(point, whole=False))
+        except SpaceError as error:
+            raise _faulty(f"search.points_to_evaluate[{number}]", error) from error
+    return points
+
+
+def make_sampler(spec: SearchSpec, number: int, points: Sequence[Mapping[str, Any]] = ()) -> BaseSampler:
+    """The sampler of trial `number`, a function of the specification, that number and `fixed_points`."""
+    words = [spec.seed] if SAMPLERS[spec.sampler] else [spec.seed, number]
+    seed = int(np.random.SeedSequence(words).generate_state(1)[0])
+    if spec.sampler == GRID:
+        sampler: BaseSampler = optuna.samplers.RandomSampler(seed=seed)
+    else:
+        sampler = _made(optuna.samplers, spec.sampler, {**_quiet(spec.sampler), **spec.sampler_args, "seed": seed})
+    if number < len(points):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            return PartialFixedSampler(dict(points[number]), sampler)
+    return sampler
+
+
+def _made(module: Any, name: str, arguments: Mapping[str, Any]) -> Any:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # deprecated
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            return getattr(module, name)(**arguments)
+    except (TypeError, ValueError, ImportError) as error:
+        raise InputError(f"search: {name} refuses its arguments: {' '.join(str(error).split())}") from error
+
+
+def _quiet(name: str) -> dict[str, bool]:
+    """Conditional parameters are drawn independently by every sampler but TPE; that is no news for each trial."""
+    parameters = inspect.signature(getattr(optuna.samplers, name)).parameters
+    return {word: False for word in parameters if word.startswith("warn_") and parameters[word].default is True}
+
+
+def _faulty(place: str, error: SpaceError) -> InputError:
+    return InputError("\n".join(f"{place}: {fault}" for fault in error.faults))
