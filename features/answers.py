@@ -50,7 +50,7 @@ def answer(
     each = resolved.spec.texts
     make_worker = partial(AnswerWorker, partial(loader, resolved), folder, resolved.key, each)
     todo = each * sum(block.num_rows for block in blocks)
-    run_blocks(blocks, make_worker, todo, workers=workers, use_ray=use_ray, progress=progress)
+    run_blocks(blocks, make_worker, todo, name="GenerateTexts", workers=workers, use_ray=use_ray, progress=progress)
     done = _read(folder, resolved.key)
     lost = sum(key not in done for key in keys)
     if lost:
@@ -98,4 +98,4 @@ class AnswerWorker:
         answers = pa.array(self.generator.generate(wishes), pa.large_string())
         made = pa.table({"key": block["key"].combine_chunks(), "answer": answers})
         write_shard(self.folder, made, "generator", self.generator_key)
-        return result(self.texts * len(rows))
+        return result(texts=self.texts * len(rows))

@@ -20,6 +20,8 @@ from features.store import digest
 
 _WEIGHTS = ("*.safetensors", "*.bin")
 _OTHER_FILES = ("config.json", "tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json", "*.model")
+PROCESSOR_FILES = ("*processor_config.json", "chat_template*")  # of models that see
+CODE_FILES = ("*.py",)  # of checkpoints that bring their own
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,9 +108,12 @@ def resolve_dtype(dtype: str) -> str:
     return "bfloat16" if cpu.get("amx_bf16") or cpu.get("avx512_bf16") else "float32"
 
 
-def load_weights(auto_class: Any, place: str, folder: Path, dtype: str, allow_keys: Sequence[str]) -> Any:
+def load_weights(
+    auto_class: Any, place: str, folder: Path, dtype: str, allow_keys: Sequence[str], *, remote_code: bool = False
+) -> Any:
     """The model of a folder, in `dtype`, by one of transformers' Auto classes.
 
+    remote_code: run the Python files that the folder brings, where the library has no class of its own for it.
     Raises InputError if any weight is missing, unexpected or of another shape and not allowed: such a model would give
     random numbers without an error.
     """
@@ -118,6 +123,7 @@ def load_weights(auto_class: Any, place: str, folder: Path, dtype: str, allow_ke
             folder,
             dtype=getattr(torch, dtype),
             local_files_only=True,
+            trust_remote_code=remote_code,
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # they are refused below, by name
         )
@@ -138,12 +144,40 @@ def load_weights(auto_class: Any, place: str, folder: Path, dtype: str, allow_ke
     return model
 
 
-def load_tokenizer_of(place: str, folder: Path) -> Any:
+def load_tokenizer_of(place: str, folder: Path, *, remote_code: bool = False) -> Any:
     """The tokenizer of a folder."""
     from transformers import AutoTokenizer
 
     with quiet(), _loading(place, folder):
-        return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=remote_code)
+
+
+def load_processor_of(place: str, folder: Path) -> Any:
+    """The processor of a folder, for texts and still images: what AutoProcessor loads, less its part for videos.
+
+    That part needs torchvision, which no image here does: they are prepared by Pillow everywhere, so that a vector does
+    not depend on what else is installed. Raises InputError for a model that transformers has no processor of.
+    """
+    from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer
+    from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
+
+    with quiet(), _loading(place, folder):
+        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        known: Any = PROCESSOR_MAPPING.get(type(config), None)
+        if known is None:
+            raise ValueError(f"transformers has no processor for {config.model_type}")
+
+        class Still(known):  # type: ignore[misc]
+            @classmethod
+            def _get_arguments_from_pretrained(cls, *_: Any, **__: Any) -> list[Any]:
+                images = AutoImageProcessor.from_pretrained(folder, backend="pil", local_files_only=True)  # type: ignore[no-untyped-call]
+                tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+                return [tokenizer if "tokenizer" in name else images for name in known.get_attributes()]
+
+            def check_argument_for_proper_class(self, argument_name: str, argument: Any) -> Any:
+                return type(argument)
+
+        return Still.from_pretrained(folder, local_files_only=True)
 
 
 def _weight_name(name: Any) -> str:
@@ -160,6 +194,12 @@ def _loading(place: str, folder: Path) -> Iterator[None]:
         yield
     except (OSError, ValueError, RuntimeError, ImportError, KeyError, TypeError, SafetensorError) as error:
         reason = " ".join(str(error).split())
+        if "contains custom code" in reason:
+            role = place.split()[0]
+            raise InputError(
+                f"{place}: {folder} brings its own code; set {role}.trust_remote_code with a pinned revision if you trust "
+                "it, or take a model that transformers has a class for"
+            ) from error
         raise InputError(
             f"{place}: {folder} cannot be loaded ({type(error).__name__}: "
             f"{reason[:200]}); save model and tokenizer there again with save_pretrained"

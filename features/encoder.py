@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import importlib.util
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -22,30 +22,51 @@ import torch
 import yaml
 from numpy.typing import NDArray
 
-from features.checkpoints import find_folder, hash_checkpoint, load_tokenizer_of, load_weights, resolve_dtype
+from features.batches import Budget, Encoded, Means, pool, run_batch, token_batches
+from features.checkpoints import (
+    CODE_FILES,
+    PROCESSOR_FILES,
+    find_folder,
+    hash_checkpoint,
+    load_processor_of,
+    load_tokenizer_of,
+    load_weights,
+    resolve_dtype,
+)
 from features.errors import InputError
 from features.prompts import Row
 from features.store import digest
 
 ENCODING = 1  # part of every encoder key: raise it when a change to this file changes vectors
+VISION = 1  # the same, for features.vision
 POOLINGS = ("first_last_avg", "mean")
 DTYPES = ("auto", "float32", "bfloat16")
 STORE_DTYPES = ("float16", "float32")
+STATES = ("all", "text")
 _LEAST_TOKENS = 16  # MKL multiplies fewer than 4 rows by another kernel, with other last bits: copies fill the batch up
 
 
 @dataclass(frozen=True, kw_only=True)
 class EncoderSpec:
-    """Which encoder, and how it reads. Every field but the last three is part of the feature key."""
+    """Which encoder, and how it reads. Every field but the last three is part of the feature key, by what it changes."""
 
     # a preset of encoders.yaml, a local folder in the layout of `save_pretrained`, or a hub id in the local cache
     model: str
+    # whether it is a vision-language model, that sees an item's image beside its text; a preset knows it of itself
+    sees: bool = False
     # commit of a hub id; required for one, meaningless otherwise
     revision: str | None = None
     # "first_last_avg" (MuSiC eq. 1) or "mean" (last layer only)
     pooling: str = "first_last_avg"
-    # longest input in tokens, special tokens included; the rest of a text is cut off (1 .. the model's positions)
+    # tokens of the prompt that are averaged: "all", or "text": all but those that hold the image. Of one that sees.
+    states: str = "all"
+    # larger images are scaled down to this many pixels, before the model's own preparation. Of one that sees.
+    max_pixels: int = 200_704
+    # longest input in tokens, special tokens included; the rest of a text is cut off (1 .. the model's positions). One
+    # that sees has the image and the chat template on top.
     max_tokens: int = 128
+    # run Python files that come with the checkpoint; needs a hub id with a revision, so that it is known what runs
+    trust_remote_code: bool = False
     # compute type: "float32", "bfloat16", or "auto": bfloat16 on a GPU and on CPUs with bfloat16 instructions
     dtype: str = "auto"
     # type on disk: float16 halves the store and costs at most 2^-11 of each component
@@ -64,18 +85,30 @@ class EncoderSpec:
                 ("pooling", self.pooling, POOLINGS),
                 ("dtype", self.dtype, DTYPES),
                 ("store_dtype", self.store_dtype, STORE_DTYPES),
+                ("states", self.states, STATES),
             )
             if value not in allowed
         ]
         faults += [
             f"encoder.{name} must be at least 1, not {value}"
-            for name, value in (("max_tokens", self.max_tokens), ("batch_tokens", self.batch_tokens))
+            for name, value in (
+                ("max_tokens", self.max_tokens), ("max_pixels", self.max_pixels), ("batch_tokens", self.batch_tokens)
+            )
             if value < 1
-        ]
+        ]  # fmt: skip
+        if self.trust_remote_code and self.revision is None:
+            faults.append("encoder.trust_remote_code needs a pinned revision; set encoder.revision to a commit")
+        if self.states != "all" and not self.looks:
+            faults.append(f"encoder.states is {self.states!r}, but {self.model} sees no images; leave it out")
         if not 0 <= self.max_failed_fraction <= 1:
             faults.append(f"encoder.max_failed_fraction must be between 0 and 1, not {self.max_failed_fraction}")
         if faults:
             raise InputError("; ".join(faults))
+
+    @property
+    def looks(self) -> bool:
+        """Whether it sees images, by the plan's word or by the preset's."""
+        return self.sees or bool(load_presets().get(self.model, {}).get("sees"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,11 +121,13 @@ class ResolvedEncoder:
     weights_sha256: str
     files_sha256: str  # configuration and tokenizer
     allow_keys: tuple[str, ...] = field(default=())
+    images: Path | None = None  # folder of the images that rows name (`features.images`)
 
     @property
     def identity(self) -> dict[str, Any]:
         """All that a vector depends on besides its row. Content, not names: moving a folder extracts nothing again."""
-        return {
+        sight = {"states": self.spec.states, "max_pixels": self.spec.max_pixels, "vision": VISION}
+        return (sight if self.spec.looks else {}) | {
             "encoding": ENCODING,
             "weights_sha256": self.weights_sha256,
             "files_sha256": self.files_sha256,
@@ -114,14 +149,17 @@ def resolve_encoder(spec: EncoderSpec) -> ResolvedEncoder:
     Raises InputError: not installed, no such folder, not in the hub's cache, no weights, or other weights than pinned.
     """
     presets = load_presets()
-    preset = presets.get(spec.model)
-    folder = (
-        _preset_folder(spec.model, preset)
-        if preset
-        else find_folder("encoder", spec.model, spec.revision, f"a preset ({', '.join(sorted(presets))})")
-    )
-    found = hash_checkpoint(f"encoder {spec.model}", folder)
-    if preset and found.weights_sha256 != preset["weights_sha256"]:
+    preset = presets.get(spec.model, {})
+    if "package" in preset:
+        folder = _preset_folder(spec.model, preset)
+    else:
+        others = f"a preset ({', '.join(sorted(presets))})"
+        folder = find_folder("encoder", preset.get("hub", spec.model), spec.revision, others)
+        if spec.trust_remote_code and folder == Path(spec.model):
+            raise InputError(f"encoder {spec.model}: no revision pins the code of a folder; give a hub id, or no trust")
+    more = (*(PROCESSOR_FILES if spec.looks else ()), *(CODE_FILES if spec.trust_remote_code else ()))
+    found = hash_checkpoint(f"encoder {spec.model}", folder, more)
+    if "weights_sha256" in preset and found.weights_sha256 != preset["weights_sha256"]:
         raise InputError(
             f"encoder {spec.model}: {found.weights[0]} has SHA-256 {found.weights_sha256[:12]}, not "
             f"{preset['weights_sha256'][:12]} as pinned; reinstall it with "
@@ -133,36 +171,22 @@ def resolve_encoder(spec: EncoderSpec) -> ResolvedEncoder:
         dtype=resolve_dtype(spec.dtype),
         weights_sha256=found.weights_sha256,
         files_sha256=found.files_sha256,
-        allow_keys=spec.allow_keys,
+        allow_keys=(*preset.get("allow_keys", ()), *spec.allow_keys),
     )
 
 
 @cache
-def load_presets() -> Mapping[str, Mapping[str, str]]:
+def load_presets() -> Mapping[str, Mapping[str, Any]]:
     """The presets of encoders.yaml by name."""
-    presets: dict[str, dict[str, str]] = yaml.safe_load((Path(__file__).parent / "encoders.yaml").read_text())
+    presets: dict[str, dict[str, Any]] = yaml.safe_load((Path(__file__).parent / "encoders.yaml").read_text())
     return presets
 
 
-def _preset_folder(name: str, preset: Mapping[str, str]) -> Path:
+def _preset_folder(name: str, preset: Mapping[str, Any]) -> Path:
     found = importlib.util.find_spec(preset["package"])  # finds the package without running it
     if found is None or found.origin is None:
         raise InputError(f'encoder {name}: not installed; pip install ".[{preset["extra"]}]"')
-    return Path(found.origin).parent / preset["folder"]
-
-
-@dataclass(frozen=True)
-class Encoded:
-    """Vectors of rows.
-
-    vectors: [N, F] float32, NaN where failed. tokens: [N] real tokens read. padded: tokens computed, padding included.
-    failed: row number -> reason.
-    """
-
-    vectors: NDArray[np.float32]
-    tokens: NDArray[np.int32]
-    padded: int
-    failed: Mapping[int, str]
+    return Path(found.origin).parent / str(preset["folder"])
 
 
 class Encoder(Protocol):
@@ -171,27 +195,34 @@ class Encoder(Protocol):
     def encode(self, rows: Sequence[Row]) -> Encoded: ...
 
 
-def load_encoder(resolved: ResolvedEncoder) -> TextEncoder:
+def load_encoder(resolved: ResolvedEncoder) -> Encoder:
     """Load weights and tokenizer from the local folder, on the GPU if there is one.
 
     Raises InputError if any weight is missing, unexpected or of another shape and not allowed: such a model would give
     random vectors without an error.
     """
-    from transformers import AutoModel
+    from transformers import AutoModel, AutoModelForImageTextToText
 
-    place = f"encoder {resolved.spec.model}"
-    model = load_weights(AutoModel, place, resolved.folder, resolved.dtype, resolved.allow_keys)
-    positions = getattr(model.config, "max_position_embeddings", resolved.spec.max_tokens)
-    if resolved.spec.max_tokens > positions:
-        raise InputError(
-            f"encoder.max_tokens: {resolved.spec.max_tokens} is more than the model's {positions} positions"
-        )
-    return TextEncoder(model, load_tokenizer(resolved), resolved.spec)
+    spec, place = resolved.spec, f"encoder {resolved.spec.model}"
+    model = load_weights(
+        AutoModelForImageTextToText if spec.looks else AutoModel,
+        place, resolved.folder, resolved.dtype, resolved.allow_keys, remote_code=spec.trust_remote_code,
+    )  # fmt: skip
+    positions = getattr(model.config.get_text_config(), "max_position_embeddings", spec.max_tokens)
+    if spec.max_tokens > positions:
+        raise InputError(f"encoder.max_tokens: {spec.max_tokens} is more than the model's {positions} positions")
+    if not spec.looks:
+        return TextEncoder(model, load_tokenizer(resolved), spec)
+    from features.vision import ImageTextEncoder
+
+    assert resolved.images is not None
+    return ImageTextEncoder(model, load_processor_of(place, resolved.folder), spec, resolved.images)
 
 
 def load_tokenizer(resolved: ResolvedEncoder) -> Any:
     """The encoder's tokenizer, from its local folder."""
-    return load_tokenizer_of(f"encoder {resolved.spec.model}", resolved.folder)
+    place = f"encoder {resolved.spec.model}"
+    return load_tokenizer_of(place, resolved.folder, remote_code=resolved.spec.trust_remote_code)
 
 
 def tokenize(tokenizer: Any, texts: Sequence[str], max_tokens: int) -> list[list[int]]:
@@ -213,7 +244,9 @@ class TextEncoder:
         self.spec = spec
         # The tokenizer's padding needs a token; any will do for models that have none, since padding is masked.
         self.pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
-        self.layers = model.config.get_text_config().num_hidden_layers
+        config = model.config.get_text_config()
+        self.layers, self.width = config.num_hidden_layers, config.hidden_size
+        self.budget = Budget(spec.batch_tokens)
         self._lock = threading.Lock()  # a fast tokenizer that is called from two threads raises "Already borrowed"
 
     def encode(self, rows: Sequence[Row]) -> Encoded:
@@ -221,42 +254,16 @@ class TextEncoder:
 
         Identical texts are encoded once. Never more than one batch of text vectors is held.
         """
-        failed = {i: "a text encoder cannot see the row's image" for i, row in enumerate(rows) if row.image is not None}
-        owners: dict[str, list[int]] = {}
-        for i, row in enumerate(rows):
-            for text in row.texts if i not in failed else ():
-                owners.setdefault(text, []).append(i)
-        texts, owners_of = list(owners), list(owners.values())
+        blind = {i: "a text encoder cannot see the row's image" for i, row in enumerate(rows) if row.image is not None}
+        means = Means(rows, self.width, blind)
         with self._lock:
-            tokens = tokenize(self.tokenizer, texts, self.spec.max_tokens)
+            tokens = tokenize(self.tokenizer, [text for text, _ in means.units], self.spec.max_tokens)
         lengths = np.array([len(t) for t in tokens], np.int64)
-        sums = np.zeros((len(rows), self.model.config.get_text_config().hidden_size))
-        read = np.zeros(len(rows), np.int32)
-        padded = 0
-        for batch in token_batches(lengths, self.spec.batch_tokens, exact=self.device.type == "cpu"):
-            vectors, reasons = self._vectors_or_reasons([tokens[i] for i in batch])
-            failed |= {row: reason for i, reason in reasons.items() for row in owners_of[batch[i]]}
-            mine = [row for i in batch for row in owners_of[i]]
-            repeats = [len(owners_of[i]) for i in batch]
-            np.add.at(sums, mine, np.repeat(vectors, repeats, axis=0))
-            np.add.at(read, mine, np.repeat(lengths[batch], repeats))
-            padded += len(batch) * int(lengths[batch].max())
-        failed |= {row: "no tokens" for i in np.flatnonzero(lengths == 0) for row in owners_of[i]}
-        means = (sums / np.array([[max(len(row.texts), 1)] for row in rows])).astype(np.float32)
-        means[list(failed)] = np.nan
-        return Encoded(means, read, padded, failed)
-
-    def _vectors_or_reasons(self, tokens: Sequence[Sequence[int]]) -> tuple[NDArray[np.float32], dict[int, str]]:
-        """[B, F] and the reasons of those that failed (zeros there). A batch that raises is done again one by one."""
-        try:
-            return self._vectors(tokens), {}
-        except (RuntimeError, ValueError, IndexError) as error:
-            if len(tokens) == 1:
-                reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
-                return np.zeros((1, self.model.config.get_text_config().hidden_size), np.float32), {0: reason}
-        alone = [self._vectors_or_reasons([t]) for t in tokens]
-        reasons = {i: reason[0] for i, (_, reason) in enumerate(alone) if reason}
-        return np.concatenate([vectors for vectors, _ in alone]), reasons
+        for batch in token_batches(lengths, self.budget, exact=self.device.type == "cpu"):
+            vectors, failed = run_batch([tokens[i] for i in batch], self._vectors, len, self.budget, self.width)
+            means.add(batch.tolist(), vectors, lengths[batch], failed)
+        means.fail({int(i): "no tokens" for i in np.flatnonzero(lengths == 0)})
+        return means.encoded()
 
     def _vectors(self, tokens: Sequence[Sequence[int]]) -> NDArray[np.float32]:
         """[B, F] of B token lists. Padding is on the right whatever the tokenizer's side: causal models then count
@@ -276,29 +283,3 @@ class TextEncoder:
         with torch.inference_mode():
             states = self.model(input_ids=ids_BL, attention_mask=mask_BL, output_hidden_states=layers).hidden_states
             return pool([states[i] for i in layers], mask_BL)[:count].cpu().numpy()
-
-
-def pool(states: Sequence[torch.Tensor], mask_BL: torch.Tensor) -> torch.Tensor:
-    """Mean over layers, then over real tokens, in float32: states of [B, L, F], mask 1 = real -> [B, F]."""
-    mean_BLF = torch.stack([state.float() for state in states]).mean(0)
-    mask_BL1 = mask_BL.unsqueeze(-1).float()
-    return (mean_BLF * mask_BL1).sum(1) / mask_BL1.sum(1)
-
-
-def token_batches(lengths: NDArray[np.int64], budget: int, *, exact: bool) -> Iterator[NDArray[np.int64]]:
-    """Indices of the texts of each batch: longest first, at most `budget` padded tokens; empty texts are left out.
-
-    exact: only texts of equal length share a batch. It costs a CPU nothing, wastes no token, and makes a vector's bits
-    independent of the texts around it (one thread, measured on MKL): that is how a changed review of one user changes
-    no other user's features. A GPU needs the larger batches.
-    """
-    order = np.argsort(-lengths, kind="stable")
-    order = order[lengths[order] > 0]
-    falling = -lengths[order]
-    start = 0
-    while start < len(order):
-        end = start + max(1, budget // -int(falling[start]))
-        if exact:
-            end = min(end, int(np.searchsorted(falling, falling[start], side="right")))
-        yield order[start:end]
-        start = end

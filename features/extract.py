@@ -12,7 +12,7 @@ from __future__ import annotations
 import importlib.metadata
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import islice, pairwise
 from pathlib import Path
@@ -32,7 +32,8 @@ from features.encoder import (
     tokenize,
 )
 from features.errors import InputError
-from features.prompts import CLEANING, PROMPTS, Row, find_prompt, item_rows, user_rows
+from features.images import NO_IMAGE, Gathered, ImageSpec, gather_images, images_folder, known_images
+from features.prompts import CLEANING, PROMPTS, Row, find_prompt, item_images, item_rows, seen_rows, user_rows
 from features.store import (
     KEY_TYPE,
     FeatureTable,
@@ -43,7 +44,7 @@ from features.store import (
     table_path,
     write_table,
 )
-from features.workers import Progress, result, run_blocks
+from features.workers import Done, Progress, result, run_blocks
 
 if TYPE_CHECKING:
     from features.domain import Domain
@@ -51,6 +52,7 @@ if TYPE_CHECKING:
 KINDS = ("items", "users")
 USER_FEATURES = ("review_mean", "concat")
 _MACRO_TEXTS = (256, 4096)  # a macro-batch: long enough to sort by length, short enough to lose to a kill
+_MACRO_IMAGES = (32, 512)  # the same where each text comes with an image, which costs as much as hundreds of words
 _MACRO_BATCHES = 16  # and small jobs are cut into this many, so that no worker is alone with the last one
 _BLOCK_SCHEMA = pa.schema([("key", KEY_TYPE), ("texts", pa.list_(pa.large_string())), ("image", pa.string())])
 
@@ -69,6 +71,8 @@ class FeatureSpec:
     max_reviews: int = 0
     # name in features.prompts.PROMPTS
     prompt: str = "plain-1"
+    # where items' images come from, for an encoder that sees
+    images: ImageSpec = field(default_factory=ImageSpec)
 
     def __post_init__(self) -> None:
         faults = [
@@ -82,6 +86,10 @@ class FeatureSpec:
         ]
         if self.max_reviews < 0:
             faults.append(f"features.max_reviews must be 0 (all) or more, not {self.max_reviews}")
+        if self.kind == "users" and self.encoder.looks:
+            faults.append(
+                f"features: users have no images; give them a text encoder in the place of {self.encoder.model}"
+            )
         if faults:
             raise InputError("; ".join(faults))
 
@@ -103,6 +111,7 @@ class Plan:
     ids: list[str]  # sorted
     keys: list[bytes | None]  # row key of each id; None where the row failed before any encoder saw it
     failed: dict[str, str]  # id -> reason
+    without_image: dict[str, str]  # id -> reason; of an encoder that sees, and read by their text alone
     blocks: list[pa.Table]  # one per macro-batch, _BLOCK_SCHEMA; unique rows that no shard holds
 
     @property
@@ -120,7 +129,7 @@ def feature_key(spec: FeatureSpec, domain: Domain) -> str:
 
 def _feature_key(spec: FeatureSpec, domain: Domain, resolved: ResolvedEncoder) -> str:
     rows = {"users": spec.users, "max_reviews": spec.max_reviews} if spec.kind == "users" else {}
-    prompt = {"name": spec.prompt, "cleaning": CLEANING} | asdict(find_prompt(spec.prompt))
+    prompt = {"name": spec.prompt, "cleaning": CLEANING} | find_prompt(spec.prompt).document
     return digest({"encoder": resolved.key, "prompt": prompt, "kind": spec.kind, "domain": domain.key} | rows)
 
 
@@ -136,7 +145,8 @@ def estimate(spec: FeatureSpec, domain: Domain, store: Path) -> Estimate:
     if (table := find_table(spec, domain, store)) is not None:
         return Estimate(rows=table.manifest["rows"]["planned"], rows_left=0, texts_left=0, tokens_left=0)
     resolved = resolve_encoder(spec.encoder)
-    plan = make_plan(spec, domain, RowStore.of(store, resolved.key).index())
+    images = known_images(_references(spec, domain), domain.data_folder, store) if spec.encoder.looks else {}
+    plan = make_plan(spec, domain, RowStore.of(store, resolved.key).index(), Gathered(images, {}))
     texts = plan.texts_left
     sample = [text for block in plan.blocks for text in islice(_block_texts(block), max(1, 512 // len(plan.blocks)))]
     tokens = tokenize(load_tokenizer(resolved), sample, spec.encoder.max_tokens)
@@ -165,21 +175,37 @@ def extract(
     Raises InputError: encoder missing or not what it should be, empty domain, too many failed rows, another's store.
     """
     start = time.monotonic()
-    resolved = resolve_encoder(spec.encoder)
+    resolved = replace(resolve_encoder(spec.encoder), images=images_folder(store))
     key = _feature_key(spec, domain, resolved)
     path = table_path(store, domain.name, spec.kind, key)
     if path.exists():
         return open_table(path, key)
     shards = RowStore.of(store, resolved.key)
+    shards.check_writable()
     shards.clean()
-    plan = make_plan(spec, domain, shards.index())
+    gathered = _gather(spec, domain, store)
+    plan = make_plan(spec, domain, shards.index(), gathered)
     _check_failed(spec, domain, plan, plan.failed)  # before hours of encoding, not after
 
     make_worker = partial(ShardWorker, partial(loader, resolved), shards, spec.encoder.store_dtype)
-    failed_keys = run_blocks(
-        plan.blocks, make_worker, plan.texts_left, workers=workers, use_ray=use_ray, progress=progress
-    )
-    return _finish(spec, domain, resolved, plan, failed_keys, path, shards, key, time.monotonic() - start)
+    done = run_blocks(
+        plan.blocks, make_worker, plan.texts_left, name=f"Encode{spec.kind.title()}", workers=workers, use_ray=use_ray,
+        progress=progress,
+    )  # fmt: skip
+    return _finish(spec, domain, resolved, plan, done, path, shards, key, time.monotonic() - start)
+
+
+def _gather(spec: FeatureSpec, domain: Domain, store: Path) -> Gathered:
+    """The items' images, where the encoder sees them."""
+    if not spec.encoder.looks:
+        return Gathered({}, {})
+    gathered = gather_images(_references(spec, domain), domain.data_folder, store, spec.images)
+    gathered.check(f"features of {domain.name} {spec.kind}", spec.images)
+    return gathered
+
+
+def _references(spec: FeatureSpec, domain: Domain) -> Iterator[str]:
+    return (reference for reference in item_images(domain) if reference is not None)
 
 
 def encode_rows(
@@ -196,28 +222,36 @@ def encode_rows(
 
     The other arguments are those of `extract`.
     """
+    resolved = replace(resolved, images=images_folder(store))
     shards = RowStore.of(store, resolved.key)
+    shards.check_writable()
     shards.clean()
     planned = {row_key(row): row for row in rows}
     done = shards.index()
     left = _block([(key, row) for key, row in planned.items() if key not in done])
-    blocks = _macro_batches(left, {key: len(row.texts) for key, row in planned.items()}) if planned else []
+    blocks = (
+        _macro_batches(left, {key: len(row.texts) for key, row in planned.items()}, _MACRO_TEXTS) if planned else []
+    )
     make_worker = partial(ShardWorker, partial(loader, resolved), shards, resolved.spec.store_dtype)
     todo = sum(map(_texts, blocks))
-    failed = run_blocks(blocks, make_worker, todo, workers=workers, use_ray=use_ray, progress=progress)
-    return shards, failed
+    run = run_blocks(blocks, make_worker, todo, name="EncodeTexts", workers=workers, use_ray=use_ray, progress=progress)
+    return shards, run.failed
 
 
-def make_plan(spec: FeatureSpec, domain: Domain, done: Mapping[bytes, int]) -> Plan:
+def make_plan(spec: FeatureSpec, domain: Domain, done: Mapping[bytes, int], images: Gathered) -> Plan:
     """Rows of the domain, deduplicated by content, cut into macro-batches, less those in `done` (row keys).
 
+    images: of the items, for an encoder that sees.
     Rows are ordered by key, which is a shuffle that never changes, and cut before the anti-join: a resumed run has the
     same macro-batches as an uninterrupted one. Raises InputError for a domain without rows.
     """
     prompt = find_prompt(spec.prompt)
-    rows = (
-        item_rows(domain, prompt) if spec.kind == "items" else user_rows(domain, prompt, spec.users, spec.max_reviews)
-    )
+    if spec.kind == "users":
+        rows = user_rows(domain, prompt, spec.users, spec.max_reviews)
+    elif spec.encoder.looks:
+        rows = seen_rows(domain, prompt, images.names)
+    else:
+        rows = item_rows(domain, prompt)
     ids: list[str] = []
     keys: list[bytes | None] = []
     failed: dict[str, str] = {}
@@ -242,7 +276,19 @@ def make_plan(spec: FeatureSpec, domain: Domain, done: Mapping[bytes, int]) -> P
         raise InputError(f"domain {domain.name}: no {spec.kind}, so no features; loosen its filters or check its files")
     left.append(_block(pending))
     assert all(a < b for a, b in pairwise(ids))
-    return Plan(ids=ids, keys=keys, failed=failed, blocks=_macro_batches(pa.concat_tables(left), texts))
+    without = _without_image(domain, ids, images) if spec.encoder.looks else {}
+    blocks = _macro_batches(pa.concat_tables(left), texts, _MACRO_IMAGES if spec.encoder.looks else _MACRO_TEXTS)
+    return Plan(ids=ids, keys=keys, failed=failed, without_image=without, blocks=blocks)
+
+
+def _without_image(domain: Domain, ids: Sequence[str], images: Gathered) -> dict[str, str]:
+    """Items that are read by their text alone, with the reason."""
+    named = zip(ids, item_images(domain), strict=True)
+    return {
+        name: images.missing.get(image, NO_IMAGE) if image else NO_IMAGE
+        for name, image in named
+        if image is None or image not in images.names
+    }
 
 
 def _block(rows: Sequence[tuple[bytes, Row]]) -> pa.Table:
@@ -256,9 +302,9 @@ def _block(rows: Sequence[tuple[bytes, Row]]) -> pa.Table:
     )
 
 
-def _macro_batches(left: pa.Table, texts: Mapping[bytes, int]) -> list[pa.Table]:
+def _macro_batches(left: pa.Table, texts: Mapping[bytes, int], sizes: tuple[int, int]) -> list[pa.Table]:
     """Cut all planned rows (`texts`: key -> number of texts) by key order, then keep what is left of each piece."""
-    size = int(np.clip(sum(texts.values()) // _MACRO_BATCHES, *_MACRO_TEXTS))
+    size = int(np.clip(sum(texts.values()) // _MACRO_BATCHES, *sizes))
     planned = sorted(texts)
     ends = np.cumsum([texts[key] for key in planned])
     macro = dict(zip(planned, ((ends - 1) // size).tolist(), strict=True))
@@ -293,11 +339,15 @@ class ShardWorker:
         # machine are ten times slower than one, and with one a row's bits do not depend on its batch.
         torch.set_num_threads(1)
         keys: list[bytes] = block["key"].to_pylist()
+        if self.shards.holds(keys):  # Ray asks again for what a lost node had answered
+            return result(texts=_texts(block))
         rows = [
             Row(texts=tuple(texts), image=image)
             for texts, image in zip(block["texts"].to_pylist(), block["image"].to_pylist(), strict=True)
         ]
+        start = time.perf_counter()
         encoded = self.encoder.encode(rows)
+        seconds = time.perf_counter() - start
         with np.errstate(over="ignore"):  # what overflows is found in the next line
             vectors = encoded.vectors.astype(self.dtype)
         finite = np.isfinite(vectors).all(1)
@@ -305,7 +355,10 @@ class ShardWorker:
         good = [i for i in range(len(keys)) if i not in failed]
         if good:
             self.shards.write([keys[i] for i in good], vectors[good], encoded.tokens[good])
-        return result(_texts(block), {keys[i]: reason for i, reason in failed.items()})
+        return result(
+            {keys[i]: reason for i, reason in failed.items()},
+            texts=_texts(block), tokens=int(encoded.tokens.sum()), seconds=seconds,
+        )  # fmt: skip
 
 
 def _check_failed(spec: FeatureSpec, domain: Domain, plan: Plan, failed: Mapping[str, str]) -> None:
@@ -323,7 +376,7 @@ def _finish(
     domain: Domain,
     resolved: ResolvedEncoder,
     plan: Plan,
-    failed_keys: Mapping[bytes, str],
+    run: Done,
     path: Path,
     shards: RowStore,
     key: str,
@@ -331,7 +384,7 @@ def _finish(
 ) -> FeatureTable:
     """Check that every planned row is on disk or failed, and publish the table."""
     failed = dict(plan.failed)
-    failed |= {name: failed_keys[k] for name, k in zip(plan.ids, plan.keys, strict=True) if k and k in failed_keys}
+    failed |= {name: run.failed[k] for name, k in zip(plan.ids, plan.keys, strict=True) if k and k in run.failed}
     _check_failed(spec, domain, plan, failed)
     done = shards.index()
     kept = [(name, k) for name, k in zip(plan.ids, plan.keys, strict=True) if k is not None and k in done]
@@ -346,7 +399,7 @@ def _finish(
         "kind": spec.kind,
         "users": spec.users if spec.kind == "users" else None,
         "max_reviews": spec.max_reviews if spec.kind == "users" else None,
-        "prompt": {"name": spec.prompt} | asdict(find_prompt(spec.prompt)),
+        "prompt": {"name": spec.prompt} | find_prompt(spec.prompt).document,
         "encoder": {"model": spec.encoder.model, "revision": spec.encoder.revision, "key": resolved.key}
         | resolved.identity,
         "domain": {"name": domain.name, "key": domain.key},
@@ -356,7 +409,8 @@ def _finish(
             "done": len(kept),
             "unique": len(unique),
             "failed": [{"id": name, "reason": reason} for name, reason in sorted(failed.items())],
-        },
+        }
+        | ({"without_image": dict(sorted(plan.without_image.items()))} if spec.encoder.looks else {}),
         "tokens": sum(done[k] for k in unique),
         "seconds": round(seconds, 3),  # of the call that finished the table
         "versions": {

@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from features.errors import InputError
+
 
 @contextmanager
 def whole_folder(path: Path) -> Iterator[Path]:
@@ -50,3 +52,15 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     partial.write_text(json.dumps(content, indent=1) + "\n")
     partial.replace(path)
+
+
+@contextmanager
+def store_errors(folder: Path) -> Iterator[None]:
+    """What the system says about a folder that cannot be written, in one line with a remedy."""
+    try:
+        yield
+    except OSError as error:
+        raise InputError(
+            f"store {folder}: cannot be written ({error.strerror or error}); free space, allow writing, or name another "
+            "folder; what is finished is kept"
+        ) from error

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import html
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -41,6 +41,12 @@ class Prompt:
     categories: str
     description: str
     review: str
+    ask: str = ""  # what a chat model is asked to do with an item; stands before its fields
+
+    @property
+    def document(self) -> dict[str, str]:
+        """Its words as part of a feature key."""
+        return {name: words for name, words in asdict(self).items() if words or name != "ask"}
 
 
 PROMPTS: Mapping[str, Prompt] = {
@@ -48,6 +54,14 @@ PROMPTS: Mapping[str, Prompt] = {
     "plain-1": Prompt(title="{}", categories="{}", description="{}", review="{}"),
     # Field names for language models, which can use them.
     "named-1": Prompt(title="Title: {}", categories="Categories: {}", description="Description: {}", review="{}"),
+    # MuSiC section 4.1: the model is guided to summarise the key features from image and text. The words are ours.
+    "key-features-1": Prompt(
+        ask="Summarize the key features of this item, from its image and its text.",
+        title="Title: {}",
+        categories="Categories: {}",
+        description="Description: {}",
+        review="{}",
+    ),
 }
 
 CLEANING = "html-unescape-1"  # what `clean` does; part of every feature key
@@ -87,7 +101,27 @@ def item_rows(domain: Domain, prompt: Prompt) -> Iterator[tuple[str, Row | str]]
     for batch in pq.ParquetFile(domain.path / "items.parquet").iter_batches(columns=columns):
         for item in batch.to_pylist():
             text = item_text(item, prompt)
-            yield item["item_id"], Row(texts=(text,)) if text else NO_TEXT
+            yield item["item_id"], Row(texts=(_asked(prompt, text),)) if text else NO_TEXT
+
+
+def item_images(domain: Domain) -> Iterator[str | None]:
+    """Where the image of each item lies (a path in the domain's data folder, or a URL), in the order of `item_rows`."""
+    for batch in pq.ParquetFile(domain.path / "items.parquet").iter_batches(columns=["image"]):
+        for image in _values(batch, 0):
+            yield image or None
+
+
+def seen_rows(domain: Domain, prompt: Prompt, images: Mapping[str, str]) -> Iterator[tuple[str, Row | str]]:
+    """As `item_rows`, with images: name by reference. An item without a text is read by its image alone."""
+    for (item, row), image in zip(item_rows(domain, prompt), item_images(domain), strict=True):
+        name = images.get(image) if image else None
+        if name is not None and isinstance(row, str):
+            row = Row(texts=(_asked(prompt, ""),))
+        yield item, replace(row, image=name) if isinstance(row, Row) else row
+
+
+def _asked(prompt: Prompt, text: str) -> str:
+    return "\n".join(filter(None, (prompt.ask, text)))
 
 
 def user_rows(domain: Domain, prompt: Prompt, users: str, max_reviews: int) -> Iterator[tuple[str, Row | str]]:

@@ -20,6 +20,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
 import numpy as np
@@ -30,7 +31,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from features.errors import InputError
-from features.folders import whole_folder, write_json
+from features.folders import store_errors, whole_folder, write_json
 from features.prompts import Row
 
 KEY_BYTES = 16  # 128 bits of SHA-256: a collision among a million rows has probability 1e-27
@@ -58,21 +59,27 @@ def write_shard(folder: Path, table: pa.Table, maker: str, maker_key: str) -> Pa
 
     maker: "encoder" or "generator". The shard's name is the hash of its keys: the same work done twice is one file.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     table = table.replace_schema_metadata({f"{maker}_key": maker_key})
-    path = folder / f"{hashlib.sha256(b''.join(table['key'].to_pylist())).hexdigest()[:24]}.arrow"
+    path = folder / shard_name(table["key"].to_pylist())
     temporary = path.with_name(f".{path.stem}.{os.getpid()}-{threading.get_ident()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            with pa.ipc.new_file(file, table.schema) as writer:
-                writer.write_table(table)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    with store_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            with temporary.open("wb") as file:
+                with pa.ipc.new_file(file, table.schema) as writer:
+                    writer.write_table(table)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
     return path
+
+
+def shard_name(keys: Sequence[bytes]) -> str:
+    """File name of the shard that holds these rows and no others."""
+    return f"{hashlib.sha256(b''.join(keys)).hexdigest()[:24]}.arrow"
 
 
 def read_shards(folder: Path, maker: str, maker_key: str) -> Iterator[pa.Table]:
@@ -128,6 +135,17 @@ class RowStore:
     def shards(self) -> Iterator[pa.Table]:
         """Each shard, memory-mapped, in name order. Raises InputError for one of another encoder or a broken one."""
         return read_shards(self.folder, "encoder", self.encoder_key)
+
+    def holds(self, keys: Sequence[bytes]) -> bool:
+        """Whether there is a shard of exactly these rows."""
+        return (self.folder / shard_name(keys)).exists()
+
+    def check_writable(self) -> None:
+        """Raises InputError where no shard could be written: before hours of work, not after."""
+        with store_errors(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with TemporaryFile(dir=self.folder):
+                pass
 
     def index(self) -> dict[bytes, int]:
         """Row key -> real tokens, for all rows that are done (a hundred bytes each; no vector is read)."""
@@ -220,7 +238,7 @@ def write_table(
     keys: row key of each id [N]; several ids may share one. If another process published the same table first, theirs
     stays. Memory: one shard and the keys.
     """
-    with whole_folder(path) as partial:
+    with store_errors(path.parent), whole_folder(path) as partial:
         _write_vectors(partial / "vectors.npy", keys, shards)
         pq.write_table(pa.table({"id": pa.array(ids, pa.string())}), partial / "ids.parquet")
         write_json(partial / "manifest.json", manifest)
@@ -238,6 +256,8 @@ def _write_vectors(path: Path, keys: pa.Array, shards: RowStore) -> None:
         vectors = shard["vector"].combine_chunks().flatten().to_numpy().reshape(-1, width)
         if out is None:
             out = np.lib.format.open_memmap(path, "w+", vectors.dtype, (len(keys), width))
+            with path.open("r+b") as file:  # on a full disk this is an error; a write into the mapping would be SIGBUS
+                os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
         found = pc.index_in(shard["key"], value_set=unique).combine_chunks()
         here = np.full(len(unique), -1, np.int64)  # unique key -> row of this shard
         here[found.drop_null().to_numpy()] = np.flatnonzero(found.is_valid().to_numpy(zero_copy_only=False))

@@ -10,6 +10,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any
 
 import pyarrow as pa
@@ -25,15 +26,39 @@ RAY_TEXTS = 100_000  # fewer texts than this are done before Ray's 5 to 7 s of s
 _THREADS = 8  # Python threads that still scale: beyond, they wait for the interpreter lock between operators
 
 
-def result(texts: int = 0, failed: Mapping[bytes, str] | None = None, refused: str | None = None) -> pa.Table:
-    """One row: texts read, failed row keys with their reasons, and why the worker could not start at all."""
+@dataclass(kw_only=True)
+class Done:
+    """What workers have done so far."""
+
+    texts: int = 0
+    tokens: int = 0  # real ones, padding not counted
+    seconds: float = 0.0  # that workers were busy, summed over them
+    operations: float = 0.0  # floating-point operations of the model on these tokens
+    peak: float = 0.0  # operations that the devices' measured matrix peaks would have done meanwhile
+    failed: dict[bytes, str] = field(default_factory=dict)  # row key -> reason
+
+    def add(self, answer: Mapping[str, Any]) -> None:
+        """One worker's `result`."""
+        self.failed |= zip(answer["failed"], answer["reasons"], strict=True)
+        for name in ("texts", "tokens", "seconds", "operations", "peak"):
+            setattr(self, name, getattr(self, name) + answer[name])
+
+    @property
+    def share_of_peak(self) -> float | None:
+        """Of the measured matrix peak; None where nothing was measured."""
+        return self.operations / self.peak if self.peak else None
+
+
+def result(failed: Mapping[bytes, str] | None = None, refused: str | None = None, **figures: float) -> pa.Table:
+    """One row: failed row keys with their reasons, why the worker could not go on at all, and the figures of `Done`."""
     failed = failed or {}
+    figures = {"texts": 0, "tokens": 0, "seconds": 0.0, "operations": 0.0, "peak": 0.0} | figures
     return pa.table(
         {
-            "texts": [texts],
             "failed": pa.array([list(failed)], pa.list_(KEY_TYPE)),
             "reasons": pa.array([list(failed.values())], pa.list_(pa.string())),
             "refused": pa.array([refused], pa.string()),
+            **{name: [figure] for name, figure in figures.items()},
         }
     )
 
@@ -43,24 +68,27 @@ def run_blocks(
     make_worker: Callable[[], Worker],
     texts: int,
     *,
+    name: str,
     workers: int | None,
     use_ray: bool | None,
     progress: Progress | None,
-) -> dict[bytes, str]:
-    """All blocks done by workers; failed row keys with their reasons.
+) -> Done:
+    """All blocks done by workers.
 
-    texts: what is to do in all. workers: threads, or Ray actors (None: one per GPU if there are any, else one per core).
-    use_ray: None lets the number of texts decide. progress: called with (texts done, texts).
+    texts: what is to do in all. name: of the work, as Ray's dashboard shows it. workers: threads, or Ray actors (None:
+    one per GPU if there are any, else one per core). use_ray: None lets the number of texts decide. progress: called
+    with (texts done, texts).
     """
-    run = _run_ray if (texts >= RAY_TEXTS if use_ray is None else use_ray) else _run_threads
-    failed: dict[bytes, str] = {}
-    done = 0
-    for answer in run(blocks, make_worker, workers) if blocks else ():
-        done += answer["texts"]
-        failed |= zip(answer["failed"], answer["reasons"], strict=True)
+    by_ray = texts >= RAY_TEXTS if use_ray is None else use_ray
+    done = Done()
+    if not blocks:
+        return done
+    answers = _run_ray(blocks, make_worker, workers, name) if by_ray else _run_threads(blocks, make_worker, workers)
+    for answer in answers:
+        done.add(answer)
         if progress is not None:
-            progress(done, texts)
-    return failed
+            progress(done.texts, texts)
+    return done
 
 
 def _run_threads(
@@ -83,7 +111,7 @@ def _run_threads(
 
 
 def _run_ray(
-    blocks: Sequence[pa.Table], make_worker: Callable[[], Worker], workers: int | None
+    blocks: Sequence[pa.Table], make_worker: Callable[[], Worker], workers: int | None, name: str
 ) -> Iterator[dict[str, Any]]:
     """One actor per GPU (or core), each with its own model; one Ray Data block per macro-batch."""
     import ray
@@ -95,7 +123,7 @@ def _run_ray(
         size = min(workers or gpus or cores, len(blocks))
         # from_arrow with a table per macro-batch: a single block would keep a single actor busy, whatever the pool.
         results = ray.data.from_arrow(list(blocks)).map_batches(
-            _Actor,
+            type(name, (_Actor,), {}),  # Ray's dashboard shows the class's name
             fn_constructor_args=(make_worker,),
             batch_size=None,
             batch_format="pyarrow",
@@ -122,9 +150,9 @@ class _Actor:
     def __call__(self, block: pa.Table) -> pa.Table:
         try:
             self.worker = self.worker or self.make_worker()
+            return self.worker(block)
         except InputError as error:
             return result(refused=str(error))
-        return self.worker(block)
 
 
 @contextmanager

@@ -48,8 +48,10 @@ def describe(plan: Plan, data: Path | None, home: Path) -> Iterator[Table | str]
 
 def _inputs(plan: Plan, data: Path | None, home: Path) -> str:
     if plan.features.text:
-        found = resolve_encoder(plan.features.text.encoder)
-        vectors = f"text vectors by {found.spec.model}"
+        users, items = (resolve_encoder(plan.features.text.spec(kind).encoder) for kind in ("users", "items"))
+        vectors = f"text vectors by {users.spec.model}"
+        if plan.features.text.items is not None:
+            vectors += f", items by {items.spec.model}{' with their images' if items.spec.looks else ''}"
     else:
         vectors = f"rating-based vectors, {plan.features.ratings.factors} factors"
     pseudo = plan.features.pseudo

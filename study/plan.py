@@ -17,6 +17,7 @@ from features.errors import InputError
 from features.extract import FeatureSpec
 from features.factorisation import FactorSpec
 from features.generator import GeneratorSpec
+from features.images import ImageSpec
 from features.simulate import SimulateSpec
 from search_spaces import Space, SpaceError, load_space, parse_yaml
 from study.jobs import RATIO, Cell, Resources, SearchSpec
@@ -43,18 +44,36 @@ class PlanError(InputError):
 
 
 @dataclass(frozen=True, kw_only=True)
+class ItemsPlan:
+    """Items' own encoder; the paper's sees their images."""
+
+    encoder: EncoderSpec
+    prompt: str = "key-features-1"  # name in features.prompts.PROMPTS
+    images: ImageSpec = field(default_factory=ImageSpec)  # read where the encoder sees
+
+    @property
+    def spec(self) -> FeatureSpec:
+        """Specification of the table."""
+        return FeatureSpec(kind="items", encoder=self.encoder, prompt=self.prompt, images=self.images)
+
+
+@dataclass(frozen=True, kw_only=True)
 class TextPlan:
     """Vectors by a language model (MuSiC section 3.2)."""
 
     encoder: EncoderSpec
     users: str = "review_mean"  # or concat, see features.extract
     max_reviews: int = 0  # newest reviews of a user that are read; 0: all
+    items: ItemsPlan | None = None  # None: items are read by `encoder` too
 
     def __post_init__(self) -> None:
         self.spec("users")  # has the checks
+        self.spec("items")
 
     def spec(self, kind: str) -> FeatureSpec:
         """Specification of the table of `items` or `users`."""
+        if kind == "items" and self.items is not None:
+            return self.items.spec
         if kind == "items":
             return FeatureSpec(kind="items", encoder=self.encoder)
         return FeatureSpec(kind="users", encoder=self.encoder, users=self.users, max_reviews=self.max_reviews)

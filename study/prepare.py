@@ -223,7 +223,8 @@ class _Sequences:
         means = Means(progress=_by_phase(made.watch, f"pseudo-items of {name}"), use_ray=made.on_ray or None)
         titles = {domain: item_titles(made.domains[domain]) for domain in pair}
         tables = {domain: made.tables[domain, "items"] for domain in pair}
-        return make_pseudo(spec, text.encoder, histories(found, pair), titles, tables, made.home / "store", means)
+        encoder = text.spec("items").encoder
+        return make_pseudo(spec, encoder, histories(found, pair), titles, tables, made.home / "store", means)
 
 
 def _prepare_model(made: _Made, tasks: Mapping[tuple[str, str], TaskFolders]) -> None:

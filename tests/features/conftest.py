@@ -14,6 +14,8 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
 from tokenizers.processors import TemplateProcessing
 from transformers import (
+    AutoConfig,
+    AutoModel,
     BertConfig,
     BertModel,
     GPT2Config,
@@ -21,6 +23,7 @@ from transformers import (
     LlamaConfig,
     LlamaForCausalLM,
     LlamaModel,
+    PreTrainedModel,
     PreTrainedTokenizerFast,
 )
 
@@ -37,6 +40,9 @@ SPECIAL = [
 ]  # "broken" is the last id: no model here has an embedding for it
 
 
+OTHERS = ("qwen3", "gte", "modernbert")  # architectures of presets besides BERT (MiniLM) and Llama
+
+
 def save_tokenizer(folder: Path, kind: str) -> None:
     """A word-level tokenizer; BERT's adds [CLS] and [SEP], Llama's nothing, and has no padding token."""
     words = [*SPECIAL[:4], *WORDS, SPECIAL[4]]
@@ -50,9 +56,23 @@ def save_tokenizer(folder: Path, kind: str) -> None:
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="[UNK]", **special).save_pretrained(folder)
 
 
-def build_model(kind: str) -> BertModel | LlamaModel:
+def build_model(kind: str) -> PreTrainedModel:
     vocabulary = len(WORDS) + 4
     torch.manual_seed(0)
+    if kind in OTHERS:
+        sizes = {"num_key_value_heads": 2, "head_dim": 8} if kind == "qwen3" else {}
+        config = AutoConfig.for_model(
+            kind,
+            vocab_size=vocabulary,
+            hidden_size=32,
+            num_hidden_layers=3,
+            num_attention_heads=4,
+            intermediate_size=64,
+            max_position_embeddings=64,
+            pad_token_id=0,
+            **sizes,
+        )
+        return AutoModel.from_config(config)
     if kind == "bert":
         return BertModel(
             BertConfig(
@@ -77,9 +97,9 @@ def build_model(kind: str) -> BertModel | LlamaModel:
     )
 
 
-def save_encoder(folder: Path, kind: str) -> Path:
+def save_encoder(folder: Path, kind: str, model: str = "") -> Path:
     folder.mkdir(parents=True, exist_ok=True)
-    build_model(kind).save_pretrained(folder)
+    build_model(model or kind).save_pretrained(folder)
     save_tokenizer(folder, kind)
     return folder
 
@@ -88,6 +108,13 @@ def save_encoder(folder: Path, kind: str) -> Path:
 def tiny(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of a tiny random BERT, then of a tiny random Llama: 3 layers, width 32."""
     return save_encoder(tmp_path_factory.mktemp(request.param), request.param)
+
+
+@pytest.fixture(scope="session", params=OTHERS)
+def tiny_other(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_encoder(
+        tmp_path_factory.mktemp(request.param), "llama" if request.param == "qwen3" else "bert", request.param
+    )
 
 
 @pytest.fixture(scope="session")

