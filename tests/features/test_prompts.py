@@ -24,7 +24,7 @@ def test_html_entities_are_read_as_what_they_stand_for() -> None:
 
 
 def test_unknown_prompt_names_those_there_are() -> None:
-    with pytest.raises(InputError, match=r"prompt: must be one of named-1, plain-1, not 'x'"):
+    with pytest.raises(InputError, match=r"prompt: must be one of key-features-1, named-1, plain-1, not 'x'"):
         find_prompt("x")
 
 

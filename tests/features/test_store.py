@@ -105,7 +105,7 @@ def test_a_failed_write_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Monke
 
     monkeypatch.setattr(os, "fsync", full)
     shards = RowStore.of(tmp_path, ENCODER)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(InputError, match=r"^store .*: cannot be written \(No space left on device\); free space"):
         shards.write(KEYS, VECTORS, TOKENS)
     assert list(shards.folder.iterdir()) == []
 
