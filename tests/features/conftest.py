@@ -59,42 +59,20 @@ def save_tokenizer(folder: Path, kind: str) -> None:
 def build_model(kind: str) -> PreTrainedModel:
     vocabulary = len(WORDS) + 4
     torch.manual_seed(0)
+    sizes: dict[str, int] = {
+        "vocab_size": vocabulary,
+        "hidden_size": 32,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "intermediate_size": 64,
+        "max_position_embeddings": 64,
+    }
     if kind in OTHERS:
-        sizes = {"num_key_value_heads": 2, "head_dim": 8} if kind == "qwen3" else {}
-        config = AutoConfig.for_model(
-            kind,
-            vocab_size=vocabulary,
-            hidden_size=32,
-            num_hidden_layers=3,
-            num_attention_heads=4,
-            intermediate_size=64,
-            max_position_embeddings=64,
-            pad_token_id=0,
-            **sizes,
-        )
-        return AutoModel.from_config(config)
+        heads = {"num_key_value_heads": 2, "head_dim": 8} if kind == "qwen3" else {}
+        return AutoModel.from_config(AutoConfig.for_model(kind, pad_token_id=0, **sizes, **heads))
     if kind == "bert":
-        return BertModel(
-            BertConfig(
-                vocab_size=vocabulary,
-                hidden_size=32,
-                num_hidden_layers=3,
-                num_attention_heads=4,
-                intermediate_size=64,
-                max_position_embeddings=64,
-            )
-        )
-    return LlamaModel(
-        LlamaConfig(
-            vocab_size=vocabulary,
-            hidden_size=32,
-            num_hidden_layers=3,
-            num_attention_heads=4,
-            num_key_value_heads=2,
-            intermediate_size=64,
-            max_position_embeddings=64,
-        )
-    )
+        return BertModel(BertConfig(**sizes))
+    return LlamaModel(LlamaConfig(num_key_value_heads=2, **sizes))
 
 
 def save_encoder(folder: Path, kind: str, model: str = "") -> Path:

@@ -1,11 +1,15 @@
-"""Tasks of a small learnable world, built once."""
+"""Tasks of a small learnable world, built once, and one of sequences."""
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
+from trainables.sequences import HeldOut, SequenceTask, load_held_out, load_task
 from trainables.task import TaskFolders
 
+from .sequence_worlds import make_sequence_task
 from .worlds import World, build, make_world
 
 
@@ -25,3 +29,21 @@ def flavour(request: pytest.FixtureRequest) -> str:
 def folders(world: World, flavour: str, tmp_path_factory: pytest.TempPathFactory) -> TaskFolders:
     """The task of that world in each flavour."""
     return build(world, tmp_path_factory.mktemp(flavour), flavour)
+
+
+@pytest.fixture(scope="session")
+def sequence_folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A small task of sequences: what a search sees, and the test folder."""
+    return make_sequence_task(tmp_path_factory.mktemp("sequences"))
+
+
+@pytest.fixture(scope="module")
+def task(sequence_folders: tuple[Path, Path]) -> SequenceTask:
+    """What training sees of it."""
+    return load_task(sequence_folders[0])
+
+
+@pytest.fixture(scope="module")
+def scored(sequence_folders: tuple[Path, Path]) -> HeldOut:
+    """Its test rows."""
+    return load_held_out(sequence_folders[1])

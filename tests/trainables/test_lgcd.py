@@ -6,7 +6,6 @@ import gc
 import math
 import weakref
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,29 +14,13 @@ import torch.nn.functional as functional
 from torch import nn
 
 from features.errors import InputError
-from tests.trainables.sequence_worlds import make_sequence_task
 from trainables.conditions import Rows
 from trainables.models import lgcd
 from trainables.models.lgcd import GUIDANCE, WIDTH, Condition, Config, Network, train
 from trainables.sequence_encoders import pretrained
-from trainables.sequences import HeldOut, SequenceTask, load_held_out, load_task
+from trainables.sequences import HeldOut, SequenceTask
 
 QUICK = Config(epochs=2, encoder_epochs=2, batch=16, negatives=10, steps=8)
-
-
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    return make_sequence_task(tmp_path_factory.mktemp("world"))
-
-
-@pytest.fixture(scope="module")
-def task(folders: tuple[Path, Path]) -> SequenceTask:
-    return load_task(folders[0])
-
-
-@pytest.fixture(scope="module")
-def test_rows(folders: tuple[Path, Path]) -> HeldOut:
-    return load_held_out(folders[1])
 
 
 def network(config: Config = QUICK) -> Network:
@@ -222,18 +205,18 @@ def scores(task: SequenceTask, config: Config, held_out: HeldOut, seed: int = 0)
         *(dict(variant.config) for variant in lgcd.ABLATIONS.values()),
     ],
 )
-def test_every_switch_trains_and_repeats(task: SequenceTask, test_rows: HeldOut, changed: dict[str, object]) -> None:
+def test_every_switch_trains_and_repeats(task: SequenceTask, scored: HeldOut, changed: dict[str, object]) -> None:
     config = replace(QUICK, **changed)  # type: ignore[arg-type]
-    one, again = scores(task, config, test_rows), scores(task, config, test_rows)
+    one, again = scores(task, config, scored), scores(task, config, scored)
     torch.testing.assert_close(one, again, rtol=0, atol=0)
     assert one.isfinite().all()
     if changed:  # a switch that changed nothing would be a switch that is not read
         same = {"pseudo_items": 0} if task.pseudo.shape[1] == 0 else {"guidance": "cross_attention"}
-        assert torch.equal(one, scores(task, QUICK, test_rows)) == (changed == same)
+        assert torch.equal(one, scores(task, QUICK, scored)) == (changed == same)
 
 
-def test_another_seed_trains_another_model(task: SequenceTask, test_rows: HeldOut) -> None:
-    assert not torch.equal(scores(task, QUICK, test_rows, 0), scores(task, QUICK, test_rows, 1))
+def test_another_seed_trains_another_model(task: SequenceTask, scored: HeldOut) -> None:
+    assert not torch.equal(scores(task, QUICK, scored, 0), scores(task, QUICK, scored, 1))
 
 
 def test_scores_of_candidates_are_those_among_all_items(task: SequenceTask) -> None:
@@ -290,7 +273,7 @@ def test_without_cyclic_batches_chance_decides(task: SequenceTask) -> None:
     assert len(shares) > 1
 
 
-def test_held_out_targets_do_not_reach_training(task: SequenceTask, test_rows: HeldOut) -> None:
+def test_held_out_targets_do_not_reach_training(task: SequenceTask, scored: HeldOut) -> None:
     """Other validation targets may select another epoch, but the epochs' scores stay as they are."""
     rng = np.random.default_rng(0)
     low, high = task.target
@@ -299,7 +282,7 @@ def test_held_out_targets_do_not_reach_training(task: SequenceTask, test_rows: H
     config = replace(QUICK, patience=2)
     for one, two in zip(train(config, task, 0), train(config, other, 0), strict=True):
         if not one.last:
-            args = (test_rows, task, 0, test_rows.candidates)
+            args = (scored, task, 0, scored.candidates)
             torch.testing.assert_close(one.predict(*args), two.predict(*args), rtol=0, atol=0)
 
 
@@ -311,7 +294,10 @@ def test_held_out_targets_do_not_reach_training(task: SequenceTask, test_rows: H
         ({"steps": 1}, "steps is 1; give a number of at least 2"),
         ({"active_experts": 9}, "active_experts is 9; give at most experts, which is 8"),
         ({"heads": 5}, "heads is 5; give a divisor of 64"),
-        ({"dropout": 1.0, "lr": 0.0}, "dropout is 1.0; give a number in [0, 1); lr is 0.0; give a number above 0"),
+        (
+            {"dropout": 1.0, "lr": 0.0},
+            "dropout is 1.0; give a number in [0, 1); lr is 0.0; give a finite number above 0",
+        ),
     ],
 )
 def test_a_config_that_makes_no_sense_is_refused(wrong: dict[str, object], said: str) -> None:

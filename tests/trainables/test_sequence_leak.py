@@ -57,21 +57,21 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, TaskFolders]:
 
 
 @pytest.fixture(scope="module")
-def test_users(folders: dict[str, TaskFolders]) -> list[str]:
+def tested(folders: dict[str, TaskFolders]) -> list[str]:
     """Those of both directions."""
     return [user for folder in folders.values() for user in names(folder.test_dir / "user_id.npy")]
 
 
 @pytest.fixture(scope="module")
-def validation_users(folders: dict[str, TaskFolders]) -> list[str]:
+def validated(folders: dict[str, TaskFolders]) -> list[str]:
     return [user for folder in folders.values() for user in names(folder.task_dir / "validation" / "user_id.npy")]
 
 
 @pytest.mark.parametrize("direction", DIRECTIONS)
 def test_test_users_change_no_file_that_a_search_sees(
-    folders: dict[str, TaskFolders], test_users: list[str], direction: str, tmp_path: Path
+    folders: dict[str, TaskFolders], tested: list[str], direction: str, tmp_path: Path
 ) -> None:
-    other = build_world(changed(WORLD, test_users, last_only=False), tmp_path, direction=direction)
+    other = build_world(changed(WORLD, tested, last_only=False), tmp_path, direction=direction)
     assert other.key != folders[direction].key
     assert differing(folders[direction].task_dir, other.task_dir) == set()
     assert differing(folders[direction].test_dir, other.test_dir) == {"item.npy", "target.npy", "candidates.npy"}
@@ -79,9 +79,9 @@ def test_test_users_change_no_file_that_a_search_sees(
 
 @pytest.mark.parametrize("direction", DIRECTIONS)
 def test_validation_users_change_their_own_rows_alone(
-    folders: dict[str, TaskFolders], validation_users: list[str], direction: str, tmp_path: Path
+    folders: dict[str, TaskFolders], validated: list[str], direction: str, tmp_path: Path
 ) -> None:
-    other = build_world(changed(WORLD, validation_users, last_only=False), tmp_path, direction=direction)
+    other = build_world(changed(WORLD, validated, last_only=False), tmp_path, direction=direction)
     assert differing(folders[direction].task_dir, other.task_dir) == {
         f"validation/{name}.npy" for name in ("item", "target", "candidates")
     }
@@ -91,19 +91,19 @@ def test_validation_users_change_their_own_rows_alone(
 
 @pytest.mark.parametrize("direction", DIRECTIONS)
 def test_a_target_changes_nothing_of_what_is_shown_of_its_user(
-    folders: dict[str, TaskFolders], test_users: list[str], direction: str, tmp_path: Path
+    folders: dict[str, TaskFolders], tested: list[str], direction: str, tmp_path: Path
 ) -> None:
-    other = build_world(changed(WORLD, test_users, last_only=True), tmp_path, direction=direction)
+    other = build_world(changed(WORLD, tested, last_only=True), tmp_path, direction=direction)
     assert differing(folders[direction].test_dir, other.test_dir) == {"target.npy", "candidates.npy"}
 
 
 def test_held_out_users_are_no_training_users(
-    folders: dict[str, TaskFolders], test_users: list[str], validation_users: list[str], tmp_path: Path
+    folders: dict[str, TaskFolders], tested: list[str], validated: list[str], tmp_path: Path
 ) -> None:
     """Nor does what is generated for them or learned from them reach pseudo-items: `training_users` does not know them."""
     domains = sequence_domains(WORLD, tmp_path)
     people = training_users(SPEC, domains["film"], domains["song"], None)
-    held_out = {*test_users, *validation_users}
+    held_out = {*tested, *validated}
     assert len(held_out) == 16
     for folder in folders.values():
         trained = names(folder.task_dir / "user_id.npy")
@@ -126,11 +126,11 @@ def test_training_holds_exactly_what_training_users_did(folders: dict[str, TaskF
 
 
 def test_the_search_side_names_no_test_user_and_holds_no_test_row(
-    folders: dict[str, TaskFolders], test_users: list[str]
+    folders: dict[str, TaskFolders], tested: list[str]
 ) -> None:
     for folder in folders.values():
         known = names(folder.task_dir / "user_id.npy") + names(folder.task_dir / "validation" / "user_id.npy")
-        assert not set(test_users) & set(known)
+        assert not set(tested) & set(known)
         assert {path.name for path in folder.task_dir.iterdir() if path.is_dir()} == {"validation"}
 
 

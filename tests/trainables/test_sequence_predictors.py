@@ -19,22 +19,7 @@ from trainables.sequence_predictors import MIXES, PREDICTORS, RECENCY, as_predic
 from trainables.sequences import LAST, HeldOut, Sequences, SequenceSpec, SequenceTask, load_held_out, load_task
 from trainables.task import TaskFolders
 
-from .sequence_worlds import build_world, make_sequence_task, make_sequence_world
-
-
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    return make_sequence_task(tmp_path_factory.mktemp("world"))
-
-
-@pytest.fixture(scope="module")
-def task(folders: tuple[Path, Path]) -> SequenceTask:
-    return load_task(folders[0])
-
-
-@pytest.fixture(scope="module")
-def test_rows(folders: tuple[Path, Path]) -> HeldOut:
-    return load_held_out(folders[1])
+from .sequence_worlds import build_world, make_sequence_world
 
 
 def lists(sequences: Sequences) -> list[list[int]]:
@@ -55,58 +40,58 @@ def neighbours_by_hand(task: SequenceTask, history: list[int], item: int) -> flo
     return total / sum(weights) if history else 0.0
 
 
-def test_nearest_neighbours_against_their_definition(task: SequenceTask, test_rows: HeldOut) -> None:
-    scores = as_predict("item_knn")(test_rows, task, 0, test_rows.candidates)
-    for row, history in enumerate(lists(test_rows.history)):
-        expected = [neighbours_by_hand(task, history, item) for item in test_rows.candidates[row].tolist()]
+def test_nearest_neighbours_against_their_definition(task: SequenceTask, scored: HeldOut) -> None:
+    scores = as_predict("item_knn")(scored, task, 0, scored.candidates)
+    for row, history in enumerate(lists(scored.history)):
+        expected = [neighbours_by_hand(task, history, item) for item in scored.candidates[row].tolist()]
         assert scores[row].tolist() == pytest.approx(expected, abs=1e-6)
 
 
-def test_popularity_counts_training_sequences(task: SequenceTask, test_rows: HeldOut) -> None:
-    scores = as_predict("popularity")(test_rows, task, 0, test_rows.candidates)
-    for row, history in enumerate(lists(test_rows.history)):
-        for score, item in zip(scores[row].tolist(), test_rows.candidates[row].tolist(), strict=True):
+def test_popularity_counts_training_sequences(task: SequenceTask, scored: HeldOut) -> None:
+    scores = as_predict("popularity")(scored, task, 0, scored.candidates)
+    for row, history in enumerate(lists(scored.history)):
+        for score, item in zip(scores[row].tolist(), scored.candidates[row].tolist(), strict=True):
             assert score == (LAST if item in history else int((task.train.item == item).sum()))
 
 
-def test_title_similarity_against_its_definition(task: SequenceTask, test_rows: HeldOut) -> None:
-    score = title_similarity(task)(test_rows)
+def test_title_similarity_against_its_definition(task: SequenceTask, scored: HeldOut) -> None:
+    score = title_similarity(task)(scored)
     unit = torch.nn.functional.normalize(task.text[torch.arange(task.items)], dim=1)
-    for row, history in enumerate(lists(test_rows.history)):
+    for row, history in enumerate(lists(scored.history)):
         weight = RECENCY ** torch.arange(len(history) - 1, -1, -1).float()
         mean = (weight / weight.sum()) @ unit[history]
         torch.testing.assert_close(score[row], unit[slice(*task.target)] @ mean, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("name", PREDICTORS)
-def test_candidates_are_columns_of_the_full_scores(name: str, task: SequenceTask, test_rows: HeldOut) -> None:
+def test_candidates_are_columns_of_the_full_scores(name: str, task: SequenceTask, scored: HeldOut) -> None:
     predict = as_predict(name)
-    full, some = predict(test_rows, task, 0, None), predict(test_rows, task, 1, test_rows.candidates)
-    assert full.shape == (len(test_rows), task.target[1] - task.target[0])
+    full, some = predict(scored, task, 0, None), predict(scored, task, 1, scored.candidates)
+    assert full.shape == (len(scored), task.target[1] - task.target[0])
     assert full.dtype == torch.float32
-    assert some.equal(full.gather(1, test_rows.candidates.long() - task.target[0]))
+    assert some.equal(full.gather(1, scored.candidates.long() - task.target[0]))
 
 
 @pytest.mark.parametrize("name", PREDICTORS)
 def test_blocks_do_not_change_a_score(
-    name: str, task: SequenceTask, test_rows: HeldOut, monkeypatch: pytest.MonkeyPatch
+    name: str, task: SequenceTask, scored: HeldOut, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = as_predict(name)(test_rows, task, 0, None)
+    whole = as_predict(name)(scored, task, 0, None)
     monkeypatch.setattr("trainables.sequence_predictors._ROWS", 3)
-    torch.testing.assert_close(as_predict(name)(test_rows, task, 0, None), whole)
+    torch.testing.assert_close(as_predict(name)(scored, task, 0, None), whole)
 
 
 @pytest.mark.parametrize("name", PREDICTORS)
-def test_an_empty_history_gives_numbers(name: str, task: SequenceTask, test_rows: HeldOut) -> None:
-    empty = Sequences(torch.zeros(0, dtype=torch.int64), torch.zeros(len(test_rows) + 1, dtype=torch.int64))
-    rows = replace(test_rows, history=empty)
+def test_an_empty_history_gives_numbers(name: str, task: SequenceTask, scored: HeldOut) -> None:
+    empty = Sequences(torch.zeros(0, dtype=torch.int64), torch.zeros(len(scored) + 1, dtype=torch.int64))
+    rows = replace(scored, history=empty)
     scores = as_predict(name)(rows, task, 0, rows.candidates)
     assert scores.isfinite().all()
     if name != "popularity":
         assert (scores == 0).all()
 
 
-def test_the_mix_is_the_one_that_validation_likes_best(task: SequenceTask, test_rows: HeldOut) -> None:
+def test_the_mix_is_the_one_that_validation_likes_best(task: SequenceTask, scored: HeldOut) -> None:
     """Of all mixes of the two plain scorers; test rows have no say."""
     knn = as_predict("item_knn")
 
@@ -117,9 +102,9 @@ def test_the_mix_is_the_one_that_validation_likes_best(task: SequenceTask, test_
     rows = task.validation
     quality = [sequence_errors(rows, mixed(rows, mix)).metrics(task.protocols)["ndcg10"] for mix in MIXES]
     best = MIXES[int(np.argmax(quality))]
-    scores = as_predict("item_knn_title")(test_rows, task, 0, test_rows.candidates)
+    scores = as_predict("item_knn_title")(scored, task, 0, scored.candidates)
     known = scores < LAST / 2
-    torch.testing.assert_close(scores[~known], mixed(test_rows, best)[~known], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(scores[~known], mixed(scored, best)[~known], atol=1e-5, rtol=1e-5)
 
 
 def mean_ndcg(folders: TaskFolders) -> dict[tuple[str, str], float]:

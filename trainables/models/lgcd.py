@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as functional
 from torch import Tensor, nn
 
-from features.errors import InputError
+from trainables.checks import at_least, choice, dropout_share, refuse, step_size, variance_range
 from trainables.conditions import Rows, pseudo_rows, real_rows
 from trainables.diffusion import Diffusion, timestep_embedding, variances
 from trainables.door import Epoch, Figure, Variant, validate
@@ -107,43 +107,28 @@ class Config:
     encoder_epochs: int = 10  # of pretraining (ours)
 
     def __post_init__(self) -> None:
-        faults = [
-            *(_choice(self, "guidance", GUIDANCE), _choice(self, "predicts", PREDICTS)),
-            *(_choice(self, "train_reverse", TRAIN_REVERSE), _choice(self, "encoder_sequences", SEQUENCES)),
-            *(_at_least(self, name, 1) for name in ("heads", "experts", "batch", "epochs", "patience", "negatives")),
-            *(_at_least(self, name, 0) for name in ("pseudo_items", "sampler_steps", "active_experts")),
-            *(_at_least(self, "steps", 2), _at_least(self, "encoder_epochs", 1)),
+        refuse(
+            *(choice(self, "guidance", GUIDANCE), choice(self, "predicts", PREDICTS)),
+            *(choice(self, "train_reverse", TRAIN_REVERSE), choice(self, "encoder_sequences", SEQUENCES)),
+            *(at_least(self, name, 1) for name in ("heads", "experts", "batch", "epochs", "patience", "negatives")),
+            *(at_least(self, name, 0) for name in ("pseudo_items", "sampler_steps", "active_experts")),
+            *(at_least(self, "steps", 2), at_least(self, "encoder_epochs", 1)),
             "" if -1 <= self.min_similarity <= 1 else f"min_similarity is {self.min_similarity}; give a cosine",
             "" if 0 < self.start_ratio <= 1 else f"start_ratio is {self.start_ratio}; give a number in (0, 1]",
-            "" if 0 <= self.dropout < 1 else f"dropout is {self.dropout}; give a number in [0, 1)",
-            "" if self.guidance_weight >= 0 else f"guidance_weight is {self.guidance_weight}; give at least 0",
-            "" if self.lr > 0 else f"lr is {self.lr}; give a number above 0",
+            dropout_share(self),
+            at_least(self, "guidance_weight", 0),
+            step_size(self),
             ""
             if self.active_experts <= self.experts
             else f"active_experts is {self.active_experts}; give at most experts, which is {self.experts}",
-            ""
-            if 0 < self.variance_start <= self.variance_end < 1
-            else f"variance_start is {self.variance_start}, variance_end {self.variance_end}; "
-            "give 0 < variance_start <= variance_end < 1",
+            variance_range(self),
             "" if WIDTH % self.heads == 0 else f"heads is {self.heads}; give a divisor of {WIDTH}",
-        ]
-        if faults := [fault for fault in faults if fault]:
-            raise InputError("; ".join(faults))
+        )
 
     @property
     def pretraining(self) -> PretrainSpec:
         """What makes the encoders; nothing else in the config does."""
         return PretrainSpec(width=WIDTH, epochs=self.encoder_epochs, sequences=self.encoder_sequences)
-
-
-def _choice(config: Config, name: str, known: tuple[str, ...]) -> str:
-    value = getattr(config, name)
-    return "" if value in known else f"{name} is {value!r}; choose from {', '.join(known)}"
-
-
-def _at_least(config: Config, name: str, least: int) -> str:
-    value = getattr(config, name)
-    return "" if value >= least else f"{name} is {value}; give a number of at least {least}"
 
 
 # --- denoiser, guesser, fusion ------------------------------------------------------------------------------------

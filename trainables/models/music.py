@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as functional
 from torch import Tensor, nn
 
-from features.errors import InputError
+from trainables.checks import at_least, choice, dropout_share, refuse, step_size, variance_range
 from trainables.diffusion import SCHEDULES, Diffusion, timestep_embedding, variances
 from trainables.door import Epoch, Figure, Variant, validate
 from trainables.task import HeldOut, Ratings, Task, shrunken_means
@@ -76,33 +76,18 @@ class Config:
     side: bool = True  # False: w/o side, side users are left out (Table 3)
 
     def __post_init__(self) -> None:
-        faults = [
-            *(_choice(self, "activation", tuple(ACTIVATIONS)), _choice(self, "schedule", SCHEDULES)),
-            *(_choice(self, "rate_from", RATE_FROM), _choice(self, "rating_offset", OFFSETS)),
-            *(_at_least(self, name, 1) for name in ("hidden", "epochs", "patience", "batch_users", "samples")),
-            *(_at_least(self, name, 0) for name in ("feature_epochs", "side_epochs", "weight_decay")),
-            _at_least(self, "steps", 2),
+        refuse(
+            *(choice(self, "activation", tuple(ACTIVATIONS)), choice(self, "schedule", SCHEDULES)),
+            *(choice(self, "rate_from", RATE_FROM), choice(self, "rating_offset", OFFSETS)),
+            *(at_least(self, name, 1) for name in ("hidden", "epochs", "patience", "batch_users", "samples")),
+            *(at_least(self, name, 0) for name in ("feature_epochs", "side_epochs", "weight_decay")),
+            at_least(self, "steps", 2),
             "" if self.dim >= 4 and self.dim % 4 == 0 else f"dim is {self.dim}; give a multiple of 4",
-            "" if 0 <= self.dropout < 1 else f"dropout is {self.dropout}; give a number in [0, 1)",
+            dropout_share(self),
             "" if 0 <= self.beta <= 1 else f"beta is {self.beta}; give a number in [0, 1]",
-            "" if self.lr > 0 else f"lr is {self.lr}; give a number above 0",
-            ""
-            if 0 < self.variance_start <= self.variance_end < 1
-            else f"variance_start is {self.variance_start}, variance_end {self.variance_end}; "
-            "give 0 < variance_start <= variance_end < 1",
-        ]
-        if faults := [fault for fault in faults if fault]:
-            raise InputError("; ".join(faults))
-
-
-def _choice(config: Config, name: str, known: tuple[str, ...]) -> str:
-    value = getattr(config, name)
-    return "" if value in known else f"{name} is {value!r}; choose from {', '.join(known)}"
-
-
-def _at_least(config: Config, name: str, least: int) -> str:
-    value = getattr(config, name)
-    return "" if value >= least else f"{name} is {value}; give a number of at least {least}"
+            step_size(self),
+            variance_range(self),
+        )
 
 
 # --- 3.2 feature extraction ---------------------------------------------------------------------------------------
