@@ -15,6 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.table import Table
 
 if TYPE_CHECKING:
+    from study.claims import Judged
     from study.engine import Progress as Jobs
     from study.flow import Study, Summary
 
@@ -193,7 +194,9 @@ def _ablate(study: Study) -> None:
 
 @_verb("score", "Score: the best configuration and the simple predictors on test.")
 def _score(study: Study) -> None:
-    _say(study.score())
+    summary = _shown(study.score())
+    _claims(study.claims())
+    _end([summary])
 
 
 @_verb("run", "Run all parts of a plan in order; what is done is skipped.")
@@ -318,12 +321,13 @@ def _report(study: Study, *, fresh: bool) -> None:
     from study.tables import summary_table
 
     page = study.report_folder / "report.html"
-    comparison = None
+    comparison = judged = None
     if fresh or not study.report_is_current():
         with _bars() as bars:
             task = bars.add_task("drawing the report", total=None)
             made = study.report(lambda done, total: bars.update(task, completed=done, total=total))
-        comparison = made.comparison
+        comparison, judged = made.comparison, made.claims
+    _claims(study.claims() if judged is None else judged)
     try:
         console.print(summary_table(study.results(), comparison))
     except MissingError as missing:
@@ -332,6 +336,14 @@ def _report(study: Study, *, fresh: bool) -> None:
         console.print(f"figure  {path}", markup=False, soft_wrap=True, highlight=False)
     console.print(f"report  {page}", markup=False, soft_wrap=True, highlight=False)
     console.print(f"MLflow  study ui --home {study.home}", markup=False, soft_wrap=True, highlight=False)
+
+
+def _claims(judged: Sequence[Judged]) -> None:
+    """How many of the paper's claims hold, in a line."""
+    from study.claims import counts
+
+    if judged:
+        console.print(f"claims: {counts(judged)} (study report)")
 
 
 def _bars() -> Progress:

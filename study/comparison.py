@@ -91,7 +91,7 @@ def compare(results: Results, *, full: bool = False) -> Comparison:
         raise MissingError(f"Table 2: no scored run can be read ({notes[0]}); run `study score`")
     published = results.subject.published
     if published is not None and any(row.seeds == 0 for row in rows):
-        notes.append(published.note)
+        notes.append(published.paper.note)
     return Comparison(results.subject, metrics, headline, tuple(rows), tuple(dict.fromkeys(notes)))
 
 
@@ -163,15 +163,16 @@ def _row(run: pd.Series, group: str, short: str, errors: UserErrors, difference:
 def _published_row(subject: Subject, beside: Row, metrics: Sequence[Metric]) -> Row | None:
     """What was published of the model in the cell and group of a measured row, where anything was."""
     published = subject.published
-    if published is None or (published.ratio, published.group) != (beside.ratio, beside.group):
+    if published is None or published.paper.group != beside.group:
         return None
-    values = published.comparison[published.method].get(beside.target, {})
-    test = {metric.name: printed(values[metric.name]) for metric in metrics if metric.name in values}
+    method = published.paper.method
+    values = {metric.name: published.comparison.value(method, beside.cell, metric.name) for metric in metrics}
+    test = {name: printed(value) for name, value in values.items() if value is not None}
     if not test:
         return None
     return Row(
         cell=beside.cell, task=beside.task, ratio=beside.ratio, group=beside.group,
-        name=f"{published.method}, published", seeds=0, users=0, size=0, validation={}, test=test, difference=None,
+        name=f"{method}, published", seeds=0, users=0, size=0, validation={}, test=test, difference=None,
     )  # fmt: skip
 
 

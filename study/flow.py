@@ -15,6 +15,7 @@ from typing import Any
 from features.errors import InputError
 from features.store import digest
 from study import parts, tracking
+from study.claims import Judged, judge
 from study.engine import Failure, Progress, RunSummary, at_work, run_jobs
 from study.jobs import Cell, Cluster, Job
 from study.plan import Plan
@@ -142,6 +143,10 @@ class Study:
     def results(self) -> Results:
         """The study as MLflow knows it."""
         return load_results(self.tracking_uri, self.plan.name, self.subject)
+
+    def claims(self) -> list[Judged]:
+        """The verdict on each claim of the paper."""
+        return judge(self.results())
 
     def best(self) -> dict[str, tuple[Best, Mapping[str, Any]]]:
         """Best trial of each searched cell and its whole `config.yaml`."""

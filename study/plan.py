@@ -288,8 +288,8 @@ def _checks(plan: Plan, document: Mapping[str, Any], place: str) -> list[str]:
     if plan.simulate:
         faults += _simulated_files(plan, place)
     if plan.published is not None:
-        targets = dict.fromkeys(target for _, target in plan.tasks)
-        faults += _caught(lambda: load_published(str(plan.published)).check(targets), f"{place}: published")
+        tasks = [f"{source}->{target}" for source, target in plan.tasks]
+        faults += _caught(lambda: load_published(str(plan.published)).check(tasks), f"{place}: published")
     if not known:
         return faults
     base_faults = _caught(lambda: make_config(plan.model, plan.base, f"{place}: base"), "")

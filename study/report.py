@@ -25,6 +25,8 @@ from mlflow.store.artifact.artifact_repository_registry import get_artifact_repo
 
 from features.errors import InputError
 from study import drawing, figures, tables
+from study.claims import Judged, judge
+from study.claims_tables import claims_table, contrasts_table
 from study.comparison import Comparison, compare
 from study.figures import Figure
 from study.results import TAG, Results, load_results
@@ -63,6 +65,7 @@ class ReportResult:
     missing: tuple[str, ...]
     run_id: str
     comparison: Comparison | None  # for the table that a study ends with; None where nothing is scored
+    claims: tuple[Judged, ...]
 
 
 @dataclass
@@ -73,6 +76,7 @@ class _Content:
     tables: list[Table] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
     comparison: Comparison | None = None
+    claims: tuple[Judged, ...] = ()
 
 
 def report(
@@ -107,6 +111,7 @@ def report(
         missing=tuple(content.missing),
         run_id=run_id,
         comparison=content.comparison,
+        claims=content.claims,
     )
 
 
@@ -127,13 +132,19 @@ def _make(results: Results, progress: Callable[[int, int], None], staged: Path) 
         content.comparison = compare(results)
         return tables.comparison_table(content.comparison, results)
 
+    def claims() -> Table:
+        content.claims = tuple(judge(results))
+        return claims_table(results, content.claims)
+
     def beside_published() -> Table:
         return tables.published_table(results, content.comparison or compare(results))
 
     asked = [name for name, look in subject.figures.items() if look.name]
     swept = [*asked, *(name for name in results.sweeps() if name not in asked)]
     searched = sorted(str(cell) for cell in results.finished("search")["cell"].unique())
+    judged: list[Callable[[], Figure | Table]] = [claims, lambda: contrasts_table(results, content.claims)]
     makers: list[Callable[[], Figure | Table]] = [
+        *(judged if subject.paper else []),
         partial(tables.domains_table, results),
         partial(tables.splits_table, results),
         compared,

@@ -110,9 +110,9 @@ class Results:
         """The run's `config.yaml`, see `read_config`."""
         return read_config(self.tracking_uri, run_id)
 
-    def per_user(self, run_id: str) -> pd.DataFrame:
-        """The run's `per_user.csv`: seed, user, and the columns of the study's kind."""
-        return pd.read_csv(io.StringIO(read_artifact(self.tracking_uri, run_id, "per_user.csv")), dtype={"user": str})
+    def per_user(self, run_id: str, name: str = "per_user.csv") -> pd.DataFrame:
+        """The run's rows of test users (or `val_per_user.csv`): seed, user, and the columns of the study's kind."""
+        return pd.read_csv(io.StringIO(read_artifact(self.tracking_uri, run_id, name)), dtype={"user": str})
 
 
 def load_results(tracking_uri: str, experiment: str, subject: Subject) -> Results:

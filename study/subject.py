@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from study.jobs import Direction
-from study.published import Published, load_published
+from study.published import Paper, Published, load_paper, load_published
 from trainables.door import Figure, load_model
 from trainables.kinds import KINDS, Kind, Metric
 
@@ -23,6 +23,7 @@ class Subject:
     selection: tuple[str, Direction]  # metric, and whether it is minimised or maximised
     figures: Mapping[str, Figure]  # config field -> how its sensitivity is shown
     published: Published | None = None
+    paper: Paper | None = None  # whose claims are judged
 
     @property
     def higher(self) -> bool:
@@ -73,5 +74,5 @@ def subject_of(model: str, published: str | None = None) -> Subject:
     module = load_model(model)
     return Subject(
         model=model, kind=KINDS[module.KIND], selection=module.SELECTION, figures=module.FIGURES,
-        published=load_published(published) if published else None,
+        published=load_published(published) if published else None, paper=load_paper(model),
     )  # fmt: skip

@@ -34,6 +34,7 @@ class Table:
     frame: pd.DataFrame
     shown: pd.DataFrame
     notes: tuple[str, ...] = ()
+    folded: bool = False  # long, and shown on a page when asked for
 
     def markdown(self) -> str:
         """Caption, table and notes."""
@@ -181,13 +182,11 @@ def _ablation_records(results: Results, cell: str, named: Mapping[str, pd.Series
             of = {name: run for name, run in named.items() if per_seed(run, column)}
             names = (f"val_{metric.name}", metric.label)
             records += [(*head, group, *names, name, over_seeds(run, column)) for name, run in of.items()]
-            if of and published is not None and (published.group, published.ratio) == (group, head[2]):
+            if of and published is not None and published.paper.group == group:
                 names = (f"published_{metric.name}", f"{metric.label} (published, test)")
-                values = {name: row.get(str(first["target"]), {}) for name, row in published.ablations.items()}
+                values = {name: published.ablations.value(name, cell, metric.name) for name in named}
                 records += [
-                    (*head, group, *names, name, printed(values[name][metric.name]))
-                    for name in named
-                    if metric.name in values.get(name, {})
+                    (*head, group, *names, name, printed(value)) for name, value in values.items() if value is not None
                 ]
     return records
 
@@ -256,28 +255,35 @@ def published_table(results: Results, comparison: Comparison) -> Table:
     published = results.subject.published
     if published is None:
         raise MissingError("published numbers: the plan names none; set `published` in it")
-    measured = [
-        row for row in comparison.rows if row.seeds and (row.ratio, row.group) == (published.ratio, published.group)
-    ]
-    lines: dict[tuple[bool, str], dict[tuple[str, str], float]] = {}
-    for name, of in published.comparison.items():
-        lines[False, name] = {(t, m.name): of[t][m.name] for t in of for m in comparison.metrics if m.name in of[t]}
-    for row in measured:
-        values = {(row.target, m.name): row.test[m.name].value for m in comparison.metrics}
-        lines.setdefault((True, row.name), {}).update(values)
-    columns = list(dict.fromkeys(key for line in lines.values() for key in line))
+    grid, group = published.comparison, published.paper.group
+    lines: dict[tuple[bool, str], dict[tuple[str, str], float]] = {
+        (False, name): {
+            (cell, metric): value
+            for cell, values in of.items()
+            for metric, value in zip(grid.columns, values, strict=True)
+        }
+        for name, of in grid.rows.items()
+    }
+    for row in comparison.rows:
+        if row.seeds and row.group == group and row.cell in grid.cells:
+            values = {(row.cell, metric.name): row.test[metric.name].value for metric in comparison.metrics}
+            lines.setdefault((True, row.name), {}).update(values)
+    columns = [(cell, metric) for cell in grid.cells for metric in grid.columns]
     frame = pd.DataFrame(
         [("measured" if ours else "published", name, *(line.get(key, math.nan) for key in columns))
          for (ours, name), line in lines.items()],
-        columns=["source", "row", *(f"{target}_{metric}" for target, metric in columns)],
+        columns=["source", "row", *(f"{cell}_{metric}" for cell, metric in columns)],
     )  # fmt: skip
     labels = {metric.name: metric.label for metric in comparison.metrics}
     shown = pd.DataFrame({"Source": frame["source"], "Row": frame["row"]})
-    for target, metric in columns:
-        column = frame[f"{target}_{metric}"].tolist()
-        shown[f"{target} {labels[metric]}"] = ["–" if math.isnan(value) else _number(value, 4) for value in column]
-    caption = f"Published beside measured: {published.name}, test users, protocol {published.group}"
-    return Table("published", _caption(caption, results), frame, shown, (published.note,))
+    for cell, metric in columns:
+        column = frame[f"{cell}_{metric}"].tolist()
+        shown[f"{_arrow(cell)} {labels[metric]}"] = [
+            "–" if math.isnan(value) else _number(value, 4) for value in column
+        ]
+    protocol = f", protocol {group}" if group else ""
+    caption = f"Published beside measured: {published.name}, test users{protocol}"
+    return Table("published", _caption(caption, results), frame, shown, (published.paper.note,))
 
 
 def summary_table(results: Results, comparison: Comparison | None = None) -> Terminal:

@@ -92,12 +92,12 @@ def test_a_plan_of_ratings_keeps_its_split(tmp_path: Path) -> None:
         ({"features": {}}, "plan.yaml: features.text is missing, and lgcd reads titles; set its encoder"),
         (
             {"published": "lgcd/food"},
-            "plan.yaml: published: unknown 'lgcd/food'; choose from lgcd/food-kitchen, lgcd/movie-book",
+            "plan.yaml: published: unknown 'lgcd/food'; choose from lgcd/food-kitchen, lgcd/movie-book, music/amazon",
         ),
         (
             {"published": "lgcd/food-kitchen"},
-            "plan.yaml: published: lgcd/food-kitchen has no numbers of the target domain 'song'; it has food, kitchen: "
-            "name the domains so, or leave published out",
+            "plan.yaml: published: lgcd/food-kitchen has no numbers of film->song, song->film; it has kitchen->food, "
+            "food->kitchen: name the domains so, or leave published out",
         ),
         ({"sweeps__ratio__values": []}, "plan.yaml: sweeps.ratio.values is []; give at least one, each once"),
         (

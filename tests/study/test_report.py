@@ -59,7 +59,7 @@ def test_a_full_study_twice_gives_the_same_bytes_in_one_finished_run(store: Stor
     assert made == files(tmp_path / "two")
     assert first.run_id == again.run_id
     assert first.missing == ()
-    assert steps == [(k, 14) for k in range(1, 15)]
+    assert steps == [(k, 16) for k in range(1, 17)]
     assert {path.stem for path in first.figures} >= {"figure_3_steps", "figure_4_activation", "importance", "history"}
     assert all(path.is_file() for path in (*first.figures, *first.tables, first.page))
     assert first.comparison is not None

@@ -61,7 +61,7 @@ def test_table_2_has_every_row_under_each_protocol_and_the_published_one_as_give
         for protocol in PROTOCOLS
         for name in (*ROWS, *(["LGCD, published"] if protocol == "as-given" else []))
     ]
-    assert comparison.notes == (LGCD.published.note,) if LGCD.published else False
+    assert comparison.notes == (LGCD.published.paper.note,) if LGCD.published else False
     assert comparison.best == {(f"{task}@1", protocol, "lgcd") for task in TASKS for protocol in PROTOCOLS}
     frame, base = per_row(60, 0.7, [0, 1, 2], 5), per_row(60, 0.3, [-1], 1)
     for row in comparison.rows[:9]:
@@ -105,10 +105,11 @@ def test_the_published_table_has_all_its_rows_and_ours_as_given(comparison: Comp
     assert table.frame["source"].tolist() == ["published"] * 16 + ["measured"] * 4
     assert table.frame["row"].tolist()[-5:] == ["LGCD", *ROWS]
     sasrec = table.frame.set_index("row").loc["SASRec"]
-    assert [sasrec[f"food_{metric}"] for metric in ("hr5", "hr10", "ndcg5", "ndcg10")] == [0.17, 0.29, 0.1187, 0.1509]
+    names = [f"kitchen->food@1_{metric}" for metric in ("hr5", "hr10", "ndcg5", "ndcg10")]
+    assert [sasrec[name] for name in names] == [0.17, 0.29, 0.1187, 0.1509]
     ours = next(row for row in comparison.rows if (row.task, row.name) == ("kitchen->food", "lgcd"))
-    assert table.frame.iloc[-1]["food_hr5"] == ours.test["hr5"].value
-    assert table.shown.iloc[-5]["kitchen HR@5"] == "0.3093"
+    assert table.frame.iloc[-1]["kitchen->food@1_hr5"] == ours.test["hr5"].value
+    assert table.shown.iloc[-5]["food → kitchen@1 HR@5"] == "0.3093"
     with pytest.raises(MissingError, match="the plan names none"):
         published_table(load_results(results.tracking_uri, results.experiment, subject_of("lgcd")), comparison)
 
@@ -253,6 +254,7 @@ def test_the_report_holds_what_the_kind_has(store: Store, tmp_path: Path) -> Non
     assert [line.partition(":")[0] for line in made.missing] == [f"sweep of {name}" for name in lacking]
     assert {path.stem for path in made.tables} == {
         "table_1_domains", "splits", "table_2_comparison", "published", "table_3_ablations", "table_4_full_ranking",
+        "claims", "claims_comparisons",
     }  # fmt: skip
     assert {"figure_3b_steps", "figure_4_guidance", "figure_6_overlap_ratio", "history", "learning_curves"} <= {
         path.stem for path in made.figures
