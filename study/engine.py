@@ -22,7 +22,7 @@ from features.errors import InputError
 from search_spaces import Space
 from study import tracking
 from study.draws import close_storage, open_database, open_journal
-from study.jobs import Cluster, Direction, Job, Resources, SearchSpec
+from study.jobs import Cluster, Direction, Faults, Job, Resources, SearchSpec
 from study.ledger import Failure, PartLedger, Progress, Recipe
 from study.warm import warm_trials
 
@@ -56,6 +56,7 @@ def run_jobs(
     space: Space | None = None,
     search: SearchSpec | None = None,
     resources: Resources | None = None,
+    faults: Faults | None = None,
     cluster: Cluster | None = None,
     tags: Mapping[str, str] | None = None,
     tracking_uri: str | None = None,
@@ -72,7 +73,7 @@ def run_jobs(
     that none of them is ever selected. None keeps them all.
 
     A fixed job that failed is trained again by the next call. A drawn one is not: its failure is Optuna's result,
-    unless the worker process was lost, which says nothing about the parameters.
+    unless the worker process was lost too often, which says nothing about the parameters.
 
     Raises InputError when another process works on the experiment or one trial asks for more than this machine has, and
     KeyboardInterrupt after SIGINT or SIGTERM; every open run is then closed as KILLED.
@@ -82,7 +83,7 @@ def run_jobs(
     resources, cluster = resources or Resources(), cluster or Cluster()
     recipe = Recipe(
         experiment=experiment, trainable=trainable, model=model, base=base, space=space, search=search,
-        selection=selection, tags=tags or {}, threads=resources.threads,
+        selection=selection, tags=tags or {}, threads=resources.threads, home=home, faults=faults or Faults(),
     )  # fmt: skip
     log = home.absolute() / "logs" / f"{experiment}-ray.log"
     with _exclusive(home, experiment), contextlib.ExitStack() as opened:

@@ -225,6 +225,7 @@ class Study:
             search=self.plan.search if part == "search" else None,
             selection=self.plan.selection,
             resources=self.plan.resources,
+            faults=self.plan.faults,
             cluster=self.cluster,
             tags=self._tags,
             tracking_uri=self._server,

@@ -130,6 +130,22 @@ class Resources:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Faults:
+    """What a study does about processes and nodes that die."""
+
+    max_failures: int = 3
+    """How often a trial is started again after its process or node went, in one run of the study; at least 0."""
+    checkpoint_seconds: float = 30
+    """A trial's state is kept this often, so that at most this (and the epoch in progress) is trained again."""
+
+    def __post_init__(self) -> None:
+        if self.max_failures < 0:
+            raise ValueError(f"max_failures is {self.max_failures}; give a number of at least 0")
+        if not self.checkpoint_seconds >= 0:
+            raise ValueError(f"checkpoint_seconds is {self.checkpoint_seconds}; give a number of at least 0")
+
+
+@dataclass(frozen=True, kw_only=True)
 class Cluster:
     """Where the trials run and what Ray may use of it."""
 

@@ -40,7 +40,7 @@ def launch(
             tune.with_resources(train, {"cpu": resources.cpus, "gpu": resources.gpus}),
             tune_config=tune.TuneConfig(
                 search_alg=searcher,
-                num_samples=len(todo),
+                num_samples=-1,  # the searcher says when it is done: a trial whose process went is handed out again
                 max_concurrent_trials=limit,
                 reuse_actors=True,
                 trial_name_creator=_trial_name,

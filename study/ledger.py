@@ -20,8 +20,9 @@ from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial
 
 from search_spaces import Space
+from study.checkpoints import checkpoint_path
 from study.draws import CellSearch
-from study.jobs import Direction, Job, SearchSpec, trial_name
+from study.jobs import Direction, Faults, Job, SearchSpec, trial_name
 from study.tracking import FAILED, FINISHED, EpochReport, PartTracker
 
 
@@ -66,6 +67,9 @@ class Recipe:
     """On every run; `study.data_key` and `study.feature_key` also tell whether an old result still counts."""
     threads: int
     """torch threads of a trial."""
+    home: Path
+    """Folder of the checkpoints; workers can write there."""
+    faults: Faults
 
 
 class PartLedger:
@@ -93,11 +97,13 @@ class PartLedger:
         self._failures: dict[str, str] = {}
         self._finals: dict[str, EpochReport] = {}
         self._errors: dict[str, tuple[str, str]] = {}
+        self._losses: Counter[str] = Counter()
         self._searches = self._open_searches(jobs, storage, warm, owner)
         self.superseded = 0
         """Runs that the plan does not ask for, or no longer in this form, and that were dropped."""
         for trial in sorted(set(tracker.runs) - set(keep) - {job.trial for job in jobs}):
             tracker.drop(trial, "the plan has no such trial any more")
+            self._checkpoint(trial).unlink(missing_ok=True)
             self.superseded += 1
         self.todo = tuple(job for job in jobs if self._is_left(job))
         """Jobs that have to be trained now, in the order given."""
@@ -232,7 +238,21 @@ class PartLedger:
             "rows": job.config is not None,  # comparisons are made between sweep points and variants, not draws
             "metric": self._metric,
             "threads": recipe.threads,
+            "checkpoint": {
+                "path": str(self._checkpoint(job.trial)),
+                "identity": self._identity(job, config),
+                "seconds": recipe.faults.checkpoint_seconds,
+            },
         }
+
+    def _checkpoint(self, trial: str) -> Path:
+        return checkpoint_path(self._recipe.home, self._recipe.experiment, trial)
+
+    def _identity(self, job: Job, config: Mapping[str, Any]) -> str:
+        """Hash of all that a checkpoint depends on; other code may keep another state, so its version is in it."""
+        code = [self._recipe.tags.get("study.commit"), self._recipe.tags.get("study.versions")]
+        text = json.dumps([self._fingerprint(job), config, self._recipe.trainable, code], sort_keys=True, default=str)
+        return hashlib.sha256(text.encode()).hexdigest()
 
     def report(self, job: Job, epochs: Sequence[EpochReport]) -> None:
         """Epochs of a running job."""
@@ -264,13 +284,24 @@ class PartLedger:
             return
         self._ended(job)
 
-    def lost(self, job: Job, *, reason: str, detail: str) -> None:
-        """The process went. Optuna is not told: that says nothing about the parameters. The next call retries."""
+    def lost(self, job: Job, *, reason: str, detail: str) -> bool:
+        """The process went. Optuna is not told: that says nothing about the parameters.
+
+        True: the job is to be started again. False: it went too often, and the next call tries again.
+        """
+        self._losses[job.trial] += 1
+        if self._losses[job.trial] <= self._recipe.faults.max_failures:
+            self._tracker.lost(job.trial, number=self._losses[job.trial], reason=reason)
+            self._running[job.cell.name] -= 1
+            self.show()
+            return True
         self._tracker.fail(job.trial, failure="worker", reason=reason, detail=detail)
         self._failures[job.trial] = reason
         self._ended(job)
+        return False
 
     def _ended(self, job: Job) -> None:
+        self._checkpoint(job.trial).unlink(missing_ok=True)
         self._open.discard(job.trial)
         self._running[job.cell.name] -= 1
         self.show()

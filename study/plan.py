@@ -20,7 +20,7 @@ from features.generator import GeneratorSpec
 from features.images import ImageSpec
 from features.simulate import SimulateSpec
 from search_spaces import Space, SpaceError, load_space, parse_yaml
-from study.jobs import RATIO, Cell, Resources, SearchSpec
+from study.jobs import RATIO, Cell, Faults, Resources, SearchSpec
 from study.published import load_published
 from study.search_checks import check_search
 from trainables.door import load_model, make_config, number_hint
@@ -183,6 +183,7 @@ class Plan:
     score: ScorePlan | None = None
     published: str | None = None  # numbers that the tables lay beside the measured ones, e.g. lgcd/food-kitchen
     resources: Resources = field(default_factory=Resources)
+    faults: Faults = field(default_factory=Faults)
     tracking_uri: str | None = None  # MLflow store; default: a SQLite file in the home folder
 
     @property

@@ -36,8 +36,8 @@ class Ledger(Protocol):
     def failed(self, job: Job, *, reason: str, detail: str) -> None:
         """The training raised."""
 
-    def lost(self, job: Job, *, reason: str, detail: str) -> None:
-        """The worker process went."""
+    def lost(self, job: Job, *, reason: str, detail: str) -> bool:
+        """The worker process went; whether to hand the job out again."""
 
     def close(self, job: Job) -> None:
         """The trial has ended, after its last report."""
@@ -62,11 +62,13 @@ class JobSearcher(Searcher):
         self.broken: Exception | None = None
         """What the ledger raised at the end of a trial; Tune would count it as the trial's own error and go on."""
 
-    def suggest(self, trial_id: str) -> dict[str, Any] | str:  # type: ignore[override]  # Ray's says None, takes a word
+    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:  # type: ignore[override]  # Ray takes a word too
         """Tune's question for another trial; Ray's word FINISHED when there is none."""
         waiting = [cell for cell, queue in self._queues.items() if queue]
-        if not waiting or self.broken is not None:
+        if self.broken is not None or not (waiting or self._running.total()):
             return str(self.FINISHED)
+        if not waiting:
+            return None  # one that is running may come back
         cell = min(waiting, key=lambda name: (self._running[name], self._handed[name]))
         job = self._queues[cell].popleft()
         self._handed[cell] += 1
@@ -84,6 +86,10 @@ class JobSearcher(Searcher):
             except Exception as broken:
                 self.broken = broken
                 raise
+
+    def again(self, job: Job) -> None:
+        """Hand the job out once more, before the others of its cell."""
+        self._queues[job.cell.name].appendleft(job)
 
     def job(self, trial_id: str) -> Job:
         """The job behind a Tune trial."""
@@ -117,6 +123,9 @@ class JobCallback(Callback):
             ],
         )
         if failure is not None:
+            if full := failure.pop("full"):
+                self._searcher.broken = OSError(f"trial {job.trial}: {full}; make room, the same command goes on")
+                raise self._searcher.broken
             self._ledger.failed(job, **failure)
 
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
@@ -126,7 +135,9 @@ class JobCallback(Callback):
         # "Failure # 1 (occurred at ...)", then Ray's message: what happened, a line of identifiers each, and advice.
         detail = Path(trial.error_file).read_text(encoding="utf-8")
         reason = "worker lost: " + " ".join(detail.partition("\n")[2].split())[:_REASON_LENGTH]
-        self._ledger.lost(self._searcher.job(trial.trial_id), reason=reason, detail=detail)
+        job = self._searcher.job(trial.trial_id)
+        if self._ledger.lost(job, reason=reason, detail=detail):
+            self._searcher.again(job)
 
     def __getstate__(self) -> dict[str, Any]:
         return {}  # pickled into Tune's snapshot, see JobSearcher.save

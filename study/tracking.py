@@ -71,7 +71,7 @@ class _Open:
 
     run_id: str
     logged_epoch: int
-    """Last epoch that an earlier, interrupted attempt logged; its epochs are not logged a second time."""
+    """Last epoch that was taken, also from an earlier attempt that was interrupted; none is logged a second time."""
     pending: list[EpochReport] = field(default_factory=list)
     flushed: float = field(default_factory=time.monotonic)
 
@@ -190,6 +190,8 @@ class PartTracker:
 
         `config` becomes parameters; `logged` is the whole of `config.yaml`, all that training again needs.
         """
+        if job.trial in self._open:
+            return  # its process went, and another one goes on
         earlier = self.runs.get(job.trial)
         if earlier is not None:
             self._client.update_run(earlier.run_id, status=RUNNING)
@@ -214,7 +216,10 @@ class PartTracker:
     def report(self, trial: str, reports: Sequence[EpochReport]) -> None:
         """Take the epochs of a running trial; they are sent every few seconds."""
         open_ = self._open[trial]
-        open_.pending += [report for report in reports if report.epoch > open_.logged_epoch and not report.final]
+        for report in reports:
+            if report.epoch > open_.logged_epoch and not report.final:
+                open_.pending.append(report)
+                open_.logged_epoch = report.epoch
         if time.monotonic() - open_.flushed >= _FLUSH_S:
             self._flush(open_)
 
@@ -230,6 +235,10 @@ class PartTracker:
             self._artifact(open_.run_id, name, content)
         self._log(open_.run_id, metrics=list(_metrics(final, prefix="", step=0)))
         self._close(trial, FINISHED)
+
+    def lost(self, trial: str, *, number: int, reason: str) -> None:
+        """Note that the trial's process went for the `number`th time; the run stays open, for another process goes on."""
+        self._log(self._open[trial].run_id, tags={"study.restarts": f"{number}, {reason}"})
 
     def fail(self, trial: str, *, failure: str, reason: str, detail: str) -> None:
         """Close the run as FAILED, with a one-line reason as a tag and the traceback as an artifact."""

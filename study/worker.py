@@ -11,7 +11,10 @@ import math
 import time
 import traceback
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, cast
+
+from study.checkpoints import FULL, Keeper, Message, read_checkpoint
 
 # A report costs the driver a round trip. The first ones come fast enough to watch, later ones grow rarer with the age
 # of the trial, so that hundreds of long trials do not drown one driver. Seconds.
@@ -40,7 +43,8 @@ def run_trial(payload: dict[str, Any], outbox: Outbox) -> None:
     """Train and put every epoch into the outbox.
 
     `payload`: trainable, model, config, task_dir, seeds, test_dir, rows, metric (of the selection), threads (of
-    torch).
+    torch), checkpoint (path, identity, seconds). Where that file is, training goes on from it, and its epochs are sent
+    again.
 
     Raises what the training raises, FloatingPointError when the selection metric is not a number, and RuntimeError when
     the training ends without its final report.
@@ -50,16 +54,25 @@ def run_trial(payload: dict[str, Any], outbox: Outbox) -> None:
     # More threads than cores make small models ten times slower; a reused process keeps the last trial's setting.
     torch.set_num_threads(payload["threads"])
     door = resolve(payload["trainable"])
+    path, identity = Path(payload["checkpoint"]["path"]), payload["checkpoint"]["identity"]
+    keeper = Keeper(path, identity, payload["checkpoint"]["seconds"])
+    found = read_checkpoint(path, identity)
+    epochs = list(found.epochs) if found else []
+    for epoch in epochs:
+        outbox.add(epoch)
     final = False
     for report in door(
         payload["model"], payload["config"], payload["task_dir"], payload["seeds"],
-        test_dir=payload["test_dir"], rows=payload["rows"],
+        test_dir=payload["test_dir"], rows=payload["rows"], **({"state": found.state} if found else {}),
     ):  # fmt: skip
         metrics = {key: float(value) for key, value in report.metrics.items()}
         final = report.final
         if final and not math.isfinite(metrics[payload["metric"]]):
             raise FloatingPointError(f"{payload['metric']} is {metrics[payload['metric']]} at epoch {report.epoch}")
-        outbox.add((report.epoch, metrics, report.final, dict(report.artifacts), int(time.time() * 1000)))
+        epochs.append((report.epoch, metrics, report.final, dict(report.artifacts), int(time.time() * 1000)))
+        outbox.add(epochs[-1])
+        if report.state is not None:
+            keeper.offer(report.state, epochs)
     if not final:
         raise RuntimeError(f"{payload['trainable']} ended without a final report")
 
@@ -69,11 +82,11 @@ class Outbox:
 
     def __init__(self, send: Callable[[dict[str, Any]], None]) -> None:
         self._send = send
-        self._epochs: list[tuple[int, dict[str, float], bool, dict[str, str | bytes], int]] = []
+        self._epochs: list[Message] = []
         self._failure: dict[str, str] | None = None
         self._began = self._sent = time.monotonic()
 
-    def add(self, epoch: tuple[int, dict[str, float], bool, dict[str, str | bytes], int]) -> None:
+    def add(self, epoch: Message) -> None:
         """Keep an epoch, and send all when the last sending is long enough ago; a final one waits for `send`."""
         self._epochs.append(epoch)
         now = time.monotonic()
@@ -82,9 +95,10 @@ class Outbox:
             self.send()
 
     def fail(self, error: Exception) -> None:
-        """Note the exception that ended the training."""
+        """Note the exception that ended the training; `full`: a full disk did, which says nothing about the trial."""
         reason = " ".join(f"{type(error).__name__}: {error}".split())
-        self._failure = {"reason": reason, "detail": "".join(traceback.format_exception(error))}
+        full = str(error) if isinstance(error, OSError) and error.errno in FULL else ""
+        self._failure = {"reason": reason, "detail": "".join(traceback.format_exception(error)), "full": full}
 
     def send(self) -> None:
         """Hand over everything kept so far."""

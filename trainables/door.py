@@ -15,13 +15,14 @@ import pkgutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import pandas as pd
+import torch
 
 from features.errors import InputError
 from trainables import models
@@ -36,6 +37,10 @@ class Variant:
     features: str | None = None  # flavour of task features; None: the plan's
 
 
+State = Callable[[], dict[str, Any]]
+"""Gives tensors and plain values that `torch.load(weights_only=True)` reads; they may be the living ones, not copies."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Epoch:
     """The state after an epoch: validation metrics, and the model that gave them."""
@@ -45,6 +50,7 @@ class Epoch:
     predict: Predict
     validation: Measured | None = None  # what each validation user contributes, see `validate`
     last: bool = False
+    state: State | None = None  # what `train` goes on from after this epoch; called before the next one is asked for
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,8 +73,11 @@ class Model(Protocol):
     ABLATIONS: Mapping[str, Variant]
     FIGURES: Mapping[str, Figure]
 
-    def train(self, config: Any, task: Any, seed: int) -> Iterator[Epoch]:
-        """Train one seed."""
+    def train(self, config: Any, task: Any, seed: int, state: dict[str, Any] | None = None) -> Iterator[Epoch]:
+        """Train one seed; from `state`, the epochs after the one that gave it, to the last bit as without a stop.
+
+        A model whose epochs have no state need not take any.
+        """
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,6 +88,7 @@ class Report:
     metrics: dict[str, float]
     final: bool = False
     artifacts: dict[str, str | bytes] = field(default_factory=dict)
+    state: State | None = None  # what `run` goes on from after this epoch; None: the model cannot
 
 
 def model_names() -> list[str]:
@@ -143,8 +153,11 @@ def run(
     seeds: Sequence[int],
     test_dir: str | None = None,
     rows: bool = False,
+    state: Mapping[str, Any] | None = None,
 ) -> Iterator[Report]:
     """Train a configuration over its seeds in lockstep; the generator that a trial runs.
+
+    `state` is that of a report of the same training, which then goes on behind that report.
 
     Metrics are means over seeds: `val_...` of the task's kind and the model's own. The final report adds `<metric>_std`,
     `<metric>/seed_<seed>`, `selected_epoch`, `seconds`, and, where `test_dir` is given, the same `test_...` and the
@@ -158,13 +171,20 @@ def run(
             f"{task_dir}: its task is of kind {kind.name}, which model {model} does not take; change the model"
         )
     settings = make_config(model, config, f"config of {model}")
-    trainings = [module.train(settings, task, seed) for seed in seeds]
+    before = 0
+    if state is None:
+        trainings = [module.train(settings, task, seed) for seed in seeds]
+    else:
+        trainings = [module.train(settings, task, seed, of) for seed, of in zip(seeds, state["seeds"], strict=True)]
+        torch.set_rng_state(state["rng"])
+        before, began = state["epoch"], began - state["seconds"]
     current: list[Epoch | None] = [None] * len(seeds)
-    number = 0
-    for number, epochs in enumerate(zip_longest(*trainings), start=1):
+    for number, epochs in enumerate(zip_longest(*trainings), start=before + 1):
         current = [new or old for new, old in zip(epochs, current, strict=True)]
-        if not all(epoch and epoch.last for epoch in current):
-            yield Report(epoch=number, metrics=_means([dict(epoch.metrics) for epoch in current if epoch]))
+        reached = [epoch for epoch in current if epoch]
+        if not all(epoch.last for epoch in reached):
+            keep = partial(_state, number, began, reached) if all(epoch.state for epoch in reached) else None
+            yield Report(epoch=number, metrics=_means([dict(epoch.metrics) for epoch in reached]), state=keep)
     final = [epoch for epoch in current if epoch is not None]
     measured = [{**epoch.metrics, "selected_epoch": float(epoch.number)} for epoch in final]
     artifacts: dict[str, str | bytes] = {}
@@ -185,6 +205,11 @@ def run(
         metrics |= {f"{name}/seed_{seed}": value for seed, value in zip(seeds, values, strict=True)}
     metrics["seconds"] = time.perf_counter() - began
     yield Report(epoch=number, metrics=metrics, final=True, artifacts=artifacts)
+
+
+def _state(number: int, began: float, epochs: Sequence[Epoch]) -> dict[str, Any]:
+    seeds = [epoch.state() for epoch in epochs if epoch.state]
+    return {"epoch": number, "seconds": time.perf_counter() - began, "rng": torch.get_rng_state(), "seeds": seeds}
 
 
 def run_predictor(

@@ -22,7 +22,7 @@ from features.errors import InputError
 from study import results, tracking
 from study.draws import close_storage, open_database, open_journal
 from study.engine import Progress, run_jobs
-from study.jobs import Cell, Cluster, Job, Resources
+from study.jobs import Cell, Cluster, Faults, Job, Resources
 
 FAKES = Path(__file__).parent / "fakes"
 sys.path.insert(0, str(FAKES))
@@ -83,7 +83,7 @@ def fixed(home: Path, name: str, part: str = "sweep:x", **config: Any) -> Job:
 def run_fixed(home: Path, *jobs: Job, **options: Any) -> Any:
     return run_jobs(
         experiment="study", home=home, jobs=jobs, trainable="fake_door:run", model="fake", base=drive.BASE,
-        selection=("val_rmse", "minimize"), **options,
+        selection=("val_rmse", "minimize"), **{"faults": Faults(max_failures=1), **options},
     )  # fmt: skip
 
 
@@ -179,6 +179,23 @@ def test_a_lost_worker_is_not_optuna_s_result(home: Path) -> None:
     again = drive.search(home, 1, fail="die")
     assert again.ran == 2
     assert {cell: trials[0].params for cell, trials in studies(home).items()} == drawn
+
+
+def test_a_trial_whose_process_went_goes_on_from_its_checkpoint(home: Path) -> None:
+    job = fixed(home, "x=1", fail="die_once", epochs=6, seconds=0.3)
+    faults = Faults(max_failures=1, checkpoint_seconds=0)
+    summary = run_fixed(home, job, faults=faults)
+    assert (summary.ran, summary.failures) == (1, ())
+    lines = (home / "tasks" / "fixed" / "epochs.txt").read_text().splitlines()
+    assert [int(line.split()[1]) for line in lines] == [1, 2, 3, 4, 5, 6], "nothing is trained twice"
+    assert len({line.split()[2] for line in lines}) == 2, "in two processes"
+    (run,) = runs(home).values()
+    assert run.info.status == "FINISHED"
+    assert run.data.tags["study.restarts"].startswith("1, worker lost: The actor died unexpectedly")
+    client = tracking.connect(tracking.default_uri(home))
+    steps = [entry.step for entry in client.get_metric_history(run.info.run_id, "epoch/val_rmse")]
+    assert steps == [1, 2, 3, 4, 5, 6], "and nothing logged twice"
+    assert list((home / "checkpoints" / "study").iterdir()) == [], "it is not kept for longer than it is of use"
 
 
 def test_a_changed_plan_replaces_its_runs(home: Path) -> None:
@@ -334,8 +351,9 @@ def test_a_killed_driver_s_work_is_finished_exactly(home: Path, number: signal.S
     assert summary.ran <= 8 - done
     assert_stores_equal(home, trials)
     assert no_run_is_open(home)
-    trained = sum(attempts(home, cell.name) for cell in drive.CELLS)
-    assert trained <= 8 + 2, "only what was in progress is trained again"
+    marks = [home / "tasks" / cell.name / "epochs.txt" for cell in drive.CELLS]
+    trained = [line for path in marks for line in path.read_text().splitlines()]
+    assert len(trained) <= 8 * 4 + 2, "of what was in progress, at most the epoch since the checkpoint is trained again"
     for run in runs(home).values():
         client = tracking.connect(tracking.default_uri(home))
         steps = [entry.step for entry in client.get_metric_history(run.info.run_id, "epoch/val_rmse")]

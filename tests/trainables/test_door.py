@@ -9,9 +9,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from features.errors import InputError
-from trainables.door import has_shared, load_model, make_config, model_names, prepare, run, run_predictor, score
+from trainables.door import Report, has_shared, load_model, make_config, model_names, prepare, run, run_predictor, score
 from trainables.kinds import SEQUENCES
 from trainables.predictors import PREDICTORS
 from trainables.sequences import PROTOCOLS
@@ -247,3 +248,43 @@ def test_what_trials_share_is_made_ahead_of_them(popular: str, constant: str, tm
     assert (has_shared(popular), has_shared(constant)) == (True, False)
     with pytest.raises(InputError, match=r"config of popular: unknown field 'weigth'; did you mean 'weight'\?"):
         prepare(popular, {"weigth": 3.0}, str(folder), [0])
+
+
+# --- going on from a state ----------------------------------------------------------------------------------------
+
+
+def results(reports: list[Report]) -> list[dict[str, float]]:
+    return [{name: value for name, value in report.metrics.items() if "seconds" not in name} for report in reports]
+
+
+@pytest.mark.parametrize("model", ["music", "lgcd"])
+def test_a_training_that_goes_on_from_a_file_is_equal_to_the_last_bit(
+    model: str, folders: TaskFolders, sequences: tuple[Path, Path], tmp_path: Path
+) -> None:
+    """After every epoch, also where one seed has ended and the other has not."""
+    config: dict[str, object]
+    if model == "music":
+        config = {**CONFIG, "epochs": 5, "patience": 1, "dropout": 0.4}
+        task_dir, test_dir = str(folders.task_dir), str(folders.test_dir)
+    else:
+        config = {"epochs": 3, "encoder_epochs": 1, "batch": 16, "negatives": 10, "steps": 8, "dropout": 0.4}
+        task_dir, test_dir = map(str, sequences)
+    states, whole = [], []
+    for report in run(model, config, task_dir, [0, 1], test_dir, rows=True):
+        whole.append(report)
+        if report.state is not None:
+            states.append(tmp_path / f"{report.epoch}.pt")
+            torch.save(report.state(), states[-1])
+    assert len(states) == len(whole) - 1 >= 2
+    expected = results(whole)
+    for number, path in enumerate(states, start=1):
+        torch.manual_seed(99)  # another process
+        state = torch.load(path, weights_only=True)
+        rest = list(run(model, config, task_dir, [0, 1], test_dir, rows=True, state=state))
+        assert results(rest) == expected[number:]
+        assert rest[-1].artifacts == whole[-1].artifacts
+        assert rest[-1].metrics["seconds"] > state["seconds"], "time before the stop counts"
+
+
+def test_a_model_without_states_gives_none(constant: str, folders: TaskFolders) -> None:
+    assert {report.state for report in run(constant, {"value": 3.5}, str(folders.task_dir), [0])} == {None}

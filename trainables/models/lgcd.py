@@ -12,6 +12,8 @@ import copy
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -348,30 +350,37 @@ def prepare(config: Config, task: SequenceTask, seeds: Sequence[int]) -> None:
         pretrained(task, config.pretraining, seed)
 
 
-def train(config: Config, task: SequenceTask, seed: int) -> Iterator[Epoch]:
+def train(config: Config, task: SequenceTask, seed: int, state: dict[str, Any] | None = None) -> Iterator[Epoch]:
     """Train one seed; the epoch with the best validation NDCG@10 is the result."""
-    trainer = _Trainer(config, task, seed, pretrained(task, config.pretraining, seed))
-    best: tuple[float, Epoch] | None = None
-    for number in range(1, config.epochs + 1):
-        loss = trainer.epoch()
-        predict = Recommender.of(trainer)
-        measured, metrics = validate(predict, task, seed)
-        metrics["train_loss"] = loss
-        epoch = Epoch(number=number, metrics=metrics, predict=predict, validation=measured)
-        if best is None or epoch.metrics["val_ndcg10"] > best[0]:
-            best = (epoch.metrics["val_ndcg10"], epoch)
-        last = number == config.epochs or number - best[1].number >= config.patience
+    number = 0
+    best: Epoch | None = None
+    if state is None:
+        trainer = _Trainer(config, task, seed, pretrained(task, config.pretraining, seed))
+    else:
+        with torch.random.fork_rng(devices=[]):  # several seeds share torch's own generator; the door has set it
+            trainer = _Trainer(config, task, seed, pretrained(task, config.pretraining, seed))
+        number, best = state["number"], trainer.restore(state)
+    while True:
+        if best is None or (number < config.epochs and number - best.number < config.patience):
+            number += 1
+            loss = trainer.epoch()
+            predict = Recommender.of(trainer)
+            measured, metrics = validate(predict, task, seed)
+            metrics["train_loss"] = loss
+            epoch = Epoch(number=number, metrics=metrics, predict=predict, validation=measured)
+            if best is None or epoch.metrics["val_ndcg10"] > best.metrics["val_ndcg10"]:
+                best = epoch
+        last = number == config.epochs or number - best.number >= config.patience
+        yield replace(best if last else epoch, last=last, state=partial(trainer.state, number, best))
         if last:
-            yield replace(best[1], last=True)
             return
-        yield epoch
 
 
 class _Trainer:
     """One training of one seed."""
 
     def __init__(self, config: Config, task: SequenceTask, seed: int, encoders: Encoders) -> None:
-        self.config, self.task, self.encoders = config, task, encoders
+        self.config, self.task, self.seed, self.encoders = config, task, seed, encoders
         real, pseudo = training_rows(config, task, encoders, seed)
         torch.manual_seed(seed)
         self.generator, self.rng = torch.Generator().manual_seed(seed), np.random.default_rng(seed)
@@ -382,7 +391,35 @@ class _Trainer:
         size, kinds = config.batch, [rows for rows in (real, pseudo) if len(rows)]
         self.batches = math.ceil(len(real) / len(task.protocols) / size)
         pools = [(rows, size) for rows in kinds] if config.cyclic else [(Rows.joined(kinds), size * len(kinds))]
-        self.streams = [(rows, _stream(len(rows), size, self.generator)) for rows, size in pools]
+        self.streams = [(rows, _Stream(len(rows), size, self.generator)) for rows, size in pools]
+
+    def state(self, number: int, best: Epoch) -> dict[str, Any]:
+        """All that training after epoch `number` depends on, and the best epoch so far."""
+        assert isinstance(best.predict, Recommender)
+        return {
+            "number": number,
+            "network": self.network.state_dict(),
+            "optimiser": self.optimiser.state_dict(),
+            "generator": self.generator.get_state(),
+            "rng": self.rng.bit_generator.state,
+            "streams": [stream.waiting for _, stream in self.streams],
+            "best": [best.number, dict(best.metrics), best.predict.network.state_dict()],
+        }
+
+    def restore(self, state: dict[str, Any]) -> Epoch:
+        """Go on behind the epoch that gave the state; returns the best epoch so far."""
+        number, metrics, weights = state["best"]
+        self.network.load_state_dict(weights)
+        predict = Recommender.of(self)
+        measured, _ = validate(predict, self.task, self.seed)
+        best = Epoch(number=number, metrics=metrics, predict=predict, validation=measured)
+        self.network.load_state_dict(state["network"])
+        self.optimiser.load_state_dict(state["optimiser"])
+        self.generator.set_state(state["generator"])
+        self.rng.bit_generator.state = state["rng"]
+        for (_, stream), waiting in zip(self.streams, state["streams"], strict=True):
+            stream.waiting = waiting
+        return best
 
     def epoch(self) -> float:
         """As many real rows as there are under one protocol; mean loss."""
@@ -413,10 +450,18 @@ class _Trainer:
             yield Rows.joined([rows[next(stream)] for rows, stream in self.streams])
 
 
-def _stream(rows: int, size: int, generator: torch.Generator) -> Iterator[Tensor]:
+class _Stream:
     """Batches of row numbers for ever, pass after pass in a new order."""
-    while True:  # not a method: a generator that held its trainer would keep its rows until Python looks for cycles
-        yield from torch.split(torch.randperm(rows, generator=generator), size)
+
+    def __init__(self, rows: int, size: int, generator: torch.Generator) -> None:
+        self.rows, self.size, self.generator = rows, size, generator
+        self.waiting: list[Tensor] = []
+        """Batches of this pass that are still to come."""
+
+    def __next__(self) -> Tensor:
+        if not self.waiting:
+            self.waiting = list(torch.split(torch.randperm(self.rows, generator=self.generator), self.size))
+        return self.waiting.pop(0)
 
 
 def training_rows(config: Config, task: SequenceTask, encoders: Encoders, seed: int) -> tuple[Rows, Rows]:

@@ -10,7 +10,9 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as functional
@@ -18,7 +20,7 @@ from torch import Tensor, nn
 
 from trainables.checks import at_least, choice, dropout_share, refuse, step_size, variance_range
 from trainables.diffusion import SCHEDULES, Diffusion, timestep_embedding, variances
-from trainables.door import Epoch, Figure, Variant, validate
+from trainables.door import Epoch, Figure, State, Variant, validate
 from trainables.task import HeldOut, Ratings, Task, shrunken_means
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -273,7 +275,7 @@ def shrunken_slope(x_N: Tensor, y_N: Tensor, user_N: Tensor) -> float:
 # --- 3.5 training -------------------------------------------------------------------------------------------------
 
 
-def train(config: Config, task: Task, seed: int) -> Iterator[Epoch]:
+def train(config: Config, task: Task, seed: int, state: dict[str, Any] | None = None) -> Iterator[Epoch]:
     """Feature stage, side stage, then the joint stage, one `Epoch` each; the best one by validation RMSE is kept.
 
     The x_0 that diffusion regresses on is fixed by the feature stage (ours): were it free, it would collapse to a
@@ -281,16 +283,21 @@ def train(config: Config, task: Task, seed: int) -> Iterator[Epoch]:
     """
     with torch.random.fork_rng(devices=[]):  # dropout and initialisation read torch's own generator
         torch.manual_seed(seed)
-        stages = _Trainer(config, task, seed).run()
-        state = torch.random.get_rng_state()
+        stages = _Trainer(config, task, seed).run(state)
+        rng = torch.random.get_rng_state() if state is None else state["rng"]
     while True:
         with torch.random.fork_rng(devices=[]):  # whoever runs between two epochs finds his own state
-            torch.random.set_rng_state(state)
+            torch.random.set_rng_state(rng)
             epoch = next(stages, None)
-            state = torch.random.get_rng_state()
+            rng = torch.random.get_rng_state()
         if epoch is None:
             return
-        yield epoch
+        yield replace(epoch, state=partial(_with_rng, epoch.state, rng))
+
+
+def _with_rng(state: State | None, rng: Tensor) -> dict[str, Any]:
+    assert state is not None
+    return {**state(), "rng": rng}
 
 
 class _Trainer:
@@ -301,8 +308,37 @@ class _Trainer:
         self.model = MuSiC(config, task)
         self.generator = torch.Generator().manual_seed(seed)
 
-    def run(self) -> Iterator[Epoch]:
-        """All stages; yields after each epoch of the joint stage."""
+    def run(self, state: dict[str, Any] | None = None) -> Iterator[Epoch]:
+        """All stages; yields after each epoch of the joint stage. With a state, what follows the epoch that gave it."""
+        model, config = self.model, self.config
+        optimizer = self._adam(model.parameters())
+        best: tuple[float, int, dict[str, Tensor]] | None = None
+        number, loss = 0, 0.0
+        if state is None:
+            x0, spread = self._first_stages()
+        else:
+            x0, spread, number, loss, best = (state[name] for name in ("x0", "spread", "number", "loss", "best"))
+            model.load_state_dict(state["model"])
+            optimizer.load_state_dict(state["optimizer"])
+            self.generator.set_state(state["generator"])
+        while True:
+            if best is None or (number < config.epochs and number - best[1] < config.patience):
+                number += 1
+                loss = self._joint_epoch(optimizer, x0)
+                epoch = self._measured(number, loss, spread)
+                if best is None or epoch.metrics["val_rmse"] < best[0]:
+                    best = (epoch.metrics["val_rmse"], number, copy.deepcopy(model.state_dict()))
+            last = number == config.epochs or number - best[1] >= config.patience
+            if last:
+                model.load_state_dict(best[2])
+                epoch = self._measured(best[1], loss, spread, last=True)
+            here = {"x0": x0, "spread": spread, "number": number, "loss": loss, "best": best}
+            yield replace(epoch, state=partial(self._state, optimizer, here))
+            if last:
+                return
+
+    def _first_stages(self) -> tuple[Tensor, float]:
+        """Feature and side stage: x_0 of all target users [U, D] on the scale of diffusion, and what `_measured` needs."""
         model, task = self.model, self.task
         # Eq. 8 on the target domain's own ratings. Residual vectors start small, so that training starts at the offset.
         self._feature_stage()
@@ -313,19 +349,11 @@ class _Trainer:
         x0 = (x0 - model.centre) / model.scale
         if self.config.diffusion and self.config.side and len(task.side_users):
             self._side_stage(x0)
-        optimizer = self._adam(model.parameters())
-        best: tuple[float, int, dict[str, Tensor]] | None = None
-        for number in range(1, self.config.epochs + 1):
-            loss = self._joint_epoch(optimizer, x0)
-            epoch = self._measured(number, loss, spread)
-            if best is None or epoch.metrics["val_rmse"] < best[0]:
-                best = (epoch.metrics["val_rmse"], number, copy.deepcopy(model.state_dict()))
-            last = number == self.config.epochs or number - best[1] >= self.config.patience
-            if last:
-                model.load_state_dict(best[2])
-                yield self._measured(best[1], loss, spread, last=True)
-                return
-            yield epoch
+        return x0, spread
+
+    def _state(self, optimizer: torch.optim.Optimizer, here: dict[str, Any]) -> dict[str, Any]:
+        own = {"model": self.model.state_dict(), "optimizer": optimizer.state_dict()}
+        return {**here, **own, "generator": self.generator.get_state()}
 
     def _adam(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
         # Fused: a fifth of the time of the other kinds, which also stall on gradients too small for float32.

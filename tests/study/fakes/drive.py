@@ -9,7 +9,7 @@ from typing import Any
 
 from search_spaces import load_space
 from study.engine import Progress, RunSummary, run_jobs
-from study.jobs import Cell, Cluster, Job, SearchSpec, trial_name
+from study.jobs import Cell, Cluster, Faults, Job, SearchSpec, trial_name
 
 CELLS = tuple(Cell(source="books", target="movies", ratio=ratio) for ratio in (0.2, 0.5))
 BASE = {"x": 0.5, "epochs": 4, "seconds": 0.0, "fail": ""}
@@ -48,6 +48,7 @@ def search(
         search=SearchSpec(trials=trials, seeds=(0, 1), seed=3, **(how or {})),
         selection=("val_rmse", "minimize"),
         cluster=Cluster(max_concurrent=concurrent),
+        faults=Faults(max_failures=1, checkpoint_seconds=0),
         on_progress=show,
     )
 

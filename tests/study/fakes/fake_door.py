@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,10 +17,16 @@ class Report:
     metrics: Mapping[str, float]
     final: bool = False
     artifacts: Mapping[str, str | bytes] = field(default_factory=dict)
+    state: Callable[[], dict[str, Any]] | None = None
 
 
 def loss(x: float, epoch: int = 0) -> float:
     return (x - 0.3) ** 2 + 1.0 / (1 + epoch)
+
+
+def note(folder: str, name: str, line: str) -> None:
+    with (Path(folder) / name).open("a") as file:
+        file.write(f"{line}\n")
 
 
 def run(
@@ -30,18 +36,23 @@ def run(
     seeds: Sequence[int],
     test_dir: str | None = None,
     rows: bool = False,
+    state: Mapping[str, Any] | None = None,
 ) -> Iterator[Report]:
-    """`config`: x, epochs, seconds (of the whole trial), fail ("", "raise", "nan", "die", "unfinished")."""
-    marks = Path(task_dir) / "attempts.txt"
-    with marks.open("a") as file:
-        file.write(f"{config['x']!r}\n")
-    for epoch in range(1, config["epochs"] + 1):
+    """`config`: x, epochs, seconds (of the whole trial), fail ("", "raise", "nan", "die", "die_once", "unfinished").
+
+    Every start is a line of `attempts.txt`, every epoch one of `epochs.txt` in the task's folder: x, epoch, process.
+    """
+    first = state["epoch"] + 1 if state else 1
+    note(task_dir, "attempts.txt", f"{config['x']!r} {first}")
+    for epoch in range(first, config["epochs"] + 1):
         time.sleep(config["seconds"] / config["epochs"])
         if config["fail"] == "raise":
             raise ValueError("the data set\nis empty")
-        if config["fail"] == "die":
+        if config["fail"] == "die" or (config["fail"] == "die_once" and epoch == 3 and first == 1):
             os.kill(os.getpid(), signal.SIGKILL)
-        yield Report(epoch=epoch, metrics={"val_rmse": loss(config["x"], epoch), "train_loss": 1.0 / epoch})
+        note(task_dir, "epochs.txt", f"{config['x']!r} {epoch} {os.getpid()}")
+        metrics = {"val_rmse": loss(config["x"], epoch), "train_loss": 1.0 / epoch}
+        yield Report(epoch=epoch, metrics=metrics, state=lambda epoch=epoch: {"epoch": epoch})
     if config["fail"] == "unfinished":
         return
     import torch

@@ -1,0 +1,80 @@
+"""What a trial goes on from after its process, its node or its driver is gone: one file per trial, in the home folder.
+
+The file holds the state of the training after an epoch and all reports up to it, so that neither store misses an epoch
+that the dead driver had not written yet. It is of use for the very same work alone (`identity`), and is deleted when the
+trial's result stands in MLflow. Read without pickle: a home folder is a place that a plan's user names.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import time
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+FULL = (errno.ENOSPC, errno.EDQUOT)
+
+Message = tuple[int, dict[str, float], bool, dict[str, str | bytes], int]
+"""An epoch as it travels to the driver: number, metrics, final, artifacts, wall clock in milliseconds."""
+
+
+def checkpoint_path(home: Path, experiment: str, trial: str) -> Path:
+    """Where a trial's checkpoint lies. The name is a hash: nothing that a plan says becomes a path."""
+    return home.absolute() / "checkpoints" / experiment / f"{hashlib.sha256(trial.encode()).hexdigest()[:32]}.pt"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What a file holds."""
+
+    state: Mapping[str, Any]
+    """Of `trainables.door.Report.state`."""
+    epochs: Sequence[Message]
+    """All reports up to it."""
+
+
+def read_checkpoint(path: Path, identity: str) -> Checkpoint | None:
+    """The checkpoint, or None where there is none, another work's, or half of one: then training starts anew."""
+    import pickle
+
+    import torch
+
+    try:
+        document = torch.load(path, weights_only=True)
+    except FileNotFoundError:
+        return None
+    except (OSError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError, zlib.error):
+        return None
+    if not isinstance(document, dict) or document.get("identity") != identity:
+        return None
+    return Checkpoint(document["state"], [tuple(epoch) for epoch in document["epochs"]])
+
+
+class Keeper:
+    """Writes a trial's checkpoint every so many seconds."""
+
+    def __init__(self, path: Path, identity: str, seconds: float) -> None:
+        self._path, self._identity, self._seconds = path, identity, seconds
+        self._kept = time.monotonic()
+
+    def offer(self, state: Any, epochs: Sequence[Message]) -> None:
+        """Write when the last one is old enough; a disk without room for it costs the checkpoint, not the trial."""
+        if time.monotonic() - self._kept < self._seconds:
+            return
+        import torch
+
+        beside = self._path.with_suffix(f".{os.getpid()}")
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            torch.save({"identity": self._identity, "state": state(), "epochs": list(epochs)}, beside)
+            beside.replace(self._path)
+        except (OSError, RuntimeError) as error:  # torch says RuntimeError where a write comes up short
+            beside.unlink(missing_ok=True)
+            if isinstance(error, OSError) and error.errno not in FULL:
+                raise
+        self._kept = time.monotonic()
