@@ -98,4 +98,4 @@ class AnswerWorker:
         answers = pa.array(self.generator.generate(wishes), pa.large_string())
         made = pa.table({"key": block["key"].combine_chunks(), "answer": answers})
         write_shard(self.folder, made, "generator", self.generator_key)
-        return result(texts=self.texts * len(rows))
+        return result(figures={"texts": self.texts * len(rows)})

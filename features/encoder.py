@@ -225,6 +225,15 @@ def load_tokenizer(resolved: ResolvedEncoder) -> Any:
     return load_tokenizer_of(place, resolved.folder, remote_code=resolved.spec.trust_remote_code)
 
 
+def load_width(resolved: ResolvedEncoder) -> int:
+    """F, from the configuration alone."""
+    from transformers import AutoConfig
+
+    trust = resolved.spec.trust_remote_code
+    config = AutoConfig.from_pretrained(resolved.folder, local_files_only=True, trust_remote_code=trust)
+    return int(config.get_text_config().hidden_size)
+
+
 def tokenize(tokenizer: Any, texts: Sequence[str], max_tokens: int) -> list[list[int]]:
     """Token ids of each text, cut at `max_tokens`, special tokens included, no padding."""
     if not texts:

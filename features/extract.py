@@ -26,14 +26,17 @@ from features.encoder import (
     Encoder,
     EncoderSpec,
     ResolvedEncoder,
+    TextEncoder,
     load_encoder,
     load_tokenizer,
+    load_width,
     resolve_encoder,
     tokenize,
 )
 from features.errors import InputError
 from features.images import NO_IMAGE, Gathered, ImageSpec, gather_images, images_folder, known_images
 from features.prompts import CLEANING, PROMPTS, Row, find_prompt, item_images, item_rows, seen_rows, user_rows
+from features.speed import matrix_peak, operations_per_token
 from features.store import (
     KEY_TYPE,
     FeatureTable,
@@ -54,6 +57,8 @@ USER_FEATURES = ("review_mean", "concat")
 _MACRO_TEXTS = (256, 4096)  # a macro-batch: long enough to sort by length, short enough to lose to a kill
 _MACRO_IMAGES = (32, 512)  # the same where each text comes with an image, which costs as much as hundreds of words
 _MACRO_BATCHES = 16  # and small jobs are cut into this many, so that no worker is alone with the last one
+_SAMPLE = 64  # rows that a speed is measured on
+_PEAK_AFTER = 2.0  # seconds of work after which a worker measures what its device could do
 _BLOCK_SCHEMA = pa.schema([("key", KEY_TYPE), ("texts", pa.list_(pa.large_string())), ("image", pa.string())])
 
 
@@ -101,7 +106,10 @@ class Estimate:
     rows: int
     rows_left: int
     texts_left: int
-    tokens_left: int
+    tokens_left: int  # of texts; those of images are known when they are read
+    bytes_left: int = 0  # of vectors, in shards
+    images_left: int = 0  # to be found or fetched
+    sample: tuple[Row, ...] = ()  # rows that are left, for `features.speed.measure_rate`
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,16 +153,21 @@ def estimate(spec: FeatureSpec, domain: Domain, store: Path) -> Estimate:
     if (table := find_table(spec, domain, store)) is not None:
         return Estimate(rows=table.manifest["rows"]["planned"], rows_left=0, texts_left=0, tokens_left=0)
     resolved = resolve_encoder(spec.encoder)
-    images = known_images(_references(spec, domain), domain.data_folder, store) if spec.encoder.looks else {}
+    wanted = set(_references(domain)) if spec.encoder.looks else set()
+    images = known_images(wanted, domain.data_folder, store)
     plan = make_plan(spec, domain, RowStore.of(store, resolved.key).index(), Gathered(images, {}))
-    texts = plan.texts_left
+    rows_left, texts = sum(block.num_rows for block in plan.blocks), plan.texts_left
     sample = [text for block in plan.blocks for text in islice(_block_texts(block), max(1, 512 // len(plan.blocks)))]
     tokens = tokenize(load_tokenizer(resolved), sample, spec.encoder.max_tokens)
+    few = [row for block in plan.blocks for row in _rows(block.slice(0, max(1, _SAMPLE // len(plan.blocks))))]
     return Estimate(
         rows=len(plan.ids),
-        rows_left=sum(block.num_rows for block in plan.blocks),
+        rows_left=rows_left,
         texts_left=texts,
         tokens_left=round(sum(map(len, tokens)) / max(1, len(tokens)) * texts),
+        bytes_left=rows_left * load_width(resolved) * np.dtype(spec.encoder.store_dtype).itemsize,
+        images_left=len(wanted) - len(images),
+        sample=tuple(few[:_SAMPLE]),
     )
 
 
@@ -164,14 +177,15 @@ def extract(
     store: Path,
     *,
     progress: Progress | None = None,
+    image_progress: Progress | None = None,
     workers: int | None = None,
     use_ray: bool | None = None,
     loader: Callable[[ResolvedEncoder], Encoder] = load_encoder,
 ) -> FeatureTable:
     """The feature table of `domain`, extracted if it is not in the store; only rows that no shard holds are encoded.
 
-    progress: called with (texts done, texts to do). workers: threads, or Ray actors (default: one per GPU if there are
-    any, else one per core). use_ray: None lets the number of texts decide.
+    progress: called with (texts done, texts to do); image_progress: the same of images, before that. workers: threads, or
+    Ray actors (default: one per GPU if there are any, else one per core). use_ray: None lets the number of texts decide.
     Raises InputError: encoder missing or not what it should be, empty domain, too many failed rows, another's store.
     """
     start = time.monotonic()
@@ -183,7 +197,7 @@ def extract(
     shards = RowStore.of(store, resolved.key)
     shards.check_writable()
     shards.clean()
-    gathered = _gather(spec, domain, store)
+    gathered = _gather(spec, domain, store, image_progress)
     plan = make_plan(spec, domain, shards.index(), gathered)
     _check_failed(spec, domain, plan, plan.failed)  # before hours of encoding, not after
 
@@ -195,16 +209,16 @@ def extract(
     return _finish(spec, domain, resolved, plan, done, path, shards, key, time.monotonic() - start)
 
 
-def _gather(spec: FeatureSpec, domain: Domain, store: Path) -> Gathered:
+def _gather(spec: FeatureSpec, domain: Domain, store: Path, progress: Progress | None) -> Gathered:
     """The items' images, where the encoder sees them."""
     if not spec.encoder.looks:
         return Gathered({}, {})
-    gathered = gather_images(_references(spec, domain), domain.data_folder, store, spec.images)
+    gathered = gather_images(_references(domain), domain.data_folder, store, spec.images, progress)
     gathered.check(f"features of {domain.name} {spec.kind}", spec.images)
     return gathered
 
 
-def _references(spec: FeatureSpec, domain: Domain) -> Iterator[str]:
+def _references(domain: Domain) -> Iterator[str]:
     return (reference for reference in item_images(domain) if reference is not None)
 
 
@@ -319,6 +333,11 @@ def _texts(block: pa.Table) -> int:
     return sum(len(chunk.flatten()) for chunk in block["texts"].chunks)
 
 
+def _rows(block: pa.Table) -> list[Row]:
+    columns = zip(block["texts"].to_pylist(), block["image"].to_pylist(), strict=True)
+    return [Row(texts=tuple(texts), image=image) for texts, image in columns]
+
+
 def _block_texts(block: pa.Table) -> Iterator[str]:
     return (text for chunk in block["texts"].chunks for text in chunk.flatten().to_pylist())
 
@@ -333,6 +352,7 @@ class ShardWorker:
         self.encoder = load()
         self.shards = shards
         self.dtype = np.dtype(store_dtype)
+        self.seconds = 0.0  # of work
 
     def __call__(self, block: pa.Table) -> pa.Table:
         # One thread per worker, said out loud: Ray's OMP_NUM_THREADS=1 holds in actors only, two threads on a busy
@@ -340,13 +360,9 @@ class ShardWorker:
         torch.set_num_threads(1)
         keys: list[bytes] = block["key"].to_pylist()
         if self.shards.holds(keys):  # Ray asks again for what a lost node had answered
-            return result(texts=_texts(block))
-        rows = [
-            Row(texts=tuple(texts), image=image)
-            for texts, image in zip(block["texts"].to_pylist(), block["image"].to_pylist(), strict=True)
-        ]
+            return result(figures={"texts": _texts(block)})
         start = time.perf_counter()
-        encoded = self.encoder.encode(rows)
+        encoded = self.encoder.encode(_rows(block))
         seconds = time.perf_counter() - start
         with np.errstate(over="ignore"):  # what overflows is found in the next line
             vectors = encoded.vectors.astype(self.dtype)
@@ -355,10 +371,22 @@ class ShardWorker:
         good = [i for i in range(len(keys)) if i not in failed]
         if good:
             self.shards.write([keys[i] for i in good], vectors[good], encoded.tokens[good])
+        tokens = int(encoded.tokens.sum())
         return result(
             {keys[i]: reason for i, reason in failed.items()},
-            texts=_texts(block), tokens=int(encoded.tokens.sum()), seconds=seconds,
-        )  # fmt: skip
+            figures={"texts": _texts(block), "tokens": tokens, "seconds": seconds, **self._share(tokens, seconds)},
+        )
+
+    def _share(self, tokens: int, seconds: float) -> dict[str, float]:
+        """Operations done, and those that the measured peak would have done; nothing for short work, nor for images."""
+        self.seconds += seconds
+        if self.seconds < _PEAK_AFTER or not isinstance(self.encoder, TextEncoder):
+            return {}
+        model = self.encoder.model
+        return {
+            "operations": float(operations_per_token(model)) * tokens,
+            "peak": matrix_peak(self.encoder.device, model.dtype) * seconds,
+        }
 
 
 def _check_failed(spec: FeatureSpec, domain: Domain, plan: Plan, failed: Mapping[str, str]) -> None:
@@ -369,6 +397,18 @@ def _check_failed(spec: FeatureSpec, domain: Domain, plan: Plan, failed: Mapping
             f"features of {domain.name} {spec.kind}: {len(failed)} of {len(plan.ids)} rows failed, and "
             f"encoder.max_failed_fraction is {allowed:g}; first {name!r}: {reason}; mend or filter them, or raise it"
         )
+
+
+def _speed(run: Done, seconds: float) -> dict[str, float | None]:
+    share = run.share_of_peak
+    return {
+        "texts": run.texts,
+        "tokens": run.tokens,
+        "texts_per_second": round(run.texts / seconds, 3),
+        "tokens_per_second": round(run.tokens / seconds, 3),
+        "busy_seconds": round(run.seconds, 3),  # of all workers
+        "share_of_peak": None if share is None else round(share, 4),
+    }
 
 
 def _finish(
@@ -413,6 +453,7 @@ def _finish(
         | ({"without_image": dict(sorted(plan.without_image.items()))} if spec.encoder.looks else {}),
         "tokens": sum(done[k] for k in unique),
         "seconds": round(seconds, 3),  # of the call that finished the table
+        "speed": _speed(run, seconds),  # of that call as well
         "versions": {
             name: importlib.metadata.version(name) for name in ("torch", "transformers", "numpy", "pyarrow", "ray")
         },

@@ -49,10 +49,12 @@ class Done:
         return self.operations / self.peak if self.peak else None
 
 
-def result(failed: Mapping[bytes, str] | None = None, refused: str | None = None, **figures: float) -> pa.Table:
+def result(
+    failed: Mapping[bytes, str] | None = None, refused: str | None = None, *, figures: Mapping[str, float] | None = None
+) -> pa.Table:
     """One row: failed row keys with their reasons, why the worker could not go on at all, and the figures of `Done`."""
     failed = failed or {}
-    figures = {"texts": 0, "tokens": 0, "seconds": 0.0, "operations": 0.0, "peak": 0.0} | figures
+    figures = {"texts": 0, "tokens": 0, "seconds": 0.0, "operations": 0.0, "peak": 0.0} | dict(figures or {})
     return pa.table(
         {
             "failed": pa.array([list(failed)], pa.list_(KEY_TYPE)),
@@ -91,12 +93,26 @@ def run_blocks(
     return done
 
 
+def count_threads() -> int:
+    """Workers of this process, where nobody says how many."""
+    return 1 if torch.cuda.is_available() else min(len(os.sched_getaffinity(0)), _THREADS)
+
+
+def count_actors() -> tuple[int, bool]:
+    """Workers of the running Ray, where nobody says how many, and whether each has a GPU."""
+    import ray
+
+    cluster: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    gpus = int(cluster.get("GPU", 0))
+    return gpus or int(cluster.get("CPU", 0)) or 1, gpus > 0  # an elastic cluster may start empty
+
+
 def _run_threads(
     blocks: Sequence[pa.Table], make_worker: Callable[[], Worker], workers: int | None
 ) -> Iterator[dict[str, Any]]:
     """One model shared by several threads of one torch thread each; results as they come."""
     before = torch.get_num_threads()
-    threads = workers or (1 if torch.cuda.is_available() else min(len(os.sched_getaffinity(0)), _THREADS))
+    threads = workers or count_threads()
     worker = make_worker()
     pool = ThreadPoolExecutor(threads)
     try:
@@ -117,24 +133,30 @@ def _run_ray(
     import ray
 
     with _ray_session():
-        cluster: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
-        gpus = int(cluster.get("GPU", 0))
-        cores = int(cluster.get("CPU", 0)) or 1  # an elastic cluster may start empty
-        size = min(workers or gpus or cores, len(blocks))
-        # from_arrow with a table per macro-batch: a single block would keep a single actor busy, whatever the pool.
-        results = ray.data.from_arrow(list(blocks)).map_batches(
+        count, on_gpu = count_actors()
+        size = min(workers or count, len(blocks))
+        # A block of Ray's with one row per macro-batch: a single block would keep a single actor busy, whatever the pool,
+        # and with GPUs Ray wants a batch size, by which it would cut or join macro-batches that are rows of their own.
+        results = ray.data.from_arrow([_packed(block) for block in blocks]).map_batches(
             type(name, (_Actor,), {}),  # Ray's dashboard shows the class's name
             fn_constructor_args=(make_worker,),
-            batch_size=None,
+            batch_size=1,
             batch_format="pyarrow",
             compute=ray.data.ActorPoolStrategy(size=size),
             num_cpus=1,
-            num_gpus=1 if gpus else 0,
+            num_gpus=1 if on_gpu else 0,
         )
         for row in results.iter_rows():
             if row["refused"] is not None:
                 raise InputError(row["refused"])
             yield row
+
+
+def _packed(block: pa.Table) -> pa.Table:
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, block.schema) as writer:
+        writer.write_table(block)
+    return pa.table({"block": pa.array([sink.getvalue().to_pybytes()], pa.large_binary())})
 
 
 class _Actor:
@@ -147,10 +169,10 @@ class _Actor:
         self.make_worker = make_worker
         self.worker: Worker | None = None
 
-    def __call__(self, block: pa.Table) -> pa.Table:
+    def __call__(self, packed: pa.Table) -> pa.Table:
         try:
             self.worker = self.worker or self.make_worker()
-            return self.worker(block)
+            return self.worker(pa.ipc.open_stream(packed["block"][0].as_buffer()).read_all())
         except InputError as error:
             return result(refused=str(error))
 

@@ -11,7 +11,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
 
 if TYPE_CHECKING:
@@ -152,21 +160,17 @@ def _verb(name: str, text: str) -> Callable[[Callable[[Study], None]], None]:
 @DATA
 @HOME
 @ADDRESS
-@click.option("--dry-run", is_flag=True, help="Read the domains, say what would be extracted, extract nothing.")
+@click.option("--dry-run", is_flag=True, help="Read the domains, say what would be extracted and how long it takes.")
 def extract(plan: str, data: Path | None, home: Path, address: str | None, dry_run: bool) -> None:
     """Make the domains, feature tables and tasks that the plan needs."""
     with _study(plan, data, home, address, None) as study:
         if dry_run:
-            from study.outlook import users_to_ask_for
-            from study.prepare import data_folder, estimates, prepare_domains
+            from study.outlook import extraction, users_to_ask_for
+            from study.prepare import data_folder, prepare_domains
 
             domains = prepare_domains(study.plan, data, home, study.watch)
-            found = estimates(study.plan, domains, home)
-            for (name, kind), left in found.items():
-                tokens = f"{left.texts_left:,} texts, about {left.tokens_left:,} tokens"
-                console.print(f"{kind} of {name}: {left.rows_left:,} of {left.rows:,} rows to encode, {tokens}")
-            if not found:
-                console.print("rating-based vectors: no texts to encode")
+            for line in extraction(study.plan, domains, home, study.cluster):
+                console.print(line, soft_wrap=True, highlight=False, markup=False)
             asked = users_to_ask_for(study.plan, domains, data_folder(study.plan, data, home, study.watch))
             for name, users in asked.items():
                 console.print(f"pseudo-items of {name}: {users:,} users to generate for")
@@ -347,7 +351,13 @@ def _claims(judged: Sequence[Judged]) -> None:
 
 
 def _bars() -> Progress:
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
     return Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
 
 

@@ -19,7 +19,7 @@ from study.claims import Judged, judge
 from study.engine import Failure, Progress, RunSummary, at_work, run_jobs
 from study.jobs import Cell, Cluster, Job
 from study.plan import Plan
-from study.prepare import Inputs, Watch, describe_data, prepare
+from study.prepare import Inputs, Watch, describe_data, feature_figures, prepare
 from study.report import ReportResult, is_current, report
 from study.results import Results, load_results
 from study.select import Best, best_per_cell
@@ -266,6 +266,8 @@ class Study:
         run = client.create_run(experiment, run_name="data", tags=tags)
         for path in describe_data(self.plan, inputs, self.home / "logs" / self.plan.name).values():
             client.log_artifact(run.info.run_id, str(path))
+        for name, value in feature_figures(inputs.tables).items():
+            client.log_metric(run.info.run_id, name, value)
         client.set_terminated(run.info.run_id, tracking.FINISHED)
 
 

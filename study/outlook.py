@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from features.domain import Domain, prepare_domain
+from features.speed import Rate, measure_rate
+from features.workers import count_actors, count_threads
+from study.jobs import Cluster
 from study.plan import Plan
 from study.prepare import Watch, data_folder, estimates, given_split, pair_name, pairs_of, ratios_of
 from trainables.sequence_build import training_users
@@ -59,6 +62,45 @@ def outlook(plan: Plan, data: Path | None, home: Path) -> Outlook | None:
         sizes = {name: _size(domain, left.get(name, 0)) for name, domain in domains.items()}
         users = users_to_ask_for(plan, domains, raw)
     return _outlook(plan, sizes, users, "after filters")
+
+
+def extraction(plan: Plan, domains: Mapping[str, Domain], home: Path, cluster: Cluster) -> Iterator[str]:
+    """A line for each feature table: what is left to encode, and how long it takes the cluster at hand.
+
+    The time is measured: one worker encodes a sample of what is left, here or, on a cluster, where workers run.
+    """
+    found = estimates(plan, domains, home)
+    text = plan.features.text
+    if text is None or not found:
+        yield "rating-based vectors: no texts to encode"
+        return
+    workers, measure = _workers(cluster)
+    for (name, kind), left in found.items():
+        line = f"{kind} of {name}: {left.rows_left:,} of {left.rows:,} rows to encode, {left.texts_left:,} texts, "
+        line += f"about {left.tokens_left:,} tokens, {left.bytes_left / 1e6:,.1f} MB of vectors"
+        if left.images_left:
+            yield f"{line}, {left.images_left:,} images to find first"
+        elif left.sample:
+            rate: Rate = measure(text.spec(kind).encoder, left.sample, home / "store")
+            seconds = left.texts_left / rate.texts_per_second / workers
+            speed = f"{workers} workers at {rate.tokens_per_second:,.0f} tokens/s"
+            yield f"{line}; about {seconds / 60:,.1f} min on {speed}"
+        else:
+            yield line
+
+
+def _workers(cluster: Cluster) -> tuple[int, Callable[..., Rate]]:
+    """How many there will be, and what measures one of them where it would run."""
+    if cluster.address is None:
+        return count_threads(), measure_rate
+    import ray
+
+    from study.launch import connect
+
+    connect(cluster)
+    count, on_gpu = count_actors()
+    remote = ray.remote(num_cpus=1, num_gpus=int(on_gpu))(measure_rate)
+    return count, lambda *what: ray.get(remote.remote(*what))
 
 
 def users_to_ask_for(plan: Plan, domains: Mapping[str, Domain], folder: Path) -> dict[str, int]:

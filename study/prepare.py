@@ -9,7 +9,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -43,6 +43,7 @@ class Inputs:
     domains: Mapping[str, Domain]
     tasks: Mapping[tuple[str, str], TaskFolders]  # (cell name, flavour) -> folders
     pseudo: Mapping[str, PseudoTable]  # pair of domains and ratio -> pseudo-items of its training users
+    tables: Mapping[str, FeatureTable]  # `<domain>-<kind>` -> vectors by a language model
     data_key: str
     feature_key: str
 
@@ -122,6 +123,7 @@ def prepare(plan: Plan, data: Path | None, home: Path, watch: Watch, *, on_ray: 
         domains=made.domains,
         tasks=tasks,
         pseudo=maker.pseudo,
+        tables={f"{name}-{kind}": table for (name, kind), table in made.tables.items()},
         data_key=digest({name: domain.key for name, domain in made.domains.items()}),
         feature_key=digest(maker.document()),
     )
@@ -145,10 +147,10 @@ class _Made:
         tables = {}
         for name, kind in _tables(self.plan) if text else ():
             assert text is not None
-            told = self.watch(f"encoding {kind} of {name}", 0)
+            told = _by_phase(self.watch, f"{kind} of {name}")
             tables[name, kind] = extract(
                 text.spec(kind), self.domains[name], self.home / "store", use_ray=self.on_ray or None,
-                progress=lambda done, total, told=told: told(done),  # type: ignore[misc]
+                progress=partial(told, "encoding"), image_progress=partial(told, "finding images"),
             )  # fmt: skip
         return tables
 
@@ -321,6 +323,20 @@ def given_split(plan: Plan, folder: Path) -> Mapping[str, str] | None:
     """Who trains, validates and tests, as the data says it."""
     rules = plan.sequences
     return read_split(folder / rules.users, rules.columns) if rules.users is not None else None
+
+
+def feature_figures(tables: Mapping[str, FeatureTable]) -> dict[str, float]:
+    """How each feature table was made, as metrics: rows, failures, and the speed of the call that finished it."""
+    figures: dict[str, float] = {}
+    for name, table in tables.items():
+        rows, speed = table.manifest["rows"], table.manifest.get("speed", {})
+        counts = {"rows": rows["done"], "failed": len(rows["failed"]), "tokens": table.manifest["tokens"]}
+        if "without_image" in rows:
+            counts["without_image"] = len(rows["without_image"])
+        for figure, value in {**speed, **counts, "seconds": table.manifest["seconds"]}.items():
+            if value is not None:
+                figures[f"features/{name}/{figure}"] = float(value)
+    return figures
 
 
 def describe_data(plan: Plan, inputs: Inputs, folder: Path) -> dict[str, Path]:

@@ -25,6 +25,7 @@ from features.encoder import Encoded, Encoder, EncoderSpec, ResolvedEncoder, loa
 from features.errors import InputError
 from features.extract import FeatureSpec, estimate, extract, feature_key, find_table
 from features.prompts import Row
+from features.speed import matrix_peak, measure_rate, operations_per_token
 from features.store import RowStore
 
 MakeDomain = Callable[..., Domain]
@@ -126,6 +127,9 @@ def test_the_manifest_says_what_was_done(tiny_bert, make_domain, tmp_path) -> No
     assert manifest["tokens"] == sum(len(words((u, i)).split()) + 2 for u in range(6) for i in range(5))
     assert manifest["versions"]["torch"] == torch.__version__
     assert manifest["seconds"] > 0
+    speed = manifest["speed"]
+    assert (speed["texts"], speed["tokens"], speed["share_of_peak"]) == (30, manifest["tokens"], None)
+    assert speed["tokens_per_second"] == pytest.approx(manifest["tokens"] / manifest["seconds"], rel=0.05)
 
 
 def test_what_is_done_is_opened_and_never_extracted_again(tiny_bert, make_domain, tmp_path) -> None:
@@ -218,9 +222,24 @@ def test_estimate_counts_what_is_left_without_a_model(tiny_bert, make_domain, tm
         left = estimate(spec, domain, tmp_path)
     assert (left.rows, left.rows_left, left.texts_left) == (120, 120, 1440)
     assert left.tokens_left == pytest.approx(total, rel=0.1)
+    assert (left.bytes_left, left.images_left, len(left.sample)) == (120 * 32 * 4, 0, 60)
+    rate = measure_rate(spec.encoder, left.sample, tmp_path)
+    read = load_encoder(resolve_encoder(spec.encoder)).encode(left.sample).tokens.sum() / (60 * 12)
+    assert rate.tokens_per_second / rate.texts_per_second == pytest.approx(read)
     extract(spec, domain, tmp_path)
     done = estimate(spec, domain, tmp_path)
     assert (done.rows, done.rows_left, done.texts_left, done.tokens_left) == (120, 0, 0, 0)
+
+
+def test_the_share_of_the_peak_counts_the_matrices_of_the_blocks(tiny_bert, make_domain, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(module, "_PEAK_AFTER", 0.0)
+    model = load_encoder(resolve_encoder(spec_of(tiny_bert).encoder)).model
+    blocks = 3 * (4 * 32 * 32 + 2 * 32 * 64)  # query, key, value, output; in and out
+    assert operations_per_token(model) == 2 * (blocks + 32 * 32)  # and the pooler
+    speed = extract(spec_of(tiny_bert), make_domain(reviews(6, 5)), tmp_path, workers=1).manifest["speed"]
+    peak = matrix_peak(torch.device("cpu"), torch.float32)
+    expected = operations_per_token(model) * speed["tokens"] / peak / speed["busy_seconds"]
+    assert speed["share_of_peak"] == pytest.approx(expected, rel=0.3, abs=1e-4)
 
 
 # --- killed, and run again ----------------------------------------------------------------------------------------
@@ -266,7 +285,7 @@ def test_a_killed_extraction_goes_on_where_it_was(tiny_bert, make_domain, tmp_pa
     whole = extract(spec, domain, tmp_path / "whole")
     for name in ("vectors.npy", "ids.parquet"):
         assert (resumed.path / name).read_bytes() == (whole.path / name).read_bytes()
-    said = [{k: v for k, v in table.manifest.items() if k != "seconds"} for table in (resumed, whole)]
+    said = [{k: v for k, v in table.manifest.items() if k not in ("seconds", "speed")} for table in (resumed, whole)]
     assert said[0] == said[1]
     whole_shards = RowStore.of(tmp_path / "whole", shards.encoder_key).folder
     assert {p.name: p.read_bytes() for p in shards.folder.iterdir()} == {

@@ -1,0 +1,64 @@
+"""How fast an encoder is here: of its device's matrix peak, and on a sample of what is left to do."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from features.encoder import Encoder, EncoderSpec, ResolvedEncoder, load_encoder, resolve_encoder
+from features.images import images_folder
+from features.prompts import Row
+
+
+@dataclass(frozen=True)
+class Rate:
+    """Of one worker."""
+
+    texts_per_second: float
+    tokens_per_second: float
+
+
+def measure_rate(
+    spec: EncoderSpec, rows: Sequence[Row], store: Path, loader: Callable[[ResolvedEncoder], Encoder] = load_encoder
+) -> Rate:
+    """Encode a sample with one thread (or on the GPU); loading and the first row are not counted."""
+    encoder = loader(replace(resolve_encoder(spec), images=images_folder(store)))
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        encoder.encode(rows[:1])
+        start = time.perf_counter()
+        encoded = encoder.encode(rows)
+        seconds = time.perf_counter() - start
+    finally:
+        torch.set_num_threads(before)
+    return Rate(sum(len(row.texts) for row in rows) / seconds, int(encoded.tokens.sum()) / seconds)
+
+
+def operations_per_token(model: Any) -> int:
+    """Floating-point operations of the blocks' matrices on one token; attention among tokens is left out (a few %)."""
+    skipped = {model.get_input_embeddings(), model.get_output_embeddings()}
+    layers = (layer for layer in model.modules() if isinstance(layer, torch.nn.Linear) and layer not in skipped)
+    return 2 * sum(layer.weight.numel() for layer in layers)
+
+
+@cache
+def matrix_peak(device: torch.device, dtype: torch.dtype) -> float:
+    """Measured operations per second of a large matrix product, by one thread or by the GPU."""
+    size = 8192 if device.type == "cuda" else 1024
+    a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
+
+    def once() -> float:
+        start = time.perf_counter()
+        torch.matmul(a, b)
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        return time.perf_counter() - start
+
+    return 2 * size**3 / min(once() for _ in range(6))

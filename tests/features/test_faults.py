@@ -1,0 +1,234 @@
+"""What extraction does when disks are full or closed, when others do the same work, and when actors and nodes die."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from features.batches import Encoded
+from features.encoder import EncoderSpec, ResolvedEncoder, load_encoder, resolve_encoder
+from features.errors import InputError
+from features.extract import FeatureSpec, extract, find_table
+from features.prompts import Row
+from features.store import RowStore, row_key
+
+ROOT = Path(__file__).parents[2]
+
+
+def spec_of(folder: Path) -> FeatureSpec:
+    encoder = EncoderSpec(model=str(folder), max_tokens=32, dtype="float32", store_dtype="float32")
+    return FeatureSpec(kind="users", encoder=encoder)
+
+
+def reviews(users: int) -> list[tuple[str, str, str]]:
+    return [(f"u{u:04d}", f"i{i}", f"w{u % 90} w{u // 90} w{i}") for u in range(users) for i in range(6)]
+
+
+def bytes_of(table: Any) -> list[bytes]:
+    return [(table.path / name).read_bytes() for name in ("vectors.npy", "ids.parquet")]
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 128 KiB."""
+    folder = tmp_path / "small"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=128k", "tmpfs", str(folder)]
+    if os.geteuid() != 0 or shutil.which("mount") is None or subprocess.run(mount, check=False).returncode:
+        pytest.skip("mounting needs root")
+    yield folder
+    subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+def test_a_full_disk_is_one_line_and_what_is_finished_is_kept(tiny_bert, make_domain, tmp_path, small_disk) -> None:
+    domain, spec = make_domain(reviews(600)), spec_of(tiny_bert)  # 16 shards of 8 KiB, then a table of 75
+    with pytest.raises(InputError, match=r"^store .*: cannot be written \(No space left on device\); free") as caught:
+        extract(spec, domain, small_disk, workers=1)
+    assert "\n" not in str(caught.value)
+    assert find_table(spec, domain, small_disk) is None
+    assert not list(small_disk.rglob(".*.tmp"))
+    kept = RowStore.of(small_disk, resolve_encoder(spec.encoder).key).index()
+    assert len(kept) > 100
+    shutil.copytree(small_disk / "vectors", tmp_path / "large" / "vectors")
+    seen: list[Row] = []
+    resumed = extract(spec, domain, tmp_path / "large", loader=counting(seen))
+    assert len(seen) == 600 - len(kept)
+    assert bytes_of(resumed) == bytes_of(extract(spec, domain, tmp_path / "whole"))
+
+
+def counting(seen: list[Row]) -> Callable[[ResolvedEncoder], Any]:
+    class Counting:
+        def __init__(self, resolved: ResolvedEncoder) -> None:
+            self.encoder = load_encoder(resolved)
+
+        def encode(self, rows: Sequence[Row]) -> Encoded:
+            seen.extend(rows)
+            return self.encoder.encode(rows)
+
+    return Counting
+
+
+def test_a_table_that_does_not_fit_is_no_crash(tiny_bert, make_domain, tmp_path, monkeypatch) -> None:
+    """A write into a mapped file on a full disk would be a bus error; the space is asked for first."""
+
+    def full(descriptor: int, offset: int, size: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    domain, spec = make_domain(reviews(40)), spec_of(tiny_bert)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "posix_fallocate", full)
+        with pytest.raises(InputError, match=r"store .*features: cannot be written \(No space left on device\)"):
+            extract(spec, domain, tmp_path / "store")
+    assert list((tmp_path / "store" / "features").iterdir()) == []
+    seen: list[Row] = []
+    extract(spec, domain, tmp_path / "store", loader=counting(seen))
+    assert seen == []
+
+
+def test_a_store_that_cannot_be_written_is_told_before_any_model_is_loaded(tiny_bert, make_domain, tmp_path) -> None:
+    (tmp_path / "store").mkdir()
+    (tmp_path / "store" / "vectors").write_text("a file where a folder should be")
+    with pytest.raises(
+        InputError, match=r"^store .*: cannot be written \(Not a directory\); free space, allow writing"
+    ):
+        extract(spec_of(tiny_bert), make_domain(reviews(2)), tmp_path / "store", loader=lambda _: pytest.fail("loaded"))
+
+
+READ_ONLY = """
+    import os, sys
+    from pathlib import Path
+    from features.errors import InputError
+    from features.store import RowStore
+    if os.geteuid() == 0:
+        os.setuid(65534)
+    try:
+        RowStore.of(Path(sys.argv[1]), "e" * 64).check_writable()
+    except InputError as error:
+        print(error)
+"""
+
+
+def test_a_read_only_store(tmp_path: Path) -> None:
+    for folder in (tmp_path, *tmp_path.parents[:2]):
+        folder.chmod(0o755)  # pytest's own folders are closed to others
+    store = tmp_path / "store"
+    (store / "vectors").mkdir(parents=True)
+    (store / "vectors").chmod(0o555)
+    command = [sys.executable, "-c", textwrap.dedent(READ_ONLY), str(store)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=True)
+    assert "cannot be written (Permission denied); free space, allow writing, or name another folder" in done.stdout
+
+
+TOGETHER = """
+    import sys, time
+    from pathlib import Path
+    from features.domain import open_domain
+    from features.encoder import EncoderSpec
+    from features.extract import FeatureSpec, extract
+    folder, domain, store, ready, other = sys.argv[1:]
+    Path(ready).touch()
+    while not Path(other).exists():
+        time.sleep(0.01)
+    encoder = EncoderSpec(model=folder, max_tokens=32, dtype="float32", store_dtype="float32")
+    table = extract(FeatureSpec(kind="users", encoder=encoder), open_domain(Path(domain)), Path(store), workers=1)
+    print(table.key)
+"""
+
+
+def test_two_extractions_of_one_table_at_once_both_end_with_the_same_one(tiny_bert, make_domain, tmp_path) -> None:
+    domain, spec, store = make_domain(reviews(400)), spec_of(tiny_bert), tmp_path / "store"
+    flags = [str(tmp_path / "one"), str(tmp_path / "two")]
+    words = [sys.executable, "-c", textwrap.dedent(TOGETHER), str(tiny_bert), str(domain.path), str(store)]
+    pair = [
+        subprocess.Popen([*words, *flags[::step]], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        for step in (1, -1)
+    ]
+    said = [process.communicate() for process in pair]
+    assert [process.returncode for process in pair] == [0, 0], said
+    assert said[0][0] == said[1][0]
+    table = find_table(spec, domain, store)
+    assert table is not None
+    assert [path.name for path in (store / "features").iterdir()] == [table.path.name]
+    assert bytes_of(table) == bytes_of(extract(spec, domain, tmp_path / "whole"))
+
+
+# --- through Ray --------------------------------------------------------------------------------------------------
+
+
+class Slow:
+    """The real encoder, slowly, writing down which process encodes what."""
+
+    def __init__(self, resolved: ResolvedEncoder, log: Path) -> None:
+        self.encoder, self.log = load_encoder(resolved), log
+
+    def encode(self, rows: Sequence[Row]) -> Encoded:
+        lines = "".join(f"{os.getpid()} {os.environ.get('NODE', '')} {row_key(row).hex()}\n" for row in rows)
+        with self.log.open("a") as file:
+            file.write(lines)
+        time.sleep(0.4)
+        return self.encoder.encode(rows)
+
+
+def slowly(log: Path) -> Callable[[ResolvedEncoder], Slow]:
+    return lambda resolved: Slow(resolved, log)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning", "ignore::FutureWarning")
+def test_a_killed_actor_and_a_lost_node_cost_a_macro_batch_each(tiny_bert, make_domain, tmp_path, monkeypatch) -> None:
+    """Two workers on logical GPUs of two raylets; one is killed with -9, then the other's node is taken away."""
+    import ray
+    from ray.cluster_utils import Cluster
+
+    domain, spec, log = make_domain(reviews(1800)), spec_of(tiny_bert), tmp_path / "log"  # 16 blocks of 112 or 113 rows
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
+    try:
+        nodes = [cluster.add_node(num_cpus=1, num_gpus=1, env_vars={"NODE": str(n)}) for n in range(2)]
+        ray.init(address=cluster.address, log_to_driver=False)
+        made: list[Any] = []
+        work = threading.Thread(
+            target=lambda: made.append(extract(spec, domain, tmp_path / "store", use_ray=True, loader=slowly(log)))
+        )
+        work.start()
+        pid, node = wait_for(log, lambda lines: len({line[0] for line in lines}) == 2)[0][:2]
+        os.kill(int(pid), signal.SIGKILL)
+        wait_for(log, lambda lines: len({line[0] for line in lines}) == 3)
+        cluster.remove_node(nodes[1 - int(node)], allow_graceful=False)
+        work.join(180)
+        assert made, "not finished"
+    finally:
+        ray.shutdown()
+        cluster.shutdown()
+    again = sum(count - 1 for count in Counter(line[2] for line in read(log)).values())
+    assert again <= 2 * 113
+    key = resolve_encoder(spec.encoder).key
+    rows = [key for shard in RowStore.of(tmp_path / "store", key).shards() for key in shard["key"].to_pylist()]
+    assert len(rows) == len(set(rows)) > 0
+    whole = extract(spec, domain, tmp_path / "whole", use_ray=False)
+    np.testing.assert_array_equal(made[0].vectors, whole.vectors)
+    assert bytes_of(made[0]) == bytes_of(whole)
+
+
+def read(log: Path) -> list[list[str]]:
+    return [line.split(" ") for line in log.read_text().splitlines()] if log.exists() else []
+
+
+def wait_for(log: Path, condition: Callable[[list[list[str]]], bool]) -> list[list[str]]:
+    deadline = time.monotonic() + 120
+    while not condition(read(log)):
+        assert time.monotonic() < deadline, read(log)[-1:]
+        time.sleep(0.05)
+    return read(log)
