@@ -312,6 +312,8 @@ def _shown(summary: Summary) -> Summary:
     console.print(f"[bold]{summary.part}[/bold]: {summary.planned} planned, {done}{failed}")
     for failure in summary.failures[:5]:
         console.print(f"  {failure.trial}: {failure.reason}", markup=False, soft_wrap=True)
+    if summary.stopped:
+        console.print(f"  {summary.stopped}; a larger budget goes on where this one stopped", soft_wrap=True)
     if summary.superseded:
         console.print(
             f"  {summary.superseded} runs of an earlier form of the plan were deleted; MLflow can restore them"

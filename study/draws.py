@@ -8,8 +8,9 @@ back, never drawn again.
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from optuna.trial import FrozenTrial, TrialState
 from features.errors import InputError
 from search_spaces import Space, SpaceError
 from study.jobs import Direction, SearchSpec
-from study.samplers import fixed_points, make_sampler
+from study.samplers import fixed_points, make_pruner, make_sampler
 
 # Seconds after which a journal lock without progress counts as left behind by a driver that was killed mid-write. No
 # write takes longer than milliseconds, and one driver at a time works on a study.
@@ -110,14 +111,15 @@ class CellSearch:
     """
 
     def __init__(
-        self, *, storage: BaseStorage, name: str, space: Space, spec: SearchSpec, direction: Direction,
+        self, *, storage: BaseStorage, name: str, space: Space, spec: SearchSpec, directions: Sequence[Direction],
         owner: str | None = None, warm: Callable[[], Sequence[FrozenTrial]] | None = None,
     ) -> None:  # fmt: skip
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self._points = fixed_points(spec, space)
         self._study = optuna.create_study(
-            storage=storage, study_name=name, direction=direction, sampler=make_sampler(spec, 0), load_if_exists=True
-        )
+            storage=storage, study_name=name, directions=list(directions), sampler=make_sampler(spec, 0),
+            pruner=make_pruner(spec), load_if_exists=True,
+        )  # fmt: skip
         self._storage = storage
         self._study_id = storage.get_study_id_from_name(name)
         if owner is not None:
@@ -171,11 +173,46 @@ class CellSearch:
         except SpaceError:
             return self._space.suggest(optuna.Trial(self._study, self._trial_id(number)))
 
-    def tell(self, number: int, value: float | None) -> None:
-        """Record the result, None for a failure; a trial that was told before keeps its first result."""
+    def report(self, number: int, step: int, value: float) -> bool:
+        """Tell the value of an epoch; whether the trial is stopped there. Steps that were told before are not judged again.
+
+        After an interruption epochs come a second time: a trial that was stopped is stopped at the same one.
+        """
+        frozen = self._frozen(number)
+        if frozen.state.is_finished():
+            return frozen.state == TrialState.PRUNED and step >= (frozen.last_step or 0)
+        if not math.isfinite(value) or (frozen.last_step is not None and step < frozen.last_step):
+            return False
+        self._storage.set_trial_intermediate_value(frozen._trial_id, step, value)
+        return self._study.pruner.prune(self._study, self._frozen(number))
+
+    def tell(self, number: int, values: Sequence[float] | None, *, pruned: bool = False) -> None:
+        """Record the result, None for a failure; a trial that was told before keeps its first result.
+
+        `pruned`: it was stopped after the last epoch that was reported.
+        """
         if not self._frozen(number).state.is_finished():
-            state = TrialState.FAIL if value is None else TrialState.COMPLETE
-            self._study.tell(self._known + number, value, state=state)
+            state = TrialState.FAIL if values is None else TrialState.COMPLETE
+            self._study.tell(
+                self._known + number,
+                None if values is None else list(values),
+                state=TrialState.PRUNED if pruned else state,
+            )
+
+    def replicates(self, number: int, *, std: float, count: int) -> None:
+        """Beside the value, which is a mean over seeds: their spread and how many there are."""
+        if not self._frozen(number).state.is_finished():
+            self._storage.set_trial_user_attr(self._trial_id(number), "replicates", {"std": std, "count": count})
+
+    @property
+    def spent(self) -> Mapping[str, float]:
+        """Seconds by the clock (`wall`, of all cells; one cell's study has it) and of trials that ran (`trials`)."""
+        return {"wall": 0.0, "trials": 0.0, **self._study.user_attrs.get("spent", {})}
+
+    def spend(self, **seconds: float) -> None:
+        """Add to what was spent."""
+        spent = self.spent
+        self._study.set_user_attr("spent", {key: spent[key] + seconds.get(key, 0.0) for key in spent})
 
     def _trial_id(self, number: int) -> int:
         return self._storage.get_trial_id_from_study_id_trial_number(self._study_id, self._known + number)

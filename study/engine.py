@@ -40,6 +40,8 @@ class RunSummary:
     """Runs of an earlier plan under the same names: deleted in MLflow (its UI restores them) and trained anew."""
     failures: tuple[Failure, ...]
     """All planned trials that failed, in this call or before."""
+    stopped: str | None
+    """Why trials of the plan were not started: the budget that is spent."""
     log: Path
     """Where Ray's own messages went."""
 
@@ -103,7 +105,7 @@ def run_jobs(
         ledger.show()
         status = tracking.KILLED
         try:
-            if ledger.todo:
+            if ledger.todo and not ledger.exhausted():
                 from study.launch import launch
 
                 tracker.start_part()
@@ -116,8 +118,9 @@ def run_jobs(
     if not ledger.complete:
         raise KeyboardInterrupt
     return RunSummary(
-        planned=len(jobs), ran=len(ledger.todo), superseded=ledger.superseded, failures=ledger.failures, log=log
-    )
+        planned=len(jobs), ran=ledger.ran, superseded=ledger.superseded, failures=ledger.failures,
+        stopped=ledger.stopped, log=log,
+    )  # fmt: skip
 
 
 def _storage(search: SearchSpec | None, home: Path, experiment: str, opened: contextlib.ExitStack) -> BaseStorage:
@@ -132,7 +135,7 @@ def _warm(recipe: Recipe, home: Path, cells: Sequence[str]) -> Mapping[str, Sequ
     assert recipe.search is not None
     assert recipe.search.warm_start is not None
     assert recipe.space is not None
-    directions = [recipe.selection[1]]
+    directions = [direction for _, direction in recipe.objectives]
     return warm_trials(recipe.search.warm_start, home=home, cells=cells, space=recipe.space, directions=directions)
 
 

@@ -286,7 +286,7 @@ def history(results: Results) -> History:
         y = tuple(float(value) for value in trials[f"metrics.{metric}"])
         traces.append(Trace(str(cell), str(first["task"]), float(first["ratio"]), x, y, tuple(accumulate(y, pick))))
     lost = int((failed["part"] == "search").sum())
-    notes = [f"{lost} failed search trials are not shown."] if lost else []
+    notes = [f"{lost} search trials that failed or were stopped early are not shown."] if lost else []
     by_task = {task: [y for trace in traces if trace.task == task for y in trace.y] for task in results.tasks()}
     edge = {task: _edge(values, direction) for task, values in by_task.items()}
     sign = -1 if results.subject.higher else 1

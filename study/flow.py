@@ -42,6 +42,7 @@ class Summary:
     planned: int
     ran: int
     failures: tuple[Failure, ...]
+    stopped: str | None = None  # why trials were left: the budget that is spent
     superseded: int = 0  # runs of an earlier form of the plan, deleted in MLflow (its UI restores them)
 
 
@@ -166,7 +167,7 @@ class Study:
             for run in tracking.find_runs(*store, part) if store else ():
                 trial = run.data.tags.get("study.trial")
                 if trial in names and states.get(trial) != tracking.FINISHED:
-                    states[trial] = run.info.status
+                    states[trial] = tracking.FINISHED if "study.pruned" in run.data.tags else run.info.status
             count = list(states.values()).count
             rows.append(
                 StatusRow(
@@ -208,7 +209,7 @@ class Study:
         return Summary(
             part=part, planned=sum(each.planned for each in done), ran=sum(each.ran for each in done),
             failures=tuple(failure for each in done for failure in each.failures),
-            superseded=sum(each.superseded for each in done),
+            superseded=sum(each.superseded for each in done), stopped=done[-1].stopped,
         )  # fmt: skip
 
     def _run_jobs(

@@ -93,6 +93,26 @@ class WarmStart:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Objective:
+    """One of several numbers that a search optimises."""
+
+    metric: str
+    """As a trial logs it, e.g. val_rmse."""
+    direction: Direction
+    """minimize | maximize."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Budget:
+    """What a search may cost. When it is spent no further trial starts; those that run end as they would."""
+
+    hours: float | None = None
+    """Of searching by the clock, all calls together; None: any."""
+    trial_hours: float | None = None
+    """Sum over the trials of the time that each ran, over all cells; None: any."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class SearchSpec:
     """How each cell's search draws its trials."""
 
@@ -112,6 +132,17 @@ class SearchSpec:
     """Trials of another search that the sampler starts from; they are no trials of this one."""
     storage: str | None = None
     """Database URL that Optuna keeps the search in, for several machines; None: a journal file in the home folder."""
+    pruner: str | None = None
+    """Class in optuna.pruners that stops bad trials early: SuccessiveHalvingPruner (ASHA) or MedianPruner.
+
+    It is shown the selection metric of each epoch, a mean over the seeds: replicates go on or stop together.
+    """
+    pruner_args: Mapping[str, Any] = field(default_factory=dict)
+    """Arguments of that class's constructor, in epochs."""
+    objectives: tuple[Objective, ...] = ()
+    """Numbers that are optimised together; the selection metric is one of them. Empty: the selection metric alone."""
+    budget: Budget = field(default_factory=Budget)
+    """What the search may cost."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,7 +16,7 @@ from typing import Any
 
 from features.errors import InputError
 from study.jobs import Cluster, Job, Resources
-from study.searcher import JobCallback, JobSearcher, Ledger, SilentCallback
+from study.searcher import JobCallback, JobScheduler, JobSearcher, Ledger, SilentCallback
 from study.worker import train
 
 
@@ -40,6 +40,7 @@ def launch(
             tune.with_resources(train, {"cpu": resources.cpus, "gpu": resources.gpus}),
             tune_config=tune.TuneConfig(
                 search_alg=searcher,
+                scheduler=JobScheduler(searcher, ledger),
                 num_samples=-1,  # the searcher says when it is done: a trial whose process went is handed out again
                 max_concurrent_trials=limit,
                 reuse_actors=True,
@@ -72,7 +73,10 @@ def connect(cluster: Cluster) -> None:
     if cluster.address is not None:
         ray.init(address=cluster.address, log_to_driver=False)
     else:
-        ray.init(num_cpus=os.cpu_count(), include_dashboard=cluster.dashboard, log_to_driver=False)
+        ray.init(
+            address="local",  # else Ray joins whatever cluster another user of this machine has started
+            num_cpus=os.cpu_count(), include_dashboard=cluster.dashboard, log_to_driver=False,
+        )  # fmt: skip
 
 
 def _concurrency(cluster: Cluster, resources: Resources) -> int | None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import time
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ from optuna.trial import FrozenTrial
 from search_spaces import Space
 from study.checkpoints import checkpoint_path
 from study.draws import CellSearch
-from study.jobs import Direction, Faults, Job, SearchSpec, trial_name
+from study.jobs import Budget, Direction, Faults, Job, SearchSpec, trial_name
 from study.tracking import FAILED, FINISHED, EpochReport, PartTracker
 
 
@@ -71,6 +72,12 @@ class Recipe:
     """Folder of the checkpoints; workers can write there."""
     faults: Faults
 
+    @property
+    def objectives(self) -> list[tuple[str, Direction]]:
+        """Metrics that are optimised, and which way: those of the search, else the selection metric."""
+        own = [(objective.metric, objective.direction) for objective in self.search.objectives] if self.search else []
+        return own or [self.selection]
+
 
 class PartLedger:
     """The jobs of one part between the two stores; told by the searcher what happens to each."""
@@ -90,6 +97,7 @@ class PartLedger:
         self._recipe = recipe
         self._tracker = tracker
         self._metric, self._direction = recipe.selection
+        self._objectives = recipe.objectives
         self._on_progress = on_progress
         self._total = len(jobs)
         self._running: Counter[str] = Counter()
@@ -98,6 +106,11 @@ class PartLedger:
         self._finals: dict[str, EpochReport] = {}
         self._errors: dict[str, tuple[str, str]] = {}
         self._losses: Counter[str] = Counter()
+        self._pruned: dict[str, int] = {}
+        self._started: dict[str, float] = {}
+        self._clock: float | None = None
+        self.stopped: str | None = None
+        """Why no further trial starts, when the budget is spent."""
         self._searches = self._open_searches(jobs, storage, warm, owner)
         self.superseded = 0
         """Runs that the plan does not ask for, or no longer in this form, and that were dropped."""
@@ -111,8 +124,13 @@ class PartLedger:
 
     @property
     def complete(self) -> bool:
-        """Whether every job of `todo` has ended."""
-        return not self._open
+        """Whether every job of `todo` has ended; of those that were started, when the budget is spent."""
+        return not (self._open if self.stopped is None else self._open & set(self._started))
+
+    @property
+    def ran(self) -> int:
+        """Jobs that this call started."""
+        return len(self._started)
 
     @property
     def failures(self) -> tuple[Failure, ...]:
@@ -149,7 +167,7 @@ class PartLedger:
                 + f"{cell}/{self._fingerprint(cell_jobs[0])[:12]}",
                 space=space,
                 spec=search,
-                direction=self._direction,
+                directions=[direction for _, direction in self._objectives],
                 owner=owner if search.storage is not None else None,
                 warm=(lambda cell=cell: known()[cell]) if search.warm_start is not None else None,  # type: ignore[misc]
             )
@@ -177,7 +195,12 @@ class PartLedger:
                 "selection": recipe.selection,
             }
             # What a plan does not use is not in its hash: a study that was begun before it existed goes on.
-            used = {"points": recipe.search.points_to_evaluate, "warm_start": recipe.search.warm_start}
+            used = {
+                "points": recipe.search.points_to_evaluate,
+                "warm_start": recipe.search.warm_start,
+                "pruner": [recipe.search.pruner, dict(recipe.search.pruner_args)] if recipe.search.pruner else None,
+                "objectives": recipe.search.objectives,
+            }
             identity |= {name: value for name, value in used.items() if value}
         text = json.dumps(identity, sort_keys=True, default=str)
         return hashlib.sha256(text.encode()).hexdigest()
@@ -198,18 +221,53 @@ class PartLedger:
                 run = None
         if run is not None and run.status == FINISHED:
             if search is not None:
-                search.tell(int(job.name), run.metrics[self._metric])
+                self._tell(search, job, run.metrics)
             self._note_value(job, run.metrics[self._metric])
             return False
         if run is not None and search is not None and run.status == FAILED and run.failure == "trial":
             search.tell(int(job.name), None)
             self._failures[job.trial] = run.reason or "unknown"
             return False
+        if run is not None and search is not None and run.pruned:
+            search.tell(int(job.name), None, pruned=True)
+            return False
         return True
+
+    def _tell(self, search: CellSearch, job: Job, metrics: Mapping[str, float]) -> None:
+        search.replicates(int(job.name), std=metrics.get(f"{self._metric}_std", 0.0), count=len(job.seeds))
+        search.tell(int(job.name), [metrics[metric] for metric, _ in self._objectives])
+
+    def exhausted(self) -> bool:
+        """Whether the budget of the search is spent, so that no further trial may start."""
+        spec, now = self._recipe.search, time.monotonic()
+        if spec is None or spec.budget == Budget() or self.stopped is not None:
+            return self.stopped is not None
+        spent = Counter[str]()
+        for search in self._searches.values():
+            spent.update(search.spent)
+        running = sum(now - begun for trial, begun in self._started.items() if trial in self._open)
+        hours = {
+            "hours": (spent["wall"] + (0.0 if self._clock is None else now - self._clock)) / 3600,
+            "trial_hours": (spent["trials"] + running) / 3600,
+        }
+        for name, limit in (("hours", spec.budget.hours), ("trial_hours", spec.budget.trial_hours)):
+            if limit is not None and hours[name] >= limit:
+                self.stopped = f"search.budget.{name}: {hours[name]:.3g} of {limit:g} are spent"
+        return self.stopped is not None
+
+    def _spend(self, job: Job) -> None:
+        """Note what an ended trial cost, and how long the search has been going on."""
+        if self._searches:
+            now = time.monotonic()
+            self._searches[job.cell.name].spend(trials=now - self._started[job.trial])
+            next(iter(self._searches.values())).spend(wall=now - (self._clock or now))
+            self._clock = now
 
     def start(self, job: Job) -> dict[str, Any]:
         """Open the job in MLflow, drawn from Optuna where it has no configuration; returns what its worker needs."""
         recipe = self._recipe
+        self._started[job.trial] = time.monotonic()
+        self._clock = self._clock or self._started[job.trial]
         own = self._searches[job.cell.name].draw(int(job.name)) if job.config is None else job.config
         config = {**recipe.base, **own}
         logged = {
@@ -236,7 +294,7 @@ class PartLedger:
             "seeds": job.seeds,
             "test_dir": None if job.test_dir is None else str(Path(job.test_dir).absolute()),
             "rows": job.config is not None,  # comparisons are made between sweep points and variants, not draws
-            "metric": self._metric,
+            "metrics": [metric for metric, _ in self._objectives],
             "threads": recipe.threads,
             "checkpoint": {
                 "path": str(self._checkpoint(job.trial)),
@@ -254,12 +312,25 @@ class PartLedger:
         text = json.dumps([self._fingerprint(job), config, self._recipe.trainable, code], sort_keys=True, default=str)
         return hashlib.sha256(text.encode()).hexdigest()
 
-    def report(self, job: Job, epochs: Sequence[EpochReport]) -> None:
-        """Epochs of a running job."""
+    def report(self, job: Job, epochs: Sequence[EpochReport]) -> bool:
+        """Epochs of a running job; whether it is to be stopped.
+
+        Each epoch is judged by itself and in order, so how many came in one message changes nothing; what came after the
+        one that stops the trial is dropped, its result included.
+        """
+        if self._recipe.search is not None and self._recipe.search.pruner is not None and job.config is None:
+            search = self._searches[job.cell.name]
+            for position, epoch in enumerate(epochs):
+                value = epoch.metrics.get(self._metric)
+                if value is not None and not epoch.final and search.report(int(job.name), epoch.epoch, value):
+                    self._pruned[job.trial] = epoch.epoch
+                    epochs = epochs[: position + 1]
+                    break
         self._tracker.report(job.trial, epochs)
         for epoch in epochs:
             if epoch.final:
                 self._finals[job.trial] = epoch
+        return job.trial in self._pruned
 
     def failed(self, job: Job, *, reason: str, detail: str) -> None:
         """The training raised; `close` follows."""
@@ -268,7 +339,12 @@ class PartLedger:
     def close(self, job: Job) -> None:
         """The trial has ended after its last report. Without a result or an error it was stopped, and stays open."""
         search = self._searches[job.cell.name] if job.config is None else None
-        if job.trial in self._errors:
+        if job.trial in self._pruned:
+            self._errors.pop(job.trial, None)
+            epoch = self._pruned.pop(job.trial)
+            self._tracker.prune(job.trial, reason=f"after epoch {epoch} by {self._recipe.search.pruner}")  # type: ignore[union-attr]
+            self._searches[job.cell.name].tell(int(job.name), None, pruned=True)
+        elif job.trial in self._errors:
             reason, detail = self._errors.pop(job.trial)
             self._tracker.fail(job.trial, failure="trial", reason=reason, detail=detail)
             if search is not None:
@@ -278,7 +354,7 @@ class PartLedger:
             final = self._finals.pop(job.trial)
             self._tracker.finish(job.trial, final)
             if search is not None:
-                search.tell(int(job.name), final.metrics[self._metric])
+                self._tell(search, job, final.metrics)
             self._note_value(job, final.metrics[self._metric])
         else:
             return
@@ -292,6 +368,8 @@ class PartLedger:
         self._losses[job.trial] += 1
         if self._losses[job.trial] <= self._recipe.faults.max_failures:
             self._tracker.lost(job.trial, number=self._losses[job.trial], reason=reason)
+            self._spend(job)
+            del self._started[job.trial]  # it is left, should the budget be spent before it starts again
             self._running[job.cell.name] -= 1
             self.show()
             return True
@@ -301,6 +379,7 @@ class PartLedger:
         return False
 
     def _ended(self, job: Job) -> None:
+        self._spend(job)
         self._checkpoint(job.trial).unlink(missing_ok=True)
         self._open.discard(job.trial)
         self._running[job.cell.name] -= 1

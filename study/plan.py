@@ -20,7 +20,7 @@ from features.generator import GeneratorSpec
 from features.images import ImageSpec
 from features.simulate import SimulateSpec
 from search_spaces import Space, SpaceError, load_space, parse_yaml
-from study.jobs import RATIO, Cell, Faults, Resources, SearchSpec
+from study.jobs import RATIO, Cell, Faults, Objective, Resources, SearchSpec
 from study.published import load_published
 from study.search_checks import check_search
 from trainables.door import load_model, make_config, number_hint
@@ -419,7 +419,29 @@ def _search_checks(plan: Plan, search: SearchSpec) -> list[str]:
         faults.append(f"search.trials is {search.trials}; give 1 to {MOST_TRIALS:,}")
     if search.warm_start is not None and not _is_plain(search.warm_start.plan):
         faults.append(f"search.warm_start.plan is {_shown(search.warm_start.plan)}; give the name of a plan")
-    return faults + check_search(search, _space_or_none(plan)) if search.seed >= 0 else faults
+    if search.objectives:
+        faults += _objective_faults(plan, search.objectives)
+    return faults + check_search(search, _space_or_none(plan)) if search.seed >= 0 and not faults else faults
+
+
+def _objective_faults(plan: Plan, objectives: Sequence[Objective]) -> list[str]:
+    """Metrics that the model's kind measures on validation, each in its own direction, the selecting one among them."""
+    ways = {"lower": "minimize", "higher": "maximize"}
+    groups = ["", *(f"_{group}" for group in plan.kind.groups if group)]
+    known = {f"val_{metric.name}{group}": ways[metric.better] for metric in plan.kind.metrics for group in groups}
+    known |= {plan.selection[0]: plan.selection[1], "seconds": "minimize"}
+    faults = []
+    for number, objective in enumerate(objectives):
+        place = f"search.objectives[{number}]"
+        if objective.metric not in known:
+            faults.append(f"{place}.metric is {_shown(objective.metric)}; choose from {', '.join(known)}")
+        elif objective.direction != known[objective.metric]:
+            shown = _shown(objective.direction)
+            faults.append(f"{place}.direction is {shown}; {objective.metric} is to {known[objective.metric]}")
+    names = [objective.metric for objective in objectives]
+    if len(names) < 2 or len(set(names)) < len(names) or plan.selection[0] not in names:
+        faults.append(f"search.objectives are {names}; give two or more, each once, {plan.selection[0]} among them")
+    return faults
 
 
 def _seeds(plan: Plan) -> list[tuple[str, tuple[int, ...]]]:
@@ -468,6 +490,10 @@ def _bind(kind: Any, value: Any, place: str, faults: list[str]) -> Any:
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if origin in (types.UnionType, typing.Union):
         return None if value is None else _bind(arguments[0], value, place, faults)
+    if origin is typing.Literal:
+        if value not in arguments:
+            faults.append(f"{place} is {_shown(value)}; choose from {', '.join(arguments)}")
+        return value
     if origin is tuple:
         if not isinstance(value, list):
             faults.append(f"{place} is {_shown(value)}; give a list")

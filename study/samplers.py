@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import optuna
+from optuna.pruners import BasePruner
 from optuna.samplers import BaseSampler, PartialFixedSampler
 
 from features.errors import InputError
@@ -29,6 +30,7 @@ SAMPLERS: Mapping[str, bool] = {
     "NSGAIIISampler": False,
     "GridSampler": True,
 }
+PRUNERS = ("SuccessiveHalvingPruner", "MedianPruner")
 GRID = "GridSampler"
 MOST_GRID = 100_000  # configurations; they are shuffled in memory
 
@@ -76,6 +78,14 @@ def make_sampler(spec: SearchSpec, number: int, points: Sequence[Mapping[str, An
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
             return PartialFixedSampler(dict(points[number]), sampler)
     return sampler
+
+
+def make_pruner(spec: SearchSpec) -> BasePruner:
+    """What stops trials early; without one, what never does."""
+    if spec.pruner is None:
+        return optuna.pruners.NopPruner()
+    made: BasePruner = _made(optuna.pruners, spec.pruner, spec.pruner_args)
+    return made
 
 
 def _made(module: Any, name: str, arguments: Mapping[str, Any]) -> Any:

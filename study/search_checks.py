@@ -16,8 +16,8 @@ from optuna.trial import TrialState
 from features.errors import InputError
 from search_spaces import Space
 from study.draws import check_database
-from study.jobs import SearchSpec
-from study.samplers import GRID, SAMPLERS, fixed_points, make_sampler
+from study.jobs import Direction, SearchSpec
+from study.samplers import GRID, PRUNERS, SAMPLERS, fixed_points, make_pruner, make_sampler
 from trainables.door import number_hint
 
 _PLAIN: Mapping[str, Any] = {"int": int, "float": int | float, "bool": bool, "str": str, "None": type(None)}
@@ -32,6 +32,7 @@ def check_search(spec: SearchSpec, space: Space | None) -> list[str]:
     faults = _storage_faults(spec)
     if spec.sampler not in SAMPLERS:
         return [*faults, f"search.sampler: must be one of {', '.join(SAMPLERS)}, got {spec.sampler!r}"]
+    faults += _pruner_faults(spec) + _budget_faults(spec)
     if spec.sampler != GRID:
         faults += _argument_faults("search.sampler_args", optuna.samplers, spec.sampler, spec.sampler_args)
     if faults or space is None:
@@ -67,6 +68,31 @@ def _storage_faults(spec: SearchSpec) -> list[str]:
     if spec.storage is not None and spec.sampler == "CmaEsSampler":
         faults.append("search.sampler: CmaEsSampler keeps pickles in its storage; leave out search.storage")
     return faults
+
+
+def _pruner_faults(spec: SearchSpec) -> list[str]:
+    if spec.pruner is None:
+        return ["search.pruner_args: there is no pruner; set search.pruner"] if spec.pruner_args else []
+    if spec.pruner not in PRUNERS:
+        return [f"search.pruner: must be one of {', '.join(PRUNERS)}, got {spec.pruner!r}"]
+    if spec.objectives:
+        return ["search.pruner: one number decides who stops, and there are several objectives; leave out one of them"]
+    faults = _argument_faults("search.pruner_args", optuna.pruners, spec.pruner, spec.pruner_args)
+    if not faults:
+        try:
+            make_pruner(spec)
+        except InputError as error:
+            faults.append(str(error))
+    return faults
+
+
+def _budget_faults(spec: SearchSpec) -> list[str]:
+    given = {"hours": spec.budget.hours, "trial_hours": spec.budget.trial_hours}
+    return [
+        f"search.budget.{name} is {value:g}; give a number above 0"
+        for name, value in given.items()
+        if value is not None and value <= 0
+    ]
 
 
 def _argument_faults(place: str, module: Any, name: str, given: Mapping[str, Any]) -> list[str]:
@@ -109,19 +135,18 @@ def _probe(spec: SearchSpec, space: Space) -> None:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+            directions: list[Direction] = [objective.direction for objective in spec.objectives] or ["minimize"]
+            study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0), directions=directions)
             for number in range(_PROBE):
                 trial = study.ask()
                 space.suggest(trial)
-                study.tell(trial, float(number), state=TrialState.COMPLETE)
+                study.tell(trial, [float(number)] * len(directions), state=TrialState.COMPLETE)
             study.sampler = make_sampler(replace(spec, sampler_args=arguments), _PROBE)
             space.suggest(study.ask())
     except InputError:
         raise
     except Exception as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())
-        raise InputError(
-            f"search.sampler_args: {spec.sampler} cannot draw with them ({reason}); correct them"
-        ) from error
+        raise InputError(f"search.sampler: {spec.sampler} cannot draw as it is set up here ({reason})") from error
     finally:
         optuna.logging.set_verbosity(level)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from ray.tune import Callback
 from ray.tune.progress_reporter import TrialProgressCallback
+from ray.tune.schedulers import FIFOScheduler
 from ray.tune.search import Searcher
 
 from study.jobs import Job
@@ -30,8 +31,11 @@ class Ledger(Protocol):
     def start(self, job: Job) -> dict[str, Any]:
         """Open the job in the stores; returns what its worker needs."""
 
-    def report(self, job: Job, epochs: Sequence[EpochReport]) -> None:
-        """Epochs of a running job."""
+    def report(self, job: Job, epochs: Sequence[EpochReport]) -> bool:
+        """Epochs of a running job; whether to stop it."""
+
+    def exhausted(self) -> bool:
+        """Whether no further job may start."""
 
     def failed(self, job: Job, *, reason: str, detail: str) -> None:
         """The training raised."""
@@ -65,7 +69,8 @@ class JobSearcher(Searcher):
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:  # type: ignore[override]  # Ray takes a word too
         """Tune's question for another trial; Ray's word FINISHED when there is none."""
         waiting = [cell for cell, queue in self._queues.items() if queue]
-        if self.broken is not None or not (waiting or self._running.total()):
+        done = not (waiting or self._running.total())
+        if done or self.broken is not None or self._ledger.exhausted():
             return str(self.FINISHED)
         if not waiting:
             return None  # one that is running may come back
@@ -77,7 +82,7 @@ class JobSearcher(Searcher):
         return {"payload": self._ledger.start(job)}
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        """Tune's notice that a trial ended; what it ended with has arrived before, through `JobCallback`."""
+        """Tune's notice that a trial ended; what it ended with has arrived before, through `JobScheduler`."""
         job = self._jobs[trial_id]
         self._running[job.cell.name] -= 1
         if not error:
@@ -102,8 +107,41 @@ class JobSearcher(Searcher):
         return {}  # Tune pickles its searcher into the snapshot, see `save`
 
 
+class JobScheduler(FIFOScheduler):
+    """Passes reports to the ledger and stops the trials that it gives up. A worker waits for the answer in between."""
+
+    def __init__(self, searcher: JobSearcher, ledger: Ledger) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._searcher = searcher
+        self._ledger = ledger
+
+    def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
+        """A message from `study.worker`; the notice that a trial is over repeats the last one without its contents."""
+        if "epochs" not in result:
+            return str(self.CONTINUE)
+        job = self._searcher.job(trial.trial_id)
+        stop = self._ledger.report(
+            job,
+            [
+                EpochReport(epoch=epoch, metrics=metrics, final=final, artifacts=artifacts, time_ms=time_ms)
+                for epoch, metrics, final, artifacts, time_ms in result["epochs"]
+            ],
+        )
+        # Tune flattens what its schedulers see.
+        failure = {key.removeprefix("failure/"): text for key, text in result.items() if key.startswith("failure/")}
+        if failure:
+            if full := failure.pop("full"):
+                self._searcher.broken = OSError(f"trial {job.trial}: {full}; make room, the same command goes on")
+                raise self._searcher.broken
+            self._ledger.failed(job, **failure)
+        return str(self.STOP if stop else self.CONTINUE)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}  # pickled into Tune's snapshot, see JobSearcher.save
+
+
 class JobCallback(Callback):
-    """Passes reports and lost workers to the ledger."""
+    """Passes lost workers to the ledger."""
 
     def __init__(self, searcher: JobSearcher, ledger: Ledger) -> None:
         self._searcher = searcher
@@ -112,21 +150,8 @@ class JobCallback(Callback):
     def on_trial_result(
         self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **info: Any
     ) -> None:
-        """A message from `study.worker`; taken out of the result, so that Tune neither logs nor keeps it."""
-        job = self._searcher.job(trial.trial_id)
-        epochs, failure = result.pop("epochs"), result.pop("failure")
-        self._ledger.report(
-            job,
-            [
-                EpochReport(epoch=epoch, metrics=metrics, final=final, artifacts=artifacts, time_ms=time_ms)
-                for epoch, metrics, final, artifacts, time_ms in epochs
-            ],
-        )
-        if failure is not None:
-            if full := failure.pop("full"):
-                self._searcher.broken = OSError(f"trial {job.trial}: {full}; make room, the same command goes on")
-                raise self._searcher.broken
-            self._ledger.failed(job, **failure)
+        """Takes the message out of the result, so that Tune neither logs nor keeps it; `JobScheduler` has read it."""
+        del result["epochs"], result["failure"]
 
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """The trial's process or node is gone."""

@@ -62,6 +62,8 @@ class TrialRun:
     """`trial`: the training raised or gave NaN; `worker`: its process went; None: it did not fail."""
     reason: str | None
     """One line, when it failed."""
+    pruned: bool
+    """Stopped early by the search's pruner; such a run is KILLED and has no result."""
     metrics: Mapping[str, float]
 
 
@@ -247,6 +249,11 @@ class PartTracker:
         self._client.log_text(open_.run_id, detail, ERROR_FILE)
         self._close(trial, FAILED)
 
+    def prune(self, trial: str, *, reason: str) -> None:
+        """Close the run as KILLED, with the tag `study.pruned`: the search gave it up, and it never counts as a result."""
+        self._log(self._open[trial].run_id, tags={"study.pruned": reason})
+        self._close(trial, KILLED)
+
     def _close(self, trial: str, status: str) -> None:
         open_ = self._open[trial]
         self._flush(open_)
@@ -326,6 +333,7 @@ def _trial_run(run: Run, status: str) -> TrialRun:
         fingerprint=tags.get("study.fingerprint", ""),
         failure=tags.get("study.failure"),
         reason=tags.get("study.error"),
+        pruned="study.pruned" in tags,
         metrics=run.data.metrics,
     )
 

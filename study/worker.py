@@ -42,12 +42,12 @@ def train(config: dict[str, Any]) -> None:
 def run_trial(payload: dict[str, Any], outbox: Outbox) -> None:
     """Train and put every epoch into the outbox.
 
-    `payload`: trainable, model, config, task_dir, seeds, test_dir, rows, metric (of the selection), threads (of
+    `payload`: trainable, model, config, task_dir, seeds, test_dir, rows, metrics (that are optimised), threads (of
     torch), checkpoint (path, identity, seconds). Where that file is, training goes on from it, and its epochs are sent
     again.
 
-    Raises what the training raises, FloatingPointError when the selection metric is not a number, and RuntimeError when
-    the training ends without its final report.
+    Raises what the training raises, FloatingPointError when a metric that is optimised is not a number, and
+    RuntimeError when the training ends without its final report.
     """
     import torch
 
@@ -67,8 +67,9 @@ def run_trial(payload: dict[str, Any], outbox: Outbox) -> None:
     ):  # fmt: skip
         metrics = {key: float(value) for key, value in report.metrics.items()}
         final = report.final
-        if final and not math.isfinite(metrics[payload["metric"]]):
-            raise FloatingPointError(f"{payload['metric']} is {metrics[payload['metric']]} at epoch {report.epoch}")
+        for name in payload["metrics"] if final else ():
+            if not math.isfinite(metrics[name]):
+                raise FloatingPointError(f"{name} is {metrics[name]} at epoch {report.epoch}")
         epochs.append((report.epoch, metrics, report.final, dict(report.artifacts), int(time.time() * 1000)))
         outbox.add(epochs[-1])
         if report.state is not None:

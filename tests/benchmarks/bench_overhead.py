@@ -124,10 +124,10 @@ def main() -> None:
         early = (marks[1 + tenth][0] - marks[1][0]) / tenth
         late = (marks[-1][0] - marks[-1 - tenth][0]) / tenth
 
-        from study.searcher import JobCallback
+        from study.searcher import JobScheduler
 
         spent: list[float] = []
-        JobCallback.on_trial_result = timed(JobCallback.on_trial_result, spent)  # type: ignore[method-assign]
+        JobScheduler.on_trial_result = timed(JobScheduler.on_trial_result, spent)  # type: ignore[method-assign]
         long_marks = ours(home, 2, args.long, "long")
         long = long_marks[2][0] - long_marks[1][0] - args.long
         slow_wall, slow_cpu = obvious(home, max(3, args.trials // 4))

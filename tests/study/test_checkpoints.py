@@ -84,7 +84,7 @@ def test_a_trial_goes_on_and_sends_its_epochs_again(tmp_path: Path, monkeypatch:
     monkeypatch.syspath_prepend(str(Path(__file__).parent / "fakes"))
     payload = {
         "trainable": "fake_door:run", "model": "fake", "task_dir": str(tmp_path), "seeds": (0,), "test_dir": None,
-        "rows": False, "metric": "val_rmse", "threads": 1,
+        "rows": False, "metrics": ["val_rmse"], "threads": 1,
         "config": {"x": 0.5, "epochs": 4, "seconds": 0.0, "fail": "raise"},
         "checkpoint": {"path": str(tmp_path / "a.pt"), "identity": "this", "seconds": 0},
     }  # fmt: skip

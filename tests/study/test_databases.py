@@ -69,13 +69,13 @@ def test_a_server_remembers_as_a_journal_does(
         storage = open_database(postgres, "search.storage")
         request.addfinalizer(lambda: close_storage(storage))
         name, owner = "plan/a->b@0.2/0", "home"
-        return CellSearch(storage=storage, name=name, space=space, spec=spec, direction="minimize", owner=owner)
+        return CellSearch(storage=storage, name=name, space=space, spec=spec, directions=["minimize"], owner=owner)
 
     def go(search: CellSearch, first: int, last: int) -> list[dict[str, object]]:
         drawn = []
         for number in range(first, last):
             drawn.append(search.draw(number))
-            search.tell(number, None if number == 3 else float(drawn[-1]["x"]))
+            search.tell(number, None if number == 3 else [float(drawn[-1]["x"])])
         return drawn
 
     one = on_server()
@@ -85,7 +85,7 @@ def test_a_server_remembers_as_a_journal_does(
     assert two.draw(6) == lost
     parts += go(two, 6, 12)
     journal = CellSearch(
-        storage=open_journal(tmp_path / "j.log"), name="n", space=space, spec=spec, direction="minimize"
+        storage=open_journal(tmp_path / "j.log"), name="n", space=space, spec=spec, directions=["minimize"]
     )
     assert parts == go(journal, 0, 12)
     trials = on_server()._study.trials

@@ -19,10 +19,11 @@ import optuna
 import pytest
 
 from features.errors import InputError
+from search_spaces import load_space
 from study import results, tracking
 from study.draws import close_storage, open_database, open_journal
 from study.engine import Progress, run_jobs
-from study.jobs import Cell, Cluster, Faults, Job, Resources
+from study.jobs import Cell, Cluster, Faults, Job, Resources, SearchSpec, trial_name
 
 FAKES = Path(__file__).parent / "fakes"
 sys.path.insert(0, str(FAKES))
@@ -267,6 +268,37 @@ def test_a_search_in_a_database(home: Path) -> None:
     }
     assert kept == found
     close_storage(database)
+
+
+def test_a_worker_that_is_stopped_goes_on_with_the_next_trial(home: Path) -> None:
+    """One process: the second trial is bad from its first message on, and the third is trained as if nothing had been."""
+    import analytic
+
+    (home / "space.yaml").write_text(analytic.SPACE)
+    task = home / "task"
+    task.mkdir()
+    base = {"method": "plain", "lr": 0.1, "depth": 4, "decay": 0.5, "cut": 0.0, "epochs": 4, "seconds": 0.6}
+    points = ({"method": "plain", "lr": 0.01, "depth": 5}, {"method": "plain", "lr": 1.0, "depth": 8}) * 2
+    jobs = [
+        Job(part="search", cell=CELL, name=trial_name(n), config=None, seeds=(0,), features="m", task_dir=str(task))
+        for n in range(3)
+    ]
+    summary = run_jobs(
+        experiment="study", home=home, jobs=jobs, trainable="analytic:run", model="fake", base=base,
+        selection=("val_rmse", "minimize"), space=load_space(f"{home}/space.yaml/v", analytic.FIELDS),
+        search=SearchSpec(
+            trials=4, seeds=(0,), points_to_evaluate=points, pruner="MedianPruner", pruner_args={"n_startup_trials": 1}
+        ),
+        cluster=Cluster(max_concurrent=1),
+    )  # fmt: skip
+    assert (summary.ran, summary.failures, summary.stopped) == (3, (), None)
+    by_number = {int(trial[-4:]): run for trial, run in runs(home).items()}
+    assert [by_number[n].info.status for n in range(3)] == ["FINISHED", "KILLED", "FINISHED"]
+    assert by_number[1].data.tags["study.pruned"] == "after epoch 1 by MedianPruner"
+    assert by_number[0].data.metrics["val_rmse"] == by_number[2].data.metrics["val_rmse"] == analytic.value(points[0])
+    assert [path.name for path in task.glob("ended-*")] == [f"ended-{analytic.value(points[0]):.6f}"]
+    assert [trial.state.name for trial in studies(home)[CELL.name]] == ["COMPLETE", "PRUNED", "COMPLETE"]
+    assert no_run_is_open(home)
 
 
 def test_progress_counts(home: Path) -> None:

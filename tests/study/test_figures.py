@@ -101,7 +101,7 @@ def test_history_is_the_running_best_and_counts_the_failed(results: Results) -> 
         assert trace.x == tuple(range(12))
         assert trace.y == tuple(values)
         assert trace.best == tuple(min(values[: k + 1]) for k in range(12))
-    assert figure.head.notes == ("1 failed search trials are not shown.",)
+    assert figure.head.notes == ("1 search trials that failed or were stopped early are not shown.",)
 
 
 def test_history_keeps_diverged_trials_from_stretching_the_axis(tmp_path: Path) -> None:

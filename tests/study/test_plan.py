@@ -107,6 +107,33 @@ def test_a_reverse_task_is_a_cell_of_its_own(tmp_path: Path) -> None:
             "plan.yaml: search.points_to_evaluate[0]: lr is 3.0; its range is 0.0001 to 0.01, log",
         ),
         (
+            {
+                "search__objectives": [
+                    {"metric": "val_rmse", "direction": "maximize"},
+                    {"metric": "val_ndcg20", "direction": "maximize"},
+                ]
+            },
+            "plan.yaml: search.objectives[0].direction is 'maximize'; val_rmse is to minimize",
+        ),
+        (
+            {
+                "search__objectives": [
+                    {"metric": "val_mae", "direction": "minimize"},
+                    {"metric": "val_ndcg20", "direction": "maximize"},
+                ]
+            },
+            "plan.yaml: search.objectives are ['val_mae', 'val_ndcg20']; give two or more, each once, val_rmse among them",
+        ),
+        (
+            {
+                "search__objectives": [
+                    {"metric": "val_rmse", "direction": "minimize"},
+                    {"metric": "test_mae", "direction": "minimize"},
+                ]
+            },
+            "plan.yaml: search.objectives[1].metric is 'test_mae'; choose from val_mae, val_rmse, val_ndcg20, seconds",
+        ),
+        (
             {"search__warm_start": {"plan": "../other"}},
             "plan.yaml: search.warm_start.plan is '../other'; give the name of a plan",
         ),

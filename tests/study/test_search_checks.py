@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from search_spaces import Space, load_space
-from study.jobs import SearchSpec, WarmStart
-from study.samplers import SAMPLERS, fixed_points
+from study.jobs import Budget, Objective, SearchSpec, WarmStart
+from study.samplers import PRUNERS, SAMPLERS, fixed_points
 from study.search_checks import check_search
 
 SPACE = """
@@ -49,7 +49,7 @@ def test_every_sampler_is_fine_as_it_is(tmp_path: Path, sampler: str) -> None:
         ("TPESampler", {"n_startup_trials": 2.5}, "search.sampler_args.n_startup_trials is 2.5; give a value of type int"),
         ("TPESampler", {"n_startup_trials": True}, "search.sampler_args.n_startup_trials is True; give a value of type"),
         ("TPESampler", {"prior_weight": float("inf")}, "search.sampler_args.prior_weight is inf; give a finite number"),
-        ("TPESampler", {"n_ei_candidates": 0}, "search.sampler_args: TPESampler cannot draw with them ("),
+        ("TPESampler", {"n_ei_candidates": 0}, "search.sampler: TPESampler cannot draw as it is set up here ("),
         ("TPESampler", {"gamma": "auto"}, "search.sampler_args.gamma: takes an object that no plan can name; leave it"),
         ("TPESampler", {"seed": 3}, "search.sampler_args.seed: is set from search.seed; remove it here"),
         ("QMCSampler", {"qmc_type": "sobl"}, "search: QMCSampler refuses its arguments: "),
@@ -136,3 +136,43 @@ def test_the_grid_is_every_configuration_once(tmp_path: Path) -> None:
 def test_storages_are_named_well(tmp_path: Path, fields: dict[str, Any], fault: str) -> None:
     (line,) = faults(tmp_path, **fields)
     assert line.startswith(fault)
+
+
+TWO = (Objective(metric="val_rmse", direction="minimize"), Objective(metric="val_ndcg20", direction="maximize"))
+
+
+@pytest.mark.parametrize(
+    ("fields", "fault"),
+    [
+        ({"pruner": "Median"}, "search.pruner: must be one of SuccessiveHalvingPruner, MedianPruner, got 'Median'"),
+        ({"pruner_args": {"n_warmup_steps": 1}}, "search.pruner_args: there is no pruner; set search.pruner"),
+        (
+            {"pruner": "MedianPruner", "pruner_args": {"n_warmup_steps": "5"}},
+            "search.pruner_args.n_warmup_steps is '5'; give a value of type int",
+        ),
+        (
+            {"pruner": "SuccessiveHalvingPruner", "pruner_args": {"reduction_factor": 1}},
+            "search: SuccessiveHalvingPruner refuses its arguments: The value of `reduction_factor` is 1, but must be",
+        ),
+        (
+            {"pruner": "MedianPruner", "objectives": TWO},
+            "search.pruner: one number decides who stops, and there are sev",
+        ),
+        (
+            {"objectives": TWO, "sampler": "CmaEsSampler"},
+            "search.sampler: CmaEsSampler cannot draw as it is set up here",
+        ),
+        ({"budget": Budget(hours=0)}, "search.budget.hours is 0; give a number above 0"),
+        ({"budget": Budget(trial_hours=-1.5)}, "search.budget.trial_hours is -1.5; give a number above 0"),
+    ],
+)
+def test_stopping_and_objectives_are_set_up_well(tmp_path: Path, fields: dict[str, Any], fault: str) -> None:
+    (line,) = faults(tmp_path, **fields)
+    assert line.startswith(fault)
+
+
+def test_several_objectives_suit_most_samplers(tmp_path: Path) -> None:
+    for sampler in set(SAMPLERS) - {"CmaEsSampler"}:
+        assert faults(tmp_path, sampler, objectives=TWO) == []
+    for pruner in PRUNERS:
+        assert faults(tmp_path, pruner=pruner) == []

@@ -17,7 +17,7 @@ from optuna.trial import FrozenTrial, TrialState
 from features.errors import InputError
 from search_spaces import Space, load_space
 from study.draws import CellSearch, close_storage, open_database, open_journal
-from study.jobs import Cell, Job, SearchSpec, WarmStart, trial_name
+from study.jobs import Cell, Faults, Job, SearchSpec, WarmStart, trial_name
 from study.ledger import PartLedger, Recipe
 from study.samplers import SAMPLERS, make_sampler
 from study.searcher import JobSearcher
@@ -44,14 +44,14 @@ def value(drawn: dict[str, Any]) -> float:
 
 def open_search(folder: Path, space: Space, spec: SearchSpec, name: str = "cell") -> CellSearch:
     storage = open_journal(folder / "optuna" / "study.log")
-    return CellSearch(storage=storage, name=name, space=space, spec=spec, direction="minimize")
+    return CellSearch(storage=storage, name=name, space=space, spec=spec, directions=["minimize"])
 
 
 def run(search: CellSearch, numbers: Sequence[int]) -> list[dict[str, Any]]:
     drawn = []
     for number in numbers:
         drawn.append(search.draw(number))
-        search.tell(number, value(drawn[-1]))
+        search.tell(number, [value(drawn[-1])])
     return drawn
 
 
@@ -104,11 +104,11 @@ print(json.dumps(run(open_search(Path({str(tmp_path / "there")!r}), space, spec(
 def test_telling_twice_keeps_the_first_result(tmp_path: Path, space: Space) -> None:
     search = open_search(tmp_path, space, spec())
     search.draw(0)
-    search.tell(0, 1.5)
-    search.tell(0, 2.5)
+    search.tell(0, [1.5])
+    search.tell(0, [2.5])
     search.draw(1)
     search.tell(1, None)
-    search.tell(1, 3.5)
+    search.tell(1, [3.5])
     again = open_search(tmp_path, space, spec())
     assert [again.state(number) for number in range(3)] == [TrialState.COMPLETE, TrialState.FAIL, None]
     assert again._study.trials[0].value == 1.5
@@ -151,7 +151,7 @@ def source(folder: Path, space: Space, trials: int = 8) -> None:
     journal = open_journal(folder / "optuna" / "old.log")
     for identity, count in (("0", 2), ("1", trials)):
         old = CellSearch(
-            storage=journal, name=f"a->b@0.2/{identity}", space=space, spec=spec(seed=1), direction="minimize"
+            storage=journal, name=f"a->b@0.2/{identity}", space=space, spec=spec(seed=1), directions=["minimize"]
         )
         run(old, range(count))
     old.draw(trials)  # interrupted; it is not taken
@@ -167,7 +167,7 @@ def test_a_warm_start_is_known_to_the_sampler_and_is_no_trial_of_its_own(tmp_pat
     journal = open_journal(tmp_path / "optuna" / "new.log")
 
     def open_warm(known: Any) -> CellSearch:
-        how: dict[str, Any] = {"space": space, "spec": spec(), "direction": "minimize"}
+        how: dict[str, Any] = {"space": space, "spec": spec(), "directions": ["minimize"]}
         return CellSearch(storage=journal, name="a->b@0.2/2", warm=known, **how)
 
     search = open_warm(lambda: warm(tmp_path, space)["a->b@0.2"])
@@ -229,7 +229,7 @@ def test_a_database_belongs_to_one_home(tmp_path: Path, space: Space) -> None:
     database = open_database(f"sqlite:///{tmp_path}/optuna.db", "search.storage")
 
     def opened(owner: str, name: str = "plan/cell/0") -> CellSearch:
-        how: dict[str, Any] = {"space": space, "spec": spec(), "direction": "minimize"}
+        how: dict[str, Any] = {"space": space, "spec": spec(), "directions": ["minimize"]}
         return CellSearch(storage=database, name=name, owner=owner, **how)
 
     drawn = run(opened("one"), range(3))
@@ -288,6 +288,7 @@ def test_what_a_plan_does_not_use_is_not_in_its_identity() -> None:
         ledger._recipe = Recipe(
             experiment="e", trainable="t:r", model="music", base={"lr": 0.1, "steps": 5}, space=space, search=search,
             selection=("val_rmse", "minimize"), tags={"study.data_key": "d", "study.feature_key": "f"}, threads=1,
+            home=Path(), faults=Faults(),
         )  # fmt: skip
         cell = Cell(source="a", target="b", ratio=0.2)
         seeds = (0, 1) if config is None else (0,)
@@ -313,7 +314,8 @@ def test_only_sequences_share_a_seed() -> None:
 class Notes:
     """A ledger that only writes down."""
 
-    def __init__(self) -> None:
+    def __init__(self, limit: int = 100) -> None:
+        self.limit = limit
         self.started: list[str] = []
         self.closed: list[str] = []
 
@@ -321,8 +323,11 @@ class Notes:
         self.started.append(f"{job.cell.ratio}/{job.name}")
         return {"name": job.name}
 
-    def report(self, job: Job, epochs: Sequence[EpochReport]) -> None:
+    def report(self, job: Job, epochs: Sequence[EpochReport]) -> bool:
         raise AssertionError("not called")
+
+    def exhausted(self) -> bool:
+        return len(self.started) == self.limit
 
     def failed(self, job: Job, *, reason: str, detail: str) -> None:
         raise AssertionError("not called")
@@ -360,6 +365,15 @@ def test_no_cell_waits_for_another() -> None:
     searcher.suggest("t5")
     assert notes.started[4:] == ["0.5/0001", "0.8/0001"]
     assert notes.closed == ["0.5/0000"]
+    assert searcher.suggest("t6") is None, "one whose process goes is handed out again"
+    for number in (0, 2, 3, 4, 5):
+        searcher.on_trial_complete(f"t{number}", result={})
+    assert searcher.suggest("t6") == JobSearcher.FINISHED
+
+
+def test_nothing_starts_beyond_the_budget() -> None:
+    searcher = JobSearcher(jobs(cells=2, trials=3), Notes(limit=4))
+    assert [isinstance(searcher.suggest(f"t{number}"), dict) for number in range(6)] == [True] * 4 + [False] * 2
     assert searcher.suggest("t6") == JobSearcher.FINISHED
 
 
