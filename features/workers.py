@@ -188,7 +188,7 @@ def _ray_session() -> Iterator[None]:
     level = logger.level
     try:
         if own:
-            ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+            ray.init(address="local", include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
         logger.setLevel(logging.ERROR)
         context = DataContext.get_current()
         bars, context.enable_progress_bars = context.enable_progress_bars, False
