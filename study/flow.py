@@ -18,6 +18,7 @@ from study import parts, tracking
 from study.claims import Judged, judge
 from study.engine import Failure, Progress, RunSummary, at_work, run_jobs
 from study.jobs import Cell, Cluster, Job
+from study.pareto import mark_front
 from study.plan import Plan
 from study.prepare import Inputs, Watch, describe_data, feature_figures, prepare
 from study.report import ReportResult, is_current, report
@@ -108,6 +109,8 @@ class Study:
         client, experiment = self._store()
         metric, direction = self.plan.selection
         tracking.mark_best(client, experiment, metric=metric, direction=direction)
+        if self.plan.search and self.plan.search.objectives:
+            mark_front(client, experiment, self.plan.search.objectives)
         return summary
 
     def sweep(self, parameter: str) -> Summary:

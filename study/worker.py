@@ -6,8 +6,10 @@ and the worker process is reused. Only a lost process reaches Ray Tune as an err
 
 from __future__ import annotations
 
+import gc
 import importlib
 import math
+import random
 import time
 import traceback
 from collections.abc import Callable, Iterator
@@ -49,10 +51,7 @@ def run_trial(payload: dict[str, Any], outbox: Outbox) -> None:
     Raises what the training raises, FloatingPointError when a metric that is optimised is not a number, and
     RuntimeError when the training ends without its final report.
     """
-    import torch
-
-    # More threads than cores make small models ten times slower; a reused process keeps the last trial's setting.
-    torch.set_num_threads(payload["threads"])
+    reset(payload["threads"])
     door = resolve(payload["trainable"])
     path, identity = Path(payload["checkpoint"]["path"]), payload["checkpoint"]["identity"]
     keeper = Keeper(path, identity, payload["checkpoint"]["seconds"])
@@ -76,6 +75,25 @@ def run_trial(payload: dict[str, Any], outbox: Outbox) -> None:
             keeper.offer(report.state, epochs)
     if not final:
         raise RuntimeError(f"{payload['trainable']} ended without a final report")
+
+
+def reset(threads: int) -> None:
+    """Bring a reused process to the state of a new one, so that nothing of a trial reaches the next.
+
+    Trials draw from generators of their own; whoever draws from the global ones finds them the same in every trial.
+    """
+    import numpy as np
+    import torch
+
+    # More threads than cores make small models ten times slower; a reused process keeps the last trial's setting.
+    torch.set_num_threads(threads)
+    torch.set_default_dtype(torch.float32)
+    torch.set_grad_enabled(True)
+    torch.use_deterministic_algorithms(False)
+    torch.manual_seed(0)
+    np.random.seed(0)
+    random.seed(0)
+    gc.collect()  # the last trial's tensors, where they hang in cycles
 
 
 class Outbox:

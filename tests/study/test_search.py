@@ -18,6 +18,7 @@ from search_spaces import Space, load_space
 from study.draws import open_journal
 from study.jobs import Budget, Objective, SearchSpec
 from study.ledger import PartLedger
+from study.worker import reset
 
 from . import inline
 from .inline import MemoryTracker, analytic
@@ -215,3 +216,16 @@ def test_the_optimum_is_where_it_is_said_to_be() -> None:
             "depth": int(generator.integers(1, 9)), "decay": generator.uniform(), "cut": generator.uniform(-5, 5),
         }  # fmt: skip
         assert analytic.value(drawn) > analytic.OPTIMUM
+
+
+def test_nothing_of_a_trial_reaches_the_next(space: Space) -> None:
+    """All trials run in one process, as on a reused worker."""
+    try:
+        _, tracker, _ = search(space, spec(3), trainable="dirty:run")
+    finally:
+        reset(1)
+    one, two, three = (run.metrics for run in tracker.runs.values())
+    assert one == two == three
+    assert {name: one[name] for name in ("bits", "grad", "threads", "exact")} == {
+        "bits": 32.0, "grad": 1.0, "threads": 1.0, "exact": 0.0,
+    }  # fmt: skip

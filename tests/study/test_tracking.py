@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+import optuna
+import pandas as pd
 import pytest
 import yaml
 
 from features.errors import InputError
 from study import results, tracking
-from study.jobs import Cell, Job
+from study.jobs import Cell, Job, Objective
+from study.pareto import front, mark_front
 from study.tracking import EpochReport, PartTracker
 
 if TYPE_CHECKING:
@@ -251,6 +257,44 @@ def test_one_best_trial_per_cell(part: Part) -> None:
     assert best(part) == {"search books->movies@0.2 0003": "true", "search books->movies@0.5 0000": "true"}
     tracking.mark_best(part.client, part.id, metric="val_rmse", direction="maximize")
     assert best(part) == {"search books->movies@0.2 0000": "true", "search books->movies@0.5 0000": "true"}
+
+
+BOTH = (Objective(metric="val_rmse", direction="minimize"), Objective(metric="val_ndcg20", direction="maximize"))
+
+
+def test_the_pareto_front_is_that_of_optuna() -> None:
+    generator = np.random.default_rng(0)
+    for count in (1, 7, 60):
+        values = generator.integers(0, 12, size=(count, 2)).astype(float)
+        study = optuna.create_study(directions=["minimize", "maximize"])
+        study.add_trials([optuna.trial.create_trial(values=list(row)) for row in values])
+        assert [n for n, on in enumerate(front(values, BOTH)) if on] == sorted(t.number for t in study.best_trials)
+    assert front([], BOTH) == []
+
+
+def test_runs_on_the_front_are_tagged_and_drawn(part: Part) -> None:
+    def tagged(trials: dict[str, tuple[float, float]]) -> set[str]:
+        tracker = part.open()
+        tracker.start_part()
+        for name, (rmse, ndcg) in trials.items():
+            start(tracker, job(name))
+            report = final(rmse)
+            tracker.finish(job(name).trial, replace(report, metrics={**report.metrics, "val_ndcg20": ndcg}))
+        tracker.end_part("FINISHED")
+        fronts = mark_front(part.client, part.id, BOTH)
+        found = {run.data.tags["study.trial"][-4:] for run in part.runs().values() if "study.pareto" in run.data.tags}
+        assert found == {trial[-4:] for trial in fronts.points.loc[fronts.points["front"], "trial"]}
+        return found
+
+    assert tagged({"0000": (1.0, 0.9), "0001": (0.5, 0.8), "0002": (1.1, 0.85)}) == {"0000", "0001"}
+    assert tagged({"0003": (0.9, 0.95)}) == {"0001", "0003"}, "a better trial takes the tag away"
+    parent = part.runs()["search"].info.run_id
+    assert {file.path for file in part.client.list_artifacts(parent, "figures")} == {
+        "figures/pareto.csv", "figures/pareto.png",
+    }  # fmt: skip
+    points = pd.read_csv(io.StringIO(results.read_artifact(part.client.tracking_uri, parent, "figures/pareto.csv")))
+    assert list(points["val_rmse"]) == [1.0, 0.5, 1.1, 0.9]
+    assert list(points["front"]) == [False, True, False, True]
 
 
 def test_a_run_without_a_config_cannot_be_read(part: Part) -> None:
