@@ -10,10 +10,23 @@ from pathlib import Path
 import pytest
 
 from features.errors import InputError
+from study.jobs import Cluster
+from study.outlook import extraction
 from study.plan import Plan, load_plan
-from study.prepare import data_folder, describe_data, estimates, flavours, prepare, prepare_domains
+from study.prepare import (
+    data_folder,
+    describe_data,
+    estimates,
+    feature_figures,
+    flavours,
+    prepare,
+    prepare_domains,
+)
+from trainables.door import run
+from trainables.task import load_task
 
 from ..features.conftest import save_encoder
+from ..features.seeing import save_seeing
 from .tiny import SIMULATE, made, write_plan
 
 
@@ -145,3 +158,35 @@ def test_texts_are_encoded_for_users_of_both_domains_and_items_of_the_target(
     assert list(inputs.tasks) == [("books->movies@0.5", "text"), ("books->movies@0.5", "ratings")]
     assert made(home)["store/features"] == ["books-users", "movies-items", "movies-users"]
     assert {estimate.rows_left for estimate in estimates(plan, domains, home).values()} == {0}
+
+
+def test_items_are_read_with_their_images_by_an_encoder_of_their_own(tmp_path: Path, home: Path) -> None:
+    """MuSiC's setting: users by a text model of width 32, items by a vision-language model of width 48, and a training."""
+    (tmp_path / "sees").mkdir()
+    users = {"model": str(save_encoder(tmp_path / "bert", "bert")), "max_tokens": 16, "max_failed_fraction": 1.0}
+    items = {"model": str(save_seeing(tmp_path / "sees")), "sees": True, "max_tokens": 16, "max_pixels": 1024}
+    features = {"text": {"encoder": users, "max_reviews": 2, "items": {"encoder": items}}}
+    size = {"users": 70, "items": 40, "ratings": 600}
+    simulate = {**SIMULATE, "images": 1.0, "domains": {"books": size, "movies": size}}
+    plan = load_plan(
+        str(write_plan(tmp_path, features=features, simulate=simulate, ratios=[0.5], drop=("ablate", "sweeps")))
+    )
+    domains = prepare_domains(plan, None, home, unwatched)
+    said = list(extraction(plan, domains, home, Cluster()))
+    assert len(said) == 3
+    assert sum("min on" in line and "tokens/s" in line for line in said) == 2
+    assert sum("40 images to find first" in line for line in said) == 1
+    inputs = prepare(plan, None, home, unwatched)
+    table = inputs.tables["movies-items"]
+    assert table.vectors.shape == (40, 48)
+    assert table.manifest["rows"]["without_image"] == {}
+    assert table.manifest["prompt"]["name"] == "key-features-1"
+    figures = feature_figures(inputs.tables)
+    assert figures["features/movies-items/rows"] == 40
+    assert figures["features/movies-items/without_image"] == 0
+    assert figures["features/books-users/tokens_per_second"] > 0
+    task_dir = inputs.tasks["books->movies@0.5", "text"].task_dir
+    task = load_task(task_dir)
+    assert (task.source.width, task.items.width) == (32, 48)
+    *_, last = run("music", plan.config, str(task_dir), [0])
+    assert 0 < last.metrics["val_rmse"] < 5

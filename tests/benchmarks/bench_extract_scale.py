@@ -1,0 +1,160 @@
+"""Extraction at scale: bfloat16, half precision on disk, Ray's share, a million-row plan, and what 64 workers would reach.
+
+    python tests/benchmarks/bench_extract_scale.py [precision] [ray] [plan] [workers]
+
+All parts by default. One thread a worker; texts are review-like (median 60 words) in MiniLM's own vocabulary.
+"""
+
+from __future__ import annotations
+
+import heapq
+import random
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+
+from features.domain import Domain
+from features.encoder import EncoderSpec, load_encoder, resolve_encoder
+from features.extract import FeatureSpec, extract, make_plan
+from features.images import Gathered
+from features.prompts import Row
+from features.speed import matrix_peak, operations_per_token
+
+CPU = torch.device("cpu")
+
+
+def review_like(count: int, median: float = 60, seed: int = 0) -> list[str]:
+    vocabulary = load_encoder(resolve_encoder(EncoderSpec(model="minilm", dtype="float32"))).tokenizer.get_vocab()
+    words = sorted(word for word in vocabulary if word.isalpha() and len(word) > 3)
+    lengths = np.random.default_rng(seed).lognormal(np.log(median), 0.7, count).clip(4, 126).astype(int)
+    draw = random.Random(seed)
+    return [" ".join(draw.choices(words, k=int(length))) for length in lengths]
+
+
+def cosines(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    return (a * b).sum(1) / np.linalg.norm(a, axis=1) / np.linalg.norm(b, axis=1)
+
+
+def precision() -> None:
+    torch.set_num_threads(1)
+    rows, made = [Row(texts=(text,)) for text in review_like(200)], {}
+    for name in ("float32", "bfloat16"):
+        encoder = load_encoder(resolve_encoder(EncoderSpec(model="minilm", dtype=name)))
+        encoder.encode(rows[:4])
+        start = time.process_time()
+        encoded = encoder.encode(rows)
+        seconds, tokens = time.process_time() - start, int(encoded.tokens.sum())
+        peak = matrix_peak(CPU, getattr(torch, name))
+        share = operations_per_token(encoder.model) * tokens / seconds / peak
+        print(f"{name}: {tokens / seconds:,.0f} tokens/s, {share:.0%} of {peak / 1e9:.0f} GFLOP/s measured", flush=True)
+        made[name] = encoded.vectors
+    found = cosines(made["float32"], made["bfloat16"])
+    print(f"bfloat16 against float32: cosine mean {found.mean():.6f}, least {found.min():.6f}")
+    half = made["float32"].astype(np.float16).astype(np.float32)
+    worst = np.abs(half - made["float32"]).max() / np.abs(made["float32"]).max()
+    print(f"float16 on disk: largest error {worst:.1e} of the largest component, least cosine "
+          f"{cosines(made['float32'], half).min():.8f}, half the bytes")  # fmt: skip
+
+
+def domain_of(folder: Path, texts: list[str], each: int) -> Domain:
+    folder.mkdir(parents=True, exist_ok=True)
+    users = [f"u{i // each:07d}" for i in range(len(texts))]
+    columns = {"user_id": users, "item_id": [f"i{i % each}" for i in range(len(texts))], "text": texts}
+    pq.write_table(
+        pa.table({**columns, "timestamp": pa.nulls(len(texts), pa.int64())}), folder / "interactions.parquet"
+    )
+    return Domain(name="bench", path=folder, key="0" * 64, simulated=True, rating_scale=(1, 5), manifest={})
+
+
+def by_ray() -> None:
+    """Steady state: busy seconds of the worker per text, the same texts and cores, start-up apart."""
+    import ray
+
+    with tempfile.TemporaryDirectory() as name:
+        domain = domain_of(Path(name) / "d", review_like(3000, 18), 10)
+        spec = FeatureSpec(kind="users", encoder=EncoderSpec(model="minilm", dtype="float32"))
+        rates = {}
+        for way, through_ray in (("in process", False), ("Ray Data", True)):
+            if through_ray:
+                ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False)
+            marks: list[tuple[float, int]] = []
+
+            def mark(done: int, todo: int, marks: list[tuple[float, int]] = marks) -> None:
+                marks.append((time.monotonic(), done))
+
+            start = time.monotonic()
+            extract(spec, domain, Path(name) / way, workers=1, use_ray=through_ray, progress=mark)
+            (first, begun), (last, ended) = marks[0], marks[-1]
+            rates[way] = (ended - begun) / (last - first)
+            print(f"{way}: {rates[way]:.1f} texts/s between the first and the last of {len(marks)} macro-batches; "
+                  f"{first - start:.1f} s to the first", flush=True)  # fmt: skip
+        ray.shutdown()
+        print(f"Ray Data at {rates['Ray Data'] / rates['in process']:.0%} of in process")
+
+
+def plan() -> None:
+    """A million rows in a process of its own: keys, deduplication, anti-join."""
+    with tempfile.TemporaryDirectory() as name:
+        words = [f"word{i}" for i in range(1000)]
+        draw = random.Random(0)
+        texts = [f"{i} {' '.join(draw.choices(words, k=20))}" for i in range(1_000_000)]
+        domain_of(Path(name), texts, 1)
+        del texts
+        done = subprocess.run([sys.executable, __file__, "--plan", name], capture_output=True, text=True, check=True)
+        print(done.stdout.strip())
+
+
+def plan_child(folder: Path) -> None:
+    domain = Domain(name="bench", path=folder, key="0" * 64, simulated=True, rating_scale=(1, 5), manifest={})
+    spec = FeatureSpec(kind="users", encoder=EncoderSpec(model="minilm"))
+    before = resource.getrusage(resource.RUSAGE_SELF)
+    start, cpu = time.monotonic(), time.process_time()
+    known = make_plan(spec, domain, {}, Gathered({}, {}))
+    half = {key: 1 for key in known.keys[::2] if key is not None}
+    del known
+    first = time.monotonic() - start
+    left = make_plan(spec, domain, half, Gathered({}, {}))
+    rows = sum(block.num_rows for block in left.blocks)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    again = time.monotonic() - start - first
+    print(f"a million rows: {first:.0f} s for the first plan, {again:.0f} s with half of it done "
+          f"({rows:,} left), {time.process_time() - cpu:.0f} s of CPU for both, peak {peak:.2f} GiB "
+          f"({before.ru_maxrss / 2**20:.2f} before)")  # fmt: skip
+
+
+def workers() -> None:
+    """List scheduling of macro-batches by their measured costs: a dispatch each, and a driver that gives one at a time."""
+    texts_per_second, dispatch, model = 36.0, 0.008, 6.0  # MiniLM on one core here; 8 ms a block (design.md 12); start
+    draw = np.random.default_rng(0)
+    for total in (100_000, 1_000_000, 10_000_000):
+        size = int(np.clip(total // 16, 256, 4096))
+        costs = draw.normal(size / texts_per_second, 0.05 * size / texts_per_second, -(-total // size))
+        one = costs.sum() + model
+        for count in (2, 64, 1024):
+            free, driver = [model] * count, model
+            for cost in costs:
+                driver = max(driver + dispatch, heapq.heappop(free))
+                heapq.heappush(free, driver + cost)
+            print(f"{total:>10,} texts in {len(costs):>5} macro-batches: {count:>4} workers {one / max(free):7.1f} x one, "
+                  f"{one / max(free) / count:.0%} of ideal")  # fmt: skip
+
+
+def main() -> None:
+    if sys.argv[1:2] == ["--plan"]:
+        plan_child(Path(sys.argv[2]))
+        return
+    parts = {"precision": precision, "ray": by_ray, "plan": plan, "workers": workers}
+    for name in sys.argv[1:] or parts:
+        parts[name]()
+
+
+if __name__ == "__main__":
+    main()
