@@ -41,7 +41,8 @@ def claims_table(results: Results, judged: Sequence[Judged]) -> Table:
         }
         record |= {"sentence": claim.sentence, **_record(at)}
         records.append(record | {"agreeing": each.agreeing, "measured": each.measured, "why": each.why})
-        line: dict[str, str] = {"Verdict": f"**{each.verdict}**", "Claim": claim.sentence, "Place": claim.place}
+        words = claim.name.replace("wo-", "w/o ").replace("-", " ")
+        line: dict[str, str] = {"Verdict": f"**{each.verdict}**", "Claim": words, "Place": claim.place}
         line["In print"] = "–" if each.in_print is None else f"{each.in_print[0]} of {each.in_print[1]}"
         line["Effect [95%]"] = line["Seeds"] = line["Users"] = "–"
         if at.found is not None:
@@ -50,7 +51,9 @@ def claims_table(results: Results, judged: Sequence[Judged]) -> Table:
             line |= {"Seeds": str(at.found.seeds), "Users": f"{at.found.users:,}"}
         line["Published"] = "–" if at.printed is None else f"{at.printed:+.4f}"
         line["p"] = "–" if math.isnan(each.p) else f"{each.p:.2g}"
-        shown.append(line | {"What was compared, what it needs": each.why or "one comparison"})
+        shown.append(
+            line | {"What was compared, what it needs": each.why or "one comparison", "In words": claim.sentence}
+        )
     paper = results.subject.paper
     assert paper is not None, "its claims were judged"
     simulated = " — simulated data" if results.simulated else ""

@@ -215,9 +215,17 @@ def _run(study: Study) -> None:
     _end(summaries)
 
 
-@_verb("report", "Redraw figures and tables from MLflow alone.")
-def _redraw(study: Study) -> None:
-    _report(study, fresh=True)
+@cli.command("report")
+@PLAN
+@HOME
+@click.option("--only", metavar="FIGURE", help="Draw one figure anew, by the name of its files.")
+def _redraw(plan: str, home: Path, only: str | None) -> None:
+    """Redraw figures, tables and claims from MLflow alone."""
+    with _study(plan, None, home, None, None) as study:
+        if only is None:
+            _report(study, fresh=True)
+        else:
+            console.print(f"figure  {study.redraw(only)}", markup=False, soft_wrap=True, highlight=False)
 
 
 @cli.command()

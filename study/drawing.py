@@ -33,6 +33,7 @@ from study.figures import (
     Parallel,
     Sensitivity,
     Trace,
+    Tradeoff,
     value_text,
 )
 from study.jobs import RATIO
@@ -119,6 +120,7 @@ def _lines(figure: Sensitivity) -> Canvas:
         axes.xaxis.set_minor_locator(NullLocator())
         axes.xaxis.set_minor_formatter(NullFormatter())
         axes.set_xticks(list(values), [value_text(float(value)) for value in values])
+        _mark(axes, figure)
         label = figure.head.subject.label
         axes.set(xlabel=label(figure.parameter), ylabel=label(panel.metric), ylim=(panel.low, panel.high))
     lines = figure.panels[0].lines
@@ -139,20 +141,40 @@ def _look(figure: Sensitivity, line: Line) -> dict[str, Any]:
     return {"color": _colour(palette, line.task), **shape}
 
 
+def _mark(axes: Axes, figure: Sensitivity) -> None:
+    """The published optimum: a dashed line or a band, in the colour of its task."""
+    for mark in figure.marks:
+        colours = [_colour(figure.head.palette, task) for task in mark.tasks if task in figure.head.palette.tasks]
+        colour = colours[0] if len(colours) == 1 else _GREY
+        if not isinstance(mark.low, float | int) or not isinstance(mark.high, float | int):
+            continue
+        if mark.low == mark.high:
+            axes.axvline(mark.low, color=colour, linestyle=(0, (1, 2)), linewidth=2.2, alpha=0.8, zorder=1)
+        else:
+            axes.axvspan(mark.low, mark.high, color=colour, alpha=0.12, linewidth=0, zorder=0)
+
+
 def _groups(figure: Sensitivity) -> Canvas:
-    """One column per task, one row per metric; groups of ratios, in each group one marker per category."""
+    """One column per task, one row per metric; groups of ratios, in each group one marker per category.
+
+    Where there is one ratio, x holds the categories themselves.
+    """
     palette = figure.head.palette
+    ratios = {line.ratio for panel in figure.panels for line in panel.lines}
     tasks = [task for task in palette.tasks if any(line.task == task for line in figure.panels[0].lines)]
     canvas = _canvas(figure, max(5.6, 3.9 * len(tasks)), 1.3 + 3.0 * len(figure.panels))
     grid = canvas.subplots(len(figure.panels), len(tasks), squeeze=False, sharey="row")
     for panel, row in zip(figure.panels, grid, strict=True):
         for task, axes in zip(tasks, row, strict=True):
             lines = [line for line in panel.lines if line.task == task]
-            _group(axes, figure, panel, lines, _colour(palette, task))
+            (_group if len(ratios) > 1 else _categories)(axes, figure, panel, lines, _colour(palette, task))
         row[0].set_ylabel(figure.head.subject.label(panel.metric))
     for k, task in enumerate(tasks):
         grid[0, k].set_title(_task(task))
-        grid[-1, k].set_xlabel(figure.head.subject.label(RATIO))
+        grid[-1, k].set_xlabel(figure.head.subject.label(RATIO if len(ratios) > 1 else figure.parameter))
+    if len(ratios) == 1:
+        canvas.legend(handles=[Line2D([], [], color=_GREY, label=_bars(figure))], loc="outside lower center")
+        return canvas
     handles = [
         Line2D([], [], color=_GREY, linestyle="", label=str(value), **_category(k, _GREY))
         for k, value in enumerate(figure.values)
@@ -165,8 +187,8 @@ def _groups(figure: Sensitivity) -> Canvas:
 
 
 def _group(axes: Axes, figure: Sensitivity, panel: Panel, lines: Sequence[Line], colour: str) -> None:
-    width = 0.6 / max(1, len(figure.values) - 1)
     ratios = sorted({line.ratio for line in panel.lines})  # of all tasks, so that their columns can be compared
+    width = 0.6 / max(1, len(figure.values) - 1)
     for line in lines:
         for x, y in zip(line.x, line.y, strict=True):
             at = ratios.index(line.ratio) + (figure.values.index(x) - (len(figure.values) - 1) / 2) * width
@@ -177,6 +199,22 @@ def _group(axes: Axes, figure: Sensitivity, panel: Panel, lines: Sequence[Line],
     axes.grid(False, axis="x")
     axes.set_xticks(range(len(ratios)), [f"{ratio:.0%}" for ratio in ratios])
     axes.set(xlim=(-0.5, len(ratios) - 0.5), ylim=(panel.low, panel.high))
+
+
+def _categories(axes: Axes, figure: Sensitivity, panel: Panel, lines: Sequence[Line], colour: str) -> None:
+    """One marker per category, hollow but for the published best."""
+    published = {mark.low for mark in figure.marks}
+    for line in lines:
+        at = [figure.values.index(x) for x in line.x]
+        axes.vlines(at, [y.low for y in line.y], [y.high for y in line.y], color=colour, linewidth=1.6, alpha=0.7)
+        for x, y in zip(at, line.y, strict=True):
+            face = colour if not published or figure.values[x] in published else "white"
+            axes.plot([x], [y.value], "o", color=colour, markerfacecolor=face, markersize=8, markeredgewidth=1.6)
+    axes.grid(False, axis="x")
+    names = [str(value).replace("_", "\n") for value in figure.values]
+    stars = [f"{name}\n★" if value in published else name for name, value in zip(names, figure.values, strict=True)]
+    axes.set_xticks(range(len(names)), stars)
+    axes.set(xlim=(-0.6, len(names) - 0.4), ylim=(panel.low, panel.high))
 
 
 @_draw.register
@@ -230,6 +268,34 @@ def _search(axes: Axes, trace: Trace, figure: History, edge: float) -> None:
     y = np.maximum(trace.y, edge) if figure.head.subject.higher else np.minimum(trace.y, edge)
     axes.plot(trace.x, y, linestyle="", marker=shape["marker"], color=colour, alpha=0.4, markersize=4.5)
     axes.step(trace.x, trace.best, where="post", color=colour, linestyle=shape["linestyle"])
+
+
+@_draw.register
+def _tradeoff(figure: Tradeoff) -> Canvas:
+    """One panel per task: every trial, and through those that nothing beats in both a line."""
+    palette, label = figure.head.palette, figure.head.subject.label
+    tasks = [task for task in palette.tasks if any(each.task == task for each in figure.clouds)]
+    canvas = _canvas(figure, max(6.0, 4.6 * len(tasks)), 4.6)
+    for axes, task in zip(_row(canvas, len(tasks)), tasks, strict=True):
+        for cloud in (each for each in figure.clouds if each.task == task):
+            colour, shape = _colour(palette, task), _shape(palette, cloud.ratio)
+            axes.plot(cloud.x, cloud.y, color=colour, marker=shape["marker"], linestyle="", alpha=0.35, markersize=5)
+            front = sorted((cloud.x[k], cloud.y[k]) for k in cloud.front)
+            axes.plot(*zip(*front, strict=True), color=colour, markeredgecolor="white", drawstyle="steps-post", **shape)
+            k = cloud.selected
+            axes.plot([cloud.x[k]], [cloud.y[k]], "o", markersize=13, markerfacecolor="none", color="#000000")
+        axes.set_title(_task(task))
+        axes.set(xlabel=label(figure.x), ylabel=label(figure.y))
+        axes.margins(0.08)
+    ratios = [ratio for ratio in palette.ratios if any(each.ratio == ratio for each in figure.clouds)]
+    kind = figure.head.subject.kind.ratio
+    handles = [Line2D([], [], color=_GREY, label=f"{kind} {ratio:.0%}", **_shape(palette, ratio)) for ratio in ratios]
+    handles.append(Line2D([], [], color="#000000", marker="o", markersize=10, markerfacecolor="none", linestyle="",
+                          label="selected"))  # fmt: skip
+    canvas.legend(
+        handles=handles, loc="outside lower center", ncols=len(handles), title="line: trials none beats in both"
+    )
+    return canvas
 
 
 @_draw.register
@@ -339,11 +405,13 @@ def _legend(
 
 def _bars(figure: Sensitivity) -> str:
     """What the vertical bars are; most cells of a sweep have the same number of seeds."""
+    numeric = any(isinstance(mark.low, float | int) for mark in figure.marks)
+    marked = " · dotted or shaded: published optimum" if numeric else " · ★ published best" if figure.marks else ""
     seeds = sorted({y.n for panel in figure.panels for line in panel.lines for y in line.y} - {1})
     if not seeds:
-        return "one seed: no intervals"
+        return "one seed: no intervals" + marked
     count = str(seeds[0]) if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]}"
-    return f"bars: 95% t intervals over {count} seeds"
+    return f"bars: 95% t intervals over {count} seeds" + marked
 
 
 def _colour(palette: Palette, task: str) -> str:

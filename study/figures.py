@@ -19,6 +19,7 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
 
 from study.jobs import PREDICTOR, RATIO
+from study.published import Optimum, Order
 from study.results import MissingError, Results, per_seed
 from study.select import best_per_cell
 from study.statistics import Interval, seed_interval
@@ -72,6 +73,16 @@ class Panel:
 
 
 @dataclass(frozen=True)
+class Mark:
+    """Where the paper says that the best value is."""
+
+    tasks: tuple[str, ...]  # empty: all
+    low: float | str
+    high: float | str
+    place: str
+
+
+@dataclass(frozen=True)
 class Sensitivity:
     """A sweep of one parameter, everything else fixed; or of the ratio, whose lines run over cells."""
 
@@ -80,6 +91,7 @@ class Sensitivity:
     values: tuple[float | str, ...]
     log: bool
     panels: tuple[Panel, ...]
+    marks: tuple[Mark, ...]
 
     @property
     def numeric(self) -> bool:
@@ -200,7 +212,40 @@ class Parallel:
         return frame.assign(**{self.metric: list(self.values)})
 
 
-Figure = Sensitivity | Importance | History | Curves | Parallel
+@dataclass(frozen=True)
+class Cloud:
+    """The finished search trials of a cell by two numbers."""
+
+    cell: str
+    task: str
+    ratio: float
+    trials: tuple[str, ...]
+    x: tuple[float, ...]
+    y: tuple[float, ...]
+    front: tuple[int, ...]  # trials that no other one beats in both
+    selected: int
+
+
+@dataclass(frozen=True)
+class Tradeoff:
+    """Two numbers of every search trial against each other."""
+
+    head: Head
+    x: str
+    y: str
+    clouds: tuple[Cloud, ...]
+
+    def points(self) -> pd.DataFrame:
+        """One row per cell and trial."""
+        rows = [
+            (cloud.cell, cloud.task, cloud.ratio, name, cloud.x[k], cloud.y[k], k in cloud.front, k == cloud.selected)
+            for cloud in self.clouds
+            for k, name in enumerate(cloud.trials)
+        ]
+        return pd.DataFrame(rows, columns=["cell", "task", "ratio", "trial", self.x, self.y, "on_front", "selected"])
+
+
+Figure = Sensitivity | Importance | History | Curves | Parallel | Tradeoff
 
 
 def palette_of(results: Results) -> Palette:
@@ -233,12 +278,38 @@ def sensitivity(results: Results, parameter: str) -> Sensitivity:
     notes = _lacking(rows, expected, values, parameter)
     if any(_is_cut(panel) for panel in panels):
         notes += ("Intervals wider than the axis are cut at its edge; the CSV holds their ends.",)
+    marks = _marks(results, part, values)
+    notes += tuple(_published(mark) for mark in marks)
     title = look.title or f"Sensitivity to {parameter}"
     lines = "model and predictor" if parameter == RATIO else f"{subject.kind.ratio} ratio"
     alt = f"{title}: one line per task and {lines} over {', '.join(value_text(value) for value in values)}."
     name = look.name or f"sensitivity_{parameter}"
     head = Head(subject, name, _titled(title, results), alt, palette_of(results), notes)
-    return Sensitivity(head, parameter, values, numeric and _is_log(values), panels)
+    return Sensitivity(head, parameter, values, numeric and _is_log(values), panels, marks)
+
+
+def _marks(results: Results, part: str, values: Sequence[float | str]) -> tuple[Mark, ...]:
+    """The published optima of a sweep: of a number its range, of a category the one that is best of all."""
+    subject, dataset = results.subject, results.subject.published.dataset if results.subject.published else ""
+    marks: dict[tuple[tuple[str, ...], float | str, float | str], Mark] = {}
+    for claim in subject.paper.claims if subject.paper else ():
+        if claim.part != part or (claim.dataset and claim.dataset != dataset):
+            continue
+        found: tuple[float | str, float | str] | None = None
+        if isinstance(claim.form, Optimum):
+            found = (claim.form.low, claim.form.high)
+        elif isinstance(claim.form, Order) and len(claim.form.levels[0]) == 1:
+            (name,) = claim.form.levels[0]
+            found = (name, name) if name in values else None
+        if found is not None:
+            marks.setdefault((claim.tasks, *found), Mark(claim.tasks, *found, claim.place))
+    return tuple(marks.values())
+
+
+def _published(mark: Mark) -> str:
+    span = value_text(mark.low) if mark.low == mark.high else f"{value_text(mark.low)} to {value_text(mark.high)}"
+    tasks = ", ".join(task.replace("->", " → ") for task in mark.tasks) or "every task"
+    return f"Published optimum: {span} ({tasks}; {mark.place})."
 
 
 def importance(results: Results) -> Importance:
@@ -339,9 +410,8 @@ def parallel(results: Results, cell: str) -> Parallel:
     best = best_per_cell(results.validation(), metric, direction)[cell]
     title = f"Search trials of {cell.replace('->', ' → ').replace('@', f', {results.subject.kind.ratio} ratio ')}"
     alt = f"{title}: one line per trial through {', '.join(names)}, coloured by the validation metric."
-    safe = "".join(letter if letter.isalnum() or letter in ".-" else "_" for letter in cell.replace("->", "-"))
     return Parallel(
-        Head(results.subject, f"parallel_{safe}", _titled(title, results), alt, palette_of(results)),
+        Head(results.subject, parallel_name(cell), _titled(title, results), alt, palette_of(results)),
         metric,
         tuple(axes),
         tuple(rows["name"]),
@@ -349,6 +419,12 @@ def parallel(results: Results, cell: str) -> Parallel:
         tuple(float(value) for value in rows[f"metrics.{metric}"]),
         list(rows["run_id"]).index(best.run_id),
     )
+
+
+def parallel_name(cell: str) -> str:
+    """Of the files of a cell's parallel coordinates."""
+    safe = "".join(letter if letter.isalnum() or letter in ".-" else "_" for letter in cell.replace("->", "-"))
+    return f"parallel_{safe}"
 
 
 def _row_name(subject: Subject, name: str) -> str:

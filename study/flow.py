@@ -21,7 +21,7 @@ from study.jobs import Cell, Cluster, Job
 from study.pareto import mark_front
 from study.plan import Plan
 from study.prepare import Inputs, Watch, describe_data, feature_figures, prepare
-from study.report import ReportResult, is_current, report
+from study.report import ReportResult, is_current, redraw, report
 from study.results import Results, load_results
 from study.select import Best, best_per_cell
 from study.subject import Subject, subject_of
@@ -137,6 +137,10 @@ class Study:
     def report(self, progress: Callable[[int, int], None] | None = None) -> ReportResult:
         """Figures and tables from MLflow alone."""
         return report(self.tracking_uri, self.plan.name, self.subject, self.report_folder, progress=progress)
+
+    def redraw(self, figure: str) -> Path:
+        """One figure of the report, drawn anew from MLflow alone."""
+        return redraw(self.tracking_uri, self.plan.name, self.subject, self.report_folder, figure)
 
     def report_is_current(self) -> bool:
         """Whether the report shows the trials as they stand now."""

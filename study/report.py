@@ -6,29 +6,26 @@ same bytes: no date, no random number, a fixed order.
 
 from __future__ import annotations
 
-import base64
 import os
-import re
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from html import escape
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 from mlflow import MlflowClient
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
 from features.errors import InputError
-from study import drawing, figures, tables
+from study import drawing, figures, tables, tradeoffs
 from study.claims import Judged, judge
 from study.claims_tables import claims_table, contrasts_table
 from study.comparison import Comparison, compare
 from study.figures import Figure
+from study.page import Content, cost_table, page
 from study.results import TAG, Results, load_results
 from study.subject import Subject
 from study.tables import Table
@@ -36,22 +33,6 @@ from study.tables import Table
 PAGE = "report.html"
 DRAWN_FROM = f"{TAG}drawn_from"  # tag of the report run: the trials it shows
 _FOLDERS = ("figures", "tables")
-_CSS = """
-:root { color-scheme: light; }
-body { font: 16px/1.55 system-ui, sans-serif; color: #1f2937; background: #fff; max-width: 68rem; margin: 0 auto;
-  padding: 1.5rem; }
-h1, h2 { line-height: 1.25; } h2 { margin-top: 2.5rem; border-bottom: 1px solid #d1d5db; padding-bottom: .25rem; }
-.banner { background: #fef3c7; border-left: 4px solid #b45309; padding: .6rem 1rem; }
-dl { display: grid; grid-template-columns: max-content 1fr; gap: .2rem 1rem; }
-dt { font-weight: 600; } dd { margin: 0; overflow-wrap: anywhere; }
-figure { margin: 2rem 0; } img { max-width: 100%; height: auto; }
-figcaption, .note { color: #4b5563; font-size: .9rem; }
-.scroll { overflow-x: auto; } table { border-collapse: collapse; font-size: .9rem; margin: 1.5rem 0 .5rem; }
-caption { text-align: left; font-weight: 600; padding-bottom: .4rem; }
-th, td { padding: .3rem .7rem; text-align: left; border-bottom: 1px solid #e5e7eb; white-space: nowrap;
-  font-variant-numeric: tabular-nums; }
-code { background: #f3f4f6; padding: .1rem .3rem; }
-"""
 
 
 @dataclass(frozen=True)
@@ -99,7 +80,10 @@ def report(
         for folder in _FOLDERS:
             (staged / folder).mkdir()
         content = _make(results, progress or (lambda done, total: None), staged)
-        (staged / PAGE).write_text(_page(results, content, staged / "figures"), encoding="utf-8")
+        shown = Content(
+            figures=content.figures, tables=content.tables, missing=content.missing, cost=_cost(results, staged)
+        )
+        (staged / PAGE).write_text(page(results, shown, staged / "figures"), encoding="utf-8")
         with _report_run(tracking_uri, experiment, results) as (client, run_id):
             _log(client, tracking_uri, run_id, staged)
         _move(staged, out)
@@ -113,6 +97,37 @@ def report(
         comparison=content.comparison,
         claims=content.claims,
     )
+
+
+def redraw(tracking_uri: str, experiment: str, subject: Subject, out: Path, name: str) -> Path:
+    """Draw one figure anew, by the name of its files; the page and MLflow keep theirs. Returns the PNG."""
+    results = load_results(tracking_uri, experiment, subject)
+    named: dict[str, Callable[[], Figure]] = {
+        subject.figures[swept].name if swept in subject.figures and subject.figures[swept].name
+        else f"sensitivity_{swept}": partial(figures.sensitivity, results, swept)
+        for swept in results.sweeps()
+    }  # fmt: skip
+    named |= {key: partial(make, results) for key, make in zip(_SEARCHED_NAMES, _SEARCHED, strict=True)}
+    cells = sorted(str(cell) for cell in results.finished("search")["cell"].unique())
+    named |= {figures.parallel_name(cell): partial(figures.parallel, results, cell) for cell in cells}
+    if name not in named:
+        raise InputError(f"report: no figure {name!r}; choose from {', '.join(named)}")
+    made = named[name]()
+    (out / "figures").mkdir(parents=True, exist_ok=True)
+    return drawing.save(made, out / "figures")["png"]
+
+
+_SEARCHED: tuple[Callable[[Results], Figure], ...] = (
+    figures.importance, figures.history, figures.curves, tradeoffs.pareto, tradeoffs.cost,
+)  # fmt: skip
+_SEARCHED_NAMES = ("importance", "history", "learning_curves", "pareto", "cost_quality")
+
+
+def _cost(results: Results, staged: Path) -> Table | None:
+    table = cost_table(results)
+    if table is not None:
+        table.save(staged / "tables")
+    return table
 
 
 def is_current(results: Results, out: Path) -> bool:
@@ -154,7 +169,7 @@ def _make(results: Results, progress: Callable[[int, int], None], staged: Path) 
         *([partial(tables.full_ranking_table, results)] if subject.kind.full else []),
         *([partial(tables.pseudo_table, results)] if results.pseudo else []),
         *(partial(figures.sensitivity, results, name) for name in swept),
-        *(partial(make, results) for make in (figures.importance, figures.history, figures.curves)),
+        *(partial(make, results) for make in _SEARCHED),
         *(partial(figures.parallel, results, cell) for cell in searched),
     ]
     for done, make in enumerate(makers, start=1):
@@ -216,88 +231,3 @@ def _move(staged: Path, out: Path) -> None:
         if (out / name).is_dir():
             shutil.rmtree(out / name)
         os.replace(staged / name, out / name)
-
-
-def _page(results: Results, content: _Content, folder: Path) -> str:
-    title = f"Study {escape(results.experiment)}"
-    banner = '<p class="banner">Simulated data: nothing on this page says anything about real users.</p>\n'
-    sections = [
-        _section("State", _state(results)),
-        _section("Missing", _list(content.missing)) if content.missing else "",
-        _section("Tables", "".join(_table(table) for table in content.tables)),
-        _section("Figures", "".join(_figure(figure, folder) for figure in content.figures)),
-    ]
-    return (
-        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{title}</title>\n<style>{_CSS}</style>\n</head>\n<body>\n<header>\n<h1>{title}</h1>\n"
-        f"{banner if results.simulated else ''}{_facts(results)}</header>\n<main>\n{''.join(sections)}</main>\n"
-        "</body>\n</html>\n"
-    )
-
-
-def _section(heading: str, body: str) -> str:
-    return f"<section>\n<h2>{heading}</h2>\n{body}</section>\n" if body else ""
-
-
-def _facts(results: Results) -> str:
-    facts = {"Remade by": f"study report {results.experiment}"}
-    facts |= {name.replace("_", " ").capitalize(): ", ".join(values) for name, values in results.tags.items() if values}
-    return "<dl>" + "".join(f"<dt>{escape(k)}</dt><dd>{escape(v)}</dd>" for k, v in facts.items()) + "</dl>\n"
-
-
-def _state(results: Results) -> str:
-    """Trials per part and status; those that failed or are unfinished by name."""
-    trials = results.trials
-    if trials.empty:
-        return "<p>No trial has been logged.</p>\n"
-    counts = trials.groupby(["part", "status"]).size().unstack(fill_value=0)
-    frame = counts.reset_index().rename(columns=lambda name: str(name).capitalize())
-    body = _grid("Trials per part and status", frame)
-    lines = []
-    for _, row in trials[trials["status"] != "FINISHED"].sort_values(["part", "cell", "name"]).iterrows():
-        reason = f": {row['error']}" if row["error"] else ""
-        lines.append(f"{row['part']} {row['cell']} {row['name']} is {row['status']}{reason}")
-    lines += [f"{name} finished more than once; its newest run counts" for name in results.duplicates]
-    if results.foreign:
-        lines.append(f"{results.foreign} runs of this experiment were not logged by a study and are left out")
-    return body + _list(lines)
-
-
-def _list(lines: Sequence[str]) -> str:
-    return "<ul>\n" + "".join(f"<li>{escape(line)}</li>\n" for line in lines) + "</ul>\n" if lines else ""
-
-
-def _table(table: Table) -> str:
-    notes = "".join(f'<p class="note">{escape(note)}</p>\n' for note in table.notes)
-    return (
-        _grid(table.caption, table.shown)
-        + notes
-        + f'<p class="note">Numbers: <code>tables/{table.name}.csv</code></p>\n'
-    )
-
-
-def _grid(caption: str, frame: pd.DataFrame) -> str:
-    head = "".join(f'<th scope="col">{escape(str(name))}</th>' for name in frame.columns)
-    rows = "".join(
-        "<tr>" + "".join(f"<td>{_cell(str(cell))}</td>" for cell in row) + "</tr>\n"
-        for row in frame.itertuples(index=False)
-    )
-    return (
-        f'<div class="scroll"><table>\n<caption>{escape(caption)}</caption>\n<thead><tr>{head}</tr></thead>\n'
-        f"<tbody>\n{rows}</tbody>\n</table></div>\n"
-    )
-
-
-def _cell(text: str) -> str:
-    return re.sub(r"^\*\*(.*)\*\*$", r"<strong>\1</strong>", escape(text))
-
-
-def _figure(figure: Figure, folder: Path) -> str:
-    data = base64.b64encode((folder / f"{figure.head.name}.png").read_bytes()).decode("ascii")
-    notes = " ".join(escape(note) for note in figure.head.notes)
-    return (
-        f'<figure>\n<img alt="{escape(figure.head.alt)}" src="data:image/png;base64,{data}">\n'
-        f"<figcaption>{escape(figure.head.title)}. {notes} Points: <code>figures/{figure.head.name}.csv</code>"
-        "</figcaption>\n</figure>\n"
-    )

@@ -242,6 +242,9 @@ def _row(run: Run) -> dict[str, Any]:
         "variant": tags.get(f"{TAG}variant", ""),
         "best": _is_true(run, "best"),
         "error": tags.get(f"{TAG}error", ""),
+        "started": run.info.start_time,
+        "ended": run.info.end_time,
+        "gpus": tags.get(f"{TAG}gpus", ""),
     }
     row |= {f"params.{name}": value for name, value in params.items()}
     return row | {f"metrics.{name}": value for name, value in run.data.metrics.items() if not name.startswith("epoch/")}

@@ -44,6 +44,8 @@ class Subject:
         for prefix, split in _SPLITS.items():
             if name.startswith(prefix):
                 return f"{split} {self._metric(name.removeprefix(prefix))}"
+        if name == "seconds":
+            return "Time of a trial\n(seconds, lower is better)"
         if name == "ratio":
             return f"{self.ratio}\n({self.kind.ratio_of})"
         named = self.figures[name].label if name in self.figures else ""

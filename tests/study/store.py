@@ -200,7 +200,7 @@ def fill_search(store: Store, trials: int = 12) -> None:
             rmse = (
                 0.92 + 0.05 * c * ratio - 0.06 * (np.log10(config["lr"]) + 3) + 0.02 * (config["activation"] != "tanh")
             )
-            metrics = seeds_around(rng, float(rmse))
+            metrics = {**seeds_around(rng, float(rmse)), "seconds": 5.0 + config["steps"]}
             curve = [metrics["val_rmse"] + 0.5 * np.exp(-e / 3) for e in range(15)]
             made.append(
                 (
