@@ -41,7 +41,8 @@ def test_figure_3_holds_rmse_and_ndcg_over_steps_with_t_intervals_over_seeds(res
     assert len(points) == 2 * len(CELLS) * len(STEPS)
     assert set(points["seeds"]) == {3}
     assert "simulated data" in figure.head.title
-    assert figure.head.notes == ()
+    assert figure.head.notes == ("Published optimum: 5 to 20 (every task; 4.4.1, Figure 3).",)
+    assert [(mark.tasks, mark.low, mark.high) for mark in figure.marks] == [((), 5.0, 20.0)]
 
 
 def test_figure_4_holds_rmse_per_activation_in_the_papers_order(results: Results) -> None:
@@ -235,4 +236,4 @@ def test_the_smallest_study_draws(tmp_path: Path) -> None:
     for figure in [*made, parallel(results, "a->b@0.2")]:
         save(figure, tmp_path)
         assert (tmp_path / f"{figure.head.name}.png").stat().st_size > 5_000
-    assert draw(made[0]).legends[0].get_title().get_text() == "one seed: no intervals"
+    assert draw(made[0]).legends[0].get_title().get_text().startswith("one seed: no intervals · ")

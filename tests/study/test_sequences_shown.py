@@ -194,7 +194,9 @@ def test_a_sweep_has_a_panel_for_each_protocol_and_the_papers_name(results: Resu
     assert figure.head.name == "figure_3b_steps"
     assert [panel.metric for panel in figure.panels] == ["val_ndcg10_as-given", "val_ndcg10_inter"]
     assert draw(figure).axes[1].get_ylabel() == "Validation NDCG@10, inter\n(0 to 1, higher is better)"
-    assert figure.head.notes == (), "cells of the ratio sweep are not missed"
+    assert figure.head.notes == ("Published optimum: 100 (every task; Figure 3).",), (
+        "no cell of the ratio sweep is missed"
+    )
     assert figure.head.palette.ratios == (1.0,)
     (legend,) = draw(figure).legends
     assert [text.get_text() for text in legend.get_texts()] == [
@@ -203,7 +205,9 @@ def test_a_sweep_has_a_panel_for_each_protocol_and_the_papers_name(results: Resu
     guidance = sensitivity(results, "guidance")
     assert guidance.values == ("id", "text", "cross_attention"), "in the paper's order"
     assert set(guidance.values) == set(GUIDANCE)
-    assert draw(guidance).axes[-1].get_xlabel() == "Overlap ratio\n(share of training overlapping users)"
+    axes = draw(guidance).axes[-1]
+    assert axes.get_xlabel() == "Guidance", "one ratio: the categories stand on the axis"
+    assert [text.get_text() for text in axes.get_xticklabels()] == ["id", "text", "cross\nattention\n★"]
 
 
 def test_figure_6_lays_the_bar_beside_the_model_over_the_ratio(results: Results, tmp_path: Path) -> None:
