@@ -79,12 +79,12 @@ def by_ray() -> None:
     import ray
 
     with tempfile.TemporaryDirectory() as name:
-        domain = domain_of(Path(name) / "d", review_like(3000, 18), 10)
+        domain = domain_of(Path(name) / "d", review_like(2000, 18), 10)
         spec = FeatureSpec(kind="users", encoder=EncoderSpec(model="minilm", dtype="float32"))
         rates = {}
         for way, through_ray in (("in process", False), ("Ray Data", True)):
             if through_ray:
-                ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False)
+                ray.init(address="local", num_cpus=1, include_dashboard=False, log_to_driver=False)
             marks: list[tuple[float, int]] = []
 
             def mark(done: int, todo: int, marks: list[tuple[float, int]] = marks) -> None:

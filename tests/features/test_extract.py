@@ -424,7 +424,7 @@ def test_a_workers_input_error_comes_through_ray_as_one_line(tiny_bert, make_dom
     def refuse(resolved: ResolvedEncoder) -> Encoder:
         raise InputError("weights: not here; bring them")
 
-    ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False)
+    ray.init(address="local", num_cpus=1, include_dashboard=False, log_to_driver=False)
     try:
         with pytest.raises(InputError, match=r"^weights: not here; bring them$"):
             extract(spec_of(tiny_bert), make_domain(reviews(6, 2)), tmp_path, use_ray=True, loader=refuse)

@@ -125,6 +125,7 @@ def test_a_table_is_aligned_mapped_and_read_only(tmp_path: Path) -> None:
     table = table_of(tmp_path)
     assert isinstance(table.vectors, np.memmap)
     assert table.vectors.dtype == np.float16
+    assert table.vectors.ctypes.data % 64 == 0
     np.testing.assert_array_equal(table.vectors, VECTORS[[5, 0, 5, 2]])
     assert table.rows(["d", "a", "a"]).tolist() == [3, 0, 0]
     assert table.rows([]).tolist() == []
