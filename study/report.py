@@ -151,6 +151,9 @@ def _make(results: Results, progress: Callable[[int, int], None], staged: Path) 
         content.claims = tuple(judge(results))
         return claims_table(results, content.claims)
 
+    def less_published() -> Table:
+        return tables.difference_table(results, content.comparison or compare(results))
+
     def beside_published() -> Table:
         return tables.published_table(results, content.comparison or compare(results))
 
@@ -163,7 +166,7 @@ def _make(results: Results, progress: Callable[[int, int], None], staged: Path) 
         partial(tables.domains_table, results),
         partial(tables.splits_table, results),
         compared,
-        *([beside_published] if subject.published else []),
+        *([less_published, beside_published] if subject.published else []),
         partial(tables.ablation_table, results),
         *([partial(tables.cold_item_table, results)] if subject.kind.cold_items else []),
         *([partial(tables.full_ranking_table, results)] if subject.kind.full else []),

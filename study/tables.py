@@ -286,6 +286,43 @@ def published_table(results: Results, comparison: Comparison) -> Table:
     return Table("published", _caption(caption, results), frame, shown, (published.paper.note,))
 
 
+def difference_table(results: Results, comparison: Comparison) -> Table:
+    """The model's row of each cell that the paper prints: measured, published, and the one less the other."""
+    published = results.subject.published
+    if published is None:
+        raise MissingError("measured less published: the plan names no published numbers; set `published` in it")
+    grid, group = published.comparison, published.paper.group
+    records = []
+    for row in comparison.rows:
+        if row.seeds and row.group == group and row.name == results.subject.model:
+            for metric in comparison.metrics:
+                value = grid.value(published.paper.method, row.cell, metric.name)
+                if value is not None:
+                    found = row.test[metric.name]
+                    records.append((row.cell, metric.label, found.value, found.low, found.high, value))
+    if not records:
+        raise MissingError(
+            f"measured less published: no scored cell is among those of {published.name}; run `study score`"
+        )
+    frame = pd.DataFrame(records, columns=["cell", "metric", "measured", "low", "high", "published"])
+    frame["difference"] = frame["measured"] - frame["published"]
+    numbers = [tuple(map(float, record[2:])) for record in records]  # measured, low, high, published
+    less = [Interval(value - print_, low - print_, high - print_, 0) for value, low, high, print_ in numbers]
+    shown = pd.DataFrame(
+        {
+            "Cell": frame["cell"].map(_arrow),
+            "Metric": frame["metric"],
+            "Measured [95%]": [
+                interval_text(Interval(value, low, high, 0), digits=4) for value, low, high, _ in numbers
+            ],
+            "Published": [_number(each[3], 4) for each in numbers],
+            "Difference [95%]": [interval_text(each, signed=True, digits=4) for each in less],
+        }
+    )
+    caption = f"Measured less published: {published.paper.method} on test users"
+    return Table("measured_less_published", _caption(caption, results), frame, shown, (published.paper.note,))
+
+
 def summary_table(results: Results, comparison: Comparison | None = None) -> Terminal:
     """The table that `study run` ends with; 80 columns wide. Raises MissingError where nothing is scored."""
     comparison = comparison or compare(results)

@@ -22,6 +22,7 @@ from study.subject import subject_of
 from study.tables import (
     ablation_table,
     comparison_table,
+    difference_table,
     domains_table,
     full_ranking_table,
     published_table,
@@ -112,6 +113,17 @@ def test_the_published_table_has_all_its_rows_and_ours_as_given(comparison: Comp
     assert table.shown.iloc[-5]["food → kitchen@1 HR@5"] == "0.3093"
     with pytest.raises(MissingError, match="the plan names none"):
         published_table(load_results(results.tracking_uri, results.experiment, subject_of("lgcd")), comparison)
+
+
+def test_what_is_measured_less_what_is_published(comparison: Comparison, results: Results) -> None:
+    table = difference_table(results, comparison)
+    assert table.frame["cell"].tolist() == [f"{task}@1" for task in TASKS for _ in range(4)]
+    ours = next(row for row in comparison.rows if (row.task, row.group, row.name) == (TASKS[0], "as-given", "lgcd"))
+    line = table.frame.iloc[3]
+    assert (line["metric"], line["published"]) == ("NDCG@10", 0.2397)
+    assert line["difference"] == pytest.approx(ours.test["ndcg10"].value - 0.2397)
+    low = ours.test["ndcg10"].low - 0.2397
+    assert table.shown.iloc[3]["Difference [95%]"].startswith(f"{line['difference']:+.4f} [{low:+.4f}, ")
 
 
 def test_table_3_lays_published_ablations_below_measured_ones(results: Results) -> None:
@@ -258,7 +270,7 @@ def test_the_report_holds_what_the_kind_has(store: Store, tmp_path: Path) -> Non
     assert [line.partition(":")[0] for line in made.missing] == [f"sweep of {name}" for name in lacking]
     assert {path.stem for path in made.tables} == {
         "table_1_domains", "splits", "table_2_comparison", "published", "table_3_ablations", "table_4_full_ranking",
-        "claims", "claims_comparisons",
+        "claims", "claims_comparisons", "measured_less_published",
     }  # fmt: skip
     assert {"figure_3b_steps", "figure_4_guidance", "figure_6_overlap_ratio", "history", "learning_curves"} <= {
         path.stem for path in made.figures
