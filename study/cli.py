@@ -129,12 +129,22 @@ def simulate(
 @PLAN
 @DATA
 @HOME
-def check(plan: str, data: Path | None, home: Path) -> None:
+@click.option(
+    "--cluster",
+    type=click.Path(path_type=Path, dir_okay=False, exists=True),
+    help="Also hold this Ray cluster-launcher file against Ray's rules and the plan's resources.",
+)
+def check(plan: str, data: Path | None, home: Path, cluster: Path | None) -> None:
     """Validate everything, print cells, ranges, trials and cost, and run nothing."""
     from study.check import describe
     from study.plan import load_plan
 
-    for part in describe(load_plan(plan), data, home):
+    loaded = load_plan(plan)
+    if cluster is not None:
+        from study.cluster import check_cluster
+
+        console.print(check_cluster(cluster, loaded.resources), markup=False, soft_wrap=True)
+    for part in describe(loaded, data, home):
         console.print(part, soft_wrap=True)
 
 
@@ -205,6 +215,10 @@ def _score(study: Study) -> None:
 
 @_verb("run", "Run all parts of a plan in order; what is done is skipped.")
 def _run(study: Study) -> None:
+    _run_all(study)
+
+
+def _run_all(study: Study) -> None:
     from study.parts import part_names
 
     study.inputs  # noqa: B018  (made, and logged, before any part)
@@ -213,6 +227,17 @@ def _run(study: Study) -> None:
         console.print("Nothing was left to train.")
     _report(study, fresh=False)
     _end(summaries)
+
+
+@_verb(
+    "resume", "Go on with a study that was begun here: what `run` does, refused where there is nothing to go on with."
+)
+def _resume(study: Study) -> None:
+    from features.errors import InputError
+
+    if not any(row.finished or row.failed or row.open for row in study.status()):
+        raise InputError(f"plan {study.plan.name}: nothing of it has run in {study.home}; begin with `study run`")
+    _run_all(study)
 
 
 @cli.command("report")

@@ -56,6 +56,8 @@ class StatusRow:
     finished: int
     failed: int
     running: int
+    open: int
+    """Begun and not ended: running, or left by a driver that was stopped."""
 
     @property
     def left(self) -> int:
@@ -176,10 +178,11 @@ class Study:
                 if trial in names and states.get(trial) != tracking.FINISHED:
                     states[trial] = tracking.FINISHED if "study.pruned" in run.data.tags else run.info.status
             count = list(states.values()).count
+            begun_only = count(tracking.RUNNING) + count(tracking.KILLED)
             rows.append(
                 StatusRow(
                     part=part, planned=len(names), finished=count(tracking.FINISHED), failed=count(tracking.FAILED),
-                    running=count(tracking.RUNNING) if working else 0,
+                    running=count(tracking.RUNNING) if working else 0, open=begun_only,
                 )
             )  # fmt: skip
         return rows

@@ -87,6 +87,7 @@ def _concurrency(cluster: Cluster, resources: Resources) -> int | None:
     import ray
 
     if cluster.address is not None:
+        _refuse_impossible(resources)
         return cluster.max_concurrent
     total: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
     room = []
@@ -99,6 +100,23 @@ def _concurrency(cluster: Cluster, resources: Resources) -> int | None:
             room.append(int(total[kind] / wanted))
     fits = min(room, default=1)
     return fits if cluster.max_concurrent is None else min(fits, cluster.max_concurrent)
+
+
+def _refuse_impossible(resources: Resources) -> None:
+    """Raise InputError when no node that is there, or that the autoscaler may start, can ever hold one trial."""
+    import ray
+    from ray._private.state import state  # where Ray Data too reads what an autoscaler may start
+
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
+    config = state.get_cluster_config()
+    nodes += [dict(group.resources) for group in config.node_group_configs] if config else []
+    wanted = {"CPU": resources.cpus, "GPU": resources.gpus}
+    if not any(all(node.get(kind, 0.0) >= number for kind, number in wanted.items()) for node in nodes):
+        has = sorted({f"{node.get('CPU', 0.0):g} CPU and {node.get('GPU', 0.0):g} GPU" for node in nodes})
+        raise InputError(
+            f"resources: a trial asks for {resources.cpus:g} CPU and {resources.gpus:g} GPU, and no node of the cluster "
+            f"has them; it has nodes of {'; '.join(has)}"
+        )
 
 
 @contextlib.contextmanager

@@ -20,6 +20,7 @@ import yaml
 
 from features.errors import InputError
 from study.jobs import Direction, Job
+from study.spool import Spool
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
@@ -30,6 +31,8 @@ CONFIG_FILE = "config.yaml"
 ERROR_FILE = "error.txt"
 # A run in progress shows its epochs at most this late, in seconds.
 _FLUSH_S = 5.0
+# How long the end of a part waits for a server that is away; a driver that was told to stop waits less.
+PATIENCE_S, LAST_WORDS_S = 600.0, 10.0
 # MLflow's limits: entries of one batch, characters of a tag and of a parameter.
 _BATCH, _TAG_LENGTH, _PARAM_LENGTH = 1000, 5000, 6000
 
@@ -127,8 +130,14 @@ def open_part(
 ) -> PartTracker:
     """The runs of a part in the store at `uri`, by default a SQLite file in `home` with the artifacts beside it."""
     client = connect(uri or default_uri(home))
+    # A run is found by what is at the store, so what an earlier driver could not send goes first.
+    spool = Spool(client, uri, home / "spool" / experiment) if uri and uri.startswith(("http://", "https://")) else None
+    if spool is not None and not spool.drain(PATIENCE_S):
+        raise InputError(f"MLflow at {uri}: went away again; {spool.waiting} writes are kept; the same command goes on")
     experiment_id = open_experiment(client, experiment, home / "artifacts" if uri is None else None)
-    return PartTracker(client=client, experiment_id=experiment_id, part=part, tags=tags, metric=metric, home=home)
+    return PartTracker(
+        client=client, experiment_id=experiment_id, part=part, tags=tags, metric=metric, home=home, spool=spool
+    )
 
 
 class PartTracker:
@@ -136,9 +145,11 @@ class PartTracker:
 
     def __init__(
         self, *, client: MlflowClient, experiment_id: str, part: str, tags: Mapping[str, str], metric: str,
-        home: Path | None = None,
+        home: Path | None = None, spool: Spool | None = None,
     ) -> None:  # fmt: skip
         self._client = client
+        self._spool = spool
+        self._write: Any = spool or client
         self._experiment_id = experiment_id
         self._part = part
         self._tags = dict(tags)
@@ -149,10 +160,13 @@ class PartTracker:
         self._parent_status = KILLED
         self.runs: dict[str, TrialRun] = {}
         """Trial -> its run as it stood when the part was opened, orphans settled."""
+        self._logged: dict[str, int] = {}  # trial -> its last epoch; read here, for the server may be away later
         for run in find_runs(client, experiment_id, part):
             if "study.trial" in run.data.tags:
                 trial_run = self._settle(run)
                 self.runs.setdefault(trial_run.trial, trial_run)
+                if self.runs[trial_run.trial] is trial_run and trial_run.status != FINISHED:
+                    self._logged[trial_run.trial] = self._last_epoch(trial_run)
             else:
                 self._parent, self._parent_status = run.info.run_id, run.info.status
 
@@ -161,17 +175,17 @@ class PartTracker:
         status = run.info.status
         if status == RUNNING:
             status = FINISHED if self._metric in run.data.metrics else KILLED
-            self._client.set_terminated(run.info.run_id, status)
+            self._write.set_terminated(run.info.run_id, status)
         return _trial_run(run, status)
 
     def start_part(self) -> None:
         """Open (or continue) the parent run."""
         if self._parent is None:
             tags = {**self._tags, "study.part": self._part}
-            run = self._client.create_run(self._experiment_id, run_name=self._part, tags=_tags(tags))
+            run = self._write.create_run(self._experiment_id, run_name=self._part, tags=_tags(tags))
             self._parent = run.info.run_id
         else:
-            self._client.update_run(self._parent, status=RUNNING)
+            self._write.update_run(self._parent, status=RUNNING)
         self._parent_status = RUNNING
 
     def end_part(self, status: str) -> None:
@@ -179,13 +193,18 @@ class PartTracker:
         for trial in list(self._open):
             self._close(trial, KILLED)
         if self._parent is not None and self._parent_status != status:
-            self._client.set_terminated(self._parent, status)
+            self._write.set_terminated(self._parent, status)
+        if self._spool is not None and not self._spool.close(PATIENCE_S if status == FINISHED else LAST_WORDS_S):
+            raise InputError(
+                f"MLflow: the server is away; {self._spool.waiting} writes are kept in the home folder and nothing is "
+                "lost; the same command sends them once it is back"
+            )
 
     def drop(self, trial: str, why: str) -> None:
         """Delete the trial's run, which answers another question than the plan now asks; the UI can restore it."""
         run_id = self.runs.pop(trial).run_id
-        self._client.set_tag(run_id, "study.superseded", why)
-        self._client.delete_run(run_id)
+        self._write.set_tag(run_id, "study.superseded", why)
+        self._write.delete_run(run_id)
 
     def start(self, job: Job, *, config: Mapping[str, Any], logged: Mapping[str, Any], fingerprint: str) -> None:
         """Open the trial's run, or continue the one that an earlier driver began.
@@ -196,19 +215,19 @@ class PartTracker:
             return  # its process went, and another one goes on
         earlier = self.runs.get(job.trial)
         if earlier is not None:
-            self._client.update_run(earlier.run_id, status=RUNNING)
+            self._write.update_run(earlier.run_id, status=RUNNING)
             for tag in ("study.error", "study.failure"):
                 if earlier.failure is not None:
-                    self._client.delete_tag(earlier.run_id, tag)
-            self._open[job.trial] = _Open(run_id=earlier.run_id, logged_epoch=self._last_epoch(earlier))
+                    self._write.delete_tag(earlier.run_id, tag)
+            self._open[job.trial] = _Open(run_id=earlier.run_id, logged_epoch=self._logged[job.trial])
             return
         assert self._parent is not None, "start_part comes first"
         tags = {**self._tags, **_job_tags(job), "study.fingerprint": fingerprint, "mlflow.parentRunId": self._parent}
         run_name = f"{job.part} {job.cell.name} {job.name}"
-        run_id = self._client.create_run(self._experiment_id, run_name=run_name, tags=_tags(tags)).info.run_id
+        run_id = self._write.create_run(self._experiment_id, run_name=run_name, tags=_tags(tags)).info.run_id
         self._open[job.trial] = _Open(run_id=run_id, logged_epoch=-1)
         self._log(run_id, params=_params(job, config), tags={"study.command": f"study rerun {run_id}{self._home}"})
-        self._client.log_text(run_id, yaml.safe_dump(dict(logged), sort_keys=False), CONFIG_FILE)
+        self._write.log_text(run_id, yaml.safe_dump(dict(logged), sort_keys=False), CONFIG_FILE)
 
     def _last_epoch(self, run: TrialRun) -> int:
         series = [key for key in run.metrics if key.startswith("epoch/")]
@@ -246,7 +265,7 @@ class PartTracker:
         """Close the run as FAILED, with a one-line reason as a tag and the traceback as an artifact."""
         open_ = self._open[trial]
         self._log(open_.run_id, tags={"study.error": reason, "study.failure": failure})
-        self._client.log_text(open_.run_id, detail, ERROR_FILE)
+        self._write.log_text(open_.run_id, detail, ERROR_FILE)
         self._close(trial, FAILED)
 
     def prune(self, trial: str, *, reason: str) -> None:
@@ -257,7 +276,7 @@ class PartTracker:
     def _close(self, trial: str, status: str) -> None:
         open_ = self._open[trial]
         self._flush(open_)
-        self._client.set_terminated(open_.run_id, status)
+        self._write.set_terminated(open_.run_id, status)
         del self._open[trial]
 
     def _flush(self, open_: _Open) -> None:
@@ -279,24 +298,24 @@ class PartTracker:
         from mlflow.entities import Metric, Param, RunTag
 
         if params or tags:
-            self._client.log_batch(
+            self._write.log_batch(
                 run_id,
                 params=[Param(key, value) for key, value in (params or {}).items()],
                 tags=[RunTag(key, value) for key, value in _tags(tags or {}).items()],
             )
         for start in range(0, len(metrics), _BATCH):
-            self._client.log_batch(run_id, metrics=[Metric(*metric) for metric in metrics[start : start + _BATCH]])
+            self._write.log_batch(run_id, metrics=[Metric(*metric) for metric in metrics[start : start + _BATCH]])
 
     def _artifact(self, run_id: str, name: str, content: str | bytes) -> None:
         if isinstance(content, str):
-            self._client.log_text(run_id, content, name)
+            self._write.log_text(run_id, content, name)
             return
         import tempfile
 
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / name
             path.write_bytes(content)
-            self._client.log_artifact(run_id, str(path))
+            self._write.log_artifact(run_id, str(path))
 
 
 def mark_best(

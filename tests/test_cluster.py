@@ -1,31 +1,74 @@
-"""cluster.yaml against Ray's own validator, offline."""
+"""The cluster files against Ray's own validator, offline, and what `study check --cluster` says of faults."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 
-CLUSTER = Path(__file__).parents[1] / "cluster.yaml"
+from features.errors import InputError
+from study.cluster import check_cluster
+from study.jobs import Resources
+
+ROOT = Path(__file__).parents[1]
+FILES = ("cluster.yaml", "cluster-onprem.yaml")
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")
-def test_cluster_file_is_valid_for_ray() -> None:
-    from ray.autoscaler._private.util import prepare_config, validate_config
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("cluster.yaml", "cluster.yaml: valid; provider aws, up to 8 workers; trials on gpu_worker"),
+        ("cluster-onprem.yaml", "valid; provider local, up to 2 workers; trials on local.cluster.node"),
+    ],
+)
+def test_a_shipped_file_is_valid_for_ray(name: str, says: str) -> None:
+    assert check_cluster(ROOT / name, Resources()).endswith(says)
 
-    config = yaml.safe_load(CLUSTER.read_text())
-    validate_config(prepare_config(config))
-    types = config["available_node_types"]
-    assert config["head_node_type"] in types
-    assert types["head"]["resources"]["CPU"] == 0
-    assert types["gpu_worker"]["max_workers"] <= config["max_workers"]
+
+@pytest.mark.parametrize("name", FILES)
+def test_the_head_serves_the_driver_alone(name: str) -> None:
+    config = yaml.safe_load((ROOT / name).read_text())
+    if "available_node_types" in config:
+        assert config["available_node_types"]["head"]["resources"] == {"CPU": 0}
+    else:
+        assert "--num-cpus=0" in config["head_start_ray_commands"][-1]
+    assert "--dashboard-host=127.0.0.1" in config["head_start_ray_commands"][-1]
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")
-def test_a_misspelt_key_is_refused() -> None:
-    from jsonschema import ValidationError
-    from ray.autoscaler._private.util import prepare_config, validate_config
+def changed(folder: Path, name: str, **changes: Any) -> Path:
+    config = yaml.safe_load((ROOT / name).read_text())
+    path = folder / name
+    path.write_text(yaml.safe_dump({key: value for key, value in {**config, **changes}.items() if value is not None}))
+    return path
 
-    config = yaml.safe_load(CLUSTER.read_text())
-    config["max_wokers"] = config.pop("max_workers")
-    with pytest.raises(ValidationError, match="max_wokers"):
-        validate_config(prepare_config(config))
+
+@pytest.mark.parametrize(
+    ("name", "changes", "says"),
+    [
+        ("cluster.yaml", {"max_wokers": 8}, r"cluster.yaml: the file: .*'max_wokers' was unexpected.*; see Ray's"),
+        ("cluster.yaml", {"max_workers": "8"}, r"cluster.yaml: max_workers: '8' is not of type 'integer'; see Ray's"),
+        ("cluster.yaml", {"head_node_type": "boss"}, r"cluster.yaml: Ray refuses it: ValueError: .*head_node_type"),
+        ("cluster-onprem.yaml", {"provider": {"type": "local"}}, r"cluster-onprem.yaml: Ray refuses it: .*head_ip"),
+    ],
+)
+def test_a_fault_is_one_short_line(name: str, changes: dict[str, Any], says: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=says) as found:
+        check_cluster(changed(tmp_path, name, **changes), Resources())
+    assert "\n" not in str(found.value)
+    assert len(str(found.value)) < 400 + len(str(tmp_path))
+
+
+def test_a_trial_that_no_node_holds_is_refused() -> None:
+    with pytest.raises(InputError, match=r"no node type holds a trial of 64 CPU and 0 GPU; it has head .*gpu_worker"):
+        check_cluster(ROOT / "cluster.yaml", Resources(cpus=64))
+    assert "trials on gpu_worker" in check_cluster(ROOT / "cluster.yaml", Resources(cpus=1, gpus=0.25))
+
+
+def test_a_file_that_is_none(tmp_path: Path) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text("a: [")
+    with pytest.raises(InputError, match="not readable as YAML"):
+        check_cluster(path, Resources())
+    path.write_text("- a")
+    with pytest.raises(InputError, match="is no mapping"):
+        check_cluster(path, Resources())

@@ -420,6 +420,14 @@ def test_a_run_says_what_it_did(finished: Finished) -> None:
     assert f"MLflow  study ui --home {finished.home}" in out
 
 
+def test_there_is_something_to_resume_or_it_says_so(finished: Finished, tmp_path: Path) -> None:
+    fault = study("resume", finished.plan, "--home", tmp_path / "new").fault
+    assert fault == f"plan tiny: nothing of it has run in {tmp_path / 'new'}; begin with `study run`"
+    ran = study("resume", finished.plan, "--home", finished.home)
+    assert ran.code == 0
+    assert "Nothing was left to train." in ran.out
+
+
 def test_status_counts(finished: Finished) -> None:
     lines = study("status", finished.plan, "--home", finished.home).out.splitlines()
     table = [cells for line in lines if len(cells := re.findall(r"[\w:]+", line)) == 6]

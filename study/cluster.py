@@ -1,0 +1,59 @@
+"""A cluster-launcher file held against Ray's own validator, offline, with errors of one line."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+from features.errors import InputError
+from search_spaces import parse_yaml
+from study.jobs import Resources
+
+_LENGTH = 200  # characters of jsonschema's message; its own text repeats the whole file and schema
+
+
+def check_cluster(path: Path, resources: Resources) -> str:
+    """What the file makes, in one line. Raises InputError where Ray refuses it or no node type can hold a trial."""
+    from jsonschema import ValidationError
+
+    try:
+        config = parse_yaml(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError(f"{path}: not readable as YAML ({' '.join(str(error).split())}); mend the file") from error
+    if not isinstance(config, dict):
+        raise InputError(f"{path}: is no mapping; write a Ray cluster-launcher file")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # announcements of Ray's next versions
+        from ray.autoscaler._private.util import prepare_config, validate_config
+
+        try:
+            prepared = prepare_config(config)
+            validate_config(prepared)
+        except ValidationError as error:
+            place = ".".join(str(word) for word in error.absolute_path) or "the file"
+            raise InputError(f"{path}: {place}: {_short(error.message)}; see Ray's cluster YAML reference") from error
+        except Exception as error:  # Ray's preparation raises all kinds, its messages are meant for the file's author
+            raise InputError(f"{path}: Ray refuses it: {_short(f'{type(error).__name__}: {error}')}") from error
+    types = prepared["available_node_types"]
+    wanted = {"CPU": resources.cpus, "GPU": resources.gpus}
+    fits = [name for name, node in types.items() if _holds(node.get("resources") or {}, wanted)]
+    if not fits:
+        known = ", ".join(f"{name} {node['resources']}" for name, node in types.items())
+        raise InputError(
+            f"{path}: no node type holds a trial of {resources.cpus:g} CPU and {resources.gpus:g} GPU; it has {known}"
+        )
+    workers = prepared["max_workers"]
+    return (
+        f"{path}: valid; provider {prepared['provider']['type']}, up to {workers} workers; trials on {', '.join(fits)}"
+    )
+
+
+def _holds(has: dict[str, Any], wanted: dict[str, float]) -> bool:
+    """Whether a node has what a trial asks for; what the file leaves out, Ray finds out on the machine."""
+    return all(kind not in has or has[kind] >= number for kind, number in wanted.items() if number)
+
+
+def _short(text: str) -> str:
+    line = " ".join(text.split())
+    return line if len(line) <= _LENGTH else line[: _LENGTH - 3] + "..."
