@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from study.claims import Judged
     from study.engine import Progress as Jobs
     from study.flow import Study, Summary
+    from study.plan import Plan
 
 console = Console()
 errors = Console(stderr=True)
@@ -140,6 +141,7 @@ def check(plan: str, data: Path | None, home: Path, cluster: Path | None) -> Non
     from study.plan import load_plan
 
     loaded = load_plan(plan)
+    _show_changes(loaded, home)
     if cluster is not None:
         from study.cluster import check_cluster
 
@@ -426,6 +428,13 @@ class _Watcher:
         return self._current[1]
 
 
+def _show_changes(plan: Plan, home: Path) -> None:
+    from study.changes import changes
+
+    for line in changes(plan, home):
+        console.print(f"changed since the last run: {line}", markup=False, highlight=False, soft_wrap=True)
+
+
 @contextmanager
 def _study(
     plan: str, data: Path | None, home: Path, address: str | None, max_concurrent: int | None
@@ -435,6 +444,7 @@ def _study(
     from study.plan import load_plan
 
     loaded = load_plan(plan)
+    _show_changes(loaded, home)
     with _bars() as bars:
         watcher = _Watcher(bars, loaded.selection[1] == "maximize")
         yield Study(

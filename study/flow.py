@@ -15,6 +15,7 @@ from typing import Any
 from features.errors import InputError
 from features.store import digest
 from study import parts, tracking
+from study.changes import remember
 from study.claims import Judged, judge
 from study.engine import Failure, Progress, RunSummary, at_work, run_jobs
 from study.jobs import Cell, Cluster, Job
@@ -213,6 +214,7 @@ class Study:
         """Finish a part's jobs, and the simple predictors that stand beside them."""
         if not jobs:
             raise InputError(f"plan {self.plan.name}: has no {part.split(':')[0]} part; add it to the plan")
+        remember(self.plan, self.home)
         beside = parts.predictor_jobs(self.plan, part, self._folders)
         done = [self._run_jobs(part, beside, PREDICTOR_DOOR, "predictor", {})] if beside else []
         done.append(self._run_jobs(part, jobs, DOOR, self.plan.model, self.plan.config))

@@ -1,0 +1,39 @@
+"""A plan that changed since it last ran: which fields, and what stays of use."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from study.changes import changes, remember
+from study.plan import load_plan
+
+from . import tiny
+
+
+def test_an_unchanged_or_new_plan_says_nothing(tmp_path: Path) -> None:
+    plan = load_plan(str(tiny.write_plan(tmp_path)))
+    assert changes(plan, tmp_path / "home") == []
+    remember(plan, tmp_path / "home")
+    assert changes(plan, tmp_path / "home") == []
+    (tmp_path / "home" / "plans" / "tiny.json").write_text("{half")
+    assert changes(plan, tmp_path / "home") == []
+
+
+def test_each_changed_field_is_named_with_what_it_costs(tmp_path: Path) -> None:
+    remember(load_plan(str(tiny.write_plan(tmp_path))), tmp_path)
+    changed = tiny.write_plan(
+        tmp_path, search__trials=3, base__epochs=3, resources={"cpus": 2}, sweeps__steps__values=[2, 5, 10],
+        simulate__seed=4, drop=("ablate",),
+    )  # fmt: skip
+    lines = {line.partition(":")[0]: line for line in changes(load_plan(str(changed)), tmp_path)}
+    assert set(lines) == {
+        "search.trials", "base.epochs", "resources.cpus", "sweeps.steps.values", "simulate.seed",
+        "ablate.variants", "ablate.seeds",
+    }  # fmt: skip
+    assert lines["search.trials"] == "search.trials: 2 -> 3; trials that are finished stay, the search goes on"
+    assert lines["resources.cpus"] == "resources.cpus: 1 -> 2; no trial is trained again"
+    assert lines["base.epochs"].endswith("2 -> 3; trials whose configuration it changes are trained again")
+    assert lines["simulate.seed"].endswith(
+        "3 -> 4; data or vectors that it changes are made again, and their trials trained again"
+    )
+    assert '["wo_side"] -> not there' in lines["ablate.variants"]
