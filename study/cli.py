@@ -11,22 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TaskID,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
 from rich.table import Table
 
 if TYPE_CHECKING:
     from study.claims import Judged
-    from study.engine import Progress as Jobs
     from study.flow import Study, Summary
     from study.plan import Plan
+    from study.watching import LiveBars
 
 console = Console()
 errors = Console(stderr=True)
@@ -377,6 +368,9 @@ def _report(study: Study, *, fresh: bool) -> None:
         console.print(f"figure  {path}", markup=False, soft_wrap=True, highlight=False)
     console.print(f"report  {page}", markup=False, soft_wrap=True, highlight=False)
     console.print(f"MLflow  study ui --home {study.home}", markup=False, soft_wrap=True, highlight=False)
+    journal = study.home / "optuna" / f"{study.plan.name}.log"
+    if journal.is_file():
+        console.print(f"Optuna  optuna-dashboard {journal}", markup=False, soft_wrap=True, highlight=False)
 
 
 def _claims(judged: Sequence[Judged]) -> None:
@@ -387,45 +381,10 @@ def _claims(judged: Sequence[Judged]) -> None:
         console.print(f"claims: {counts(judged)} (study report)")
 
 
-def _bars() -> Progress:
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-    )
-    return Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
+def _bars() -> LiveBars:
+    from study.watching import LiveBars
 
-
-class _Watcher:
-    """Draws what a study says of its progress."""
-
-    def __init__(self, bars: Progress, higher: bool) -> None:
-        self._bars = bars
-        self._pick = max if higher else min
-        self._current: tuple[str, TaskID] | None = None
-
-    def work(self, what: str, size: int) -> Callable[[int], None]:
-        """A bar for something that is prepared."""
-        task = self._task(what, size or None)
-        return lambda done: self._bars.update(task, completed=done)
-
-    def jobs(self, part: str, progress: Jobs) -> None:
-        """The bar of a part's trials."""
-        task = self._task(part, progress.total)
-        running, failed = sum(progress.running.values()), progress.failed
-        text = f"{part}: {running} running" + (f", {failed} failed" if failed else "")
-        best = self._pick(progress.best.items(), key=lambda entry: entry[1], default=None)
-        text += f", best {best[1]:.4f} in {best[0]}" if best else ""
-        self._bars.update(task, completed=progress.done, description=text)
-
-    def _task(self, name: str, total: int | None) -> TaskID:
-        if self._current is None or self._current[0] != name:
-            if self._current is not None:
-                self._bars.remove_task(self._current[1])
-            self._current = (name, self._bars.add_task(name, total=total))
-        return self._current[1]
+    return LiveBars(console)
 
 
 def _show_changes(plan: Plan, home: Path) -> None:
@@ -442,11 +401,12 @@ def _study(
     from study.flow import Study
     from study.jobs import Cluster
     from study.plan import load_plan
+    from study.watching import Watcher
 
     loaded = load_plan(plan)
     _show_changes(loaded, home)
     with _bars() as bars:
-        watcher = _Watcher(bars, loaded.selection[1] == "maximize")
+        watcher = Watcher(bars)
         yield Study(
             loaded, home=home, data=data, cluster=Cluster(address=address, max_concurrent=max_concurrent),
             watch=watcher.work, watch_jobs=watcher.jobs,

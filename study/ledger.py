@@ -40,6 +40,8 @@ class Progress:
     """Cell -> trials in progress."""
     best: Mapping[str, float]
     """Cell -> best value of the selection metric so far; cells without a finished trial are absent."""
+    cells: Mapping[str, tuple[int, int, int]]
+    """Cell -> trials planned, ended (earlier calls and failed ones included), failed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,6 +102,7 @@ class PartLedger:
         self._objectives = recipe.objectives
         self._on_progress = on_progress
         self._total = len(jobs)
+        self._planned = Counter(job.cell.name for job in jobs)
         self._running: Counter[str] = Counter()
         self._best: dict[str, float] = {}
         self._failures: dict[str, str] = {}
@@ -399,5 +402,10 @@ class PartLedger:
                     failed=len(self._failures),
                     running={cell: count for cell, count in self._running.items() if count},
                     best=dict(self._best),
+                    cells=self._cells(),
                 )
             )
+
+    def _cells(self) -> dict[str, tuple[int, int, int]]:
+        left, failed = (Counter(trial.split("/")[1] for trial in trials) for trials in (self._open, self._failures))
+        return {cell: (count, count - left[cell], failed[cell]) for cell, count in self._planned.items()}

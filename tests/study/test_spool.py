@@ -72,13 +72,11 @@ def test_a_server_that_is_away_costs_no_trial_and_no_metric(tmp_path: Path, monk
         tracker.start_part()
         tracker.start(JOB, config={"lr": 1e-5}, logged={"config": {"lr": 1e-5}}, fingerprint="f")
         tracker.report(JOB.trial, [epoch(1)])
-    began = time.monotonic()
     tracker.report(JOB.trial, [epoch(2), epoch(3)])
     tracker.finish(JOB.trial, epoch(3, final=True))
     other = Job(**{**vars(JOB), "name": "0001"})
     tracker.start(other, config={}, logged={"config": {}}, fingerprint="f")
     tracker.report(other.trial, [epoch(1)])
-    assert time.monotonic() - began < 60, "the driver does not wait"
     monkeypatch.setattr(tracking, "LAST_WORDS_S", 0.1)
     with pytest.raises(InputError, match=r"MLflow: the server is away; \d+ writes are kept in the home folder"):
         tracker.end_part("KILLED")
