@@ -6,7 +6,6 @@ and the worker process is reused. Only a lost process reaches Ray Tune as an err
 
 from __future__ import annotations
 
-import gc
 import importlib
 import math
 import random
@@ -93,7 +92,6 @@ def reset(threads: int) -> None:
     torch.manual_seed(0)
     np.random.seed(0)
     random.seed(0)
-    gc.collect()  # the last trial's tensors, where they hang in cycles
 
 
 class Outbox:
