@@ -7,7 +7,7 @@ and kept in float32. Shapes: B batch, D feature, T steps.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -21,6 +21,23 @@ REFERENCE_STEPS = 1000  # the T that Ho et al. (2020) chose their variances for
 
 Denoiser = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 """(x_t [B, D], t [B], condition [B, D] or None) -> prediction of x_0 [B, D]."""
+
+
+@dataclass(frozen=True)
+class SameForAll:
+    """Noise that is drawn once and taken for every row: what is generated for a user hangs on no other user's row."""
+
+    generator: torch.Generator
+
+
+Noise = torch.Generator | SameForAll
+
+
+def normal(shape_BD: Sequence[int], noise: Noise) -> Tensor:
+    """Standard normal noise, [B, D]."""
+    if isinstance(noise, SameForAll):
+        return torch.randn(1, *shape_BD[1:], generator=noise.generator).expand(*shape_BD)
+    return torch.randn(shape_BD, generator=noise)
 
 
 def variances(steps: int, start: float, end: float, schedule: str) -> Tensor:
@@ -77,7 +94,7 @@ class Diffusion:
         return (xt_BD - self.noise[t_B - 1, None] * eps_BD) / self.signal[t_B - 1, None]
 
     def generate(
-        self, denoise: Denoiser, condition_BD: Tensor | None, start_BD: Tensor, generator: torch.Generator,
+        self, denoise: Denoiser, condition_BD: Tensor | None, start_BD: Tensor, generator: Noise,
         first: int | None = None,
     ) -> Tensor:  # fmt: skip
         """Reverse process (MuSiC eq. 5, LGCD eq. 19): from `start_BD` at step `first` (T) down to x_0, the condition at
@@ -88,7 +105,7 @@ class Diffusion:
             x0 = denoise(x, torch.full((len(x),), t, dtype=torch.int64), condition_BD)
             x = self.posterior_mean(x0, x, t)
             if t > 1:
-                x = x + self.deviation[t - 1] * torch.randn(x.shape, generator=generator)
+                x = x + self.deviation[t - 1] * normal(x.shape, generator)
         return x
 
     def strided(

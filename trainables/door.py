@@ -3,7 +3,9 @@
 A model is a file in `trainables/models/` with `KIND` (of the tasks it trains on, see `trainables.kinds`), `Config` (a
 frozen dataclass), `train(config, task, seed)` (a generator of `Epoch`), `SELECTION` (the metric that selects, and its
 direction), `ABLATIONS` (name -> `Variant`) and `FIGURES` (config field -> `Figure`). It may offer
-`prepare(config, task, seeds)`, which makes what its trials share ahead of them. Nothing else is registered anywhere.
+`prepare(config, task, seeds)`, which makes what its trials share ahead of them, and, with `Epoch.pack`,
+`unpack(config, state, seed)`, which gives back a trained model as a function from what is known of users (`Kind.query`)
+to scores of all items of the target domain [U, J]. Nothing else is registered anywhere.
 """
 
 from __future__ import annotations
@@ -11,10 +13,11 @@ from __future__ import annotations
 import difflib
 import importlib
 import math
+import os
 import pkgutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
 from functools import lru_cache, partial
 from itertools import zip_longest
 from pathlib import Path
@@ -25,6 +28,7 @@ import pandas as pd
 import torch
 
 from features.errors import InputError
+from features.store import digest
 from trainables import models
 from trainables.kinds import Measured, Predict, kind_at, kind_of
 
@@ -51,6 +55,7 @@ class Epoch:
     validation: Measured | None = None  # what each validation user contributes, see `validate`
     last: bool = False
     state: State | None = None  # what `train` goes on from after this epoch; called before the next one is asked for
+    pack: Callable[[], dict[str, Any]] | None = None  # the state that `unpack` takes: tensors and plain values
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,7 +166,8 @@ def run(
 
     Metrics are means over seeds: `val_...` of the task's kind and the model's own. The final report adds `<metric>_std`,
     `<metric>/seed_<seed>`, `selected_epoch`, `seconds`, and, where `test_dir` is given, the same `test_...` and the
-    artifact `per_user.csv`. `rows`: also the artifact `val_per_user.csv`, for comparisons paired by user.
+    artifact `per_user.csv`; then the seed that is best on validation is kept at `kept_at`. `rows`: also the artifact
+    `val_per_user.csv`, for comparisons paired by user.
     """
     began = time.perf_counter()
     task, module = _task(task_dir), load_model(model)
@@ -195,6 +201,7 @@ def run(
             per_seed[seed], scores = score(epoch.predict, test, task, seed)
             metrics |= scores
         artifacts["per_user.csv"] = per_user_csv(per_seed)
+        _keep(kept_at(model, config, task_dir, seeds), model, settings, seeds, final)
     validation = {seed: epoch.validation for seed, epoch in zip(seeds, final, strict=True) if epoch.validation}
     if rows and len(validation) == len(seeds):
         artifacts["val_per_user.csv"] = per_user_csv(validation)
@@ -210,6 +217,26 @@ def run(
 def _state(number: int, began: float, epochs: Sequence[Epoch]) -> dict[str, Any]:
     seeds = [epoch.state() for epoch in epochs if epoch.state]
     return {"epoch": number, "seconds": time.perf_counter() - began, "rng": torch.get_rng_state(), "seeds": seeds}
+
+
+def kept_at(model: str, config: Mapping[str, Any], task_dir: str, seeds: Sequence[int]) -> Path:
+    """File of the model that scoring this configuration leaves: beside the tasks, named by all that it depends on."""
+    settings = make_config(model, config, f"config of {model}")
+    document = {"model": model, "config": asdict(settings), "task": Path(task_dir).parent.name, "seeds": list(seeds)}
+    return Path(task_dir).parent.parent / "models" / f"{digest(document)[:16]}.pt"
+
+
+def _keep(path: Path, model: str, settings: Any, seeds: Sequence[int], final: Sequence[Epoch]) -> None:
+    """Write the seed with the best validation metric, the first of equals; models that cannot be packed leave nothing."""
+    metric, direction = load_model(model).SELECTION
+    sign = 1.0 if direction == "minimize" else -1.0
+    seed, best = min(zip(seeds, final, strict=True), key=lambda pair: sign * pair[1].metrics[metric])
+    if best.pack is None:
+        return
+    path.parent.mkdir(exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    torch.save({"model": model, "config": asdict(settings), "seed": seed, "state": best.pack()}, partial)
+    partial.replace(path)
 
 
 def run_predictor(

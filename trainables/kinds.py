@@ -8,14 +8,17 @@ Shapes: N ratings, R rows (held-out users x protocols), C candidates.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
+import torch
 from numpy.typing import NDArray
 
+from features.errors import InputError
 from trainables import predictors, sequence_predictors, sequences, task
 from trainables.metrics import user_errors
 from trainables.sequence_metrics import sequence_errors
@@ -56,6 +59,7 @@ class Kind:
     load_task: Callable[[Path], Any]
     load_held_out: Callable[[Path], Any]
     measure: Callable[..., Measured]  # (held_out, predict, task, seed, *, full)
+    query: Callable[[pd.DataFrame, Mapping[str, int]], Any]  # what is known of users, from columns and items' numbers
     as_predict: Callable[[str], Predict]  # a simple predictor in the form of a model's prediction
     predictors: tuple[str, ...]  # the simple predictors, each a row of every table
     bar: str  # the one among them that a useful model has to pass
@@ -104,12 +108,21 @@ def _measure_ratings(held_out: task.HeldOut, predict: Predict, of: task.Task, se
     return Measured(columns, metrics)
 
 
+def _rating_query(users: pd.DataFrame, numbers: Mapping[str, int]) -> task.RatingQuery:
+    """Columns features (raw source-domain vector) and source_offset."""
+    return task.RatingQuery(
+        features=torch.from_numpy(np.stack([np.asarray(row, np.float32) for row in users["features"]])),
+        source_offset=torch.from_numpy(users["source_offset"].to_numpy(np.float32, copy=True)),
+    )
+
+
 RATINGS = Kind(
     name="ratings",
     task=task.Task,
     load_task=task.load_task,
     load_held_out=task.load_held_out,
     measure=_measure_ratings,
+    query=_rating_query,
     as_predict=predictors.as_predict,
     predictors=tuple(predictors.PREDICTORS),
     bar="source_offset",
@@ -147,6 +160,23 @@ def _measure_sequences(
     return Measured(columns, {**found.metrics(of.protocols), "seconds": seconds})
 
 
+def _sequence_query(users: pd.DataFrame, numbers: Mapping[str, int]) -> sequences.Sequences:
+    """Column history: item ids, oldest first."""
+    lengths = [len(row) for row in users["history"]]
+    return sequences.Sequences(
+        item=torch.from_numpy(item_numbers(numbers, [item for row in users["history"] for item in row], "history")),
+        starts=torch.from_numpy(np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)),
+    )
+
+
+def item_numbers(numbers: Mapping[str, int], ids: Sequence[str], place: str) -> NDArray[np.int64]:
+    """The number of each item; InputError for one that has none."""
+    unknown = next((item for item in ids if item not in numbers), None)
+    if unknown is not None:
+        raise InputError(f"{place}: the model does not know the item {unknown!r}; leave it out")
+    return np.array([numbers[item] for item in ids], np.int64)
+
+
 def _ranking(prefix: str, among: str) -> tuple[Metric, ...]:
     names = (("hr5", "HR@5"), ("hr10", "HR@10"), ("ndcg5", "NDCG@5"), ("ndcg10", "NDCG@10"))
     return tuple(
@@ -161,6 +191,7 @@ SEQUENCES = Kind(
     load_task=sequences.load_task,
     load_held_out=sequences.load_held_out,
     measure=_measure_sequences,
+    query=_sequence_query,
     as_predict=sequence_predictors.as_predict,
     predictors=tuple(sequence_predictors.PREDICTORS),
     bar="item_knn",

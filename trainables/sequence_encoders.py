@@ -101,11 +101,18 @@ class Encoders(nn.Module):
         self.register_buffer("text", text_NF, persistent=False)
         self.text: Tensor
         self.id = nn.Embedding(len(text_NF), spec.width, _weight=_principal(text_NF, spec.width))
-        self.text_map = nn.Linear(text_NF.shape[1], spec.width)
+        self.text_map: nn.Module = nn.Linear(text_NF.shape[1], spec.width)
         self.id_encoder, self.text_encoder = Transformer(spec), Transformer(spec)
         self.fusion = nn.Linear(2 * spec.width, spec.width)  # of sequences
         self.item_fusion = nn.Linear(2 * spec.width, spec.width)  # of items, E_fusion in eq. 3
         self.max_length = spec.max_length
+
+    @classmethod
+    def of_mapped(cls, spec: PretrainSpec, text_ND: Tensor) -> Encoders:
+        """Encoders for use, whose text vectors have been through `text_map` already; without weights."""
+        encoders = cls(spec, text_ND)
+        encoders.text_map = nn.Identity()
+        return encoders.eval()
 
     def look_up(self, item: Tensor) -> tuple[Tensor, Tensor]:
         """ID and text embedding of items, [..., D] each."""

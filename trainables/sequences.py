@@ -145,13 +145,18 @@ def without_seen(scores: Tensor, held_out: HeldOut, task: SequenceTask, candidat
 
     Without candidates the scores are those of all target-domain items.
     """
-    low, high = task.target
-    history = held_out.history
+    seen_RJ = seen(held_out.history, task.target)
+    hidden = seen_RJ if candidates_RC is None else seen_RJ.gather(1, candidates_RC.long() - task.target[0])
+    return scores.masked_fill(hidden, LAST)
+
+
+def seen(history: Sequences, target: tuple[int, int]) -> Tensor:
+    """Which target-domain items each history holds, bool [R, J]."""
+    low, high = target
     known = (history.item >= low) & (history.item < high)
-    seen_RJ = torch.zeros(len(held_out), high - low, dtype=torch.bool)
+    seen_RJ = torch.zeros(len(history), high - low, dtype=torch.bool)
     seen_RJ[history.row[known], history.item[known] - low] = True
-    seen = seen_RJ if candidates_RC is None else seen_RJ.gather(1, candidates_RC.long() - low)
-    return scores.masked_fill(seen, LAST)
+    return seen_RJ
 
 
 def load_task(task_dir: Path) -> SequenceTask:

@@ -85,7 +85,7 @@ class FeatureRows:
 
     def __init__(self, vectors: NDArray[Any], rows: Ints, centre: Floats, scale: float) -> None:
         self._vectors, self._rows = np.asarray(vectors), rows
-        self._centre, self._scale = torch.from_numpy(centre), scale
+        self.centre, self.scale = torch.from_numpy(centre), scale
         size = len(rows) * vectors.shape[1] * 4
         self._dense = self._read(np.arange(len(rows))) if size <= DENSE_BYTES else None
 
@@ -110,7 +110,7 @@ class FeatureRows:
         for start in range(0, len(rows), _READ_ROWS):
             part = slice(start, start + _READ_ROWS)
             read = vectors[part].copy_(torch.from_numpy(self._vectors[places[part]]))
-            read.sub_(self._centre).div_(self._scale)
+            read.sub_(self.centre).div_(self.scale)
         vectors[torch.from_numpy(rows < 0)] = 0.0
         return vectors
 
@@ -123,6 +123,14 @@ class HeldOut:
     source_offset: Tensor  # float32 [U] how much higher than others they rate in the source domain, shrunken
     ratings: Ratings  # user 0..U-1
     cold_item: Tensor  # bool [N] the item occurs in no training rating (dual cold start)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RatingQuery:
+    """What is known of users whose ratings are asked for."""
+
+    features: Tensor  # float32 [U, F] raw source-domain vectors
+    source_offset: Tensor  # float32 [U]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -22,10 +22,10 @@ from torch import Tensor, nn
 
 from trainables.checks import at_least, choice, dropout_share, refuse, step_size, variance_range
 from trainables.conditions import Rows, pseudo_rows, real_rows
-from trainables.diffusion import Diffusion, timestep_embedding, variances
+from trainables.diffusion import Diffusion, Noise, SameForAll, normal, timestep_embedding, variances
 from trainables.door import Epoch, Figure, Variant, validate
 from trainables.sequence_encoders import SEQUENCES, Encoders, PretrainSpec, next_item_loss, pretrained, represent
-from trainables.sequences import HeldOut, SequenceTask, without_seen
+from trainables.sequences import HeldOut, Sequences, SequenceTask, seen, without_seen
 
 WIDTH = 64  # D (settings: hidden dimension)
 CONDITION_DROPPED = (
@@ -262,10 +262,10 @@ class Network(nn.Module):
             predicted = self.diffusion.clean(x_BD, t_B, predicted)
         return predicted
 
-    def reverse(self, start_BD: Tensor, condition: Condition, generator: torch.Generator) -> Tensor:
+    def reverse(self, start_BD: Tensor, condition: Condition, generator: Noise) -> Tensor:
         """h_rev: from a guess noised to lambda T, or from noise at T without guesser, down to 0 (eqs. 18-20)."""
         config, diffusion = self.config, self.diffusion
-        noise = torch.randn(start_BD.shape, generator=generator)
+        noise = normal(start_BD.shape, generator)
         t_B = torch.full((len(noise),), self.first)
         x = diffusion.noised(start_BD, t_B, noise) if config.guesser else noise
 
@@ -328,7 +328,7 @@ class Network(nn.Module):
         return self.clean(diffusion.noised(start, t_B, torch.randn(start.shape, generator=generator)), t_B, condition)
 
     @torch.no_grad()
-    def recommend(self, id_BD: Tensor, text_BD: Tensor, generator: torch.Generator) -> Tensor:
+    def recommend(self, id_BD: Tensor, text_BD: Tensor, generator: Noise) -> Tensor:
         """h_final of users, [B, D]."""
         condition = self.condition(id_BD, text_BD, torch.ones(len(id_BD), dtype=torch.bool))
         if not self.config.diffusion:
@@ -371,7 +371,10 @@ def train(config: Config, task: SequenceTask, seed: int, state: dict[str, Any] |
             if best is None or epoch.metrics["val_ndcg10"] > best.metrics["val_ndcg10"]:
                 best = epoch
         last = number == config.epochs or number - best.number >= config.patience
-        yield replace(best if last else epoch, last=last, state=partial(trainer.state, number, best))
+        said = best if last else epoch
+        yield replace(
+            said, last=last, state=partial(trainer.state, number, best), pack=partial(pack, said.predict, task)
+        )  # fmt: skip
         if last:
             return
 
@@ -495,3 +498,39 @@ class Recommender:
         else:
             scores = torch.stack([self.items[row] @ user for row, user in zip(candidates, final, strict=True)])
         return without_seen(scores, held_out, task, candidates)
+
+
+# --- recommending -------------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def pack(trained: Recommender, task: SequenceTask) -> dict[str, Any]:
+    """What `unpack` needs of a trained network; the vectors of titles only as the encoders read them, [I, D]."""
+    encoders = trained.encoders
+    weights = {name: value for name, value in encoders.state_dict().items() if not name.startswith("text_map.")}
+    return {
+        "network": trained.network.state_dict(), "encoders": weights, "titles": encoders.text_map(encoders.text),
+        "target": list(task.target),
+    }  # fmt: skip
+
+
+def unpack(config: Config, state: Mapping[str, Any], seed: int) -> Callable[[Sequences], Tensor]:
+    """Scores of all target-domain items, [U, J], by users' histories; -inf for those of the history.
+
+    A user's scores hang on no other user's row.
+    """
+    encoders = Encoders.of_mapped(config.pretraining, state["titles"])
+    encoders.load_state_dict(state["encoders"])
+    network = Network(config, encoders.fusion).eval()
+    network.load_state_dict(state["network"])
+    with torch.no_grad():
+        wanted = torch.arange(*state["target"])
+        items_JD = encoders.fuse_items(*encoders.look_up(wanted))
+
+    @torch.no_grad()
+    def score(histories: Sequences) -> Tensor:
+        by_id, by_text = represent(encoders, histories, last=True)
+        final = network.recommend(by_id, by_text, SameForAll(torch.Generator().manual_seed(seed)))
+        return (final @ items_JD.T).masked_fill(seen(histories, state["target"]), -torch.inf)
+
+    return score

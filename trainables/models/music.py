@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -19,9 +19,9 @@ import torch.nn.functional as functional
 from torch import Tensor, nn
 
 from trainables.checks import at_least, choice, dropout_share, refuse, step_size, variance_range
-from trainables.diffusion import SCHEDULES, Diffusion, timestep_embedding, variances
+from trainables.diffusion import SCHEDULES, Diffusion, Noise, SameForAll, normal, timestep_embedding, variances
 from trainables.door import Epoch, Figure, State, Variant, validate
-from trainables.task import HeldOut, Ratings, Task, shrunken_means
+from trainables.task import HeldOut, RatingQuery, Ratings, Task, shrunken_means
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "tanh": torch.tanh,
@@ -156,25 +156,44 @@ class VectorUNet(nn.Module):
         return predicted
 
 
+@dataclass(frozen=True, kw_only=True)
+class Constants:
+    """What a rating needs of the task."""
+
+    user_width: int  # F of users
+    item_width: int  # F of items
+    mean: float  # of the training ratings
+    item_offset: Tensor  # float32 [I]
+    slope: float  # of the target rating on the source offset
+
+    @classmethod
+    def of(cls, config: Config, task: Task) -> Constants:
+        """Those of a task, as far as the config lets training see it."""
+        mean, item_offset = task.mean, task.item_offset
+        if not config.side:  # rating-based vectors alone still know side users: they are made once for all trials
+            known = task.overlapping
+            mean = float(known.rating.double().mean())
+            item_offset = _means(known.item, known.rating - mean, len(task.items))
+        widths = {"user_width": task.target.width, "item_width": task.items.width}
+        return cls(mean=mean, item_offset=item_offset, slope=task.slope, **widths)
+
+
 class MuSiC(nn.Module):
-    """The three networks, the schedule, and the constants of the task that a rating needs."""
+    """The three networks, the schedule, and the constants of the task."""
 
     gain: Tensor
     centre: Tensor  # [D] of the real target vectors
     scale: Tensor  # their standard deviation, one for all dimensions
 
-    def __init__(self, config: Config, task: Task) -> None:
+    def __init__(self, config: Config, of: Task | Constants) -> None:
         super().__init__()
         self.config = config
-        self.user_mlp, self.item_mlp = FeatureMLP(task.target.width, config), FeatureMLP(task.items.width, config)
+        self.constants = known = of if isinstance(of, Constants) else Constants.of(config, of)
+        self.user_mlp, self.item_mlp = FeatureMLP(known.user_width, config), FeatureMLP(known.item_width, config)
         self.unet = VectorUNet(config)
         beta = variances(config.steps, config.variance_start, config.variance_end, config.schedule)
         self.process = Diffusion.from_variances(beta)
-        self.mean, self.item_offset, self.slope = task.mean, task.item_offset, task.slope
-        if not config.side:  # rating-based vectors alone still know side users: they are made once for all trials
-            known = task.overlapping
-            self.mean = float(known.rating.double().mean())
-            self.item_offset = _means(known.item, known.rating - self.mean, len(task.items))
+        self.mean, self.item_offset, self.slope = known.mean, known.item_offset, known.slope
         self.register_buffer("gain", torch.ones(()))
         self.register_buffer("centre", torch.zeros(config.dim))
         self.register_buffer("scale", torch.ones(()))
@@ -193,17 +212,15 @@ class MuSiC(nn.Module):
             offset = offset + self.slope * source_offset_N
         return offset
 
-    def vectors(self, raw_BF: Tensor, generator: torch.Generator) -> Tensor:
+    def vectors(self, raw_BF: Tensor, generator: Noise) -> Tensor:
         """Target-domain vectors of cold-start users from their source-domain features, [B, D] (3.3.4)."""
         condition = self.user_mlp(raw_BF)
         if not self.config.diffusion:
             return torch.as_tensor(condition)
         draws = [
-            self.process.generate(
-                self.unet, condition, torch.randn(condition.shape, generator=generator), generator
-            )
+            self.process.generate(self.unet, condition, normal(condition.shape, generator), generator)
             for _ in range(self.config.samples)
-        ]  # fmt: skip
+        ]
         return self.to_vectors(torch.stack(draws).mean(dim=0))
 
     def fit_scale(self, x0_UD: Tensor) -> None:
@@ -270,6 +287,41 @@ def shrunken_slope(x_N: Tensor, y_N: Tensor, user_N: Tensor) -> float:
     slope = float(xy.sum()) / total
     variance = float((xy - slope * xx).square().sum()) / total**2
     return min(1.0, slope * max(0.0, 1.0 - variance / slope**2))
+
+
+# --- recommending -------------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def pack(model: MuSiC, task: Task) -> dict[str, Any]:
+    """What `unpack` needs of a trained model; items only as their vectors."""
+    model.eval()
+    return {
+        "constants": asdict(model.constants),
+        "weights": model.state_dict(),
+        "items": model.item_mlp(task.items[torch.arange(len(task.items))]),  # [I, D]
+        "user_centre": task.source.centre,  # [F] of raw source-domain vectors
+        "user_scale": task.source.scale,
+        "limits": list(task.rating_scale),
+    }
+
+
+def unpack(config: Config, state: Mapping[str, Any], seed: int) -> Callable[[RatingQuery], Tensor]:
+    """Ratings of all target-domain items, [U, I], for cold-start users; a user's hang on no other user's row."""
+    model = MuSiC(config, Constants(**state["constants"])).eval()
+    model.load_state_dict(state["weights"])
+
+    @torch.no_grad()
+    def rate(users: RatingQuery) -> Tensor:
+        raw_UF = (users.features - state["user_centre"]) / state["user_scale"]
+        vectors = model.vectors(raw_UF, SameForAll(torch.Generator().manual_seed(seed)))
+        offset = model.offset(torch.arange(len(state["items"])), None)
+        if config.rating_offset == "source_offset":
+            offset = offset + model.slope * users.source_offset[:, None]
+        rated: Tensor = offset + model.gain * (vectors @ state["items"].T)
+        return rated
+
+    return rate
 
 
 # --- 3.5 training -------------------------------------------------------------------------------------------------
@@ -367,7 +419,10 @@ class _Trainer:
         variance = float(vectors.var(dim=0, correction=0).mean())
         metrics["variance_ratio"] = variance / spread if spread else float("nan")
         metrics["train_loss"] = loss
-        return Epoch(number=number, metrics=metrics, predict=model.predict, validation=measured, last=last)
+        return Epoch(
+            number=number, metrics=metrics, predict=model.predict, validation=measured, last=last,
+            pack=lambda: pack(model, task),
+        )  # fmt: skip
 
     def _feature_stage(self) -> None:
         model, config = self.model, self.config

@@ -1,0 +1,66 @@
+"""A kept model in use: what is known of users in their source domain -> the best items of the target domain.
+
+    <folder>/weights.pt       what `trainables.door` kept of a scored trial
+             items.parquet    item_id, title, in_target: all items that the model numbers, in that order
+
+Shapes: U users, J items of the target domain.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+
+from features.errors import InputError
+from trainables.door import load_model, make_config
+from trainables.kinds import KINDS, item_numbers
+
+
+class Served:
+    """A model and the items that it knows."""
+
+    def __init__(self, folder: Path) -> None:
+        packed = torch.load(folder / "weights.pt", weights_only=True)
+        module = load_model(packed["model"])
+        config = make_config(packed["model"], packed["config"], f"config of {packed['model']}")
+        self._kind = KINDS[module.KIND]
+        self._score = module.unpack(config, packed["state"], packed["seed"])
+        self._limits = packed["state"].get("limits", (-np.inf, np.inf))
+        items = pd.read_parquet(folder / "items.parquet")
+        target, source = items[items["in_target"]], items[~items["in_target"]]
+        self._ids, self._titles = target["item_id"].to_numpy(object), target["title"].to_numpy(object)
+        self._place = {item: place for place, item in enumerate(self._ids)}
+        # An id of both domains means the source domain's item in a history.
+        self._numbers = dict(zip(target["item_id"], target.index, strict=True))
+        self._numbers |= dict(zip(source["item_id"], source.index, strict=True))
+
+    def recommend(self, users: pd.DataFrame, n: int) -> pd.DataFrame:
+        """The `n` best items of each row: columns items (ids), titles, scores, each a list, best first.
+
+        `users`: the columns of the kind's query, and, where only some items are asked about, their ids as `candidates`.
+        Scores of ratings are within the rating scale. Raises InputError for unknown items.
+        """
+        if n < 1:
+            raise InputError(f"n is {n}; give at least 1")
+        scores_UJ = self._score(self._kind.query(users, self._numbers))
+        if "candidates" in users:
+            scores_UJ = self._among(scores_UJ, users["candidates"])
+        best = scores_UJ.topk(min(n, scores_UJ.shape[1]), dim=1)
+        rows = []
+        for score, place in zip(best.values.numpy(), best.indices.numpy(), strict=True):
+            known = np.isfinite(score)  # what a user has already is never recommended
+            shown = score[known].astype(float).clip(*self._limits)
+            rows.append((list(self._ids[place[known]]), list(self._titles[place[known]]), list(shown)))
+        return pd.DataFrame(rows, columns=["items", "titles", "scores"])
+
+    def _among(self, scores_UJ: torch.Tensor, candidates: pd.Series) -> torch.Tensor:
+        """The scores with -inf for all other items; a row without candidates keeps all."""
+        hidden = torch.zeros(scores_UJ.shape, dtype=torch.bool)
+        for row, ids in enumerate(candidates):
+            if ids is not None:
+                hidden[row] = True
+                hidden[row, item_numbers(self._place, list(ids), "candidates")] = False
+        return scores_UJ.masked_fill(hidden, -torch.inf)
