@@ -301,6 +301,34 @@ def rerun(run_id: str, home: Path) -> None:
 
 
 @cli.command()
+@PLAN
+@HOME
+@click.option("--user", required=True, help="Id of a user who has a history in the source domain.")
+@click.option("--cell", help="Cell whose registered model is asked; default: the first that knows the user.")
+@click.option("-n", "count", type=click.IntRange(1), default=10, show_default=True, help="Items to recommend.")
+def recommend(plan: str, home: Path, user: str, cell: str | None, count: int) -> None:
+    """Show a user's source-domain history and the best target-domain items, by the registered model."""
+    from study.flow import Study
+    from study.plan import load_plan
+
+    home = home.absolute()
+    if not (home / "tasks").is_dir():
+        from features.errors import InputError
+
+        raise InputError(f"{home}: holds no study; run one there first, or name another --home")
+    found = Study(load_plan(plan), home=home).recommend(user, cell, count)
+    known = Table("item", "title", title=f"{user} has, in the source domain (oldest first)")
+    for item, title in found.history.itertuples(index=False):
+        known.add_row(item, title)
+    told = Table("", "item", "title", "score", title=f"{found.cell}: the best {len(found.items)}")
+    for number, (item, title, score) in enumerate(found.items.itertuples(index=False), start=1):
+        told.add_row(str(number), item, title, f"{score:.3f}")
+    for table in (known, told):
+        console.print(table, markup=False)
+    console.print(f"model  models:/{found.model}@best (version {found.version})", markup=False, soft_wrap=True)
+
+
+@cli.command()
 @HOME
 @click.option("--port", default=5000, show_default=True)
 @click.option("--host", default="127.0.0.1", show_default=True)
@@ -340,6 +368,8 @@ def _shown(summary: Summary) -> Summary:
         console.print(f"  {failure.trial}: {failure.reason}", markup=False, soft_wrap=True)
     if summary.stopped:
         console.print(f"  {summary.stopped}; a larger budget goes on where this one stopped", soft_wrap=True)
+    for note in summary.notes:
+        console.print(f"  {note}", markup=False, soft_wrap=True, highlight=False)
     if summary.superseded:
         console.print(
             f"  {summary.superseded} runs of an earlier form of the plan were deleted; MLflow can restore them"

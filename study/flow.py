@@ -7,7 +7,7 @@ import os
 import platform
 import subprocess
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from study.jobs import Cell, Cluster, Job
 from study.pareto import mark_front
 from study.plan import Plan
 from study.prepare import Inputs, Watch, describe_data, feature_figures, prepare
+from study.registry import Recommendation, recommend, register
 from study.report import ReportResult, is_current, redraw, report
 from study.results import Results, load_results
 from study.select import Best, best_per_cell
@@ -45,6 +46,7 @@ class Summary:
     ran: int
     failures: tuple[Failure, ...]
     stopped: str | None = None  # why trials were left: the budget that is spent
+    notes: tuple[str, ...] = ()  # what else a person should know, a line each
     superseded: int = 0  # runs of an earlier form of the plan, deleted in MLflow (its UI restores them)
 
 
@@ -128,7 +130,17 @@ class Study:
 
     def score(self) -> Summary:
         """The best configuration and the simple predictors on test; the only verb that opens test data."""
-        return self._run("score", parts.score_jobs(self.plan, self._folders, self._best_configs("score")))
+        summary = self._run("score", parts.score_jobs(self.plan, self._folders, self._best_configs("score")))
+        return replace(summary, notes=tuple(register(self.results(), self.inputs.domains, self.home)))
+
+    def recommend(self, user: str, cell: str | None, n: int) -> Recommendation:
+        """Target-domain items for a user, by the registered model of a cell; None: of the first that knows him."""
+        cells = [each for each in self.plan.cells if cell in (None, each.name)]
+        if not cells:
+            names = ", ".join(each.name for each in self.plan.cells)
+            raise InputError(f"--cell {cell}: plan {self.plan.name} has no such cell; choose from {names}")
+        client, _ = self._store()
+        return recommend(client, self.plan.name, cells, self.home, user, n)
 
     def run_part(self, part: str) -> Summary:
         """The verb of a part by the part's name."""

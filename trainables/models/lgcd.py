@@ -504,8 +504,8 @@ class Recommender:
 
 
 @torch.no_grad()
-def pack(trained: Recommender, task: SequenceTask) -> dict[str, Any]:
-    """What `unpack` needs of a trained network; the vectors of titles only as the encoders read them, [I, D]."""
+def pack(trained: Any, task: SequenceTask) -> dict[str, Any]:
+    """What `unpack` needs of an epoch's `Recommender`; the vectors of titles only as the encoders read them, [I, D]."""
     encoders = trained.encoders
     weights = {name: value for name, value in encoders.state_dict().items() if not name.startswith("text_map.")}
     return {
