@@ -293,7 +293,8 @@ def wait_for(done: Any, seconds: float) -> None:
 
 def test_nothing_of_a_study_is_written_elsewhere(finished: Finished) -> None:
     assert sorted(path.name for path in finished.home.iterdir() if not path.name.startswith(".")) == [
-        "artifacts", "domains", "logs", "mlflow.db", "optuna", "ray", "reports", "simulated", "tasks", "tiny.lock",
+        "artifacts", "domains", "logs", "mlflow.db", "optuna", "plans", "ray", "reports", "simulated", "tasks",
+        "tiny.lock",
     ]  # fmt: skip
     assert not os.path.exists("mlruns")
     assert not os.path.exists("mlflow.db")
