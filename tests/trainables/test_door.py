@@ -93,7 +93,7 @@ def test_every_fault_of_a_configuration_is_told_at_once() -> None:
         ({"steps": 1}, r"steps is 1; give a number of at least 2"),
         ({"epochs": 0}, r"epochs is 0; give a number of at least 1"),
         ({"lr": 0}, r"lr is 0; give a finite number above 0"),
-        ({"lr": math.nan}, r"lr is nan; give a finite number above 0"),
+        ({"lr": math.nan}, r"lr is nan; give a finite number"),
         ({"schedule": "cosine"}, r"schedule is 'cosine'; choose from linear, linear_scaled"),
         ({"rate_from": "x0"}, r"rate_from is 'x0'; choose from one_step, chain"),
         ({"rating_offset": "none"}, r"rating_offset is 'none'; choose from global_mean, item_mean, source_offset"),

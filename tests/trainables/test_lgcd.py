@@ -248,7 +248,7 @@ def test_cyclic_batches_hold_their_share_of_real_rows(task: SequenceTask) -> Non
 
 
 def test_a_stream_holds_every_row_once_in_each_pass() -> None:
-    stream = lgcd._stream(23, 7, torch.Generator().manual_seed(0))
+    stream = lgcd._Stream(23, 7, torch.Generator().manual_seed(0))
     passes = [torch.cat([next(stream) for _ in range(4)]).tolist() for _ in range(2)]
     assert passes[0] != passes[1]
     assert all(sorted(one) == list(range(23)) for one in passes)
