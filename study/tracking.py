@@ -106,7 +106,9 @@ def open_experiment(client: MlflowClient, name: str, artifacts: Path | None) -> 
     experiment = client.get_experiment_by_name(name)
     if experiment is None:
         location = None if artifacts is None else artifacts.absolute().as_uri()
-        return str(client.create_experiment(name, artifact_location=location))
+        # The kind opens the UI on runs and not on traces.
+        kind = {"mlflow.experimentKind": "custom_model_development"}
+        return str(client.create_experiment(name, artifact_location=location, tags=kind))
     if experiment.lifecycle_stage != "active":
         raise InputError(f"experiment '{name}': is deleted in MLflow; restore it there or give the plan another name")
     return str(experiment.experiment_id)
@@ -323,10 +325,12 @@ def mark_best(
 ) -> dict[str, str]:
     """Tag each cell's best finished trial `study.best` = true and no other; returns cell -> run id.
 
-    Equal values: the trial with the smallest name, so that the choice does not hang on the order of finishing.
+    Equal values: the trial with the smallest name, so that the choice does not hang on the order of finishing. The
+    experiment's description becomes a table of them.
     """
     sign = 1.0 if direction == "minimize" else -1.0
     best: dict[str, tuple[float, str, str]] = {}
+    commands: dict[str, str] = {}
     marked: set[str] = set()
     for run in find_runs(client, experiment_id, part):
         tags = run.data.tags
@@ -335,11 +339,21 @@ def mark_best(
         if "study.trial" in tags and run.info.status == FINISHED:
             entry = (sign * run.data.metrics[metric], tags["study.trial"], run.info.run_id)
             best[tags["study.cell"]] = min(best.get(tags["study.cell"], entry), entry)
+            commands[run.info.run_id] = tags.get("study.command", "")
     chosen = {cell: run_id for cell, (_, _, run_id) in best.items()}
     for run_id in set(chosen.values()) - marked:
         client.set_tag(run_id, "study.best", "true")
     for run_id in marked - set(chosen.values()):
         client.delete_tag(run_id, "study.best")
+    rows = "".join(
+        f"| {cell} | [{trial}](#/experiments/{experiment_id}/runs/{run_id}) | {sign * value:.4f} | `{commands[run_id]}` |\n"
+        for cell, (value, trial, run_id) in sorted(best.items())
+    )
+    client.set_experiment_tag(
+        experiment_id, "mlflow.note.content",
+        f"The best trial of each cell by validation `{metric}` (filter: `tags.\"study.best\" = 'true'`):\n\n"
+        f"| cell | trial | {metric} | trains it again |\n|---|---|---|---|\n{rows}",
+    )  # fmt: skip
     return chosen
 
 

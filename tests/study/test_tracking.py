@@ -255,8 +255,12 @@ def test_one_best_trial_per_cell(part: Part) -> None:
     finished(part, {**values, (0.2, "0003"): 0.25})
     tracking.mark_best(part.client, part.id, metric="val_rmse", direction="minimize")
     assert best(part) == {"search books->movies@0.2 0003": "true", "search books->movies@0.5 0000": "true"}
-    tracking.mark_best(part.client, part.id, metric="val_rmse", direction="maximize")
+    chosen = tracking.mark_best(part.client, part.id, metric="val_rmse", direction="maximize")
     assert best(part) == {"search books->movies@0.2 0000": "true", "search books->movies@0.5 0000": "true"}
+    shown = part.client.get_experiment(part.id).tags["mlflow.note.content"].splitlines()[4:]
+    links = [f"(#/experiments/{part.id}/runs/{chosen[cell]}) | {value:.4f} |" for cell, value in
+             (("books->movies@0.2", 1.0), ("books->movies@0.5", 2.0))]  # fmt: skip
+    assert [link in line for link, line in zip(links, shown, strict=True)] == [True, True]
 
 
 BOTH = (Objective(metric="val_rmse", direction="minimize"), Objective(metric="val_ndcg20", direction="maximize"))
