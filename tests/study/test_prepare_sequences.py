@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -35,8 +36,9 @@ def raw(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Plan]:
-    """Plans of a model that counts items."""
+    """Plans of a model that counts items; what its trials share is made in this process, for no other knows the model."""
     drop("popular", POPULAR, tmp_path, monkeypatch)
+    monkeypatch.setattr("study.prepare.ProcessPoolExecutor", lambda processes, **settings: ThreadPoolExecutor(1))
 
     def plan(**changes: Any) -> Plan:
         own = {"model": "popular", "base": {"epochs": 1}, "space_file": SPACE, "drop": ("ablate", "sweeps")}
