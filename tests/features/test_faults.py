@@ -186,6 +186,7 @@ def slowly(log: Path) -> Callable[[ResolvedEncoder], Slow]:
     return lambda resolved: Slow(resolved, log)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning", "ignore::FutureWarning")
 def test_a_killed_actor_and_a_lost_node_cost_a_macro_batch_each(tiny_bert, make_domain, tmp_path, monkeypatch) -> None:
     """Two workers on logical GPUs of two raylets; one is killed with -9, then the other's node is taken away."""

@@ -216,7 +216,7 @@ yaml_values = st.recursive(
 )  # fmt: skip
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(document=st.one_of(yaml_values, st.fixed_dictionaries({"v": yaml_values})))
 def test_no_document_gives_a_traceback(tmp_path_factory: pytest.TempPathFactory, document: object) -> None:
     import yaml
@@ -226,7 +226,7 @@ def test_no_document_gives_a_traceback(tmp_path_factory: pytest.TempPathFactory,
     assert loads_or_says_why(path)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(text=st.one_of(st.text(), st.text(alphabet="v:{}[]-\n lr&*!<0e1'\"|>%@`\x00")))
 def test_no_text_gives_a_traceback(tmp_path_factory: pytest.TempPathFactory, text: str) -> None:
     path = tmp_path_factory.getbasetemp() / "random.yaml"

@@ -18,7 +18,7 @@ from study.plan import FOLDER, Plan, PlanError, load_plan, shipped_plans
 
 from .tiny import PLAN, study, write_plan
 
-SETTINGS = settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+SETTINGS = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 def faults(tmp_path: Path, **changes: Any) -> tuple[str, ...]:
