@@ -10,6 +10,8 @@ from typing import Any
 
 from study.plan import Plan
 
+_SEEDS = "these trials are trained with the new seeds; each that is finished counts until its successor is"
+
 _EFFECTS = (  # the first that a field begins with
     (("tracking_uri",), "the study begins anew in that store"),
     (("resources", "faults", "published"), "no trial is trained again"),
@@ -33,6 +35,8 @@ def changes(plan: Plan, home: Path) -> list[str]:
     for name in sorted(before.keys() | now.keys()):
         if before.get(name) != now.get(name):
             effect = next(text for starts, text in _EFFECTS if name.startswith(starts))
+            if name.endswith(".seeds") and not name.startswith("search"):
+                effect = _SEEDS
             lines.append(f"{name}: {_shown(before, name)} -> {_shown(now, name)}; {effect}")
     return lines
 

@@ -188,8 +188,9 @@ class Study:
             states: dict[str, str] = {}
             for run in tracking.find_runs(*store, part) if store else ():
                 trial = run.data.tags.get("study.trial")
-                if trial in names and states.get(trial) != tracking.FINISHED:
-                    states[trial] = tracking.FINISHED if "study.pruned" in run.data.tags else run.info.status
+                if trial in names:  # of several, the newest is what the plan asks for
+                    ended = "study.pruned" in run.data.tags
+                    states.setdefault(trial, tracking.FINISHED if ended else run.info.status)
             count = list(states.values()).count
             begun_only = count(tracking.RUNNING) + count(tracking.KILLED)
             rows.append(

@@ -12,7 +12,7 @@ import json
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from search_spaces import Space
 from study.checkpoints import checkpoint_path
 from study.draws import CellSearch
 from study.jobs import Budget, Direction, Faults, Job, SearchSpec, trial_name
-from study.tracking import FAILED, FINISHED, EpochReport, PartTracker
+from study.tracking import FAILED, FINISHED, EpochReport, PartTracker, TrialRun
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,12 +115,10 @@ class PartLedger:
         self.stopped: str | None = None
         """Why no further trial starts, when the budget is spent."""
         self._searches = self._open_searches(jobs, storage, warm, owner)
-        self.superseded = 0
-        """Runs that the plan does not ask for, or no longer in this form, and that were dropped."""
         for trial in sorted(set(tracker.runs) - set(keep) - {job.trial for job in jobs}):
-            tracker.drop(trial, "the plan has no such trial any more")
+            while trial in tracker.runs:
+                tracker.drop(trial, "the plan has no such trial any more")
             self._checkpoint(trial).unlink(missing_ok=True)
-            self.superseded += 1
         self.todo = tuple(job for job in jobs if self._is_left(job))
         """Jobs that have to be trained now, in the order given."""
         self._open = {job.trial for job in self.todo}
@@ -134,6 +132,11 @@ class PartLedger:
     def ran(self) -> int:
         """Jobs that this call started."""
         return len(self._started)
+
+    @property
+    def superseded(self) -> int:
+        """Runs that the plan does not ask for, or no longer in this form, and that were dropped."""
+        return self._tracker.dropped
 
     @property
     def failures(self) -> tuple[Failure, ...]:
@@ -210,18 +213,8 @@ class PartLedger:
 
     def _is_left(self, job: Job) -> bool:
         """Whether the job has to be trained; on the way, Optuna is told what only MLflow knows."""
-        run = self._tracker.runs.get(job.trial)
         search = self._searches[job.cell.name] if job.config is None else None
-        if run is not None:
-            why = None
-            if run.fingerprint != self._fingerprint(job):
-                why = "the plan asks for another configuration, data or search under this name"
-            elif search is not None and search.state(int(job.name)) is None:
-                why = "its Optuna trial is gone"
-            if why is not None:
-                self._tracker.drop(job.trial, why)
-                self.superseded += 1
-                run = None
+        run = self._run_of(job, search)
         if run is not None and run.status == FINISHED:
             if search is not None:
                 self._tell(search, job, run.metrics)
@@ -235,6 +228,26 @@ class PartLedger:
             search.tell(int(job.name), None, pruned=True)
             return False
         return True
+
+    def _run_of(self, job: Job, search: CellSearch | None) -> TrialRun | None:
+        """The job's run in MLflow. One that answers another question is dropped.
+
+        One of the same question with other seeds counts, of a fixed job, until its successor is finished: a figure is never
+        without the point. Its seeds are trained again with the new ones, for the seeds of a trial may share a generator.
+        """
+        while (run := self._tracker.runs.get(job.trial)) is not None:
+            if run.fingerprint != self._fingerprint(job):
+                same = run.seeds and run.fingerprint == self._fingerprint(replace(job, seeds=run.seeds))
+                if same and search is None and run.status == FINISHED:
+                    self._tracker.replace(job.trial)
+                else:
+                    why = "the plan asks for another configuration, data or search under this name"
+                    self._tracker.drop(job.trial, why)
+            elif search is not None and search.state(int(job.name)) is None:
+                self._tracker.drop(job.trial, "its Optuna trial is gone")
+            else:
+                return run
+        return None
 
     def _tell(self, search: CellSearch, job: Job, metrics: Mapping[str, float]) -> None:
         search.replicates(int(job.name), std=metrics.get(f"{self._metric}_std", 0.0), count=len(job.seeds))

@@ -67,6 +67,8 @@ class TrialRun:
     """One line, when it failed."""
     pruned: bool
     """Stopped early by the search's pruner; such a run is KILLED and has no result."""
+    seeds: tuple[int, ...]
+    """Training seeds."""
     metrics: Mapping[str, float]
 
 
@@ -161,16 +163,23 @@ class PartTracker:
         self._parent: str | None = None
         self._parent_status = KILLED
         self.runs: dict[str, TrialRun] = {}
-        """Trial -> its run as it stood when the part was opened, orphans settled."""
+        """Trial -> its run as it stood when the part was opened, orphans settled; the newest, where it has several."""
+        self._earlier: dict[str, list[TrialRun]] = {}  # newest first: those that count until the newest is finished
+        self.dropped = 0
+        """Runs that were deleted."""
         self._logged: dict[str, int] = {}  # trial -> its last epoch; read here, for the server may be away later
         for run in find_runs(client, experiment_id, part):
             if "study.trial" in run.data.tags:
                 trial_run = self._settle(run)
-                self.runs.setdefault(trial_run.trial, trial_run)
-                if self.runs[trial_run.trial] is trial_run and trial_run.status != FINISHED:
+                if self.runs.setdefault(trial_run.trial, trial_run) is not trial_run:
+                    self._earlier.setdefault(trial_run.trial, []).append(trial_run)
+                elif trial_run.status != FINISHED:
                     self._logged[trial_run.trial] = self._last_epoch(trial_run)
             else:
                 self._parent, self._parent_status = run.info.run_id, run.info.status
+        for trial, trial_run in self.runs.items():
+            if trial_run.status == FINISHED:  # the last driver died before it said so to the earlier ones
+                self._drop_earlier(trial)
 
     def _settle(self, run: Run) -> TrialRun:
         """Close what a dead driver left open. With the final metrics in place, only the closing itself was missing."""
@@ -203,10 +212,26 @@ class PartTracker:
             )
 
     def drop(self, trial: str, why: str) -> None:
-        """Delete the trial's run, which answers another question than the plan now asks; the UI can restore it."""
-        run_id = self.runs.pop(trial).run_id
-        self._write.set_tag(run_id, "study.superseded", why)
-        self._write.delete_run(run_id)
+        """Delete the trial's run, which answers another question than the plan now asks; the UI can restore it.
+
+        An earlier run that it was to replace is then the trial's run.
+        """
+        self._delete(self.runs.pop(trial), why)
+        if earlier := self._earlier.get(trial):
+            self.runs[trial] = earlier.pop(0)
+
+    def replace(self, trial: str) -> None:
+        """Give the trial another run, and drop the present one when that is finished; until then it counts."""
+        self._earlier.setdefault(trial, []).insert(0, self.runs.pop(trial))
+
+    def _drop_earlier(self, trial: str) -> None:
+        for earlier in self._earlier.pop(trial, []):
+            self._delete(earlier, "a run with the seeds that the plan now asks for has taken its place")
+
+    def _delete(self, run: TrialRun, why: str) -> None:
+        self._write.set_tag(run.run_id, "study.superseded", why)
+        self._write.delete_run(run.run_id)
+        self.dropped += 1
 
     def start(self, job: Job, *, config: Mapping[str, Any], logged: Mapping[str, Any], fingerprint: str) -> None:
         """Open the trial's run, or continue the one that an earlier driver began.
@@ -258,6 +283,7 @@ class PartTracker:
             self._artifact(open_.run_id, name, content)
         self._log(open_.run_id, metrics=list(_metrics(final, prefix="", step=0)))
         self._close(trial, FINISHED)
+        self._drop_earlier(trial)
 
     def lost(self, trial: str, *, number: int, reason: str) -> None:
         """Note that the trial's process went for the `number`th time; the run stays open, for another process goes on."""
@@ -367,6 +393,7 @@ def _trial_run(run: Run, status: str) -> TrialRun:
         failure=tags.get("study.failure"),
         reason=tags.get("study.error"),
         pruned="study.pruned" in tags,
+        seeds=tuple(map(int, run.data.params["seeds"].split(","))) if "seeds" in run.data.params else (),
         metrics=run.data.metrics,
     )
 

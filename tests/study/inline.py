@@ -34,6 +34,7 @@ class MemoryTracker:
     runs: dict[str, TrialRun] = field(default_factory=dict)
     configs: dict[str, Mapping[str, Any]] = field(default_factory=dict)
     epochs: dict[str, list[int]] = field(default_factory=dict)
+    dropped: int = 0
 
     def start(self, job: Job, *, config: Mapping[str, Any], logged: Mapping[str, Any], fingerprint: str) -> None:
         self.configs[job.trial] = config
@@ -54,9 +55,18 @@ class MemoryTracker:
 
     def drop(self, trial: str, why: str) -> None:
         del self.runs[trial]
+        self.dropped += 1
 
     def _put(self, trial: str, status: str, **fields: Any) -> None:
-        given = {"fingerprint": "", "failure": None, "reason": None, "metrics": {}, "pruned": False, "run_id": trial}
+        given = {
+            "fingerprint": "",
+            "failure": None,
+            "reason": None,
+            "metrics": {},
+            "pruned": False,
+            "run_id": trial,
+            "seeds": (),
+        }
         if trial in self.runs:
             given["fingerprint"] = self.runs[trial].fingerprint
         self.runs[trial] = TrialRun(trial=trial, status=status, **{**given, **fields})

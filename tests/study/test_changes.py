@@ -23,14 +23,17 @@ def test_each_changed_field_is_named_with_what_it_costs(tmp_path: Path) -> None:
     remember(load_plan(str(tiny.write_plan(tmp_path))), tmp_path)
     changed = tiny.write_plan(
         tmp_path, search__trials=3, base__epochs=3, resources={"cpus": 2}, sweeps__steps__values=[2, 5, 10],
-        simulate__seed=4, drop=("ablate",),
+        simulate__seed=4, score__seeds=[0, 1, 2, 3], drop=("ablate",),
     )  # fmt: skip
     lines = {line.partition(":")[0]: line for line in changes(load_plan(str(changed)), tmp_path)}
     assert set(lines) == {
         "search.trials", "base.epochs", "resources.cpus", "sweeps.steps.values", "simulate.seed",
-        "ablate.variants", "ablate.seeds",
+        "ablate.variants", "ablate.seeds", "score.seeds",
     }  # fmt: skip
     assert lines["search.trials"] == "search.trials: 2 -> 3; trials that are finished stay, the search goes on"
+    assert lines["score.seeds"].endswith(
+        "[0, 1, 2, 3]; these trials are trained with the new seeds; each that is finished counts until its successor is"
+    )
     assert lines["resources.cpus"] == "resources.cpus: 1 -> 2; no trial is trained again"
     assert lines["base.epochs"].endswith("2 -> 3; trials whose configuration it changes are trained again")
     assert lines["simulate.seed"].endswith(

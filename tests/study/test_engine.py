@@ -6,12 +6,14 @@ import fcntl
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,8 @@ from study import results, tracking
 from study.draws import close_storage, open_database, open_journal
 from study.engine import Progress, run_jobs
 from study.jobs import Cell, Cluster, Faults, Job, Resources, SearchSpec, trial_name
+
+from .store import MUSIC
 
 FAKES = Path(__file__).parent / "fakes"
 sys.path.insert(0, str(FAKES))
@@ -210,6 +214,35 @@ def test_a_changed_plan_replaces_its_runs(home: Path) -> None:
     assert after[two.trial].info.run_id != before[two.trial].info.run_id
     assert after[two.trial].data.params["x"] == "0.3"
     assert run_fixed(home, one, tags={"study.data_key": "other"}).superseded == 1, "other data, other result"
+
+
+def test_a_run_counts_until_the_one_with_more_seeds_is_finished(home: Path) -> None:
+    few = fixed(home, "x=1", x=0.1)
+    more = replace(few, seeds=(0, 1))
+    run_fixed(home, few)
+
+    def counted() -> tuple[str, str, str]:
+        found = results.load_results(tracking.default_uri(home), "study", MUSIC)
+        assert found.duplicates == ()
+        (row,) = found.trials.to_dict("records")
+        return row["run_id"], row["status"], row["params.seeds"]
+
+    before = counted()
+    shutil.rmtree(few.task_dir)  # so that the training fails
+    summary = run_fixed(home, more)
+    assert (summary.ran, len(summary.failures), summary.superseded) == (1, 1, 0)
+    assert counted() == before
+    back = run_fixed(home, few)
+    assert (back.ran, back.superseded) == (0, 1), "the plan asks for the old seeds again: the attempt goes"
+    assert runs(home)[few.trial].info.run_id == before[0]
+    run_fixed(home, more)
+    Path(few.task_dir).mkdir()
+    summary = run_fixed(home, more)
+    assert (summary.ran, summary.failures, summary.superseded) == (1, (), 1)
+    assert len(runs(home)) == 1
+    run_id, *rest = counted()
+    assert rest == ["FINISHED", "0,1"]
+    assert run_id != before[0]
 
 
 def test_another_space_is_another_search(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:

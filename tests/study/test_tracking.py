@@ -214,6 +214,28 @@ def test_a_dropped_run_is_restorable(part: Part) -> None:
     assert deleted.data.tags["study.superseded"] == "another plan"
 
 
+def test_a_run_that_was_replaced_goes_even_after_a_death_in_between(part: Part) -> None:
+    tracker = part.open()
+    tracker.start_part()
+    trial = job("0000").trial
+    start(tracker, job("0000"))
+    tracker.finish(trial, final(1.0))
+    again = part.open()
+    old = again.runs[trial].run_id
+    again.replace(trial)
+    again.start_part()
+    start(again, job("0000"))
+    new = again._open[trial].run_id
+    assert new != old
+    # The driver dies after the closing of the new run and before the old one is dropped.
+    again._log(new, metrics=[("val_rmse", 0.5, 0, 0)])
+    again._close(trial, "FINISHED")
+    third = part.open()
+    assert (third.runs[trial].run_id, third.dropped) == (new, 1)
+    assert part.client.get_run(old).info.lifecycle_stage == "deleted"
+    assert part.runs()["search books->movies@0.2 0000"].info.run_id == new
+
+
 def test_epochs_of_a_long_trial_are_sent_on_the_way(part: Part, monkeypatch: pytest.MonkeyPatch) -> None:
     tracker = part.open()
     tracker.start_part()
