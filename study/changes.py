@@ -1,4 +1,4 @@
-"""What changed in a plan since it last ran in a home folder, and what of the study can still be used."""
+"""What changed in a plan and the code since it last ran in a home folder, and what of the study can still be used."""
 
 from __future__ import annotations
 
@@ -9,10 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from study.plan import Plan
+from study.provenance import commit, versions
 
 _SEEDS = "these trials are trained with the new seeds; each that is finished counts until its successor is"
 
 _EFFECTS = (  # the first that a field begins with
+    (
+        ("commit", "versions"),
+        "results stay; a trial that was in progress begins anew: checkpoints of other code are not used",
+    ),
     (("tracking_uri",), "the study begins anew in that store"),
     (("resources", "faults", "published"), "no trial is trained again"),
     (("search.trials", "search.budget"), "trials that are finished stay, the search goes on"),
@@ -27,10 +32,11 @@ _EFFECTS = (  # the first that a field begins with
 def changes(plan: Plan, home: Path) -> list[str]:
     """A line for each field that is not as when the plan last trained here; none for a plan that never has."""
     try:
-        before = json.loads(_path(plan, home).read_text(encoding="utf-8"))
+        kept = json.loads(_path(plan, home).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return []
-    now = _fields(plan)
+    code = _code()
+    now, before = _fields(plan) | code, code | kept
     lines = []
     for name in sorted(before.keys() | now.keys()):
         if before.get(name) != now.get(name):
@@ -42,11 +48,11 @@ def changes(plan: Plan, home: Path) -> list[str]:
 
 
 def remember(plan: Plan, home: Path) -> None:
-    """Keep the plan as it is now, for `changes`."""
+    """Keep the plan and the code's version as they are now, for `changes`."""
     path = _path(plan, home)
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_suffix(".new")
-    beside.write_text(json.dumps(_fields(plan), indent=1), encoding="utf-8")
+    beside.write_text(json.dumps(_fields(plan) | _code(), indent=1), encoding="utf-8")
     beside.replace(path)
 
 
@@ -58,6 +64,10 @@ def _fields(plan: Plan) -> dict[str, Any]:
     """`search.trials` -> 8, ... as JSON gives them back."""
     found: dict[str, Any] = json.loads(json.dumps(dict(_flat(asdict(plan), "")), default=str))
     return found
+
+
+def _code() -> dict[str, str]:
+    return {"commit": commit()} | {f"versions.{name}": of for name, of in (v.split("=") for v in versions().split())}
 
 
 def _flat(value: Mapping[str, Any], place: str) -> Iterator[tuple[str, Any]]:

@@ -26,7 +26,7 @@ from study.jobs import Cluster, Direction, Faults, Job, Resources, SearchSpec
 from study.ledger import Failure, PartLedger, Progress, Recipe
 from study.warm import warm_trials
 
-__all__ = ["Failure", "Progress", "RunSummary", "at_work", "run_jobs"]
+__all__ = ["Failure", "Progress", "RunSummary", "at_work", "refuse_second", "run_jobs"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,16 +139,23 @@ def _warm(recipe: Recipe, home: Path, cells: Sequence[str]) -> Mapping[str, Sequ
     return warm_trials(recipe.search.warm_start, home=home, cells=cells, space=recipe.space, directions=directions)
 
 
-def at_work(home: Path, experiment: str) -> bool:
-    """Whether a process is running jobs of the experiment in this home folder."""
+def at_work(home: Path, experiment: str) -> str | None:
+    """Number of the process that is running jobs of the experiment in this home folder; None: there is none."""
     try:
         with (home / f"{experiment}.lock").open(encoding="utf-8") as file:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            try:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return file.read().strip() or "unknown"
     except FileNotFoundError:
-        return False
-    except BlockingIOError:
-        return True
-    return False
+        return None
+    return None
+
+
+def refuse_second(home: Path, experiment: str) -> None:
+    """Raise InputError when another process runs jobs of the experiment in this home folder."""
+    if owner := at_work(home, experiment):
+        raise InputError(f"study '{experiment}': process {owner} works on it in {home}; wait for it or stop it")
 
 
 @contextlib.contextmanager
@@ -157,14 +164,12 @@ def _exclusive(home: Path, experiment: str) -> Iterator[None]:
     home.mkdir(parents=True, exist_ok=True)
     path = home / f"{experiment}.lock"
     with path.open("a+", encoding="utf-8") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            file.seek(0)
-            owner = file.read().strip() or "unknown"
-            raise InputError(
-                f"study '{experiment}': process {owner} works on it in {home}; wait for it or stop it"
-            ) from error
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                refuse_second(home, experiment)  # else it was a look at the lock, or it has ended at this moment
         file.truncate(0)
         file.write(f"{os.getpid()}\n")
         file.flush()

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import os
 import platform
-import subprocess
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -17,11 +15,12 @@ from features.store import digest
 from study import parts, tracking
 from study.changes import remember
 from study.claims import Judged, judge
-from study.engine import Failure, Progress, RunSummary, at_work, run_jobs
+from study.engine import Failure, Progress, RunSummary, at_work, refuse_second, run_jobs
 from study.jobs import Cell, Cluster, Job
 from study.pareto import mark_front
 from study.plan import Plan
 from study.prepare import Inputs, Watch, describe_data, feature_figures, prepare
+from study.provenance import commit, versions
 from study.registry import Recommendation, recommend, register
 from study.report import ReportResult, is_current, redraw, report
 from study.results import Results, load_results
@@ -31,7 +30,6 @@ from trainables.task import TaskFolders
 
 DOOR = "trainables.door:run"
 PREDICTOR_DOOR = "trainables.door:run_predictor"
-PACKAGES = ("torch", "ray", "optuna", "mlflow", "transformers", "numpy", "pandas")
 
 WatchJobs = Callable[[str, Progress], None]
 """(part, how far it is)."""
@@ -100,6 +98,7 @@ class Study:
     @cached_property
     def inputs(self) -> Inputs:
         """Verb `extract`: everything that trials read, made where it is missing, and described in MLflow."""
+        refuse_second(self.home, self.plan.name)  # it would describe its data in the other's experiment
         if self.cluster.address is not None:
             from study.launch import connect
 
@@ -181,7 +180,7 @@ class Study:
         """How far each part is; names alone are compared, so a changed plan shows only when it runs."""
         begun = self._server is not None or (self.home / "mlflow.db").is_file()
         store = self._store() if begun else None  # reading makes no store
-        working = at_work(self.home, self.plan.name)  # a killed driver leaves runs open that nobody works on
+        working = at_work(self.home, self.plan.name) is not None  # a killed driver leaves runs open
         rows = []
         for part, jobs in parts.planned(self.plan).items():
             names = {job.trial for job in jobs}
@@ -305,22 +304,3 @@ def named_uri(plan: Plan | None = None) -> str | None:
 def store_uri(home: Path, plan: Plan | None = None) -> str:
     """The MLflow store in use: a named one, or the SQLite file in the home folder."""
     return named_uri(plan) or tracking.default_uri(home)
-
-
-def commit() -> str:
-    """Git commit of the code (`+changes` where it was changed since), or `unknown` outside a checkout."""
-
-    def git(*words: str) -> str:
-        command = ["git", "-C", str(Path(__file__).parent), *words]
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-
-    try:
-        return git("rev-parse", "HEAD") + ("+changes" if git("status", "--porcelain", "-uno") else "")
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
-
-
-def versions() -> str:
-    """`python=3.11.7 torch=2.13.0 ...`."""
-    found = [f"{name}={importlib.metadata.version(name)}" for name in PACKAGES]
-    return " ".join([f"python={platform.python_version()}", *found])

@@ -170,17 +170,25 @@ def read_config(tracking_uri: str, run_id: str) -> Mapping[str, Any]:
 
 
 def read_artifact(tracking_uri: str, run_id: str, path: str) -> str:
-    """The text of one artifact; InputError where the run has none of that name."""
+    """The text of one artifact; InputError where the run has none of that name (any more)."""
     try:
-        root = MlflowClient(tracking_uri).get_run(run_id).info.artifact_uri
-        in_place = urlparse(root).scheme in ("", "file")  # then nothing is copied
+        run = MlflowClient(tracking_uri).get_run(run_id)
+    except MlflowException as error:
+        raise InputError(f"run {run_id}: is not in {tracking_uri}; give the id of a trial") from error
+    in_place = urlparse(run.info.artifact_uri).scheme in ("", "file")  # then nothing is copied
+    try:
         with tempfile.TemporaryDirectory() as folder:
-            repository: Any = get_artifact_repository(root, tracking_uri)
+            repository: Any = get_artifact_repository(run.info.artifact_uri, tracking_uri)
             found = repository.download_artifacts(path, None if in_place else folder)
             return Path(found).read_text(encoding="utf-8")
     except (MlflowException, OSError) as error:
+        remedy = "give the id of a trial"
+        if f"{TAG}trial" in run.data.tags:
+            remedy = (
+                "put the file back, or delete the run in MLflow (study ui): `study run` then trains the trial again"
+            )
         reason = " ".join(str(error).split())[:200]
-        raise InputError(f"run {run_id}: has no readable artifact {path} ({reason}); give the id of a trial") from error
+        raise InputError(f"run {run_id}: has no readable artifact {path} ({reason}); {remedy}") from error
 
 
 def _all_runs(client: MlflowClient, experiment_id: str) -> list[Run]:

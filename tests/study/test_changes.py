@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
+
+import pytest
 
 from study.changes import changes, remember
 from study.plan import load_plan
+from study.provenance import commit
 
 from . import tiny
 
@@ -40,3 +44,27 @@ def test_each_changed_field_is_named_with_what_it_costs(tmp_path: Path) -> None:
         "3 -> 4; data or vectors that it changes are made again, and their trials trained again"
     )
     assert '["wo_side"] -> not there' in lines["ablate.variants"]
+
+
+def test_other_code_and_packages_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = load_plan(str(tiny.write_plan(tmp_path)))
+    monkeypatch.setattr("study.changes.commit", lambda: "abc1234")
+    monkeypatch.setattr("study.changes.versions", lambda: "torch=2.13.0 ray=2.60.0")
+    remember(plan, tmp_path)
+    monkeypatch.setattr("study.changes.commit", lambda: "def5678+changes")
+    monkeypatch.setattr("study.changes.versions", lambda: "torch=2.14.0 ray=2.60.0")
+    means = "results stay; a trial that was in progress begins anew: checkpoints of other code are not used"
+    assert changes(plan, tmp_path) == [
+        f'commit: "abc1234" -> "def5678+changes"; {means}', f'versions.torch: "2.13.0" -> "2.14.0"; {means}',
+    ]  # fmt: skip
+
+
+def test_code_without_a_history_is_known_by_its_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "study").mkdir()
+    (tmp_path / "study" / "a.py").write_text("x = 1\n")
+    monkeypatch.setattr("study.provenance._ROOT", tmp_path)
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+    before = commit()
+    assert re.fullmatch(r"files:[0-9a-f]{40}", before)
+    (tmp_path / "study" / "a.py").write_text("x = 2\n")
+    assert commit() != before

@@ -395,10 +395,11 @@ def test_an_error_of_ours_is_not_dressed_up(monkeypatch: pytest.MonkeyPatch) -> 
         study("check", "quickstart")
 
 
-def test_another_process_at_work(finished: Finished) -> None:
+@pytest.mark.parametrize("verb", ["search", "extract"])
+def test_another_process_at_work(finished: Finished, verb: str) -> None:
     with (finished.home / "tiny.lock").open("r") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
-        ran = study("search", finished.plan, "--home", finished.home)
+        ran = study(verb, finished.plan, "--home", finished.home)
     assert re.fullmatch(r"study 'tiny': process \d+ works on it in .*; wait for it or stop it", ran.fault)
 
 

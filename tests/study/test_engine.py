@@ -137,6 +137,11 @@ def test_a_search_runs_once_and_then_does_nothing(home: Path, capfd: pytest.Capt
     assert (again.planned, again.ran) == (6, 0)
     assert attempts(home, CELL.name) == 3
 
+    client.delete_run(run.info.run_id)
+    restored = drive.search(home, 3, seconds=0.02)
+    assert restored.ran == 1, "a run that a person deleted is trained again, with the parameters that it had"
+    assert_stores_equal(home, 3)
+
     more = drive.search(home, 4, seconds=0.02)
     assert (more.planned, more.ran) == (8, 2), "a larger plan continues the search"
     assert_stores_equal(home, 4)

@@ -81,7 +81,9 @@ def test_a_store_without_the_study_is_an_error_and_stays_as_it_was(store: Store,
 
 def test_a_missing_artifact_is_one_line(store: Store, results: Results) -> None:
     run_id = results.finished("search")["run_id"].iloc[0]
-    with pytest.raises(InputError, match=rf"run {run_id}: has no readable artifact per_user.csv") as caught:
+    with pytest.raises(
+        InputError, match=rf"run {run_id}: has no readable artifact per_user.csv .*; put the file"
+    ) as caught:
         results.per_user(run_id)
     assert "\n" not in str(caught.value)
 

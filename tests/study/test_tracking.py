@@ -329,7 +329,7 @@ def test_a_run_without_a_config_cannot_be_read(part: Part) -> None:
     tracker.end_part("FINISHED")
     with pytest.raises(InputError, match=r"has no readable artifact config.yaml .*; give the id of a trial"):
         results.read_config(part.client.tracking_uri, part.runs()["search"].info.run_id)
-    with pytest.raises(InputError, match=r"run nonsense: has no readable artifact config.yaml"):
+    with pytest.raises(InputError, match=r"run nonsense: is not in sqlite:.*; give the id of a trial"):
         results.read_config(part.client.tracking_uri, "nonsense")
     run_id = part.runs()["search"].info.run_id
     part.client.log_text(run_id, yaml.safe_dump([1]), "config.yaml")

@@ -1,4 +1,4 @@
-"""A trainable that waits for company and says how many trials it saw beside itself, with the signature of `fake_door.run`."""
+"""A trainable that waits for company and says how many trials ran with it, with the signature of `fake_door.run`."""
 
 from __future__ import annotations
 
@@ -8,20 +8,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from fake_door import Report, note
+from fake_door import Report
 
 LIMIT_S = 60.0
 
 
 def run(model: str, config: Mapping[str, Any], task_dir: str, seeds: Sequence[int], **how: Any) -> Iterator[Report]:
     """`config`: wait_for (so many trials at once, which ends the waiting of all), stay (seconds, at least)."""
-    import ray
-
     here, met = Path(task_dir) / "here", Path(task_dir) / f"met-{config['wait_for']}"
     here.mkdir(exist_ok=True)
     mine = here / f"{os.getpid()}-{config['x']}"
     mine.touch()
-    note(task_dir, "nodes.txt", ray.get_runtime_context().get_node_id())
     began, most = time.monotonic(), 1
     while (stayed := time.monotonic() - began) < config["stay"] or not (met.exists() or stayed > LIMIT_S):
         most = max(most, len(list(here.iterdir())))

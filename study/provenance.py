@@ -1,0 +1,40 @@
+"""Which code and which packages a number comes from."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import platform
+import subprocess
+from pathlib import Path
+
+PACKAGES = ("torch", "ray", "optuna", "mlflow", "transformers", "numpy", "pandas")
+_ROOT = Path(__file__).parents[1]
+_OURS = ("study", "search_spaces", "trainables", "features")
+
+
+def commit() -> str:
+    """Git commit of the code (`+changes` where it was changed since); outside a checkout `files:` and their hash."""
+
+    def git(*words: str) -> str:
+        command = ["git", "-C", str(_ROOT), *words]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        return git("rev-parse", "HEAD") + ("+changes" if git("status", "--porcelain", "-uno") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return f"files:{_hash_of_files()}"
+
+
+def _hash_of_files() -> str:
+    """Code that was shipped to a cluster has no history, but it is not just any code."""
+    digest = hashlib.sha256()
+    for path in sorted(path for name in _OURS for path in (_ROOT / name).rglob("*.py")):
+        digest.update(f"{path.relative_to(_ROOT)} {hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
+    return digest.hexdigest()[:40]
+
+
+def versions() -> str:
+    """`python=3.11.7 torch=2.13.0 ...`."""
+    found = [f"{name}={importlib.metadata.version(name)}" for name in PACKAGES]
+    return " ".join([f"python={platform.python_version()}", *found])
