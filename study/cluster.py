@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +49,33 @@ def check_cluster(path: Path, resources: Resources) -> str:
     return (
         f"{path}: valid; provider {prepared['provider']['type']}, up to {workers} workers; trials on {', '.join(fits)}"
     )
+
+
+@dataclass(frozen=True)
+class NodeType:
+    """Nodes that a cluster may come to have."""
+
+    resources: Mapping[str, float]
+    count: int
+    """At most so many at a time."""
+
+
+def autoscaled() -> list[NodeType]:
+    """What the cluster whose head this machine is may grow to, from the file that `ray up` leaves there; else nothing.
+
+    Ray itself tells a driver only of the nodes that are there, and a cluster that has been idle has none but its head.
+    """
+    path = Path.home() / "ray_bootstrap_config.yaml"
+    if not path.is_file():
+        return []
+    config = parse_yaml(path.read_text(encoding="utf-8"))
+    left, found = int(config["max_workers"]), []
+    for name, node in config["available_node_types"].items():
+        count = min(left, int(node.get("max_workers", 0)))
+        left -= count
+        head = name == config["head_node_type"]
+        found.append(NodeType(node.get("resources") or {}, count + head))
+    return found
 
 
 def _holds(has: dict[str, Any], wanted: dict[str, float]) -> bool:

@@ -9,12 +9,13 @@ import shutil
 import signal
 import threading
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 from features.errors import InputError
+from study.cluster import NodeType, autoscaled
 from study.jobs import Cluster, Job, Resources
 from study.searcher import JobCallback, JobScheduler, JobSearcher, Ledger, SilentCallback
 from study.worker import train
@@ -80,38 +81,46 @@ def connect(cluster: Cluster) -> None:
 
 
 def _concurrency(cluster: Cluster, resources: Resources) -> int | None:
-    """How many trials to run side by side; None leaves it to Tune, on a cluster that may grow.
+    """How many trials to run side by side; None leaves it to Tune, on a cluster that grows in ways that nobody tells.
 
-    Without a limit Tune draws one trial ahead; here the limit is known, so nothing is drawn before it can start.
+    Without a limit Tune draws one trial ahead; where the limit is known, nothing is drawn before it can start, and an
+    autoscaler is asked for all the nodes that are of use at once.
     """
     import ray
 
-    if cluster.address is not None:
-        _refuse_impossible(resources)
-        return cluster.max_concurrent
-    total: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
-    room = []
-    for kind, wanted in (("CPU", resources.cpus), ("GPU", resources.gpus)):
-        if wanted > total.get(kind, 0.0):
+    if cluster.address is None:
+        total: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+        fits = _fits(total, resources)
+        if not fits:
+            kind, wanted = next(each for each in _wanted(resources).items() if each[1] > total.get(each[0], 0.0))
             raise InputError(
                 f"resources: a trial asks for {wanted:g} {kind}, this machine has {total.get(kind, 0.0):g}"
             )
-        if wanted:
-            room.append(int(total[kind] / wanted))
-    fits = min(room, default=1)
-    return fits if cluster.max_concurrent is None else min(fits, cluster.max_concurrent)
+        return fits if cluster.max_concurrent is None else min(fits, cluster.max_concurrent)
+    growing = autoscaled()
+    if all(node.resources for node in growing):  # what a file leaves out, Ray finds out on the machine
+        _refuse_impossible(resources, growing)
+        if cluster.max_concurrent is None:
+            return sum(node.count * _fits(node.resources, resources) for node in growing) or None
+    return cluster.max_concurrent
 
 
-def _refuse_impossible(resources: Resources) -> None:
+def _wanted(resources: Resources) -> dict[str, float]:
+    return {"CPU": resources.cpus, "GPU": resources.gpus}
+
+
+def _fits(node: Mapping[str, float], resources: Resources) -> int:
+    """How many trials a node holds at a time."""
+    return min((int(node.get(kind, 0.0) / wanted) for kind, wanted in _wanted(resources).items() if wanted), default=1)
+
+
+def _refuse_impossible(resources: Resources, growing: Sequence[NodeType]) -> None:
     """Raise InputError when no node that is there, or that the autoscaler may start, can ever hold one trial."""
     import ray
-    from ray._private.state import state  # where Ray Data too reads what an autoscaler may start
 
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
-    config = state.get_cluster_config()
-    nodes += [dict(group.resources) for group in config.node_group_configs] if config else []
-    wanted = {"CPU": resources.cpus, "GPU": resources.gpus}
-    if not any(all(node.get(kind, 0.0) >= number for kind, number in wanted.items()) for node in nodes):
+    nodes += [node.resources for node in growing if node.count]
+    if not any(_fits(node, resources) for node in nodes):
         has = sorted({f"{node.get('CPU', 0.0):g} CPU and {node.get('GPU', 0.0):g} GPU" for node in nodes})
         raise InputError(
             f"resources: a trial asks for {resources.cpus:g} CPU and {resources.gpus:g} GPU, and no node of the cluster "

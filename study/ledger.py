@@ -122,6 +122,7 @@ class PartLedger:
         self.todo = tuple(job for job in jobs if self._is_left(job))
         """Jobs that have to be trained now, in the order given."""
         self._open = {job.trial for job in self.todo}
+        self._left = Counter(job.cell.name for job in self.todo)
 
     @property
     def complete(self) -> bool:
@@ -398,6 +399,7 @@ class PartLedger:
         self._spend(job)
         self._checkpoint(job.trial).unlink(missing_ok=True)
         self._open.discard(job.trial)
+        self._left[job.cell.name] -= 1
         self._running[job.cell.name] -= 1
         self.show()
 
@@ -420,5 +422,5 @@ class PartLedger:
             )
 
     def _cells(self) -> dict[str, tuple[int, int, int]]:
-        left, failed = (Counter(trial.split("/")[1] for trial in trials) for trials in (self._open, self._failures))
-        return {cell: (count, count - left[cell], failed[cell]) for cell, count in self._planned.items()}
+        failed = Counter(trial.split("/")[1] for trial in self._failures)
+        return {cell: (count, count - self._left[cell], failed[cell]) for cell, count in self._planned.items()}

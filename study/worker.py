@@ -17,9 +17,7 @@ from typing import Any, cast
 
 from study.checkpoints import FULL, Keeper, Message, read_checkpoint
 
-# A report costs the driver a round trip. The first ones come fast enough to watch, later ones grow rarer with the age
-# of the trial, so that hundreds of long trials do not drown one driver. Seconds.
-_MIN_INTERVAL_S, _MAX_INTERVAL_S, _INTERVAL_SHARE = 0.5, 10.0, 0.05
+_MIN_INTERVAL_S, _MAX_INTERVAL_S, _INTERVAL_SHARE, _WAITS = 0.5, 10.0, 0.05, 10.0
 
 
 def resolve(path: str) -> Callable[..., Iterator[Any]]:
@@ -94,6 +92,15 @@ def reset(threads: int) -> None:
     random.seed(0)
 
 
+def pause(age: float, waited: float) -> float:
+    """Seconds to the next message of a trial of that age, of whose last one the driver took `waited` seconds.
+
+    The first come fast enough to watch, later ones grow rarer; and a driver with hundreds of trials is not drowned by
+    them, for they wait longer the longer it takes to answer.
+    """
+    return max(_MIN_INTERVAL_S, min(_MAX_INTERVAL_S, _INTERVAL_SHARE * age), _WAITS * waited)
+
+
 class Outbox:
     """Collects epochs and sends them together."""
 
@@ -102,13 +109,13 @@ class Outbox:
         self._epochs: list[Message] = []
         self._failure: dict[str, str] | None = None
         self._began = self._sent = time.monotonic()
+        self._waited = 0.0
 
     def add(self, epoch: Message) -> None:
         """Keep an epoch, and send all when the last sending is long enough ago; a final one waits for `send`."""
         self._epochs.append(epoch)
         now = time.monotonic()
-        interval = min(_MAX_INTERVAL_S, max(_MIN_INTERVAL_S, _INTERVAL_SHARE * (now - self._began)))
-        if now - self._sent >= interval and not epoch[2]:
+        if now - self._sent >= pause(now - self._began, self._waited) and not epoch[2]:
             self.send()
 
     def fail(self, error: Exception) -> None:
@@ -119,6 +126,8 @@ class Outbox:
 
     def send(self) -> None:
         """Hand over everything kept so far."""
-        self._sent = time.monotonic()
+        began = time.monotonic()
         epochs, self._epochs = self._epochs, []
         self._send({"epochs": epochs, "failure": self._failure})
+        self._sent = time.monotonic()
+        self._waited = self._sent - began

@@ -7,8 +7,9 @@ import pytest
 import yaml
 
 from features.errors import InputError
-from study.cluster import check_cluster
-from study.jobs import Resources
+from study.cluster import NodeType, autoscaled, check_cluster
+from study.jobs import Cluster, Resources
+from study.launch import _concurrency
 
 ROOT = Path(__file__).parents[1]
 FILES = ("cluster.yaml", "cluster-onprem.yaml")
@@ -72,3 +73,30 @@ def test_a_file_that_is_none(tmp_path: Path) -> None:
     path.write_text("- a")
     with pytest.raises(InputError, match="is no mapping"):
         check_cluster(path, Resources())
+
+
+def test_a_cluster_without_a_worker_yet_may_grow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As `ray up cluster.yaml` leaves it: a head that holds no trial, and the file beside it."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    head = {"Alive": True, "Resources": {"memory": 1e9}}
+    monkeypatch.setattr("ray.nodes", lambda: [head])
+    here = Cluster(address="auto")
+    assert autoscaled() == []
+    with pytest.raises(InputError, match=r"no node of the cluster has them; it has nodes of 0 CPU and 0 GPU$"):
+        _concurrency(here, Resources())
+    (tmp_path / "ray_bootstrap_config.yaml").write_text((ROOT / "cluster.yaml").read_text())
+    assert autoscaled() == [NodeType({"CPU": 0}, 1), NodeType({"CPU": 8, "GPU": 1}, 8)]
+    assert _concurrency(here, Resources()) == 64
+    assert _concurrency(here, Resources(cpus=1, gpus=0.25)) == 32
+    assert _concurrency(Cluster(address="auto", max_concurrent=5), Resources()) == 5
+    with pytest.raises(InputError, match=r"asks for 1 CPU and 2 GPU, .* nodes of 0 CPU and 0 GPU; 8 CPU and 1 GPU$"):
+        _concurrency(here, Resources(cpus=1, gpus=2))
+
+
+def test_nothing_is_refused_where_the_file_leaves_it_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setattr("ray.nodes", list)
+    types = {"any": {"resources": {}, "max_workers": 2, "node_config": {}}}
+    config = {"max_workers": 2, "head_node_type": "any", "available_node_types": types}
+    (tmp_path / "ray_bootstrap_config.yaml").write_text(yaml.safe_dump(config))
+    assert _concurrency(Cluster(address="auto"), Resources(cpus=64)) is None

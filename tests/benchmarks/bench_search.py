@@ -25,6 +25,7 @@ ASHA = {"pruner": "SuccessiveHalvingPruner", "pruner_args": {"min_resource": 1, 
 def search(home: Path, name: str, trials: int, seed: int, **how: object) -> None:
     """One study of one cell, finished."""
     import analytic
+
     from search_spaces import load_space
     from study.engine import run_jobs
     from study.jobs import Cell, Job, SearchSpec, trial_name

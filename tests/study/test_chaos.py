@@ -32,11 +32,11 @@ def test_a_cluster_refuses_at_once_what_no_node_holds(tmp_path: Path) -> None:
     try:
         cluster.add_node(num_cpus=2, num_gpus=1)
         ray.init(address=cluster.address, log_to_driver=False)
-        _refuse_impossible(Resources(cpus=1, gpus=0.5))
+        _refuse_impossible(Resources(cpus=1, gpus=0.5), [])
         with pytest.raises(
             InputError, match="2 CPU and 2 GPU, and no node of the cluster has them; it has nodes of 0 CPU"
         ):
-            _refuse_impossible(Resources(cpus=2, gpus=2))
+            _refuse_impossible(Resources(cpus=2, gpus=2), [])
     finally:
         ray.shutdown()
         cluster.shutdown()
