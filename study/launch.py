@@ -66,18 +66,33 @@ def _trial_name(trial: Any) -> str:
 
 
 def connect(cluster: Cluster) -> None:
-    """Join the cluster, or start Ray here; one that this process already has is used as it is."""
+    """Join the cluster, or start Ray here; one that this process already has is used as it is.
+
+    Raises InputError where no cluster answers.
+    """
     import ray
 
     if ray.is_initialized():
         return
     if cluster.address is not None:
-        ray.init(address=cluster.address, log_to_driver=False)
+        try:
+            ray.init(address=cluster.address, log_to_driver=False)
+        except ConnectionError as error:
+            raise InputError(f"--address {cluster.address}: {_why_not(error)}") from error
     else:
         ray.init(
             address="local",  # else Ray joins whatever cluster another user of this machine has started
             num_cpus=os.cpu_count(), include_dashboard=cluster.dashboard, log_to_driver=False,
         )  # fmt: skip
+
+
+def _why_not(error: ConnectionError) -> str:
+    if "AuthenticationError" in str(error.__cause__):
+        return (
+            "the cluster asks for a token; set RAY_AUTH_MODE=token, with the head's `ray get-auth-token` in "
+            "~/.ray/auth_token (`auto` on the head needs neither)"
+        )
+    return f"no Ray cluster answers ({' '.join(str(error).split())[:200]}); start one, or leave it out"
 
 
 def _concurrency(cluster: Cluster, resources: Resources) -> int | None:

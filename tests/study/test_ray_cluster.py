@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import ray.util
 import yaml
 
 from study import tracking
@@ -88,15 +89,15 @@ def test_a_node_that_comes_is_used_and_a_gpu_is_shared_by_halves(nodes: Any, tmp
 
 
 # As `ray up` writes it, with Ray's own provider of nodes that are processes of this machine.
-FAKE = {
-    "cluster_name": "fake", "max_workers": 2, "head_node_type": "head", "upscaling_speed": 1.0,
+FAKE: dict[str, Any] = {
+    "cluster_name": "fake", "max_workers": 2, "head_node_type": "ray.head.default", "upscaling_speed": 1.0,
     "idle_timeout_minutes": 5,
     "provider": {
         "type": "fake_multinode", "use_node_id_as_ip": True, "disable_node_updaters": True,
-        "disable_launch_config_check": True,
+        "disable_launch_config_check": True, "launch_multiple": True,
     },
     "available_node_types": {
-        "head": {"resources": {"CPU": 0}, "node_config": {}, "max_workers": 0},
+        "ray.head.default": {"resources": {"CPU": 0}, "node_config": {}, "max_workers": 0},
         "worker": {"resources": {"CPU": 1}, "node_config": {}, "min_workers": 0, "max_workers": 2},
     },
     "auth": {}, "file_mounts": {}, "cluster_synced_files": [], "file_mounts_sync_continuously": False,
@@ -136,8 +137,9 @@ def launched(tmp_path: Path) -> Iterator[Mapping[str, str]]:
     """The head of a cluster that grows by itself, with a dashboard; gives the environment of its user."""
     home = tmp_path / "user"
     home.mkdir()
-    config = home / "ray_bootstrap_config.yaml"
-    config.write_text(yaml.safe_dump(FAKE))
+    config, port = home / "ray_bootstrap_config.yaml", free_port()
+    provider = {**FAKE["provider"], "gcs_address": f"{ray.util.get_node_ip_address()}:{port}"}
+    config.write_text(yaml.safe_dump({**FAKE, "provider": provider}))
     env = {
         **os.environ, "HOME": str(home), "RAY_FAKE_CLUSTER": "1", "RAY_AUTH_MODE": "disabled",
         "AUTOSCALER_UPDATE_INTERVAL_S": "1", "AUTOSCALER_METRIC_PORT": str(free_port()),
@@ -145,7 +147,7 @@ def launched(tmp_path: Path) -> Iterator[Mapping[str, str]]:
         "RAY_memory_monitor_refresh_ms": "0",  # which kills the job where other work fills this machine
     }  # fmt: skip
     env.pop("RAY_ADDRESS", None)
-    words = ["start", "--head", "--block", f"--port={free_port()}", "--num-cpus=0", f"--autoscaling-config={config}"]
+    words = ["start", "--head", "--block", f"--port={port}", "--num-cpus=0", f"--autoscaling-config={config}"]
     words += ["--dashboard-host=127.0.0.1", f"--dashboard-port={env['JOBS'].rpartition(':')[2]}"]
     words += [f"--dashboard-agent-listen-port={free_port()}", f"--ray-client-server-port={free_port()}"]
     folder = Path(f"/tmp/study-{os.getpid()}")  # Ray's sockets need a short path
