@@ -93,7 +93,7 @@ FAKE: dict[str, Any] = {
     "cluster_name": "fake", "max_workers": 2, "head_node_type": "ray.head.default", "upscaling_speed": 1.0,
     "idle_timeout_minutes": 5,
     "provider": {
-        "type": "fake_multinode", "use_node_id_as_ip": True, "disable_node_updaters": True,
+        "type": "external", "module": "own_folders.OwnFolders", "use_node_id_as_ip": True, "disable_node_updaters": True,
         "disable_launch_config_check": True, "launch_multiple": True,
     },
     "available_node_types": {
@@ -140,20 +140,21 @@ def launched(tmp_path: Path) -> Iterator[Mapping[str, str]]:
     config, port = home / "ray_bootstrap_config.yaml", free_port()
     provider = {**FAKE["provider"], "gcs_address": f"{ray.util.get_node_ip_address()}:{port}"}
     config.write_text(yaml.safe_dump({**FAKE, "provider": provider}))
+    folder = Path(f"/tmp/study-{os.getpid()}")  # Ray's sockets need a short path
+    folder.mkdir()
     env = {
-        **os.environ, "HOME": str(home), "RAY_FAKE_CLUSTER": "1", "RAY_AUTH_MODE": "disabled",
-        "AUTOSCALER_UPDATE_INTERVAL_S": "1", "AUTOSCALER_METRIC_PORT": str(free_port()),
-        "JOBS": f"http://127.0.0.1:{free_port()}", "RAY_USAGE_STATS_ENABLED": "0",
+        **os.environ, "HOME": str(home), "PYTHONPATH": str(FAKES), "FOLDERS": str(folder), "RAY_FAKE_CLUSTER": "1",
+        "RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0", "AUTOSCALER_UPDATE_INTERVAL_S": "1",
+        "AUTOSCALER_METRIC_PORT": str(free_port()), "JOBS": f"http://127.0.0.1:{free_port()}",
         "RAY_memory_monitor_refresh_ms": "0",  # which kills the job where other work fills this machine
     }  # fmt: skip
     env.pop("RAY_ADDRESS", None)
     words = ["start", "--head", "--block", f"--port={port}", "--num-cpus=0", f"--autoscaling-config={config}"]
     words += ["--dashboard-host=127.0.0.1", f"--dashboard-port={env['JOBS'].rpartition(':')[2]}"]
     words += [f"--dashboard-agent-listen-port={free_port()}", f"--ray-client-server-port={free_port()}"]
-    folder = Path(f"/tmp/study-{os.getpid()}")  # Ray's sockets need a short path
     with (tmp_path / "head.txt").open("w") as out:
         head = subprocess.Popen(
-            [*RAY, *words, f"--temp-dir={folder}"], env=env, cwd=tmp_path, stdout=out, stderr=subprocess.STDOUT,
+            [*RAY, *words, f"--temp-dir={folder}/head"], env=env, cwd=tmp_path, stdout=out, stderr=subprocess.STDOUT,
             start_new_session=True,
         )  # fmt: skip
     try:
