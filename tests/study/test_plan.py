@@ -144,7 +144,7 @@ def test_a_reverse_task_is_a_cell_of_its_own(tmp_path: Path) -> None:
         ),
         (
             {"sweeps__steps__start": "last"},
-            "plan.yaml: sweeps.steps.start is 'last'; choose from best, base, or give the id",
+            "plan.yaml: sweeps.steps.start is 'last'; choose from best, base, or give the id of an MLflow run",
         ),
         (
             {"sweeps__steps__values": [1]},
