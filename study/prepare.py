@@ -27,6 +27,7 @@ from features.store import FeatureTable, digest
 from study import parts
 from study.jobs import PREDICTOR, Cell, Resources
 from study.plan import Plan
+from study.shipping import locate, task_server
 from trainables import door
 from trainables.door import load_model
 from trainables.sequence_build import TrainingUsers, build_sequences, training_users
@@ -242,15 +243,20 @@ def _prepare_model(made: _Made, tasks: Mapping[tuple[str, str], TaskFolders]) ->
         {(job.cell.source > job.cell.target, job.cell.name, job.features, seed) for job in jobs for seed in job.seeds}
     )
     told, done = made.watch("preparing the model", len(wanted)), 0
+    server = task_server() if made.on_ray else None
     for direction in (False, True):
         calls = [
-            (plan.model, plan.config, str(tasks[cell, flavour].task_dir), [seed])
+            (server, plan.model, plan.config, tasks[cell, flavour].task_dir, [seed])
             for reverse, cell, flavour, seed in wanted
             if reverse == direction
         ]
-        for _ in _called(door.prepare, calls, plan.resources, made.on_ray):
+        for _ in _called(_prepare_one, calls, plan.resources, made.on_ray):
             done += 1
             told(done)
+
+
+def _prepare_one(server: Any, model: str, config: Mapping[str, Any], task_dir: Path, seeds: Sequence[int]) -> None:
+    door.prepare(model, config, str(locate(task_dir, server)), seeds)
 
 
 def _called(
