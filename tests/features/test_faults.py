@@ -242,3 +242,13 @@ def wait_for(log: Path, condition: Callable[[list[list[str]]], bool]) -> list[li
         assert time.monotonic() < deadline, read(log)[-1:]
         time.sleep(0.05)
     return read(log)
+
+
+@pytest.mark.slow
+def test_a_killed_driver_of_ray_actors_loses_nothing_and_does_nothing_twice(tmp_path: Path) -> None:
+    """Two of the kill points of `tests/stress/kill_extract.py`."""
+    command = [sys.executable, str(ROOT / "tests/stress/kill_extract.py"), "--kills", "2", "--ray", "2"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "(ray): 2 kills; table equal True, every row once True" in done.stdout
+    assert "2 kills in 1 extractions: nothing lost, nothing twice, bits equal" in done.stdout
