@@ -39,7 +39,7 @@ def answer(
 ) -> list[str]:
     """The answer to each wish; those that the store holds are not generated again.
 
-    progress: called with (texts done, texts to do in this call). The other arguments are those of `features.extract`.
+    progress: called with (texts done, texts to do in this call, 0). The other arguments are those of `features.extract`.
     """
     folder = store / "answers" / resolved.key[:12]
     clean_shards(folder)

@@ -6,7 +6,7 @@ the longest of them, N rows, F width.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -51,15 +51,23 @@ class Means:
         self._failed, self._padded = dict(failed), 0
 
     def add(
-        self, units: Sequence[int], vectors: Vectors, lengths: NDArray[np.int64], failed: Mapping[int, str]
+        self,
+        units: Sequence[int],
+        vectors: Vectors,
+        lengths: NDArray[np.int64],
+        padded: int,
+        failed: Mapping[int, str],
     ) -> None:
-        """One batch: numbers of its units [B], their vectors [B, F], lengths [B]; failed: place in the batch -> reason."""
+        """One batch: numbers of its units [B], their vectors [B, F], lengths [B]; failed: place in the batch -> reason.
+
+        padded: tokens that were computed, padding included.
+        """
         self.fail({units[i]: reason for i, reason in failed.items()})
         mine = [row for i in units for row in self._owners[i]]
         repeats = [len(self._owners[i]) for i in units]
         np.add.at(self._sums, mine, np.repeat(vectors, repeats, axis=0))
         np.add.at(self._read, mine, np.repeat(lengths, repeats))
-        self._padded += len(units) * int(lengths.max())
+        self._padded += padded
 
     def fail(self, units: Mapping[int, str]) -> None:
         """Units that have no vector (number -> reason), and so all rows they are part of."""
@@ -93,9 +101,9 @@ class Budget:
 def token_batches(lengths: NDArray[np.int64], budget: Budget, *, exact: bool) -> Iterator[NDArray[np.int64]]:
     """Indices of the inputs of each batch: longest first, at most `budget` padded tokens; empty inputs are left out.
 
-    exact: only inputs of equal length share a batch. It costs a CPU nothing, wastes no token, and makes a vector's bits
-    independent of the texts around it (one thread, measured on MKL): that is how a changed review of one user changes
-    no other user's features. A GPU needs the larger batches.
+    exact: only inputs of equal length share a batch. It wastes no token, and makes a vector's bits independent of the
+    texts around it (one thread, measured on MKL): that is how a changed review of one user changes no other user's
+    features. A GPU needs the larger batches.
     """
     order = np.argsort(-lengths, kind="stable")
     order = order[lengths[order] > 0]
@@ -109,10 +117,37 @@ def token_batches(lengths: NDArray[np.int64], budget: Budget, *, exact: bool) ->
         start = end
 
 
+def packs(lengths: NDArray[np.int64], budget: Budget) -> Iterator[NDArray[np.int64]]:
+    """Indices of the inputs of each batch: longest first, at most `budget` tokens without any padding; no empty input."""
+    order = np.argsort(-lengths, kind="stable")
+    order = order[lengths[order] > 0]
+    ends = np.cumsum(lengths[order])
+    start = 0
+    while start < len(order):
+        before = int(ends[start - 1]) if start else 0
+        end = max(start + 1, int(np.searchsorted(ends, before + budget.tokens, side="right")))
+        yield order[start:end]
+        start = end
+
+
+def padded_size(batch: Sequence[Sized]) -> int:
+    """Tokens of a batch in which each input is as long as the longest."""
+    return len(batch) * max(map(len, batch))
+
+
+def packed_size(batch: Sequence[Sized]) -> int:
+    """Tokens of a batch without padding."""
+    return sum(map(len, batch))
+
+
 def run_batch(
-    batch: Sequence[T], run: Callable[[Sequence[T]], Vectors], length: Callable[[T], int], budget: Budget, width: int
+    batch: Sequence[T],
+    run: Callable[[Sequence[T]], Vectors],
+    size: Callable[[Sequence[T]], int],
+    budget: Budget,
+    width: int,
 ) -> tuple[Vectors, dict[int, str]]:
-    """Vectors [B, F] of a batch, and the reasons of those that failed (zeros there).
+    """Vectors [B, F] of a batch, and the reasons of those that failed (zeros there). size: tokens of a batch.
 
     A batch that raises is cut into halves, down to the input that raises alone; one that is out of memory also halves
     the budget of the batches to come.
@@ -123,14 +158,14 @@ def run_batch(
         out_of_memory = is_out_of_memory(error)
         reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
     if out_of_memory:
-        budget.halve(len(batch) * max(map(length, batch)))
+        budget.halve(size(batch))
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
     if len(batch) == 1:
         return np.zeros((1, width), np.float32), {0: reason}
     middle = len(batch) // 2
-    left, left_failed = run_batch(batch[:middle], run, length, budget, width)
-    right, right_failed = run_batch(batch[middle:], run, length, budget, width)
+    left, left_failed = run_batch(batch[:middle], run, size, budget, width)
+    right, right_failed = run_batch(batch[middle:], run, size, budget, width)
     return np.concatenate([left, right]), left_failed | {middle + i: why for i, why in right_failed.items()}
 
 

@@ -22,7 +22,17 @@ import torch
 import yaml
 from numpy.typing import NDArray
 
-from features.batches import Budget, Encoded, Means, pool, run_batch, token_batches
+from features.batches import (
+    Budget,
+    Encoded,
+    Means,
+    packed_size,
+    packs,
+    padded_size,
+    pool,
+    run_batch,
+    token_batches,
+)
 from features.checkpoints import (
     CODE_FILES,
     PROCESSOR_FILES,
@@ -34,6 +44,7 @@ from features.checkpoints import (
     resolve_dtype,
 )
 from features.errors import InputError
+from features.packing import can_pack, packed, runs
 from features.prompts import Row
 from features.store import digest
 
@@ -256,6 +267,8 @@ class TextEncoder:
         config = model.config.get_text_config()
         self.layers, self.width = config.num_hidden_layers, config.hidden_size
         self.budget = Budget(spec.batch_tokens)
+        # Without padding, whatever a text's neighbours are; a GPU's kernels want all rows equally long.
+        self.packs = self.device.type == "cpu" and can_pack(self.model)
         self._lock = threading.Lock()  # a fast tokenizer that is called from two threads raises "Already borrowed"
 
     def encode(self, rows: Sequence[Row]) -> Encoded:
@@ -268,27 +281,51 @@ class TextEncoder:
         with self._lock:
             tokens = tokenize(self.tokenizer, [text for text, _ in means.units], self.spec.max_tokens)
         lengths = np.array([len(t) for t in tokens], np.int64)
-        for batch in token_batches(lengths, self.budget, exact=self.device.type == "cpu"):
-            vectors, failed = run_batch([tokens[i] for i in batch], self._vectors, len, self.budget, self.width)
-            means.add(batch.tolist(), vectors, lengths[batch], failed)
+        if self.packs:
+            batches, size = packs(lengths, self.budget), packed_size
+        else:
+            batches, size = token_batches(lengths, self.budget, exact=self.device.type == "cpu"), padded_size
+        for batch in batches:
+            these = [tokens[i] for i in batch]
+            vectors, failed = run_batch(these, self._vectors, size, self.budget, self.width)
+            means.add(batch.tolist(), vectors, lengths[batch], size(these), failed)
         means.fail({int(i): "no tokens" for i in np.flatnonzero(lengths == 0)})
         return means.encoded()
 
     def _vectors(self, tokens: Sequence[Sequence[int]]) -> NDArray[np.float32]:
-        """[B, F] of B token lists. Padding is on the right whatever the tokenizer's side: causal models then count
-        positions from the first real token, and the others mask it.
+        """[B, F] of B token lists, longest first."""
+        count, missing = len(tokens), _LEAST_TOKENS - packed_size(tokens)
+        tokens = [*tokens, *[tokens[-1]] * -(-missing // len(tokens[-1]))]
+        return (self._packed(tokens) if self.packs else self._padded(tokens))[:count]
+
+    def _packed(self, tokens: Sequence[Sequence[int]]) -> NDArray[np.float32]:
+        with torch.inference_mode(), packed(tokens) as inputs:
+            states = self._states(**inputs)
+            means = [
+                torch.stack([state[0, start : start + count * length].float() for state in states])
+                .mean(0)
+                .view(count, length, -1)
+                .mean(1)
+                for start, count, length in runs([len(token) for token in tokens])
+            ]
+            return torch.cat(means).numpy()
+
+    def _padded(self, tokens: Sequence[Sequence[int]]) -> NDArray[np.float32]:
+        """Padding is on the right whatever the tokenizer's side: causal models then count positions from the first real
+        token, and the others mask it.
         """
         longest = max(map(len, tokens))
-        count = len(tokens)
-        tokens = [*tokens, *[tokens[-1]] * (-(-_LEAST_TOKENS // longest) - count)]
         ids_BL = torch.full((len(tokens), longest), self.pad)
         mask_BL = torch.zeros((len(tokens), longest), dtype=torch.long)
         for row, token in enumerate(tokens):
             ids_BL[row, : len(token)] = torch.as_tensor(token)
             mask_BL[row, : len(token)] = 1
         ids_BL, mask_BL = ids_BL.to(self.device), mask_BL.to(self.device)
-        # Asking for two layers by number keeps two in memory; asking with True keeps them all.
-        layers = [1, self.layers] if self.spec.pooling == "first_last_avg" else [self.layers]
         with torch.inference_mode():
-            states = self.model(input_ids=ids_BL, attention_mask=mask_BL, output_hidden_states=layers).hidden_states
-            return pool([states[i] for i in layers], mask_BL)[:count].cpu().numpy()
+            return pool(self._states(input_ids=ids_BL, attention_mask=mask_BL), mask_BL).cpu().numpy()
+
+    def _states(self, **inputs: torch.Tensor) -> list[torch.Tensor]:
+        """The hidden states that are averaged. Asking for two layers by number keeps two in memory, with True all."""
+        layers = [1, self.layers] if self.spec.pooling == "first_last_avg" else [self.layers]
+        states = self.model(**inputs, output_hidden_states=layers).hidden_states
+        return [states[i] for i in layers]

@@ -177,15 +177,16 @@ def extract(
     store: Path,
     *,
     progress: Progress | None = None,
-    image_progress: Progress | None = None,
+    image_progress: Callable[[int, int], None] | None = None,
     workers: int | None = None,
     use_ray: bool | None = None,
     loader: Callable[[ResolvedEncoder], Encoder] = load_encoder,
 ) -> FeatureTable:
     """The feature table of `domain`, extracted if it is not in the store; only rows that no shard holds are encoded.
 
-    progress: called with (texts done, texts to do); image_progress: the same of images, before that. workers: threads, or
-    Ray actors (default: one per GPU if there are any, else one per core). use_ray: None lets the number of texts decide.
+    progress: called with (texts done, texts to do, tokens read); image_progress: with (images done, images to do), before
+    that. workers: threads, or Ray actors (default: one per GPU if there are any, else one per core). use_ray: None lets
+    the number of texts decide.
     Raises InputError: encoder missing or not what it should be, empty domain, too many failed rows, another's store.
     """
     start = time.monotonic()
@@ -209,7 +210,7 @@ def extract(
     return _finish(spec, domain, resolved, plan, done, path, shards, key, time.monotonic() - start)
 
 
-def _gather(spec: FeatureSpec, domain: Domain, store: Path, progress: Progress | None) -> Gathered:
+def _gather(spec: FeatureSpec, domain: Domain, store: Path, progress: Callable[[int, int], None] | None) -> Gathered:
     """The items' images, where the encoder sees them."""
     if not spec.encoder.looks:
         return Gathered({}, {})

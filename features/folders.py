@@ -9,6 +9,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
 from features.errors import InputError
 
 
@@ -52,6 +55,18 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     partial.write_text(json.dumps(content, indent=1) + "\n")
     partial.replace(path)
+
+
+def mapped_array(path: Path, dtype: npt.DTypeLike, shape: tuple[int, ...]) -> np.memmap[Any, np.dtype[Any]]:
+    """A new .npy that is written through memory; its room on the disk is taken first.
+
+    Raises OSError where there is no room: a write into a mapping without would be SIGBUS, the end of the process.
+    """
+    array: np.memmap[Any, np.dtype[Any]] = np.lib.format.open_memmap(path, "w+", dtype, shape)
+    with path.open("r+b") as file:
+        if size := path.stat().st_size:
+            os.posix_fallocate(file.fileno(), 0, size)
+    return array
 
 
 @contextmanager

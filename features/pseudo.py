@@ -47,8 +47,8 @@ if TYPE_CHECKING:
     from features.domain import Domain
 
 VERSION = 1  # of retrieval and of what is written; part of every key
-Told = Callable[[int, int], None]  # texts done, texts to do
-Progress = Callable[[str, int, int], None]  # ("train" | "generate" | "encode", texts done, texts to do)
+Told = Callable[..., None]  # texts done, texts to do, and tokens where they are counted
+Progress = Callable[..., None]  # ("train" | "generate" | "encode", texts done, texts to do[, tokens])
 
 
 @dataclass(frozen=True, kw_only=True)

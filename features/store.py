@@ -31,7 +31,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from features.errors import InputError
-from features.folders import store_errors, whole_folder, write_json
+from features.folders import mapped_array, store_errors, whole_folder, write_json
 from features.prompts import Row
 
 KEY_BYTES = 16  # 128 bits of SHA-256: a collision among a million rows has probability 1e-27
@@ -249,15 +249,13 @@ def _write_vectors(path: Path, keys: pa.Array, shards: RowStore) -> None:
     """Copy each key's vector to its rows of a new .npy [N, F]. The caller has checked that every key is in a shard."""
     unique = keys.unique()
     unique_of = pc.index_in(keys, value_set=unique).to_numpy()  # [N] -> unique key
-    out: NDArray[Any] | None = None
+    out: np.memmap[Any, np.dtype[Any]] | None = None
     filled = np.zeros(len(keys), bool)
     for shard in shards.shards():
         width = shard.schema.field("vector").type.list_size
         vectors = shard["vector"].combine_chunks().flatten().to_numpy().reshape(-1, width)
         if out is None:
-            out = np.lib.format.open_memmap(path, "w+", vectors.dtype, (len(keys), width))
-            with path.open("r+b") as file:  # on a full disk this is an error; a write into the mapping would be SIGBUS
-                os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+            out = mapped_array(path, vectors.dtype, (len(keys), width))
         found = pc.index_in(shard["key"], value_set=unique).combine_chunks()
         here = np.full(len(unique), -1, np.int64)  # unique key -> row of this shard
         here[found.drop_null().to_numpy()] = np.flatnonzero(found.is_valid().to_numpy(zero_copy_only=False))
@@ -266,7 +264,7 @@ def _write_vectors(path: Path, keys: pa.Array, shards: RowStore) -> None:
         filled |= source >= 0
     assert out is not None
     assert filled.all()
-    out.flush()  # type: ignore[attr-defined]
+    out.flush()
 
 
 def _line(error: Exception) -> str:

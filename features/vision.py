@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from features.batches import Budget, Encoded, Means, pool, run_batch, token_batches
+from features.batches import Budget, Encoded, Means, padded_size, pool, run_batch, token_batches
 from features.checkpoints import quiet
 from features.images import open_image
 from features.prompts import Row
@@ -82,8 +82,9 @@ class ImageTextEncoder:
             lengths = np.array([len(prompts[i]) for i in mine], np.int64)
             for batch in token_batches(lengths, self.budget, exact=self.device.type == "cpu"):
                 units = [mine[i] for i in batch]
-                vectors, failed = run_batch([prompts[i] for i in units], self._vectors, len, self.budget, self.width)
-                means.add(units, vectors, lengths[batch], failed)
+                these = [prompts[i] for i in units]
+                vectors, failed = run_batch(these, self._vectors, padded_size, self.budget, self.width)
+                means.add(units, vectors, lengths[batch], padded_size(these), failed)
 
     def _prompt(self, text: str, image: str | None) -> _Prompt:
         seen = open_image(self.images, image, self.spec.max_pixels) if image is not None else None

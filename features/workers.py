@@ -19,7 +19,7 @@ import torch
 from features.errors import InputError
 from features.store import KEY_TYPE
 
-Progress = Callable[[int, int], None]  # texts done, texts to do in this call
+Progress = Callable[[int, int, int], None]  # texts done, texts to do in this call, tokens read or written so far
 Worker = Callable[[pa.Table], pa.Table]  # a block -> its `result`
 
 RAY_TEXTS = 100_000  # fewer texts than this are done before Ray's 5 to 7 s of start-up have paid off
@@ -79,17 +79,19 @@ def run_blocks(
 
     texts: what is to do in all. name: of the work, as Ray's dashboard shows it. workers: threads, or Ray actors (None:
     one per GPU if there are any, else one per core). use_ray: None lets the number of texts decide. progress: called
-    with (texts done, texts).
+    with (texts done, texts, tokens), first when the work begins.
     """
     by_ray = texts >= RAY_TEXTS if use_ray is None else use_ray
     done = Done()
     if not blocks:
         return done
+    if progress is not None:
+        progress(0, texts, 0)
     answers = _run_ray(blocks, make_worker, workers, name) if by_ray else _run_threads(blocks, make_worker, workers)
     for answer in answers:
         done.add(answer)
         if progress is not None:
-            progress(done.texts, texts)
+            progress(done.texts, texts, done.tokens)
     return done
 
 

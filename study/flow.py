@@ -76,7 +76,7 @@ class Study:
     ) -> None:  # fmt: skip
         self.plan, self.home, self.data = plan, home.absolute(), data  # workers have another working folder
         self.cluster = cluster or Cluster()
-        self.watch: Watch = watch or (lambda what, size: lambda done: None)
+        self.watch: Watch = watch or (lambda what, size: lambda done, tokens=0: None)
         self._watch_jobs: WatchJobs = watch_jobs or (lambda part, progress: None)
 
     @property

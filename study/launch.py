@@ -18,6 +18,7 @@ from features.errors import InputError
 from study.cluster import NodeType, autoscaled
 from study.jobs import Cluster, Job, Resources
 from study.searcher import JobCallback, JobScheduler, JobSearcher, Ledger, SilentCallback
+from study.shipping import task_server
 from study.worker import train
 
 
@@ -37,8 +38,10 @@ def launch(
         storage = home.absolute() / "ray"
         # Only the stores are durable: what a former Tuner left under this name is of no use to anyone.
         shutil.rmtree(storage / name, ignore_errors=True)
+        # On a cluster there may be nodes that do not see the home folder.
+        trainable = tune.with_parameters(train, server=task_server()) if cluster.address is not None else train
         tuner = tune.Tuner(
-            tune.with_resources(train, {"cpu": resources.cpus, "gpu": resources.gpus}),
+            tune.with_resources(trainable, {"cpu": resources.cpus, "gpu": resources.gpus}),
             tune_config=tune.TuneConfig(
                 search_alg=searcher,
                 scheduler=JobScheduler(searcher, ledger),

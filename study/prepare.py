@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from functools import cached_property, partial
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from features.domain import Domain, prepare_domain
 from features.errors import InputError
@@ -27,12 +27,20 @@ from features.store import FeatureTable, digest
 from study import parts
 from study.jobs import PREDICTOR, Cell, Resources
 from study.plan import Plan
+from study.shipping import locate, task_server
 from trainables import door
 from trainables.door import load_model
 from trainables.sequence_build import TrainingUsers, build_sequences, training_users
 from trainables.task import TaskFolders, TextVectors, build_task
 
-Watch = Callable[[str, int], Callable[[int], None]]
+
+class Told(Protocol):
+    """Takes how much is done, and how many tokens that were, where they are counted."""
+
+    def __call__(self, done: int, tokens: int = 0, /) -> None: ...
+
+
+Watch = Callable[[str, int], Told]
 """(what is being done, its size or 0) -> a function that is told how much of it is done."""
 
 
@@ -242,15 +250,20 @@ def _prepare_model(made: _Made, tasks: Mapping[tuple[str, str], TaskFolders]) ->
         {(job.cell.source > job.cell.target, job.cell.name, job.features, seed) for job in jobs for seed in job.seeds}
     )
     told, done = made.watch("preparing the model", len(wanted)), 0
+    server = task_server() if made.on_ray else None
     for direction in (False, True):
         calls = [
-            (plan.model, plan.config, str(tasks[cell, flavour].task_dir), [seed])
+            (server, plan.model, plan.config, tasks[cell, flavour].task_dir, [seed])
             for reverse, cell, flavour, seed in wanted
             if reverse == direction
         ]
-        for _ in _called(door.prepare, calls, plan.resources, made.on_ray):
+        for _ in _called(_prepare_one, calls, plan.resources, made.on_ray):
             done += 1
             told(done)
+
+
+def _prepare_one(server: Any, model: str, config: Mapping[str, Any], task_dir: Path, seeds: Sequence[int]) -> None:
+    door.prepare(model, config, str(locate(task_dir, server)), seeds)
 
 
 def _called(
@@ -307,14 +320,14 @@ def histories(found: TrainingUsers, pair: tuple[str, str]) -> list[History]:
     return users
 
 
-def _by_phase(watch: Watch, what: str) -> Callable[[str, int, int], None]:
-    """One bar after the other for (phase, done, total)."""
-    bars: dict[str, Callable[[int], None]] = {}
+def _by_phase(watch: Watch, what: str) -> Callable[..., None]:
+    """One bar after the other for (phase, done, total[, tokens])."""
+    bars: dict[str, Told] = {}
 
-    def told(phase: str, done: int, total: int) -> None:
+    def told(phase: str, done: int, total: int, tokens: int = 0) -> None:
         if phase not in bars:
             bars[phase] = watch(f"{what}: {phase}", total)
-        bars[phase](done)
+        bars[phase](done, tokens)
 
     return told
 
@@ -369,7 +382,7 @@ def _vectors(cell: Cell, tables: Mapping[tuple[str, str], FeatureTable]) -> Text
     )
 
 
-def _summed(told: Callable[[int], None]) -> Callable[[int], None]:
+def _summed(told: Told) -> Callable[[int], None]:
     """From a callback that takes what was done in all to one that takes what was done since."""
     done = 0
 

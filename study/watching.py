@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from rich.console import Console, RenderableType
@@ -12,6 +12,7 @@ from rich.table import Table
 
 if TYPE_CHECKING:
     from study.engine import Progress as Jobs
+    from study.prepare import Told
 
 
 class LiveBars(Progress):
@@ -20,7 +21,10 @@ class LiveBars(Progress):
     table: Table | None = None
 
     def __init__(self, console: Console) -> None:
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+        columns = (
+            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
+            TextColumn("{task.fields[speed]}"),
+        )  # fmt: skip
         super().__init__(*columns, console=console, transient=True, disable=not console.is_terminal)
 
     def get_renderables(self) -> Iterable[RenderableType]:
@@ -44,6 +48,16 @@ def cells_table(progress: Jobs, ended_before: int, seconds: float) -> Table:
     return table
 
 
+def speed_of(done: int, size: int, tokens: int, seconds: float) -> str:
+    """`34/s, 2,100 tokens/s, 2 min left`; of a size of 0, which is unknown, no time left."""
+    if not done or not seconds:
+        return ""
+    rates = [f"{done / seconds:,.0f}/s" if done >= 10 * seconds else f"{done / seconds:.1f}/s"]
+    rates += [f"{tokens / seconds:,.0f} tokens/s"] if tokens else []
+    left = [f"{_duration((size - done) * seconds / done)} left"] if size > done else []
+    return ", ".join([*rates, *left])
+
+
 def _duration(seconds: float | None) -> str:
     if seconds is None:
         return "?"
@@ -59,10 +73,15 @@ class Watcher:
         self._current: tuple[str, TaskID] | None = None
         self._began = (0, 0.0)
 
-    def work(self, what: str, size: int) -> Callable[[int], None]:
-        """A bar for something that is prepared."""
-        task = self._task(what, size or None)
-        return lambda done: self._bars.update(task, completed=done)
+    def work(self, what: str, size: int) -> Told:
+        """A bar for something that is prepared, with its speed and the time left."""
+        task, began = self._task(what, size or None), time.monotonic()
+
+        def told(done: int, tokens: int = 0, /) -> None:
+            speed = speed_of(done, size, tokens, time.monotonic() - began)
+            self._bars.update(task, completed=done, speed=speed)
+
+        return told
 
     def jobs(self, part: str, progress: Jobs) -> None:
         """The bar and the table of a part's trials."""
@@ -80,5 +99,5 @@ class Watcher:
             if self._current is not None:
                 self._bars.remove_task(self._current[1])
             self._bars.table = None
-            self._current = (name, self._bars.add_task(name, total=total))
+            self._current = (name, self._bars.add_task(name, total=total, speed=""))
         return self._current[1]

@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import Any, cast
 
 from study.checkpoints import FULL, Keeper, Message, read_checkpoint
+from study.shipping import bring_home, cached, locate
+from trainables.door import kept_at, model_names
 
 _MIN_INTERVAL_S, _MAX_INTERVAL_S, _INTERVAL_SHARE, _WAITS = 0.5, 10.0, 0.05, 10.0
 
@@ -26,19 +28,22 @@ def resolve(path: str) -> Callable[..., Iterator[Any]]:
     return cast(Callable[..., Iterator[Any]], getattr(importlib.import_module(module), name))
 
 
-def train(config: dict[str, Any]) -> None:
-    """The Ray Tune trainable; `config["payload"]` is what `PartLedger.start` returned."""
+def train(config: dict[str, Any], server: Any = None) -> None:
+    """The Ray Tune trainable; `config["payload"]` is what `PartLedger.start` returned.
+
+    server: of `study.shipping`, for nodes that do not see the home folder.
+    """
     from ray import tune
 
     outbox = Outbox(lambda message: tune.report(message))
     try:
-        run_trial(config["payload"], outbox)
+        run_trial(config["payload"], outbox, server)
     except Exception as error:
         outbox.fail(error)
     outbox.send()
 
 
-def run_trial(payload: dict[str, Any], outbox: Outbox) -> None:
+def run_trial(payload: dict[str, Any], outbox: Outbox, server: Any = None) -> None:
     """Train and put every epoch into the outbox.
 
     `payload`: trainable, model, config, task_dir, seeds, test_dir, rows, metrics (that are optimised), threads (of
@@ -50,7 +55,8 @@ def run_trial(payload: dict[str, Any], outbox: Outbox) -> None:
     """
     reset(payload["threads"])
     door = resolve(payload["trainable"])
-    path, identity = Path(payload["checkpoint"]["path"]), payload["checkpoint"]["identity"]
+    place = Place(payload, server)
+    path, identity = place.checkpoint, payload["checkpoint"]["identity"]
     keeper = Keeper(path, identity, payload["checkpoint"]["seconds"])
     found = read_checkpoint(path, identity)
     epochs = list(found.epochs) if found else []
@@ -58,20 +64,45 @@ def run_trial(payload: dict[str, Any], outbox: Outbox) -> None:
         outbox.add(epoch)
     final = False
     for report in door(
-        payload["model"], payload["config"], payload["task_dir"], payload["seeds"],
-        test_dir=payload["test_dir"], rows=payload["rows"], **({"state": found.state} if found else {}),
+        payload["model"], payload["config"], place.task_dir, payload["seeds"],
+        test_dir=place.test_dir, rows=payload["rows"], **({"state": found.state} if found else {}),
     ):  # fmt: skip
         metrics = {key: float(value) for key, value in report.metrics.items()}
         final = report.final
         for name in payload["metrics"] if final else ():
             if not math.isfinite(metrics[name]):
                 raise FloatingPointError(f"{name} is {metrics[name]} at epoch {report.epoch}")
+        if final:
+            place.finish()
         epochs.append((report.epoch, metrics, report.final, dict(report.artifacts), int(time.time() * 1000)))
         outbox.add(epochs[-1])
         if report.state is not None:
             keeper.offer(report.state, epochs)
     if not final:
         raise RuntimeError(f"{payload['trainable']} ended without a final report")
+
+
+class Place:
+    """Where a trial reads and writes: at home, or in this node's cache where the node does not see the home folder."""
+
+    def __init__(self, payload: dict[str, Any], server: Any) -> None:
+        home, test = Path(payload["task_dir"]), payload["test_dir"]
+        task = locate(home, server)
+        self._payload, self._server, self._sent = payload, server, task != home
+        self.task_dir = str(task)
+        self.test_dir = None if test is None else str(locate(Path(test), server))
+        checkpoint = Path(payload["checkpoint"]["path"])
+        self.checkpoint = cached(checkpoint) if self._sent else checkpoint
+
+    def finish(self) -> None:
+        """Before the result counts, bring home what scoring has kept; a checkpoint that nobody else sees goes."""
+        payload = self._payload
+        if not self._sent:
+            return
+        if payload["test_dir"] is not None and payload["model"] in model_names():
+            kept = kept_at(payload["model"], payload["config"], payload["task_dir"], payload["seeds"])
+            bring_home(kept, self._server)
+        self.checkpoint.unlink(missing_ok=True)
 
 
 def reset(threads: int) -> None:

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from features.domain import Domain
 from features.errors import InputError
-from features.folders import whole_folder, write_json
+from features.folders import store_errors, whole_folder, write_json
 from features.pseudo_table import PseudoTable
 from features.store import FeatureTable, digest
 from trainables.sequences import KIND, OVERLAPPING, SOURCE_ONLY, TARGET_ONLY, SequenceSpec
@@ -77,7 +77,7 @@ def build_sequences(
     if not (folder / "manifest.json").is_file():
         merged = _merge(source, target)
         vectors = _text_folder(merged, text, store)
-        with whole_folder(folder) as work:
+        with store_errors(folder.parent), whole_folder(folder) as work:
             counts = _build(spec, merged, split, vectors, pseudo, work)
             write_json(work / "manifest.json", {"key": key, "counts": counts, **document})
     manifest = json.loads((folder / "manifest.json").read_text())
@@ -344,6 +344,6 @@ def _text_folder(merged: _Merged, text: Mapping[str, FeatureTable], store: Path)
         found = table_rows(table, list(merged.items[low:high]))
         vectors[low:high][found >= 0] = table.vectors[found[found >= 0]]
         rows[low:high][found < 0] = -1
-    with whole_folder(folder) as work:
+    with store_errors(folder.parent), whole_folder(folder) as work:
         save_arrays(work, vectors=vectors, rows=rows)
     return folder.resolve()

@@ -29,7 +29,7 @@ from torch import Tensor
 from features.domain import Domain
 from features.errors import InputError
 from features.factorisation import FactorSpec, Interactions, biases, factorise
-from features.folders import whole_folder, write_json
+from features.folders import mapped_array, store_errors, whole_folder, write_json
 from features.store import FeatureTable
 
 VERSION = 2  # of what is written; part of the key
@@ -211,7 +211,7 @@ def build_task(
     key = hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()
     folder = store / f"{source.name}-{target.name}-{key[:12]}"
     if not (folder / "manifest.json").is_file():
-        with whole_folder(folder) as work:
+        with store_errors(folder.parent), whole_folder(folder) as work:
             counts = _Builder(spec, source, target, vectors, work).build()
             write_json(work / "manifest.json", {"key": key, "counts": counts, **document})
     manifest = json.loads((folder / "manifest.json").read_text())
@@ -448,7 +448,7 @@ def _save_known_rows(folder: Path, name: str, table: FeatureTable, ids: Sequence
     rows = table_rows(table, ids)
     present = np.flatnonzero(rows >= 0)
     shape = (len(present), table.vectors.shape[1])
-    copy = np.lib.format.open_memmap(folder / f"{name}_vectors.npy", "w+", table.vectors.dtype, shape)
+    copy = mapped_array(folder / f"{name}_vectors.npy", table.vectors.dtype, shape)
     for start in range(0, len(present), _COPY_ROWS):
         part = slice(start, start + _COPY_ROWS)
         copy[part] = table.vectors[rows[present[part]]]
@@ -474,6 +474,13 @@ def load_rows(folder: Path, name: str) -> FeatureRows:
         raise InputError(f"{folder}: its vectors {path} are gone; run `study extract` on the plan") from error
     rows, centre = np.load(folder / f"{name}_rows.npy"), np.load(folder / f"{name}_centre.npy")
     return FeatureRows(vectors, rows, centre, meta["scale"])
+
+
+def find_vectors(folder: Path) -> list[Path]:
+    """Files outside of `folder`, at any depth of which `save_places` has put their path."""
+    metas = {path: json.loads(path.read_text()) for path in folder.rglob("*.json")}
+    found = {(path.parent / meta["vectors"]).resolve() for path, meta in metas.items() if meta.get("vectors")}
+    return sorted(found)
 
 
 def read_meta(task_dir: Path) -> dict[str, Any]:

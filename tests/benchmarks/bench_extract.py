@@ -1,14 +1,15 @@
 """Extraction: tokens per second of ours beside the usual ways, in one run, and the memory that two layers save.
 
-    python tests/benchmarks/bench_extract.py [--texts 400]
+    python tests/benchmarks/bench_extract.py [speed] [extract] [memory]
 
-Same MiniLM, same review-like texts (median 60 and 18 words, tail
-to 128 tokens), same pinned threads. Ways:
-  padded    batches of 32 in random order, each padded to its longest text
-  alone     one text at a time
-  ours      TextEncoder: texts of equal length together, at most 2,048 tokens a batch
-and through the whole of `extract` with one worker, two threads and two Ray actors. Rates are per second of CPU time
-where one thread works (so a busy machine changes little), and per second of wall time for `extract`.
+All parts by default. Texts are review-like: a median of 60 tokens, log-normal, clipped at 512 (`--sigma` of the logarithm:
+0.8 clips 0.4 % of them, 1.0 1.6 %). One pinned thread, tokenisation included, rates per second of CPU time, so that a busy
+machine changes little. Ways:
+  padded    the usual loop: batches of 32 in random order, each padded to its longest text, all hidden states kept
+  alone     the same loop, one text at a time
+  ours      TextEncoder on one macro-batch
+Models: MiniLM, and a random Llama so small that the cost of a call is most of a short text's. `extract` goes through the
+whole of it, with one thread, two threads and two Ray actors, in seconds of wall time.
 """
 
 from __future__ import annotations
@@ -20,32 +21,56 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
+from features.batches import pool
 from features.domain import Domain
 from features.encoder import EncoderSpec, TextEncoder, load_encoder, resolve_encoder
 from features.errors import InputError
 from features.extract import FeatureSpec, extract
 from features.prompts import Row
+from features.speed import matrix_peak, operations_per_token
+
+CPU = torch.device("cpu")
+BATCH = 32
+PADDED_TEXTS = 320  # of which the padded way reads ten batches: it takes five times as long
 
 
-def load() -> tuple[TextEncoder, list[str]]:
-    """MiniLM and words that are one token each in its vocabulary."""
-    encoder = load_encoder(resolve_encoder(EncoderSpec(model="minilm", dtype="float32")))
-    words = sorted(word for word in encoder.tokenizer.get_vocab() if word.isalpha() and len(word) > 3)
-    return encoder, words
+def load(dtype: str) -> TextEncoder:
+    encoder = load_encoder(resolve_encoder(EncoderSpec(model="minilm", dtype=dtype, max_tokens=512)))
+    assert isinstance(encoder, TextEncoder)
+    return encoder
 
 
-def review_like(words: list[str], count: int, median: float) -> list[str]:
+def small_llama(like: TextEncoder, dtype: str) -> TextEncoder:
+    """Random weights: 4 layers of width 128, with MiniLM's tokenizer."""
+    from transformers import LlamaConfig, LlamaModel
+
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(like.tokenizer), hidden_size=128, intermediate_size=512, num_hidden_layers=4,
+        num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=512,
+    )  # fmt: skip
+    return TextEncoder(LlamaModel(config).to(getattr(torch, dtype)), like.tokenizer, like.spec)
+
+
+def vocabulary(encoder: TextEncoder) -> list[str]:
+    """Words that are one token each."""
+    return sorted(word for word in encoder.tokenizer.get_vocab() if word.isalpha() and len(word) > 3)
+
+
+def review_like(words: list[str], count: int, median: float, sigma: float = 0.7, longest: int = 512) -> list[str]:
+    """Lengths in tokens, [CLS] and [SEP] included."""
     draw = random.Random(0)
-    lengths = np.random.default_rng(0).lognormal(np.log(median), 0.7, count).clip(4, 126).astype(int)
-    return [" ".join(draw.choices(words, k=int(length))) for length in lengths]
+    lengths = np.random.default_rng(0).lognormal(np.log(median), sigma, count).clip(4, longest).round().astype(int)
+    return [" ".join(draw.choices(words, k=int(length) - 2)) for length in lengths]
 
 
 def cpu_seconds(work: Callable[[], object]) -> float:
@@ -58,37 +83,50 @@ def cpu_seconds(work: Callable[[], object]) -> float:
     return used() - start
 
 
-def one_thread(encoder: TextEncoder, texts: list[str]) -> None:
-    torch.set_num_threads(1)
-    tokens = [encoder.tokenizer(text, truncation=True, max_length=128)["input_ids"] for text in texts]
-    real = sum(map(len, tokens))
-    order = np.random.default_rng(1).permutation(len(texts))
-    batches = [[tokens[i] for i in order[start : start + 32]] for start in range(0, len(order), 32)]
+def usual(encoder: TextEncoder, texts: Sequence[str]) -> Any:
+    """A batch as the library's examples do it."""
+    inputs = encoder.tokenizer(texts, padding=True, truncation=True, max_length=512, return_tensors="pt")
+    mask = inputs["attention_mask"]
+    with torch.inference_mode():
+        states = encoder.model(input_ids=inputs["input_ids"], attention_mask=mask, output_hidden_states=True)
+        return pool([states.hidden_states[1], states.hidden_states[-1]], mask).numpy()
+
+
+def one_thread(name: str, encoder: TextEncoder, texts: list[str]) -> None:
+    lengths = np.array([len(ids) for ids in encoder.tokenizer(texts)["input_ids"]])
+    order = np.random.default_rng(1).permutation(len(texts))[:PADDED_TEXTS]
+    batches = [order[start : start + BATCH] for start in range(0, len(order), BATCH)]
     rows = [Row(texts=(text,)) for text in texts]
-    ways = {
-        "padded": lambda: [encoder._vectors(batch) for batch in batches],
-        "alone": lambda: [encoder._vectors([token]) for token in tokens],
-        "ours": lambda: encoder.encode(rows),
+    real, few = int(lengths.sum()), int(lengths[order].sum())
+    usual(encoder, texts[:2])
+    rates = {
+        "padded": few / cpu_seconds(lambda: [usual(encoder, [texts[i] for i in batch]) for batch in batches]),
+        "alone": real / cpu_seconds(lambda: [usual(encoder, [text]) for text in texts]),
     }
-    padded = {
-        "padded": sum(len(batch) * max(map(len, batch)) for batch in batches),
-        "alone": real,
-        "ours": encoder.encode(rows).padded,
+    made = []
+    rates["ours"] = real / cpu_seconds(lambda: made.append(encoder.encode(rows)))
+    waste = {
+        "padded": sum(len(batch) * int(lengths[batch].max()) for batch in batches) / few,
+        "alone": 1.0,
+        "ours": made[0].padded / real,
     }
-    rates = {way: real / cpu_seconds(work) for way, work in ways.items()}
-    print(f"\n{len(texts)} texts, {real} tokens (median {np.median([len(t) for t in tokens]):.0f}), one thread")
+    dtype = encoder.model.dtype
+    peak = matrix_peak(CPU, dtype)
+    print(f"\n{name}, {dtype}: {len(texts)} texts, {real} tokens (median {np.median(lengths):.0f}, mean "
+          f"{lengths.mean():.0f}, longest {lengths.max()}); matrix peak {peak / 1e9:.0f} GFLOP/s")  # fmt: skip
     for way, rate in rates.items():
-        times, waste = rate / rates["padded"], padded[way] / real
-        print(f"  {way:8} {rate:7.0f} tokens/s  {times:5.2f} x padded  padded/real {waste:.3f}")
+        share = rate * operations_per_token(encoder.model) / peak
+        print(f"  {way:8} {rate:7.0f} tokens/s  {rate / rates['padded']:5.2f} x padded  {rate / rates['alone']:5.2f} x "
+              f"alone  padded/real {waste[way]:.3f}  {share:.0%} of the peak", flush=True)  # fmt: skip
 
 
-def matrix_peak() -> float:
-    """Multiply-adds of MiniLM's widest layer, in GFLOP/s of one thread."""
-    a, b = torch.randn(2048, 384), torch.randn(1536, 384)
-    torch.nn.functional.linear(a, b)
-    return (
-        100 * 2 * 2048 * 384 * 1536 / cpu_seconds(lambda: [torch.nn.functional.linear(a, b) for _ in range(100)]) / 1e9
-    )
+def speed(count: int, sigma: float) -> None:
+    torch.set_num_threads(1)
+    for dtype in ("float32", "bfloat16"):
+        encoder = load(dtype)
+        texts = review_like(vocabulary(encoder), count, 60, sigma)
+        one_thread("MiniLM", encoder, texts)
+        one_thread("small Llama", small_llama(encoder, dtype), texts)
 
 
 def through_extract(texts: list[str]) -> None:
@@ -143,17 +181,20 @@ def memory() -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--texts", type=int, default=600)
-    texts = parser.parse_args().texts
+    parser.add_argument("parts", nargs="*", help="speed, extract, memory (default: all)")
+    parser.add_argument("--texts", type=int, default=1500)
+    parser.add_argument("--sigma", type=float, default=0.8)
+    arguments = parser.parse_args()
+    parts = {
+        "speed": lambda: speed(arguments.texts, arguments.sigma),
+        "extract": lambda: through_extract(review_like(vocabulary(load("float32")), arguments.texts, 20)),
+        "memory": memory,
+    }
     try:
-        encoder, words = load()
+        for part in arguments.parts or parts:
+            parts[part]()
     except InputError as error:
         sys.exit(str(error))
-    print(f"matrix peak {matrix_peak():.0f} GFLOP/s a thread")
-    one_thread(encoder, review_like(words, texts, 60))
-    one_thread(encoder, review_like(words, 3 * texts, 18))
-    through_extract(review_like(words, 3 * texts, 18))
-    memory()
 
 
 if __name__ == "__main__":

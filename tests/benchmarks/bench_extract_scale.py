@@ -87,8 +87,9 @@ def by_ray() -> None:
                 ray.init(address="local", num_cpus=1, include_dashboard=False, log_to_driver=False)
             marks: list[tuple[float, int]] = []
 
-            def mark(done: int, todo: int, marks: list[tuple[float, int]] = marks) -> None:
-                marks.append((time.monotonic(), done))
+            def mark(done: int, todo: int, tokens: int, marks: list[tuple[float, int]] = marks) -> None:
+                if done:
+                    marks.append((time.monotonic(), done))
 
             start = time.monotonic()
             extract(spec, domain, Path(name) / way, workers=1, use_ray=through_ray, progress=mark)

@@ -9,6 +9,7 @@ import shutil
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from itertools import pairwise, zip_longest
 from pathlib import Path
 
 import numpy as np
@@ -18,10 +19,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
-from transformers import AutoModel, AutoTokenizer
+from transformers import AutoConfig, AutoModel, AutoTokenizer
 
 from features import encoder as module
-from features.batches import Budget, token_batches
+from features.batches import Budget, packs, token_batches
 from features.encoder import (
     EncoderSpec,
     TextEncoder,
@@ -32,6 +33,7 @@ from features.encoder import (
     resolve_encoder,
 )
 from features.errors import InputError
+from features.packing import can_pack
 from features.prompts import PROMPTS, Row
 
 MINILM = pytest.mark.skipif(
@@ -54,6 +56,13 @@ def spec_of(folder: Path, **fields: object) -> EncoderSpec:
 
 def load(folder: Path, **fields: object) -> TextEncoder:
     return load_encoder(resolve_encoder(spec_of(folder, **fields)))
+
+
+def padding(encoder: TextEncoder) -> TextEncoder:
+    """An encoder that works as on a GPU."""
+    encoder.packs = False
+    encoder.model.set_attn_implementation("sdpa")
+    return encoder
 
 
 def vectors(encoder: TextEncoder, texts: list[str]) -> NDArray[np.float32]:
@@ -110,7 +119,7 @@ def test_other_architectures_of_presets_equal_the_slow_reference(tiny_other: Pat
     expected = slow_reference(tiny_other, texts)
     np.testing.assert_allclose(vectors(encoder, texts), expected, atol=2e-6)
     tokens = [encoder.tokenizer(text, truncation=True, max_length=48)["input_ids"] for text in texts]
-    np.testing.assert_allclose(encoder._vectors(tokens), expected, atol=2e-6)  # one padded batch
+    np.testing.assert_allclose(padding(encoder)._vectors(tokens), expected, atol=2e-6)
 
 
 def test_padding_tokens_and_the_embedding_layer_are_left_out(tiny: Path) -> None:
@@ -124,7 +133,7 @@ def test_padding_tokens_and_the_embedding_layer_are_left_out(tiny: Path) -> None
 def test_padded_batches_give_the_same_vectors(tiny: Path) -> None:
     encoder, texts = load(tiny), ["w1", "w2 w3 w4 w5 w6 w7 w8", "w9 w10"]
     tokens = [encoder.tokenizer(text)["input_ids"] for text in texts]
-    np.testing.assert_allclose(encoder._vectors(tokens), slow_reference(tiny, texts), atol=2e-6)
+    np.testing.assert_allclose(padding(encoder)._vectors(tokens), slow_reference(tiny, texts), atol=2e-6)
 
 
 def test_pool_counts_real_tokens_only_whichever_side_the_padding_is() -> None:
@@ -235,15 +244,49 @@ def test_padding_costs_little_on_review_like_lengths() -> None:
         assert real <= padded <= most * real
 
 
+@given(st.lists(st.integers(0, 60), max_size=80), st.integers(1, 200))
+def test_packs_hold_every_text_once_within_the_budget(lengths: list[int], budget: int) -> None:
+    array = np.array(lengths, np.int64)
+    batches = list(packs(array, Budget(budget)))
+    in_order = [i for batch in batches for i in batch.tolist()]
+    assert sorted(in_order) == [i for i, length in enumerate(lengths) if length > 0]
+    assert all(array[a] >= array[b] for a, b in pairwise(in_order))
+    for batch, after in zip_longest(batches, batches[1:]):
+        assert len(batch) == 1 or array[batch].sum() <= budget
+        assert after is None or array[batch].sum() + array[after[0]] > budget
+
+
+def test_texts_in_one_row_get_the_bits_of_texts_of_equal_length_in_a_batch(tiny: Path) -> None:
+    torch.set_num_threads(1)
+    texts, encoder = review_like(80), load(tiny)
+    assert encoder.packs
+    ours = vectors(encoder, texts)
+    assert encoder.encode([Row(texts=(text,)) for text in texts]).padded == sum(
+        len(ids) for ids in encoder.tokenizer(sorted(set(texts)), truncation=True, max_length=48)["input_ids"]
+    )
+    np.testing.assert_array_equal(vectors(padding(encoder), texts), ours)
+
+
+def test_models_that_cannot_be_packed_are_found_out(tmp_path: Path) -> None:
+    """RoBERTa counts positions from 2, and ModernBERT attends to neighbours only in some of its layers."""
+    sizes = {"vocab_size": 99, "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "pad_token_id": 0,
+             "intermediate_size": 64, "max_position_embeddings": 64}  # fmt: skip
+    for kind, more in (("roberta", {}), ("modernbert", {"local_attention": 4})):
+        torch.manual_seed(0)
+        model = AutoModel.from_config(AutoConfig.for_model(kind, **sizes, **more)).eval()
+        assert not can_pack(model)
+        assert model.config._attn_implementation == "sdpa"
+
+
 def test_a_batch_that_is_out_of_memory_is_halved_with_its_budget(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.set_num_threads(1)
     encoder, texts = load(tiny), review_like(400, longest=12)
     expected, one_batch, sizes = vectors(encoder, texts), encoder._vectors, []
 
     def small_memory(tokens: list[list[int]]) -> NDArray[np.float32]:
-        padded = len(tokens) * max(map(len, tokens))
-        sizes.append(padded)
-        if padded > 50:
+        size = sum(map(len, tokens))
+        sizes.append(size)
+        if size > 50:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate")
         return one_batch(tokens)
 

@@ -204,14 +204,13 @@ def test_the_number_of_threads_changes_no_bit_and_stays_as_it_was(tiny_bert, mak
 
 
 def test_progress_counts_texts_up_to_the_total(tiny_bert, make_domain, tmp_path) -> None:
-    calls: list[tuple[int, int]] = []
-    extract(
-        spec_of(tiny_bert), make_domain(reviews()), tmp_path, progress=lambda done, todo: calls.append((done, todo))
-    )
-    assert [todo for _, todo in calls] == [1440] * len(calls)
+    calls: list[tuple[int, int, int]] = []
+    table = extract(spec_of(tiny_bert), make_domain(reviews()), tmp_path, progress=lambda *call: calls.append(call))
+    assert [todo for _, todo, _ in calls] == [1440] * len(calls)
     assert calls == sorted(calls)
-    assert calls[-1] == (1440, 1440)
-    assert len(calls) == 6  # macro-batches of 256 texts
+    assert calls[0] == (0, 1440, 0)
+    assert calls[-1] == (1440, 1440, table.manifest["tokens"])
+    assert len(calls) == 1 + 6  # macro-batches of 256 texts
 
 
 def test_estimate_counts_what_is_left_without_a_model(tiny_bert, make_domain, tmp_path, monkeypatch) -> None:
@@ -406,15 +405,15 @@ def test_ray_actors_give_the_same_table(tiny_bert, make_domain, tmp_path) -> Non
 
     domain = make_domain([*reviews(199, 5), ("x", "i000", "w1 broken")])
     spec = spec_of(tiny_bert)
-    calls: list[tuple[int, int]] = []
+    calls: list[tuple[int, int, int]] = []
     by_ray = extract(spec, domain, tmp_path / "ray", use_ray=True, workers=2, progress=lambda *c: calls.append(c))
     assert not ray.is_initialized()  # it was ours to stop
     alone = extract(spec, domain, tmp_path / "alone", use_ray=False)
     np.testing.assert_array_equal(by_ray.vectors, alone.vectors)
     assert by_ray.manifest["rows"] == alone.manifest["rows"]
     assert [f["id"] for f in by_ray.manifest["rows"]["failed"]] == ["x"]
-    assert len(calls) == 4
-    assert calls[-1] == (996, 996)
+    assert len(calls) == 1 + 4
+    assert calls[-1] == (996, 996, by_ray.manifest["speed"]["tokens"])
 
 
 @RAY_ITSELF

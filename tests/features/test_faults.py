@@ -22,6 +22,7 @@ from features.batches import Encoded
 from features.encoder import EncoderSpec, ResolvedEncoder, load_encoder, resolve_encoder
 from features.errors import InputError
 from features.extract import FeatureSpec, extract, find_table
+from features.folders import mapped_array
 from features.prompts import Row
 from features.store import RowStore, row_key
 
@@ -67,6 +68,14 @@ def test_a_full_disk_is_one_line_and_what_is_finished_is_kept(tiny_bert, make_do
     resumed = extract(spec, domain, tmp_path / "large", loader=counting(seen))
     assert len(seen) == 600 - len(kept)
     assert bytes_of(resumed) == bytes_of(extract(spec, domain, tmp_path / "whole"))
+
+
+def test_an_array_that_the_disk_has_no_room_for_is_an_error_and_no_signal(small_disk: Path) -> None:
+    mapped_array(small_disk / "fits.npy", np.float32, (100, 100)).fill(1)
+    assert np.load(small_disk / "fits.npy").sum() == 10_000
+    with pytest.raises(OSError, match="No space left on device"):
+        mapped_array(small_disk / "too-large.npy", np.float32, (200, 200))
+    assert mapped_array(small_disk / "none.npy", np.float32, (0, 100)).shape == (0, 100)
 
 
 def counting(seen: list[Row]) -> Callable[[ResolvedEncoder], Any]:
@@ -233,3 +242,13 @@ def wait_for(log: Path, condition: Callable[[list[list[str]]], bool]) -> list[li
         assert time.monotonic() < deadline, read(log)[-1:]
         time.sleep(0.05)
     return read(log)
+
+
+@pytest.mark.slow
+def test_a_killed_driver_of_ray_actors_loses_nothing_and_does_nothing_twice(tmp_path: Path) -> None:
+    """Two of the kill points of `tests/stress/kill_extract.py`."""
+    command = [sys.executable, str(ROOT / "tests/stress/kill_extract.py"), "--kills", "2", "--ray", "2"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "(ray): 2 kills; table equal True, every row once True" in done.stdout
+    assert "2 kills in 1 extractions: nothing lost, nothing twice, bits equal" in done.stdout

@@ -311,11 +311,11 @@ def test_ray_actors_give_the_same_table_and_every_phase_tells_how_far_it_is(worl
     )
     alone = world.make(users, tmp_path / "alone", embedded(), use_ray=False)
     assert (by_ray.path / "pseudo.parquet").read_bytes() == (alone.path / "pseudo.parquet").read_bytes()
-    assert list(dict.fromkeys(phase for phase, _, _ in calls)) == ["train", "generate", "encode"]
+    assert list(dict.fromkeys(phase for phase, *_ in calls)) == ["train", "generate", "encode"]
     for phase in ("train", "generate"):
-        done = [(n, todo) for name, n, todo in calls if name == phase]
+        done = [(n, todo) for name, n, todo, *_ in calls if name == phase]
         assert done[-1][0] == done[-1][1]
-    assert next(todo for name, _, todo in calls if name == "generate") == 6 * (30 + 2 * 4)
+    assert next(todo for name, _, todo, *_ in calls if name == "generate") == 6 * (30 + 2 * 4)
 
 
 # --- bad input ----------------------------------------------------------------------------------------------------

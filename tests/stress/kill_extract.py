@@ -1,10 +1,11 @@
 """Kill -9 at random moments: whatever was running, the next run finishes, and the table is that of an uninterrupted one.
 
-    python tests/stress/kill_extract.py [--kills 20] [--seed 0]
+    python tests/stress/kill_extract.py [--kills 20] [--ray 6] [--seed 0]
 
-A child process extracts 3,000 users' reviews in macro-batches of 1,125 texts with a tiny random BERT, on two threads; it is
-killed after a random time, and started again until `kills` kills have hit it. Every row that the children encode is
-written down beforehand, so that what was computed twice can be counted. Exit code 1 where anything differs.
+A child process extracts 3,000 users' reviews in macro-batches of 1,125 texts with a tiny random BERT, on two threads, or,
+until `ray` kills have hit it there, through Ray Data with two actors. It is killed after a random time, and started again
+until `kills` kills have hit it. Actors outlive their driver for a moment; what they write meanwhile counts. Every row that
+is encoded is written down beforehand, so that what was computed twice can be counted. Exit code 1 where anything differs.
 """
 
 from __future__ import annotations
@@ -59,27 +60,29 @@ def make_domain(folder: Path) -> None:
     pq.write_table(pa.table({**columns, "timestamp": pa.nulls(len(rows), pa.int64())}), folder / "interactions.parquet")
 
 
-def run(root: Path, store: Path) -> Path:
+def run(root: Path, store: Path, *, by_ray: bool = False) -> Path:
     encoder = EncoderSpec(model=str(root / "model"), max_tokens=32, dtype="float32", store_dtype="float32")
     domain = Domain(name="d", path=root / "d", key="0" * 64, simulated=True, rating_scale=(1, 5), manifest={})
     spec = FeatureSpec(kind="users", encoder=encoder)
-    return extract(spec, domain, store, loader=Logged, workers=WORKERS, use_ray=False).path
+    return extract(spec, domain, store, loader=Logged, workers=WORKERS, use_ray=by_ray).path
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--ray", type=int, default=6)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--child", nargs=2, help=argparse.SUPPRESS)
+    parser.add_argument("--child", nargs=3, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.child:
-        run(Path(arguments.child[0]), Path(arguments.child[1]))
+        root, store, way = arguments.child
+        run(Path(root), Path(store), by_ray=way == "ray")
         return
-    with tempfile.TemporaryDirectory() as name:
-        sys.exit(stress(Path(name), arguments.kills, random.Random(arguments.seed)))
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as name:  # an orphaned actor may still write
+        sys.exit(stress(Path(name), arguments.kills, arguments.ray, random.Random(arguments.seed)))
 
 
-def stress(root: Path, kills: int, draw: random.Random) -> int:
+def stress(root: Path, kills: int, by_ray: int, draw: random.Random) -> int:
     save_encoder(root / "model", "bert")
     make_domain(root / "d")
     os.environ["KILL_LOG"] = str(root / "whole.log")
@@ -88,13 +91,14 @@ def stress(root: Path, kills: int, draw: random.Random) -> int:
     while hit < kills:
         rounds += 1
         store, log = root / f"store{rounds}", root / f"{rounds}.log"
+        way = "ray" if hit < by_ray else "threads"
         here = finished = 0
         while not finished:
             process = subprocess.Popen(
-                [sys.executable, __file__, "--child", str(root), str(store)],
+                [sys.executable, __file__, "--child", str(root), str(store), way],
                 env={**os.environ, "KILL_LOG": str(log), "PYTHONPATH": str(Path(__file__).parents[2])},
             )
-            if hit < kills:
+            if hit < (by_ray if way == "ray" else kills):
                 begun = _lines(log)
                 while _lines(log) == begun and process.poll() is None:  # until its model is loaded
                     time.sleep(0.02)
@@ -114,7 +118,7 @@ def stress(root: Path, kills: int, draw: random.Random) -> int:
         most = here * WORKERS * -(-USERS // 16)  # a macro-batch for each worker and kill
         left = [path.name for path in store.rglob(".*.tmp")]
         good = same and once and again <= most
-        print(f"round {rounds}: {here} kills; table equal {same}, every row once {once}", end="; ")
+        print(f"round {rounds} ({way}): {here} kills; table equal {same}, every row once {once}", end="; ")
         print(f"{again} rows encoded again, {most} allowed; {len(left)} temporary files left: {good}", flush=True)
         if not good:
             return 1

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import io
 import re
+from types import SimpleNamespace
 
+import pytest
 from rich.console import Console
 
 from study.engine import Progress
-from study.watching import LiveBars, Watcher, cells_table
+from study.watching import LiveBars, Watcher, cells_table, speed_of
 
 HALF = Progress(
     total=20, done=8, failed=1, running={"a->b@0.2": 2}, best={"a->b@0.2": 0.75},
@@ -46,6 +48,29 @@ def test_the_table_lives_below_the_bar_and_leaves_nothing() -> None:
         assert ["a->b@0.2", "8/10", "2", "1", "0.7500", "?"] in cells_of(console.file.getvalue())
         watcher.work("drawing", 1)
         assert bars.table is None
+
+
+def test_speed_and_time_left_of_what_is_prepared() -> None:
+    assert speed_of(1200, 5200, 96_000, 40.0) == "30/s, 2,400 tokens/s, 2 min left"
+    assert speed_of(5, 10, 0, 10.0) == "0.5/s, < 1 min left"
+    assert speed_of(90_000, 0, 0, 10.0) == "9,000/s"
+    assert speed_of(10, 10, 500, 10.0) == "1.0/s, 50 tokens/s"
+    assert speed_of(0, 10, 0, 5.0) == ""
+
+
+def test_a_bar_of_an_extraction_shows_its_speed(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter([0.0, 0.0, 60.0])
+    console = Console(file=io.StringIO(), force_terminal=True, width=160)
+    assert isinstance(console.file, io.StringIO)
+    with LiveBars(console) as bars:
+        watcher = Watcher(bars)
+        monkeypatch.setattr("study.watching.time", SimpleNamespace(monotonic=lambda: next(clock)))
+        told = watcher.work("users of books: encoding", 5400)
+        told(0, 0)
+        told(1800, 120_000)
+        bars.refresh()
+        assert "1800/5400" in console.file.getvalue()
+        assert "30/s, 2,000 tokens/s, 2 min left" in console.file.getvalue()
 
 
 def test_nothing_is_drawn_where_nobody_watches() -> None:

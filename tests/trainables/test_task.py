@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -176,6 +178,20 @@ def test_text_vectors_are_each_users_own_centred_and_scaled(world: World, tmp_pa
     known, items = ids(folders.task_dir), [str(name) for name in np.load(folders.task_dir / "item_id.npy")]
     check(task.target, vectors.target_users, known, known)
     check(task.items, vectors.items, items, items)
+
+
+def test_a_full_disk_is_one_line_and_leaves_no_task(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    source, target = domains_of(world, tmp_path)
+    vectors = text_vectors(source, target, tmp_path)
+    monkeypatch.setattr("os.posix_fallocate", full)
+    with pytest.raises(InputError, match=r"^store .*tasks: cannot be written \(No space left on device\); free space"):
+        build_task(SPLIT, source, target, vectors, tmp_path / "tasks")
+    assert list((tmp_path / "tasks").iterdir()) == []
 
 
 def test_a_row_without_a_vector_reads_as_the_mean() -> None:
