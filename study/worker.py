@@ -68,8 +68,9 @@ def run_trial(payload: dict[str, Any], outbox: Outbox) -> None:
         for name in payload["metrics"] if final else ():
             if not math.isfinite(metrics[name]):
                 raise FloatingPointError(f"{name} is {metrics[name]} at epoch {report.epoch}")
-        epochs.append((report.epoch, metrics, report.final, dict(report.artifacts), int(time.time() * 1000)))
-        outbox.add(epochs[-1])
+        if metrics:
+            epochs.append((report.epoch, metrics, report.final, dict(report.artifacts), int(time.time() * 1000)))
+            outbox.add(epochs[-1])
         if report.state is not None:
             keeper.offer(report.state, epochs)
     if not final:
