@@ -1,9 +1,9 @@
 """The one door through which every model is trained, tuned, scored and asked for predictions.
 
 A model is a file in `trainables/models/` with `KIND` (of the tasks it trains on, see `trainables.kinds`), `Config` (a
-frozen dataclass), `train(config, task, seed)` (a generator of `Epoch`, and of `Underway` before them), `SELECTION` (the metric that selects, and its
-direction), `ABLATIONS` (name -> `Variant`) and `FIGURES` (config field -> `Figure`). It may offer
-`prepare(config, task, seeds)`, which makes what its trials share ahead of them, and, with `Epoch.pack`,
+frozen dataclass), `train(config, task, seed)` (a generator of `Epoch`, and of `Underway` before the first), `SELECTION`
+(the metric that selects, and its direction), `ABLATIONS` (name -> `Variant`) and `FIGURES` (config field -> `Figure`). It
+may offer `prepare(config, task, seeds)`, which makes what its trials share ahead of them, and, with `Epoch.pack`,
 `unpack(config, state, seed)`, which gives back a trained model as a function from what is known of users (`Kind.query`)
 to scores of all items of the target domain [U, J]. Nothing else is registered anywhere.
 """

@@ -230,9 +230,7 @@ def _keep(
     partial.replace(path)
 
 
-def _restore(
-    path: Path, encoders: Encoders, optimiser: Optimizer, schedule: LinearLR, rng: np.random.Generator
-) -> int:
+def _restore(path: Path, encoders: Encoders, optimiser: Optimizer, schedule: LinearLR, rng: np.random.Generator) -> int:
     """Read it back; the number of epochs that are done."""
     if not path.is_file():
         return 0

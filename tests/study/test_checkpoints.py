@@ -137,4 +137,6 @@ def test_a_report_without_metrics_is_kept_and_not_sent(tmp_path: Path, monkeypat
     outbox = Outbox(sent.append)
     run_trial(payload, outbox)
     outbox.send()
-    assert [(epoch, metrics) for message in sent for epoch, metrics, *_ in message["epochs"]] == [(1, {"val_rmse": 2.0})]
+    assert [(epoch, metrics) for message in sent for epoch, metrics, *_ in message["epochs"]] == [
+        (1, {"val_rmse": 2.0})
+    ]

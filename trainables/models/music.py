@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
@@ -123,11 +123,11 @@ class Block(nn.Module):
         self.condition = nn.Linear(config.dim, width_out, bias=False)
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(self, x: Tensor, time_BD: Tensor, condition_BD: Tensor | None) -> Tensor:
-        """[B, width_in] -> [B, width_out]."""
+    def forward(self, x: Tensor, time_BD: Tensor, told: Tensor | None) -> Tensor:
+        """[B, width_in] -> [B, width_out]; `told`: the mapped condition, [B, width_out]."""
         x = self.map(x) + self.time(time_BD)
-        if condition_BD is not None:
-            x = x + self.condition(condition_BD)
+        if told is not None:
+            x = x + told
         out: Tensor = self.dropout(functional.silu(x))
         return out
 
@@ -142,16 +142,28 @@ class VectorUNet(nn.Module):
         self.down_quarter, self.middle = Block(half, quarter, config), Block(quarter, quarter, config)
         self.up_half, self.up_full = Block(quarter + quarter, half, config), Block(half + half, full, config)
         self.output = nn.Linear(full + full, full)
+        self.register_buffer("time", timestep_embedding(torch.arange(1, config.steps + 1), full), persistent=False)
+        self.time: Tensor  # [T, D]
 
-    def forward(self, xt_BD: Tensor, t_B: Tensor, condition_BD: Tensor | None) -> Tensor:
-        """Prediction of x_0, [B, D]."""
-        time, c = timestep_embedding(t_B, xt_BD.shape[1]), condition_BD
-        full = self.down_full(xt_BD if c is None else xt_BD + c, time, c)
-        half = self.down_half(full, time, c)
-        quarter = self.down_quarter(half, time, c)
-        x = self.middle(quarter, time, c)
-        x = self.up_half(torch.cat([x, quarter], dim=-1), time, c)
-        x = self.up_full(torch.cat([x, half], dim=-1), time, c)
+    def told(self, condition_BD: Tensor) -> list[Tensor]:
+        """The condition as each block reads it; the same at every step."""
+        blocks = (self.down_full, self.down_half, self.down_quarter, self.middle, self.up_half, self.up_full)
+        return [block.condition(condition_BD) for block in blocks]
+
+    def forward(
+        self, xt_BD: Tensor, t_B: Tensor, condition_BD: Tensor | None, told: Sequence[Tensor] | None = None
+    ) -> Tensor:
+        """Prediction of x_0, [B, D]. `told`: that of the condition, where it is known already."""
+        time = self.time.index_select(0, t_B - 1)
+        c: Sequence[Tensor | None] = [None] * 6
+        if condition_BD is not None:
+            xt_BD, c = xt_BD + condition_BD, told or self.told(condition_BD)
+        full = self.down_full(xt_BD, time, c[0])
+        half = self.down_half(full, time, c[1])
+        quarter = self.down_quarter(half, time, c[2])
+        x = self.middle(quarter, time, c[3])
+        x = self.up_half(torch.cat([x, quarter], dim=-1), time, c[4])
+        x = self.up_full(torch.cat([x, half], dim=-1), time, c[5])
         predicted: Tensor = self.output(torch.cat([x, full], dim=-1))
         return predicted
 
@@ -217,8 +229,9 @@ class MuSiC(nn.Module):
         condition = self.user_mlp(raw_BF)
         if not self.config.diffusion:
             return torch.as_tensor(condition)
+        denoise = partial(self.unet, told=self.unet.told(condition))
         draws = [
-            self.process.generate(self.unet, condition, normal(condition.shape, generator), generator)
+            self.process.generate(denoise, condition, normal(condition.shape, generator), generator)
             for _ in range(self.config.samples)
         ]
         return self.to_vectors(torch.stack(draws).mean(dim=0))
@@ -271,7 +284,7 @@ class MuSiC(nn.Module):
         rated = torch.zeros(len(task.items), dtype=torch.bool)
         rated[item_N] = True
         place_I = rated.cumsum(0) - 1
-        item_ND = self.item_mlp(task.items[rated.nonzero().flatten()]).index_select(0, place_I[item_N])
+        item_ND: Tensor = self.item_mlp(task.items[rated.nonzero().flatten()]).index_select(0, place_I[item_N])
         return (vectors_BD.index_select(0, user_N) * item_ND).sum(dim=-1)
 
 
@@ -473,9 +486,7 @@ class _Trainer:
         own[: len(task.source)] = task.slope * task.source_offset
         return offset + own[ratings.user]
 
-    def _side_stage(
-        self, x0_UD: Tensor, spread: float, state: dict[str, Any] | None = None
-    ) -> Iterator[Underway]:
+    def _side_stage(self, x0_UD: Tensor, spread: float, state: dict[str, Any] | None = None) -> Iterator[Underway]:
         """Eq. 11: reconstruction without condition over side users."""
         users = self.task.side_users
         optimizer, done = self._adam(self.model.unet.parameters(), state)
