@@ -74,8 +74,9 @@ def run_trial(payload: dict[str, Any], outbox: Outbox, server: Any = None) -> No
                 raise FloatingPointError(f"{name} is {metrics[name]} at epoch {report.epoch}")
         if final:
             place.finish()
-        epochs.append((report.epoch, metrics, report.final, dict(report.artifacts), int(time.time() * 1000)))
-        outbox.add(epochs[-1])
+        if metrics:
+            epochs.append((report.epoch, metrics, report.final, dict(report.artifacts), int(time.time() * 1000)))
+            outbox.add(epochs[-1])
         if report.state is not None:
             keeper.offer(report.state, epochs)
     if not final:

@@ -1,9 +1,9 @@
 """The one door through which every model is trained, tuned, scored and asked for predictions.
 
 A model is a file in `trainables/models/` with `KIND` (of the tasks it trains on, see `trainables.kinds`), `Config` (a
-frozen dataclass), `train(config, task, seed)` (a generator of `Epoch`), `SELECTION` (the metric that selects, and its
-direction), `ABLATIONS` (name -> `Variant`) and `FIGURES` (config field -> `Figure`). It may offer
-`prepare(config, task, seeds)`, which makes what its trials share ahead of them, and, with `Epoch.pack`,
+frozen dataclass), `train(config, task, seed)` (a generator of `Epoch`, and of `Underway` before the first), `SELECTION`
+(the metric that selects, and its direction), `ABLATIONS` (name -> `Variant`) and `FIGURES` (config field -> `Figure`). It
+may offer `prepare(config, task, seeds)`, which makes what its trials share ahead of them, and, with `Epoch.pack`,
 `unpack(config, state, seed)`, which gives back a trained model as a function from what is known of users (`Kind.query`)
 to scores of all items of the target domain [U, J]. Nothing else is registered anywhere.
 """
@@ -59,6 +59,13 @@ class Epoch:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Underway:
+    """A place before the first epoch, in a stage of training that measures nothing; all seeds pass the same ones."""
+
+    state: State  # what `train` goes on from
+
+
+@dataclass(frozen=True, kw_only=True)
 class Figure:
     """How the sensitivity to one config field is shown. With a name it is a figure of the paper: the report asks for it."""
 
@@ -78,8 +85,10 @@ class Model(Protocol):
     ABLATIONS: Mapping[str, Variant]
     FIGURES: Mapping[str, Figure]
 
-    def train(self, config: Any, task: Any, seed: int, state: dict[str, Any] | None = None) -> Iterator[Epoch]:
-        """Train one seed; from `state`, the epochs after the one that gave it, to the last bit as without a stop.
+    def train(
+        self, config: Any, task: Any, seed: int, state: dict[str, Any] | None = None
+    ) -> Iterator[Epoch | Underway]:
+        """Train one seed; from `state`, what comes after the place that gave it, to the last bit as without a stop.
 
         A model whose epochs have no state need not take any.
         """
@@ -87,7 +96,10 @@ class Model(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """What a trial says after an epoch: means over its seeds; the last report holds the trial's result."""
+    """What a trial says after an epoch: means over its seeds; the last report holds the trial's result.
+
+    One without metrics is no epoch: it is there for its state.
+    """
 
     epoch: int
     metrics: dict[str, float]
@@ -177,16 +189,20 @@ def run(
             f"{task_dir}: its task is of kind {kind.name}, which model {model} does not take; change the model"
         )
     settings = make_config(model, config, f"config of {model}")
-    before = 0
+    number = 0
     if state is None:
         trainings = [module.train(settings, task, seed) for seed in seeds]
     else:
         trainings = [module.train(settings, task, seed, of) for seed, of in zip(seeds, state["seeds"], strict=True)]
         torch.set_rng_state(state["rng"])
-        before, began = state["epoch"], began - state["seconds"]
+        number, began = state["epoch"], began - state["seconds"]
     current: list[Epoch | None] = [None] * len(seeds)
-    for number, epochs in enumerate(zip_longest(*trainings), start=before + 1):
-        current = [new or old for new, old in zip(epochs, current, strict=True)]
+    for passed in zip_longest(*trainings):
+        if underway := [place for place in passed if isinstance(place, Underway)]:
+            yield Report(epoch=number, metrics={}, state=partial(_state, number, began, underway))
+            continue
+        number += 1
+        current = [new or old for new, old in zip(passed, current, strict=True)]
         reached = [epoch for epoch in current if epoch]
         if not all(epoch.last for epoch in reached):
             keep = partial(_state, number, began, reached) if all(epoch.state for epoch in reached) else None
@@ -214,8 +230,8 @@ def run(
     yield Report(epoch=number, metrics=metrics, final=True, artifacts=artifacts)
 
 
-def _state(number: int, began: float, epochs: Sequence[Epoch]) -> dict[str, Any]:
-    seeds = [epoch.state() for epoch in epochs if epoch.state]
+def _state(number: int, began: float, places: Sequence[Epoch | Underway]) -> dict[str, Any]:
+    seeds = [place.state() for place in places if place.state]
     return {"epoch": number, "seconds": time.perf_counter() - began, "rng": torch.get_rng_state(), "seeds": seeds}
 
 

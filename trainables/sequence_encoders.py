@@ -11,14 +11,18 @@ Shapes: B sequences, L positions, N items, F text width, D vector width.
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as functional
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LinearLR
 
 from features.folders import whole_folder, write_json
 from features.store import digest
@@ -187,8 +191,11 @@ def batches(length_S: Ints, size: int, rng: np.random.Generator) -> Iterator[Int
 # --- pretraining --------------------------------------------------------------------------------------------------
 
 
-def pretrain(task: SequenceTask, spec: PretrainSpec, seed: int) -> Encoders:
-    """Encoders trained to predict the next item of the training sequences, among the items of its domain (eq. 3)."""
+def pretrain(task: SequenceTask, spec: PretrainSpec, seed: int, kept: Path) -> Encoders:
+    """Encoders trained to predict the next item of the training sequences, among the items of its domain (eq. 3).
+
+    `kept`: file of the state after the last epoch, which training goes on from where one that was stopped has left it.
+    """
     torch.manual_seed(seed)
     rng = np.random.default_rng(seed)
     encoders = Encoders(spec, task.text[torch.arange(task.items)])
@@ -196,16 +203,44 @@ def pretrain(task: SequenceTask, spec: PretrainSpec, seed: int) -> Encoders:
     item, starts = _pretraining_sequences(task, spec.sequences)
     first, length = windows(starts, spec.max_length + 1)
     steps = spec.epochs * math.ceil(len(length) / spec.batch)
-    schedule = torch.optim.lr_scheduler.LinearLR(optimiser, 1.0, 0.02, total_iters=steps)
+    schedule = LinearLR(optimiser, 1.0, 0.02, total_iters=steps)
+    done = _restore(kept, encoders, optimiser, schedule, rng)
     encoders.train()
-    for _ in range(spec.epochs):
+    for number in range(done + 1, spec.epochs + 1):
         for batch in batches(length, spec.batch, rng):
             loss = pretraining_loss(encoders, task, *padded(item, first[batch], length[batch]), spec.negatives, rng)
             optimiser.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             optimiser.step()
             schedule.step()
+        _keep(kept, number, encoders, optimiser, schedule, rng)
     return encoders.eval()
+
+
+def _keep(
+    path: Path, number: int, encoders: Encoders, optimiser: Optimizer, schedule: LinearLR, rng: np.random.Generator
+) -> None:
+    """Write all that the epochs after this one depend on; two processes that train the same write the same."""
+    state = {
+        "number": number, "encoders": encoders.state_dict(), "optimiser": optimiser.state_dict(),
+        "schedule": schedule.state_dict(), "rng": rng.bit_generator.state, "torch": torch.get_rng_state(),
+    }  # fmt: skip
+    partial = path.with_name(f"{path.name}.{os.getpid()}")
+    torch.save(state, partial)
+    partial.replace(path)
+
+
+def _restore(path: Path, encoders: Encoders, optimiser: Optimizer, schedule: LinearLR, rng: np.random.Generator) -> int:
+    """Read it back; the number of epochs that are done."""
+    if not path.is_file():
+        return 0
+    state = torch.load(path, weights_only=True)
+    encoders.load_state_dict(state["encoders"])
+    optimiser.load_state_dict(state["optimiser"])
+    schedule.load_state_dict(state["schedule"])
+    rng.bit_generator.state = state["rng"]
+    torch.set_rng_state(state["torch"])
+    return int(state["number"])
 
 
 def pretraining_loss(
@@ -269,9 +304,11 @@ def pretrained(task: SequenceTask, spec: PretrainSpec, seed: int) -> Encoders:
     document = {"version": VERSION, "train": task.train_key, "spec": asdict(spec), "seed": seed}
     folder = task.folder.parent.parent / "encoders" / digest(document)[:16]
     if not (folder / "manifest.json").is_file():
+        kept = folder.with_suffix(".pt")
         with whole_folder(folder) as work:
-            torch.save(pretrain(task, spec, seed).state_dict(), work / "weights.pt")
+            torch.save(pretrain(task, spec, seed, kept).state_dict(), work / "weights.pt")
             write_json(work / "manifest.json", document)
+        kept.unlink(missing_ok=True)
     encoders = Encoders(spec, task.text[torch.arange(task.items)])
     encoders.load_state_dict(torch.load(folder / "weights.pt", weights_only=True))
     return encoders.eval()

@@ -99,7 +99,7 @@ class FeatureRows:
 
     def __getitem__(self, index_B: Tensor) -> Tensor:
         """Standardised vectors, float32 [B, F]."""
-        return self._dense[index_B] if self._dense is not None else self._read(index_B.numpy())
+        return self._dense.index_select(0, index_B) if self._dense is not None else self._read(index_B.numpy())
 
     def _read(self, index_B: Ints) -> Tensor:
         rows = self._rows[index_B]

@@ -106,3 +106,37 @@ def test_a_trial_goes_on_and_sends_its_epochs_again(tmp_path: Path, monkeypatch:
     found = read_checkpoint(tmp_path / "a.pt", "this")
     assert found is not None
     assert found.state == {"epoch": 4}
+
+
+STAGED = """
+from trainables.door import Report
+
+def run(model, config, task_dir, seeds, test_dir=None, rows=False, state=None):
+    for place in range(state["place"] + 1 if state else 0, 3):
+        yield Report(epoch=0, metrics={}, state=lambda place=place: {"place": place})
+        if place == config["dies_at"]:
+            raise KeyboardInterrupt
+    yield Report(epoch=1, metrics={"val_rmse": float(place)}, final=True)
+"""
+
+
+def test_a_report_without_metrics_is_kept_and_not_sent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "staged_door.py").write_text(STAGED)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    payload = {
+        "trainable": "staged_door:run", "model": "", "task_dir": "", "seeds": (0,), "test_dir": None, "rows": False,
+        "metrics": ["val_rmse"], "threads": 1, "config": {"dies_at": 1},
+        "checkpoint": {"path": str(tmp_path / "a.pt"), "identity": "this", "seconds": 0},
+    }  # fmt: skip
+    sent: list[dict[str, Any]] = []
+    with pytest.raises(KeyboardInterrupt):
+        run_trial(payload, Outbox(sent.append))
+    found = read_checkpoint(tmp_path / "a.pt", "this")
+    assert found is not None
+    assert (found.state, list(found.epochs), sent) == ({"place": 1}, [], [])
+    outbox = Outbox(sent.append)
+    run_trial(payload, outbox)
+    outbox.send()
+    assert [(epoch, metrics) for message in sent for epoch, metrics, *_ in message["epochs"]] == [
+        (1, {"val_rmse": 2.0})
+    ]

@@ -257,26 +257,20 @@ def results(reports: list[Report]) -> list[dict[str, float]]:
     return [{name: value for name, value in report.metrics.items() if "seconds" not in name} for report in reports]
 
 
-@pytest.mark.parametrize("model", ["music", "lgcd"])
-def test_a_training_that_goes_on_from_a_file_is_equal_to_the_last_bit(
-    model: str, folders: TaskFolders, sequences: tuple[Path, Path], tmp_path: Path
+def assert_goes_on(
+    model: str, config: dict[str, object], task_dir: str, test_dir: str, folder: Path, stages: int
 ) -> None:
-    """After every epoch, also where one seed has ended and the other has not."""
-    config: dict[str, object]
-    if model == "music":
-        config = {**CONFIG, "epochs": 5, "patience": 1, "dropout": 0.4}
-        task_dir, test_dir = str(folders.task_dir), str(folders.test_dir)
-    else:
-        config = {"epochs": 3, "encoder_epochs": 1, "batch": 16, "negatives": 10, "steps": 8, "dropout": 0.4}
-        task_dir, test_dir = map(str, sequences)
+    """From the file of every place that gives a state, to the last bit; `stages` of them come before the first epoch."""
     states, whole = [], []
     for report in run(model, config, task_dir, [0, 1], test_dir, rows=True):
         whole.append(report)
         if report.state is not None:
-            states.append(tmp_path / f"{report.epoch}.pt")
+            states.append(folder / f"{len(whole)}.pt")
             torch.save(report.state(), states[-1])
-    assert len(states) == len(whole) - 1 >= 2
+    assert len(states) == len(whole) - 1 >= stages + 2
+    assert [report.epoch for report in whole] == [0] * stages + list(range(1, len(whole) - stages + 1))
     expected = results(whole)
+    assert expected[:stages] == [{}] * stages
     for number, path in enumerate(states, start=1):
         torch.manual_seed(99)  # another process
         state = torch.load(path, weights_only=True)
@@ -284,6 +278,17 @@ def test_a_training_that_goes_on_from_a_file_is_equal_to_the_last_bit(
         assert results(rest) == expected[number:]
         assert rest[-1].artifacts == whole[-1].artifacts
         assert rest[-1].metrics["seconds"] > state["seconds"], "time before the stop counts"
+
+
+def test_music_goes_on_in_every_stage_to_the_last_bit(folders: TaskFolders, tmp_path: Path) -> None:
+    """Two epochs of the feature and of the side stage, then epochs where one seed has ended and the other has not."""
+    config = {**CONFIG, "epochs": 5, "patience": 1, "dropout": 0.4}
+    assert_goes_on("music", config, str(folders.task_dir), str(folders.test_dir), tmp_path, stages=4)
+
+
+def test_lgcd_goes_on_to_the_last_bit(sequences: tuple[Path, Path], tmp_path: Path) -> None:
+    config = {"epochs": 3, "encoder_epochs": 1, "batch": 16, "negatives": 10, "steps": 8, "dropout": 0.4}
+    assert_goes_on("lgcd", config, *map(str, sequences), tmp_path, stages=0)
 
 
 def test_a_model_without_states_gives_none(constant: str, folders: TaskFolders) -> None:

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from trainables.door import Epoch
 from trainables.models import music
 from trainables.models.music import ABLATIONS, ACTIVATIONS, Config, FeatureMLP, MuSiC, VectorUNet, train
 from trainables.task import Task
@@ -123,10 +124,10 @@ def side_stage(task: Task, config: Config) -> tuple[torch.Tensor, dict[str, torc
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(3)
         trainer = music._Trainer(config, task, 3)
-        trainer._feature_stage()
+        list(trainer._feature_stage())
         with torch.no_grad():
             x0 = trainer.model.eval().user_mlp(task.target[torch.arange(len(task.target))])
-        trainer._side_stage(x0)
+        list(trainer._side_stage(x0, 1.0))
         return x0, trainer.model.unet.state_dict()
 
 
@@ -152,7 +153,7 @@ def test_the_side_stage_learns_to_reconstruct() -> None:
         x0 = 2 + 0.1 * torch.randn(len(task.target), 8, generator=torch.Generator().manual_seed(0))
         side = x0[task.side_users]
         before = float(trainer._reconstruction(side, None)[0].detach())
-        trainer._side_stage(x0)
+        list(trainer._side_stage(x0, 1.0))
         after = float(trainer._reconstruction(side, None)[0].detach())
     assert before > 2
     assert after < 0.1
@@ -321,7 +322,7 @@ def test_without_side_users_their_ratings_and_vectors_change_nothing() -> None:
 
 def test_the_last_epoch_is_the_best_one_and_predicts_what_it_measured() -> None:
     task, config = random_task(seed=1), small(epochs=12, patience=4, lr=1e-2)
-    epochs = list(train(config, task, 0))
+    epochs = [place for place in train(config, task, 0) if isinstance(place, Epoch)]
     assert [epoch.last for epoch in epochs] == [False] * (len(epochs) - 1) + [True]
     *running, final = epochs
     best = min(running, key=lambda epoch: epoch.metrics["val_rmse"])

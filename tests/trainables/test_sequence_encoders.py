@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -115,11 +116,9 @@ def test_pretraining_loss_is_that_of_every_position_among_its_own_domain(task: S
     torch.testing.assert_close(found, torch.stack(losses).mean(), atol=0.02, rtol=0.01)
 
 
-def test_pretraining_learns_and_repeats(task: SequenceTask) -> None:
+def test_pretraining_learns(task: SequenceTask, tmp_path: Path) -> None:
     spec = PretrainSpec(width=8, epochs=30, batch=16, negatives=40, max_length=10, dropout=0.0)
-    encoders, again = pretrain(task, spec, 3), pretrain(task, spec, 3)
-    for one, other in zip(encoders.state_dict().values(), again.state_dict().values(), strict=True):
-        torch.testing.assert_close(one, other, rtol=0, atol=0)
+    encoders = pretrain(task, spec, 3, tmp_path / "kept.pt")
     history = task.train
     state = encoders.fuse(*represent(encoders, history, last=False))
     follows = torch.arange(len(history.item) - 1)
@@ -131,6 +130,30 @@ def test_pretraining_learns_and_repeats(task: SequenceTask) -> None:
         loss = functional.cross_entropy(logits, history.item[inside + 1] - low)
         chance.append(float(loss.detach()) / math.log(high - low))
     assert max(chance) < 0.9  # 1 is what a guess among all items of the domain reaches
+
+
+def test_pretraining_that_was_killed_goes_on_to_the_last_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    task = load_task(make_sequence_task(tmp_path)[0])
+    spec = PretrainSpec(width=8, epochs=3, batch=16, negatives=40, max_length=10)
+    whole = pretrain(task, spec, 3, tmp_path / "whole.pt")
+    keep, steps = sequence_encoders._keep, []
+
+    def killed(path: Path, number: int, *rest: Any) -> None:
+        keep(path, number, *rest)
+        steps.append(number)
+        if steps == [1]:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(sequence_encoders, "_keep", killed)
+    with pytest.raises(KeyboardInterrupt):
+        pretrained(task, spec, 3)
+    torch.manual_seed(99)  # another process
+    found = pretrained(task, spec, 3)
+    assert steps == [1, 2, 3]
+    for one, other in zip(whole.state_dict().values(), found.state_dict().values(), strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=0)
+    (folder,) = (task.folder.parent.parent / "encoders").iterdir()
+    assert sorted(file.name for file in folder.iterdir()) == ["manifest.json", "weights.pt"]
 
 
 def test_separate_pretraining_reads_no_sequence_over_both_domains(task: SequenceTask) -> None:

@@ -345,7 +345,7 @@ def _mean_square(difference_BD: Tensor, chosen_B: Tensor) -> Tensor:
 
 
 def prepare(config: Config, task: SequenceTask, seeds: Sequence[int]) -> None:
-    """Pretrain what the trials share, where it is missing."""
+    """Pretrain what the trials share, where it is missing; a kill costs the epochs in progress, one a seed."""
     for seed in seeds:
         pretrained(task, config.pretraining, seed)
 

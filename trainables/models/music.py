@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from trainables.checks import at_least, choice, dropout_share, refuse, step_size, variance_range
 from trainables.diffusion import SCHEDULES, Diffusion, Noise, SameForAll, normal, timestep_embedding, variances
-from trainables.door import Epoch, Figure, State, Variant, validate
+from trainables.door import Epoch, Figure, State, Underway, Variant, validate
 from trainables.task import HeldOut, RatingQuery, Ratings, Task, shrunken_means
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -123,11 +123,11 @@ class Block(nn.Module):
         self.condition = nn.Linear(config.dim, width_out, bias=False)
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(self, x: Tensor, time_BD: Tensor, condition_BD: Tensor | None) -> Tensor:
-        """[B, width_in] -> [B, width_out]."""
+    def forward(self, x: Tensor, time_BD: Tensor, told: Tensor | None) -> Tensor:
+        """[B, width_in] -> [B, width_out]; `told`: the mapped condition, [B, width_out]."""
         x = self.map(x) + self.time(time_BD)
-        if condition_BD is not None:
-            x = x + self.condition(condition_BD)
+        if told is not None:
+            x = x + told
         out: Tensor = self.dropout(functional.silu(x))
         return out
 
@@ -142,16 +142,28 @@ class VectorUNet(nn.Module):
         self.down_quarter, self.middle = Block(half, quarter, config), Block(quarter, quarter, config)
         self.up_half, self.up_full = Block(quarter + quarter, half, config), Block(half + half, full, config)
         self.output = nn.Linear(full + full, full)
+        self.register_buffer("time", timestep_embedding(torch.arange(1, config.steps + 1), full), persistent=False)
+        self.time: Tensor  # [T, D]
 
-    def forward(self, xt_BD: Tensor, t_B: Tensor, condition_BD: Tensor | None) -> Tensor:
-        """Prediction of x_0, [B, D]."""
-        time, c = timestep_embedding(t_B, xt_BD.shape[1]), condition_BD
-        full = self.down_full(xt_BD if c is None else xt_BD + c, time, c)
-        half = self.down_half(full, time, c)
-        quarter = self.down_quarter(half, time, c)
-        x = self.middle(quarter, time, c)
-        x = self.up_half(torch.cat([x, quarter], dim=-1), time, c)
-        x = self.up_full(torch.cat([x, half], dim=-1), time, c)
+    def told(self, condition_BD: Tensor) -> list[Tensor]:
+        """The condition as each block reads it; the same at every step."""
+        blocks = (self.down_full, self.down_half, self.down_quarter, self.middle, self.up_half, self.up_full)
+        return [block.condition(condition_BD) for block in blocks]
+
+    def forward(
+        self, xt_BD: Tensor, t_B: Tensor, condition_BD: Tensor | None, told: Sequence[Tensor] | None = None
+    ) -> Tensor:
+        """Prediction of x_0, [B, D]. `told`: that of the condition, where it is known already."""
+        time = self.time.index_select(0, t_B - 1)
+        c: Sequence[Tensor | None] = [None] * 6
+        if condition_BD is not None:
+            xt_BD, c = xt_BD + condition_BD, told or self.told(condition_BD)
+        full = self.down_full(xt_BD, time, c[0])
+        half = self.down_half(full, time, c[1])
+        quarter = self.down_quarter(half, time, c[2])
+        x = self.middle(quarter, time, c[3])
+        x = self.up_half(torch.cat([x, quarter], dim=-1), time, c[4])
+        x = self.up_full(torch.cat([x, half], dim=-1), time, c[5])
         predicted: Tensor = self.output(torch.cat([x, full], dim=-1))
         return predicted
 
@@ -217,8 +229,9 @@ class MuSiC(nn.Module):
         condition = self.user_mlp(raw_BF)
         if not self.config.diffusion:
             return torch.as_tensor(condition)
+        denoise = partial(self.unet, told=self.unet.told(condition))
         draws = [
-            self.process.generate(self.unet, condition, normal(condition.shape, generator), generator)
+            self.process.generate(denoise, condition, normal(condition.shape, generator), generator)
             for _ in range(self.config.samples)
         ]
         return self.to_vectors(torch.stack(draws).mean(dim=0))
@@ -268,9 +281,11 @@ class MuSiC(nn.Module):
 
     def dot(self, vectors_BD: Tensor, user_N: Tensor, task: Task, item_N: Tensor) -> Tensor:
         """Eq. 8, u . v for each rating, [N]; each item goes through its MLP once."""
-        items, code = item_N.unique(return_inverse=True)  # type: ignore[no-untyped-call]
-        item_ND: Tensor = self.item_mlp(task.items[items])[code]
-        return (vectors_BD[user_N] * item_ND).sum(dim=-1)
+        rated = torch.zeros(len(task.items), dtype=torch.bool)
+        rated[item_N] = True
+        place_I = rated.cumsum(0) - 1
+        item_ND: Tensor = self.item_mlp(task.items[rated.nonzero().flatten()]).index_select(0, place_I[item_N])
+        return (vectors_BD.index_select(0, user_N) * item_ND).sum(dim=-1)
 
 
 def shrunken_slope(x_N: Tensor, y_N: Tensor, user_N: Tensor) -> float:
@@ -327,8 +342,8 @@ def unpack(config: Config, state: Mapping[str, Any], seed: int) -> Callable[[Rat
 # --- 3.5 training -------------------------------------------------------------------------------------------------
 
 
-def train(config: Config, task: Task, seed: int, state: dict[str, Any] | None = None) -> Iterator[Epoch]:
-    """Feature stage, side stage, then the joint stage, one `Epoch` each; the best one by validation RMSE is kept.
+def train(config: Config, task: Task, seed: int, state: dict[str, Any] | None = None) -> Iterator[Epoch | Underway]:
+    """Feature stage, side stage, then the joint stage, whose epochs are measured; the best by validation RMSE is kept.
 
     The x_0 that diffusion regresses on is fixed by the feature stage (ours): were it free, it would collapse to a
     constant that is easy to generate.
@@ -340,11 +355,11 @@ def train(config: Config, task: Task, seed: int, state: dict[str, Any] | None = 
     while True:
         with torch.random.fork_rng(devices=[]):  # whoever runs between two epochs finds his own state
             torch.random.set_rng_state(rng)
-            epoch = next(stages, None)
+            place = next(stages, None)
             rng = torch.random.get_rng_state()
-        if epoch is None:
+        if place is None:
             return
-        yield replace(epoch, state=partial(_with_rng, epoch.state, rng))
+        yield replace(place, state=partial(_with_rng, place.state, rng))
 
 
 def _with_rng(state: State | None, rng: Tensor) -> dict[str, Any]:
@@ -360,23 +375,35 @@ class _Trainer:
         self.model = MuSiC(config, task)
         self.generator = torch.Generator().manual_seed(seed)
 
-    def run(self, state: dict[str, Any] | None = None) -> Iterator[Epoch]:
-        """All stages; yields after each epoch of the joint stage. With a state, what follows the epoch that gave it."""
+    def run(self, state: dict[str, Any] | None = None) -> Iterator[Epoch | Underway]:
+        """All stages; yields after each of their epochs. With a state, what follows the place that gave it."""
         model, config = self.model, self.config
-        optimizer = self._adam(model.parameters())
-        best: tuple[float, int, dict[str, Tensor]] | None = None
-        number, loss = 0, 0.0
-        if state is None:
-            x0, spread = self._first_stages()
-        else:
-            x0, spread, number, loss, best = (state[name] for name in ("x0", "spread", "number", "loss", "best"))
+        stage = state["stage"] if state else "feature"
+        if state is not None:
             model.load_state_dict(state["model"])
-            optimizer.load_state_dict(state["optimizer"])
             self.generator.set_state(state["generator"])
+        if stage == "feature":
+            yield from self._feature_stage(state)
+            x0, spread = self._targets()
+        else:
+            assert state is not None
+            x0, spread = state["x0"], state["spread"]
+        if stage != "joint" and config.diffusion and config.side and len(self.task.side_users):
+            yield from self._side_stage(x0, spread, state if stage == "side" else None)
+        yield from self._joint_stage(x0, spread, state if stage == "joint" else None)
+
+    def _joint_stage(self, x0_UD: Tensor, spread: float, state: dict[str, Any] | None) -> Iterator[Epoch]:
+        """Up to `epochs` epochs, or until `patience` of them are no better; the last one is the best."""
+        model, config = self.model, self.config
+        optimizer, number = self._adam(model.parameters(), state)
+        best: tuple[float, int, dict[str, Tensor]] | None = None
+        loss = 0.0
+        if state is not None:
+            loss, best = state["loss"], state["best"]
         while True:
             if best is None or (number < config.epochs and number - best[1] < config.patience):
                 number += 1
-                loss = self._joint_epoch(optimizer, x0)
+                loss = self._joint_epoch(optimizer, x0_UD)
                 epoch = self._measured(number, loss, spread)
                 if best is None or epoch.metrics["val_rmse"] < best[0]:
                     best = (epoch.metrics["val_rmse"], number, copy.deepcopy(model.state_dict()))
@@ -384,32 +411,39 @@ class _Trainer:
             if last:
                 model.load_state_dict(best[2])
                 epoch = self._measured(best[1], loss, spread, last=True)
-            here = {"x0": x0, "spread": spread, "number": number, "loss": loss, "best": best}
-            yield replace(epoch, state=partial(self._state, optimizer, here))
+            here = {"x0": x0_UD, "spread": spread, "loss": loss, "best": best}
+            yield replace(epoch, state=self._state("joint", optimizer, number, **here))
             if last:
                 return
 
-    def _first_stages(self) -> tuple[Tensor, float]:
-        """Feature and side stage: x_0 of all target users [U, D] on the scale of diffusion, and what `_measured` needs."""
+    def _targets(self) -> tuple[Tensor, float]:
+        """x_0 of all target users [U, D] on the scale of diffusion, and what `_measured` needs."""
         model, task = self.model, self.task
-        # Eq. 8 on the target domain's own ratings. Residual vectors start small, so that training starts at the offset.
-        self._feature_stage()
         with torch.no_grad():
             x0 = model.eval().user_mlp(task.target[torch.arange(len(task.target))])
         spread = float(x0[: len(task.source)].var(dim=0).mean())
         model.fit_scale(x0 if self.config.side else x0[: len(task.source)])
-        x0 = (x0 - model.centre) / model.scale
-        if self.config.diffusion and self.config.side and len(task.side_users):
-            self._side_stage(x0)
-        return x0, spread
+        return (x0 - model.centre) / model.scale, spread
 
-    def _state(self, optimizer: torch.optim.Optimizer, here: dict[str, Any]) -> dict[str, Any]:
-        own = {"model": self.model.state_dict(), "optimizer": optimizer.state_dict()}
-        return {**here, **own, "generator": self.generator.get_state()}
+    def _state(self, stage: str, optimizer: torch.optim.Optimizer, number: int, **here: Any) -> State:
+        """What training goes on from after epoch `number` of a stage."""
 
-    def _adam(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+        def state() -> dict[str, Any]:
+            own = {"model": self.model.state_dict(), "optimizer": optimizer.state_dict()}
+            return {"stage": stage, "number": number, **here, **own, "generator": self.generator.get_state()}
+
+        return state
+
+    def _adam(
+        self, parameters: Iterable[nn.Parameter], state: dict[str, Any] | None
+    ) -> tuple[torch.optim.Optimizer, int]:
+        """The optimiser of a stage, and how many of its epochs are done."""
         # Fused: a fifth of the time of the other kinds, which also stall on gradients too small for float32.
-        return torch.optim.Adam(parameters, lr=self.config.lr, weight_decay=self.config.weight_decay, fused=True)
+        adam = torch.optim.Adam(parameters, lr=self.config.lr, weight_decay=self.config.weight_decay, fused=True)
+        if state is None:
+            return adam, 0
+        adam.load_state_dict(state["optimizer"])
+        return adam, state["number"]
 
     def _measured(self, number: int, loss: float, spread: float, last: bool = False) -> Epoch:
         """`spread`: mean variance per dimension of the real target vectors."""
@@ -424,18 +458,23 @@ class _Trainer:
             pack=lambda: pack(model, task),
         )  # fmt: skip
 
-    def _feature_stage(self) -> None:
+    def _feature_stage(self, state: dict[str, Any] | None = None) -> Iterator[Underway]:
+        """Eq. 8 on the target domain's own ratings.
+
+        Residual vectors start small, so that training starts at the offset.
+        """
         model, config = self.model, self.config
         ratings = self.task.train if config.side else self.task.overlapping
         offset = self._target_offset(ratings)
         parameters = [*model.user_mlp.parameters(), *model.item_mlp.parameters()]
-        optimizer = self._adam(parameters)
+        optimizer, done = self._adam(parameters, state)
         model.train()
-        for _ in range(config.feature_epochs):
+        for number in range(done + 1, config.feature_epochs + 1):
             for users_B, user_N, rows_N in self._batches(ratings):
                 item, rating = ratings.item[rows_N], ratings.rating[rows_N]
                 u_dot_v = model.dot(model.user_mlp(self.task.target[users_B]), user_N, self.task, item)
                 _step(optimizer, functional.mse_loss(offset[rows_N] + u_dot_v, rating))
+            yield Underway(state=self._state("feature", optimizer, number))
 
     def _target_offset(self, ratings: Ratings) -> Tensor:
         """Offsets of the users whose target ratings are known, [N]: theirs is what the source offset stands for."""
@@ -447,15 +486,16 @@ class _Trainer:
         own[: len(task.source)] = task.slope * task.source_offset
         return offset + own[ratings.user]
 
-    def _side_stage(self, x0_UD: Tensor) -> None:
+    def _side_stage(self, x0_UD: Tensor, spread: float, state: dict[str, Any] | None = None) -> Iterator[Underway]:
         """Eq. 11: reconstruction without condition over side users."""
         users = self.task.side_users
-        optimizer = self._adam(self.model.unet.parameters())
+        optimizer, done = self._adam(self.model.unet.parameters(), state)
         self.model.train()
-        for _ in range(self.config.side_epochs):
+        for number in range(done + 1, self.config.side_epochs + 1):
             order = users[torch.randperm(len(users), generator=self.generator)]
             for batch in torch.split(order, self.config.batch_users):
                 _step(optimizer, self._reconstruction(x0_UD[batch], None)[0])
+            yield Underway(state=self._state("side", optimizer, number, x0=x0_UD, spread=spread))
 
     def _joint_epoch(self, optimizer: torch.optim.Optimizer, x0_UD: Tensor) -> float:
         """Eq. 13: beta * reconstruction + (1 - beta) * rating loss over training overlapping users; mean loss."""
