@@ -39,6 +39,9 @@ def describe(plan: Plan, data: Path | None, home: Path) -> Iterator[Table | str]
     config = Table("field", "value", title="configuration")
     for name, value in plan.config.items():
         config.add_row(name, searched.get(name) or str(value), style="bold" if name in searched else None)
+    for place, own in plan.by_cell.items():
+        for name, value in own.items():
+            config.add_row(f"{name} [dim]{place}[/dim]", str(value))
     yield config
     yield _work(plan)
     yield escape(_cost(plan, home))

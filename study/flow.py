@@ -24,8 +24,9 @@ from study.plan import Plan
 from study.prepare import Inputs, Watch, describe_data, feature_figures, prepare
 from study.registry import Recommendation, recommend, register
 from study.report import ReportResult, is_current, redraw, report
-from study.results import Results, load_results
+from study.results import Results, load_results, read_config
 from study.select import Best, best_per_cell
+from study.starts import config_of_run
 from study.subject import Subject, subject_of
 from trainables.task import TaskFolders
 
@@ -121,12 +122,13 @@ class Study:
     def sweep(self, parameter: str) -> Summary:
         """One field varied, everything else at the best configuration."""
         part = f"sweep:{parameter}"
-        best = self._best_configs(part) if self.plan.sweeps[parameter].start == "best" else {}
-        return self._run(part, parts.sweep_jobs(self.plan, parameter, self._folders, best))
+        start = self._start_configs(part, self.plan.sweeps[parameter].start)
+        return self._run(part, parts.sweep_jobs(self.plan, parameter, self._folders, start))
 
     def ablate(self) -> Summary:
         """Variants of the best configuration."""
-        return self._run("ablate", parts.ablation_jobs(self.plan, self._folders, self._best_configs("ablate")))
+        start = self._start_configs("ablate", self.plan.ablate.start) if self.plan.ablate else {}
+        return self._run("ablate", parts.ablation_jobs(self.plan, self._folders, start))
 
     def score(self) -> Summary:
         """The best configuration and the simple predictors on test; the only verb that opens test data."""
@@ -210,10 +212,19 @@ class Study:
     def _folders(self, cell: Cell, flavour: str) -> TaskFolders:
         return self.inputs.tasks[cell.name, flavour]
 
+    def _start_configs(self, part: str, start: str) -> dict[str, Mapping[str, Any]]:
+        """What a sweep or the ablations start from, by cell."""
+        if start == "best":
+            return self._best_configs(part)
+        if start == "base":
+            return self.plan.by_cell
+        config = config_of_run(start, read_config(self.tracking_uri, start), self.plan, f"{part}: start")
+        return {cell.name: config for cell in self.plan.cells}
+
     def _best_configs(self, part: str) -> dict[str, Mapping[str, Any]]:
         """The best configuration by cell; the plan's base where it has no search."""
         if self.plan.search is None:
-            return {}
+            return self.plan.by_cell
         configs = {cell: document["config"] for cell, (_, document) in self.best().items()}
         missing = [cell.name for cell in self.plan.cells if cell.name not in configs]
         if missing:
@@ -267,7 +278,7 @@ class Study:
             "study.feature_key": self.inputs.feature_key,
             "study.commit": commit(),
             "study.versions": versions(),
-            "study.device": f"{platform.machine()} {platform.processor()}".strip(),
+            "study.device": device(),
             "study.cpus": f"{self.plan.resources.cpus:g}",
             "study.gpus": f"{self.plan.resources.gpus:g}",
         }
@@ -317,6 +328,14 @@ def commit() -> str:
         return git("rev-parse", "HEAD") + ("+changes" if git("status", "--porcelain", "-uno") else "")
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
+
+
+def device() -> str:
+    """`x86_64 AVX512`, and the GPU's name: kinds of machine that round differently."""
+    import torch
+
+    gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
+    return f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}{gpu}"
 
 
 def versions() -> str:

@@ -244,7 +244,7 @@ def _prepare_model(made: _Made, tasks: Mapping[tuple[str, str], TaskFolders]) ->
     told, done = made.watch("preparing the model", len(wanted)), 0
     for direction in (False, True):
         calls = [
-            (plan.model, plan.config, str(tasks[cell, flavour].task_dir), [seed])
+            (plan.model, {**plan.config, **plan.by_cell.get(cell, {})}, str(tasks[cell, flavour].task_dir), [seed])
             for reverse, cell, flavour, seed in wanted
             if reverse == direction
         ]
