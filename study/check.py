@@ -18,7 +18,7 @@ from study.flow import store_uri
 from study.jobs import PREDICTOR
 from study.outlook import outlook
 from study.plan import Plan
-from study.prepare import data_folder
+from study.prepare import data_folder, unwatched
 from study.results import load_results
 from study.subject import subject_of
 from trainables.door import load_model
@@ -39,6 +39,9 @@ def describe(plan: Plan, data: Path | None, home: Path) -> Iterator[Table | str]
     config = Table("field", "value", title="configuration")
     for name, value in plan.config.items():
         config.add_row(name, searched.get(name) or str(value), style="bold" if name in searched else None)
+    for place, own in plan.by_cell.items():
+        for name, value in own.items():
+            config.add_row(f"{name} [dim]{place}[/dim]", str(value))
     yield config
     yield _work(plan)
     yield escape(_cost(plan, home))
@@ -61,7 +64,7 @@ def _inputs(plan: Plan, data: Path | None, home: Path) -> str:
         vectors += f"; pseudo-items by {pseudo.model}"
     if plan.simulate:
         return f"input: SIMULATED domains (seed {plan.simulate.seed}); {vectors}"
-    folder = data_folder(plan, data, home, lambda what, size: lambda done: None)
+    folder = data_folder(plan, data, home, unwatched)
     for spec in plan.domains.values():
         for name in filter(None, (spec.interactions, spec.items, plan.sequences.users)):
             if not (folder / name).is_file():

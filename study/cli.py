@@ -264,24 +264,23 @@ def status(plan: str, home: Path) -> None:
 @cli.command()
 @PLAN
 @HOME
-@click.option("--export", type=click.Path(path_type=Path, dir_okay=False), help="Also write them to this YAML file.")
+@click.option(
+    "--export",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Also write them to this YAML file, which the `base` of a plan may name.",
+)
 def best(plan: str, home: Path, export: Path | None) -> None:
-    """Print the best configuration of each cell."""
-    import yaml
-
+    """Print the best configuration of each cell: the `base` of a plan that starts from them."""
     from features.errors import InputError
     from study.flow import Study
     from study.plan import load_plan
+    from study.starts import fragment
 
     study = Study(load_plan(plan), home=home)
     found = study.best()
     if not found:
         raise InputError(f"plan {study.plan.name}: no search trial is finished in {home}; run `study search {plan}`")
-    document = {
-        cell: {"run_id": best.run_id, study.plan.selection[0]: best.value, "config": dict(logged["config"])}
-        for cell, (best, logged) in found.items()
-    }
-    text = yaml.safe_dump(document, sort_keys=False)
+    text = fragment(study.plan.name, study.plan.selection[0], found)
     console.print(text, markup=False, highlight=False, soft_wrap=True)
     if export:
         export.write_text(text)
@@ -291,13 +290,25 @@ def best(plan: str, home: Path, export: Path | None) -> None:
 @click.argument("run_id")
 @HOME
 def rerun(run_id: str, home: Path) -> None:
-    """Train a logged trial again from its logged configuration, and lay its metrics beside the logged ones."""
+    """Train a logged trial again from its logged configuration, and lay its metrics beside the logged ones.
+
+    Exit code 1 where they are not the same to the last bit; then what differs from when they were logged is said.
+    """
     from study.rerun import rerun as train_again
 
+    found = train_again(run_id, home)
     table = Table("metric", "logged", "now", "difference", title=f"run {run_id}")
-    for name, logged, now in train_again(run_id, home):
+    for name, logged, now in found.metrics:
         table.add_row(name, f"{logged:.6f}", f"{now:.6f}", "none" if logged == now else f"{now - logged:+.2g}")
     console.print(table)
+    if found.same:
+        console.print("the same to the last bit")
+        return
+    for line in found.differences or (
+        "commit, device and versions are as they were logged; the data are not compared",
+    ):
+        console.print(f"differs: {line}", markup=False, highlight=False, soft_wrap=True)
+    sys.exit(1)
 
 
 @cli.command()

@@ -73,6 +73,8 @@ def save(figure: Figure, folder: Path) -> dict[str, Path]:
     paths = {ending: folder / f"{figure.head.name}.{ending}" for ending in ("png", "svg", "csv")}
     with _style():
         canvas = _draw(figure)
+        canvas.draw_without_rendering()  # lays it out, once for both files: saving does it again, drawing all twice
+        canvas.set_layout_engine("none")
         canvas.savefig(paths["png"], dpi=160, metadata={"Software": None})
         canvas.savefig(paths["svg"], metadata={"Date": None, "Creator": None})
     figure.points().to_csv(paths["csv"], index=False, lineterminator="\n")

@@ -16,7 +16,6 @@ from itertools import accumulate
 import optuna
 import pandas as pd
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
-from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
 
 from study.jobs import PREDICTOR, RATIO
 from study.published import Optimum, Order
@@ -566,6 +565,8 @@ def _distribution(texts: Sequence[str]) -> BaseDistribution:
 def _importances(
     trials: pd.DataFrame, kinds: Mapping[str, BaseDistribution], metric: str, direction: str
 ) -> Mapping[str, float]:
+    from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances  # 1.5 s: it imports scikit-learn
+
     optuna.logging.set_verbosity(optuna.logging.WARNING)  # it announces each study in memory
     study = optuna.create_study(direction="minimize" if direction == "minimize" else "maximize")
     for _, row in trials.iterrows():

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import platform
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -19,14 +18,14 @@ from study.engine import Failure, Progress, RunSummary, at_work, refuse_second, 
 from study.jobs import Cell, Cluster, Job
 from study.pareto import mark_front
 from study.plan import Plan
-from study.prepare import Inputs, Watch, describe_data, feature_figures, prepare
-from study.provenance import commit, versions
+from study.prepare import Inputs, Watch, describe_data, feature_figures, prepare, unwatched
+from study.provenance import commit, device, versions
 from study.registry import Recommendation, recommend, register
 from study.report import ReportResult, is_current, redraw, report
 from study.results import Results, load_results, read_config
 from study.select import Best, best_per_cell
+from study.starts import config_of_run
 from study.subject import Subject, subject_of
-from trainables.door import make_config
 from trainables.task import TaskFolders
 
 DOOR = "trainables.door:run"
@@ -76,7 +75,7 @@ class Study:
     ) -> None:  # fmt: skip
         self.plan, self.home, self.data = plan, home.absolute(), data  # workers have another working folder
         self.cluster = cluster or Cluster()
-        self.watch: Watch = watch or (lambda what, size: lambda done, tokens=0: None)
+        self.watch: Watch = watch or unwatched
         self._watch_jobs: WatchJobs = watch_jobs or (lambda part, progress: None)
 
     @property
@@ -121,13 +120,13 @@ class Study:
     def sweep(self, parameter: str) -> Summary:
         """One field varied, everything else at the best configuration."""
         part = f"sweep:{parameter}"
-        best = self._start_configs(part, self.plan.sweeps[parameter].start)
-        return self._run(part, parts.sweep_jobs(self.plan, parameter, self._folders, best))
+        start = self._start_configs(part, self.plan.sweeps[parameter].start)
+        return self._run(part, parts.sweep_jobs(self.plan, parameter, self._folders, start))
 
     def ablate(self) -> Summary:
         """Variants of the best configuration."""
-        start = self.plan.ablate.start if self.plan.ablate else "base"
-        return self._run("ablate", parts.ablation_jobs(self.plan, self._folders, self._start_configs("ablate", start)))
+        start = self._start_configs("ablate", self.plan.ablate.start) if self.plan.ablate else {}
+        return self._run("ablate", parts.ablation_jobs(self.plan, self._folders, start))
 
     def score(self) -> Summary:
         """The best configuration and the simple predictors on test; the only verb that opens test data."""
@@ -213,24 +212,18 @@ class Study:
         return self.inputs.tasks[cell.name, flavour]
 
     def _start_configs(self, part: str, start: str) -> dict[str, Mapping[str, Any]]:
-        """What a part starts from, by cell: the cell's best, the plan's base, or in all cells that of a named run."""
-        if start == "base":
-            return {}
+        """What a sweep or the ablations start from, by cell."""
         if start == "best":
             return self._best_configs(part)
-        document = read_config(self.tracking_uri, start)
-        model, config = document.get("model"), document.get("config")
-        if model != self.plan.model or not isinstance(config, dict):
-            raise InputError(
-                f"{part}: run {start} is of model {model}, the plan's is {self.plan.model}; name another run"
-            )
-        make_config(self.plan.model, config, f"{part}: config of run {start}")
+        if start == "base":
+            return self.plan.by_cell
+        config = config_of_run(start, read_config(self.tracking_uri, start), self.plan, f"{part}: start")
         return {cell.name: config for cell in self.plan.cells}
 
     def _best_configs(self, part: str) -> dict[str, Mapping[str, Any]]:
         """The best configuration by cell; the plan's base where it has no search."""
         if self.plan.search is None:
-            return {}
+            return self.plan.by_cell
         configs = {cell: document["config"] for cell, (_, document) in self.best().items()}
         missing = [cell.name for cell in self.plan.cells if cell.name not in configs]
         if missing:
@@ -284,7 +277,7 @@ class Study:
             "study.feature_key": self.inputs.feature_key,
             "study.commit": commit(),
             "study.versions": versions(),
-            "study.device": f"{platform.machine()} {platform.processor()}".strip(),
+            "study.device": device(),
             "study.cpus": f"{self.plan.resources.cpus:g}",
             "study.gpus": f"{self.plan.resources.gpus:g}",
         }

@@ -12,7 +12,7 @@ from features.speed import Rate, measure_rate
 from features.workers import count_actors, count_threads
 from study.jobs import Cluster
 from study.plan import Plan
-from study.prepare import Watch, data_folder, estimates, given_split, pair_name, pairs_of, ratios_of
+from study.prepare import data_folder, estimates, given_split, pair_name, pairs_of, ratios_of, unwatched
 from trainables.sequence_build import training_users
 from trainables.sequences import OVERLAPPING
 
@@ -55,8 +55,7 @@ def outlook(plan: Plan, data: Path | None, home: Path) -> Outlook | None:
         }
         return _outlook(plan, sizes, users, "as simulated, before filters")
     with TemporaryDirectory() as folder:
-        nothing: Watch = lambda what, size: lambda done: None  # noqa: E731
-        raw = data_folder(plan, data, home, nothing)
+        raw = data_folder(plan, data, home, unwatched)
         domains = {name: prepare_domain(spec, raw, Path(folder)) for name, spec in plan.domains.items()}
         left = {name: of.rows_left for (name, _), of in estimates(plan, domains, home).items()}
         sizes = {name: _size(domain, left.get(name, 0)) for name, domain in domains.items()}

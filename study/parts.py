@@ -14,7 +14,7 @@ from trainables.task import TaskFolders
 Folders = Callable[[Cell, str], TaskFolders | None]
 """(cell, flavour) -> its task, or None where only names are asked for."""
 Configs = Mapping[str, Mapping[str, Any]]
-"""Cell name -> configuration that the part starts from: that of the cell's best search trial, or of a named run."""
+"""Cell name -> the configuration that a part starts from."""
 
 
 def search_jobs(plan: Plan, folders: Folders) -> list[Job]:
@@ -28,13 +28,13 @@ def search_jobs(plan: Plan, folders: Folders) -> list[Job]:
     ]
 
 
-def sweep_jobs(plan: Plan, parameter: str, folders: Folders, best: Configs) -> list[Job]:
+def sweep_jobs(plan: Plan, parameter: str, folders: Folders, start: Configs) -> list[Job]:
     """One field varied over its values in every cell; for the ratio, the cells are what varies."""
     sweep = plan.sweeps[parameter]
     jobs = []
     for value in sweep.values:
         for cell in plan.cells:
-            config = dict(best.get(cell.name, {})) if sweep.start != "base" else {}
+            config = dict(start.get(cell.name, {}))
             at = cell
             if parameter == RATIO:
                 at = replace(cell, ratio=value)
@@ -45,14 +45,14 @@ def sweep_jobs(plan: Plan, parameter: str, folders: Folders, best: Configs) -> l
     return jobs
 
 
-def ablation_jobs(plan: Plan, folders: Folders, best: Configs) -> list[Job]:
+def ablation_jobs(plan: Plan, folders: Folders, start: Configs) -> list[Job]:
     """The full model (`full`) and its variants in every cell."""
     if plan.ablate is None:
         return []
     ablations = load_model(plan.model).ABLATIONS
     jobs = []
     for cell in plan.cells:
-        config = best.get(cell.name, {})
+        config = start.get(cell.name, {})
         jobs.append(_job("ablate", cell, "full", config, plan.ablate.seeds, plan.features.main, folders))
         for name in plan.ablate.variants:
             flavour = ablations[name].features or plan.features.main

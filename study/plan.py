@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import random
-import re
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -24,13 +23,13 @@ from search_spaces import Space, SpaceError, load_space, parse_yaml
 from study.jobs import RATIO, Cell, Faults, Objective, Resources, SearchSpec
 from study.published import load_published
 from study.search_checks import check_search
+from study.starts import ARROW, base_faults, fault_of, read_base
 from trainables.door import load_model, make_config, number_hint
 from trainables.kinds import KINDS, Kind
 from trainables.sequences import PROTOCOLS, SequenceSpec
 from trainables.task import SplitSpec
 
 FOLDER = Path(__file__).parent / "plans"
-FROM = ("best", "base")
 MOST_TRIALS = 100_000  # of a cell; each is a job in memory
 MOST_SEED = 2**63 - 1  # that all generators take
 _DRAWS = 200  # configurations of a space that are held against the model's config
@@ -138,19 +137,19 @@ OF_KIND = {  # keys of a plan that only one kind of model reads; the first holds
 
 @dataclass(frozen=True, kw_only=True)
 class SweepPlan:
-    """One field varied, everything else at the cell's best (or at the plan's base) configuration.
+    """One field varied, everything else as where it starts: the cell's best, the plan's base, or a run's configuration.
 
     The field `ratio` is the cell's own: other cells are trained, with the best of the plan's one ratio.
     """
 
     values: tuple[Any, ...]
     seeds: tuple[int, ...] = (0, 1, 2)
-    start: str = "best"  # best | base | id of an MLflow run, whose configuration all cells start from
+    start: str = "best"  # best | base | id of an MLflow run
 
 
 @dataclass(frozen=True, kw_only=True)
 class AblationPlan:
-    """Variants of the best configuration, beside the full model."""
+    """Variants of the configuration that it starts from, beside the full model."""
 
     variants: tuple[str, ...]
     seeds: tuple[int, ...] = (0, 1, 2)
@@ -174,7 +173,7 @@ class Plan:
     tasks: tuple[tuple[str, str], ...]  # source, target
     ratios: tuple[float, ...]  # cold ratios, each between 0 and 1; of sequences overlap ratios, up to 1
     space: str | None = None  # e.g. music/paper; needed for a search
-    base: Mapping[str, Any] = field(default_factory=dict)  # config fields of every trial that are not the default
+    base: Mapping[str, Any] = field(default_factory=dict)  # config fields that are not the default; see study.starts
     split: SplitPlan = field(default_factory=SplitPlan)  # of ratings
     sequences: SequencePlan = field(default_factory=SequencePlan)  # in the place of split, for models of sequences
     features: FeaturesPlan = field(default_factory=FeaturesPlan)
@@ -212,9 +211,19 @@ class Plan:
         return found
 
     @property
+    def shared(self) -> dict[str, Any]:
+        """The fields of `base` that are of every cell."""
+        return {name: value for name, value in self.base.items() if ARROW not in name}
+
+    @property
+    def by_cell(self) -> dict[str, Mapping[str, Any]]:
+        """Cell -> the fields of `base` that are of this cell alone."""
+        return {cell.name: self.base.get(cell.name, {}) for cell in self.cells}
+
+    @property
     def config(self) -> dict[str, Any]:
-        """Every field of the model's config: the plan's `base` over the defaults."""
-        return asdict(make_config(self.model, self.base, f"plan {self.name}: base"))
+        """Every field of the model's config: the shared fields of `base` over the defaults."""
+        return asdict(make_config(self.model, self.shared, f"plan {self.name}: base"))
 
     def load_space(self) -> Space | None:
         """The search space, or None."""
@@ -248,6 +257,10 @@ def load_plan(name_or_path: str) -> Plan:
     except ValueError as error:
         raise PlanError([f"{place}: not readable as YAML ({' '.join(str(error).split())}); mend the file"]) from error
     faults: list[str] = []
+    try:
+        document = read_base(document, path)
+    except InputError as error:
+        raise PlanError([str(error)]) from error
     if isinstance(document, Mapping) and isinstance(document.get("domains"), Mapping):
         named = {
             key: {"name": key, **body} if isinstance(body, Mapping) else body
@@ -295,9 +308,9 @@ def _checks(plan: Plan, document: Mapping[str, Any], place: str) -> list[str]:
         faults += _caught(lambda: load_published(str(plan.published)).check(tasks), f"{place}: published")
     if not known:
         return faults
-    base_faults = _caught(lambda: make_config(plan.model, plan.base, f"{place}: base"), "")
-    faults += base_faults + _space_checks(plan, place, whole=not base_faults)
-    if not base_faults:
+    wrong_base = base_faults(plan, place)
+    faults += wrong_base + _space_checks(plan, place, whole=not wrong_base)
+    if not wrong_base:
         faults += _part_checks(plan, place)
     return faults
 
@@ -349,7 +362,7 @@ def _space_checks(plan: Plan, place: str, *, whole: bool) -> list[str]:
     ends: Any = _Ends(random.Random(0))
     drawn = [space.suggest(ends) for _ in range(_DRAWS)]
     faults = [
-        _caught(lambda d=d: make_config(plan.model, {**plan.base, **d}, f"space {plan.space}"), "") for d in drawn
+        _caught(lambda d=d: make_config(plan.model, {**plan.shared, **d}, f"space {plan.space}"), "") for d in drawn
     ]
     return next((lines for lines in faults if lines), [])  # one drawn configuration says it; others differ in numbers
 
@@ -381,20 +394,21 @@ def _part_checks(plan: Plan, place: str) -> list[str]:
     """Parts against the model."""
     faults = []
     ablations = load_model(plan.model).ABLATIONS
+    starts = {f"sweeps.{parameter}": sweep.start for parameter, sweep in plan.sweeps.items()}
+    starts |= {"ablate": plan.ablate.start} if plan.ablate else {}
+    faults += [f"{place}: {part}.start is {fault}" for part, start in starts.items() if (fault := fault_of(start))]
     for parameter, sweep in plan.sweeps.items():
-        faults += _start_checks(sweep.start, f"{place}: sweeps.{parameter}.start")
         if not sweep.values or any(value in sweep.values[:i] for i, value in enumerate(sweep.values)):
             shown = _shown(list(sweep.values))
             faults.append(f"{place}: sweeps.{parameter}.values is {shown}; give at least one, each once")
         for value in sweep.values if parameter != RATIO else ():
-            values = {**plan.base, parameter: value}
+            values = {**plan.shared, parameter: value}
             faults += _caught(lambda v=values, p=parameter: make_config(plan.model, v, f"{place}: sweeps.{p}"), "")
     if RATIO in plan.sweeps:
         faults += _ratio_checks(plan, plan.sweeps[RATIO].values, f"{place}: sweeps.{RATIO}")
     variants = plan.ablate.variants if plan.ablate else ("",)
     if not variants or len(set(variants)) < len(variants):
         faults.append(f"{place}: ablate.variants is {_shown(list(variants))}; give at least one, each once")
-    faults += _start_checks(plan.ablate.start, f"{place}: ablate.start") if plan.ablate else []
     for variant in plan.ablate.variants if plan.ablate else ():
         if variant not in ablations:
             known = ", ".join(ablations)
@@ -459,12 +473,6 @@ def _seeds(plan: Plan) -> list[tuple[str, tuple[int, ...]]]:
         *((f"sweeps.{name}.seeds", sweep.seeds) for name, sweep in plan.sweeps.items()),
         *((name, (seed,)) for name, seed in single.items()),
     ]
-
-
-def _start_checks(start: str, place: str) -> list[str]:
-    if start in FROM or re.fullmatch(r"[0-9a-f]{32}", start):
-        return []
-    return [f"{place} is {start!r}; choose from {', '.join(FROM)}, or give the id of an MLflow run"]
 
 
 def _ratio_checks(plan: Plan, values: Sequence[Any], place: str) -> list[str]:

@@ -44,6 +44,11 @@ Watch = Callable[[str, int], Told]
 """(what is being done, its size or 0) -> a function that is told how much of it is done."""
 
 
+def unwatched(what: str, size: int) -> Told:
+    """A `Watch` that shows nothing."""
+    return lambda done, tokens=0: None
+
+
 @dataclass(frozen=True, kw_only=True)
 class Inputs:
     """All that the trials of a plan read."""
@@ -253,7 +258,7 @@ def _prepare_model(made: _Made, tasks: Mapping[tuple[str, str], TaskFolders]) ->
     server = task_server() if made.on_ray else None
     for direction in (False, True):
         calls = [
-            (server, plan.model, plan.config, tasks[cell, flavour].task_dir, [seed])
+            (server, plan.model, {**plan.config, **plan.by_cell.get(cell, {})}, tasks[cell, flavour].task_dir, [seed])
             for reverse, cell, flavour, seed in wanted
             if reverse == direction
         ]

@@ -34,6 +34,14 @@ def _hash_of_files() -> str:
     return digest.hexdigest()[:40]
 
 
+def device() -> str:
+    """`x86_64 AVX512`, and the GPU's name: kinds of machine that round differently."""
+    import torch
+
+    gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
+    return f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}{gpu}"
+
+
 def versions() -> str:
     """`python=3.11.7 torch=2.13.0 ...`."""
     found = [f"{name}={importlib.metadata.version(name)}" for name in PACKAGES]

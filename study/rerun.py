@@ -2,20 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from features.errors import InputError
 from study import tracking
-from study.flow import named_uri, store_uri
+from study.flow import DOOR, PREDICTOR_DOOR, named_uri, store_uri
+from study.jobs import Resources
+from study.provenance import commit, device, versions
 from study.results import read_config
-from study.worker import resolve
+from study.worker import reset, resolve
 
 
-def rerun(run_id: str, home: Path) -> Iterator[tuple[str, float, float]]:
-    """Train the trial `run_id` of the store in `home`; yields (metric, logged, now) of every final metric."""
+@dataclass(frozen=True, kw_only=True)
+class Rerun:
+    """What training again gave."""
+
+    metrics: tuple[tuple[str, float, float], ...]
+    """(name, logged, now) of every final metric but times."""
+    differences: tuple[str, ...]
+    """Where the numbers are not the same to the last bit: what else is not as when they were logged, a line each."""
+
+    @property
+    def same(self) -> bool:
+        """Whether every metric is the logged one to the last bit."""
+        return all(logged == now for _, logged, now in self.metrics)
+
+
+def rerun(run_id: str, home: Path) -> Rerun:
+    """Train the trial `run_id` of the store in `home`, with as many threads as it had.
+
+    Raises InputError where the store, the run's configuration or its task is not there.
+    """
     if named_uri() is None and not (home / "mlflow.db").is_file():
         raise InputError(f"{home}: holds no MLflow store; name the home folder of the study with --home")
     client = tracking.connect(store_uri(home))
@@ -23,12 +44,35 @@ def rerun(run_id: str, home: Path) -> Iterator[tuple[str, float, float]]:
     for folder in filter(None, (document["task_dir"], document["test_dir"])):
         if not Path(folder).is_dir():
             raise InputError(f"run {run_id}: its task folder {folder} is gone; run `study extract` on its plan")
-    torch.set_num_threads(1)
-    logged = client.get_run(run_id).data.metrics
-    door = resolve("trainables.door:run_predictor" if document["model"] == "predictor" else "trainables.door:run")
-    *_, last = door(
-        document["model"], document["config"], document["task_dir"], document["seeds"], test_dir=document["test_dir"]
+    run = client.get_run(run_id)
+    # Which function to call is not taken from the store: whoever can write there could name any.
+    door = resolve(PREDICTOR_DOOR if document["model"] == "predictor" else DOOR)
+    before = torch.get_num_threads()
+    reset(Resources(cpus=float(run.data.tags.get("study.cpus", 1))).threads)
+    try:
+        *_, last = door(
+            document["model"], document["config"], document["task_dir"], document["seeds"],
+            test_dir=document["test_dir"],
+        )  # fmt: skip
+    finally:
+        torch.set_num_threads(before)
+    logged = run.data.metrics
+    metrics = [(k, logged[k], v) for k, v in last.metrics.items() if k in logged and "seconds" not in k]
+    found = Rerun(metrics=tuple(metrics), differences=())
+    return found if found.same else Rerun(metrics=found.metrics, differences=tuple(_differences(run.data.tags)))
+
+
+def _differences(tags: Mapping[str, str]) -> Iterator[str]:
+    """What the run's tags say of the code, the packages and the machine, against what is so here."""
+    for name, now in (("commit", commit()), ("device", device())):
+        logged = tags.get(f"study.{name}", "not logged")
+        if logged != now:
+            yield f"{name}: {logged} then, {now} now"
+        elif now.endswith("+changes"):
+            yield f"{name}: {now}, so the code was changed after it, then and now"
+    was, is_ = (
+        dict(each.partition("=")[::2] for each in text.split()) for text in (tags.get("study.versions", ""), versions())
     )
-    for name, value in last.metrics.items():
-        if name in logged and "seconds" not in name:  # times differ
-            yield name, logged[name], value
+    for name in sorted(was.keys() | is_.keys()):
+        if was.get(name) != is_.get(name):
+            yield f"{name}: {was.get(name, 'not logged')} then, {is_.get(name, 'not there')} now"

@@ -6,12 +6,14 @@ Columns of `Results.trials`: those of `COLUMNS`, then `params.<field>` (text, as
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import io
 import json
 import math
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -194,12 +196,28 @@ def read_artifact(tracking_uri: str, run_id: str, path: str) -> str:
 def _all_runs(client: MlflowClient, experiment_id: str) -> list[Run]:
     runs: list[Run] = []
     token: str | None = None
-    while True:
-        page = client.search_runs([experiment_id], max_results=_PAGE, page_token=token)
-        runs.extend(page)
-        token = page.token
-        if not token:
-            return runs
+    with _no_collection():
+        while True:
+            page = client.search_runs([experiment_id], max_results=_PAGE, page_token=token)
+            runs.extend(page)
+            token = page.token
+            if not token:
+                return runs
+
+
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    """Without the garbage collector, which goes through all there is again and again while a million objects are made.
+
+    Of 5,000 runs it takes more than half the time.
+    """
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def _age(run: Run) -> tuple[int, str]:

@@ -11,15 +11,21 @@ import subprocess
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import yaml
 
 from features.encoder import EncoderSpec, resolve_encoder
+from features.errors import InputError
 from features.store import RowStore
 from study.cli import cli
+from study.flow import Study, commit, versions
+from study.plan import load_plan
+from study.tracking import connect, default_uri
 
 from ..features.conftest import save_encoder
 from .conftest import Finished
@@ -436,17 +442,40 @@ def test_status_counts(finished: Finished) -> None:
     assert rows == {part: [trials, trials, 0, 0, 0] for part, trials in WORK.items()}
 
 
-def test_best_prints_and_exports_the_same(finished: Finished, tmp_path: Path) -> None:
+def test_the_best_are_the_base_of_another_plan(finished: Finished, tmp_path: Path) -> None:
     file = tmp_path / "best.yaml"
     ran = study("best", finished.plan, "--home", finished.home, "--export", file)
-    best = yaml.safe_load(file.read_text())
-    assert yaml.safe_load(ran.out) == best
-    assert list(best) == ["books->movies@0.2", "books->movies@0.5"]
-    for entry in best.values():
-        assert set(entry) == {"run_id", "val_rmse", "config"}
-        assert entry["config"]["epochs"] == PLAN["base"]["epochs"]
-        assert entry["config"]["steps"] in (2, 5)
-        assert 1e-4 <= entry["config"]["lr"] <= 1e-2
+    assert ran.out.strip() == file.read_text().strip()
+    line = r"^  (\S+):  # best of 2 by val_rmse: [\d.]+, run [0-9a-f]{32}$"
+    assert re.findall(line, file.read_text(), re.MULTILINE) == ["books->movies@0.2", "books->movies@0.5"]
+    best = yaml.safe_load(file.read_text())["base"]
+    for config in best.values():
+        assert config["epochs"] == PLAN["base"]["epochs"]
+        assert config["steps"] in (2, 5)
+        assert 1e-4 <= config["lr"] <= 1e-2
+    plan = load_plan(str(write_plan(tmp_path, drop=("search",), base="best.yaml")))
+    assert plan.by_cell == best
+    other = Study(plan, home=tmp_path / "none")
+    assert other._best_configs("score") == other._start_configs("sweep:steps", "base") == best
+    told = study("check", tmp_path / "plan.yaml", "--home", tmp_path / "none")
+    assert "lr books->movies@0.5" in told.out, told
+
+
+def test_a_part_starts_from_a_named_run(finished: Finished) -> None:
+    ours = Study(load_plan(str(finished.plan)), home=finished.home)
+    results = ours.results()
+    found = results.finished("sweep:steps").iloc[0]
+    started = ours._start_configs("sweep:steps", found["run_id"])
+    assert list(started) == ["books->movies@0.2", "books->movies@0.5"]
+    assert all(config == results.config(found["run_id"])["config"] for config in started.values())
+    assert str(started["books->movies@0.5"]["lr"]) == found["params.lr"]
+    predictor = results.finished("score").query("name == 'predictor:item_mean'").iloc[0]["run_id"]
+    with pytest.raises(
+        InputError, match=f"ablate: start: run {predictor} is of the model 'predictor', and the plan's is"
+    ):
+        ours._start_configs("ablate", predictor)
+    with pytest.raises(InputError, match=f"run {'0' * 32}: has no readable artifact config.yaml"):
+        ours._start_configs("ablate", "0" * 32)
 
 
 def test_export_to_nowhere(finished: Finished, tmp_path: Path) -> None:
@@ -454,12 +483,31 @@ def test_export_to_nowhere(finished: Finished, tmp_path: Path) -> None:
     assert "No such file or directory" in ran.fault
 
 
-def test_a_trial_is_trained_again_with_the_same_numbers(finished: Finished) -> None:
-    best = yaml.safe_load(study("best", finished.plan, "--home", finished.home).out)
-    ran = study("rerun", best["books->movies@0.2"]["run_id"], "--home", finished.home)
+def test_a_trial_is_trained_again_with_the_same_numbers(finished: Finished, monkeypatch: pytest.MonkeyPatch) -> None:
+    (run_id, *_) = re.findall(r"run ([0-9a-f]{32})", study("best", finished.plan, "--home", finished.home).out)
+    ran = study("rerun", run_id, "--home", finished.home)
     compared = [line for line in ran.out.splitlines() if "val_rmse" in line]
     assert compared
     assert all("none" in line for line in compared)
+    assert (ran.code, ran.out.splitlines()[-1]) == (0, "the same to the last bit")
+
+    run = connect(default_uri(finished.home)).get_run(run_id)
+    told: list[int] = []
+    tags = {**run.data.tags, "study.commit": "0ld", "study.cpus": "3", "study.versions": versions() + " gone=1"}
+    monkeypatch.setattr(type(run.data), "tags", property(lambda data: tags))
+    monkeypatch.setattr(type(run.data), "metrics", property(lambda data: {"val_rmse": 0.5, "val_mae": 0.25}))
+
+    def door(*asked: Any, **where: Any) -> Any:
+        told.append(torch.get_num_threads())
+        yield SimpleNamespace(metrics={"val_rmse": 0.5, "val_mae": 0.3125, "seconds": 1.0})
+
+    monkeypatch.setattr("study.rerun.resolve", lambda path: door)
+    ran = study("rerun", run_id, "--home", finished.home)
+    assert told == [3], "as many threads as it had"
+    assert re.search(r"val_mae +. 0.250000 . 0.312500 . \+0.062", ran.out), ran
+    assert (ran.code, ran.out.splitlines()[-2:]) == (1, [
+        f"differs: commit: 0ld then, {commit()} now", "differs: gone: 1 then, not there now"
+    ])  # fmt: skip
 
 
 def test_extract_says_what_is_left_to_do(finished: Finished, tmp_path: Path) -> None:

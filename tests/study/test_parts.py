@@ -49,8 +49,8 @@ def test_a_sweep_changes_one_field_of_the_best(make: MakePlan) -> None:
     ]  # fmt: skip
 
 
-def test_a_sweep_from_base_leaves_the_best_alone(make: MakePlan) -> None:
-    jobs = parts.sweep_jobs(make(sweeps__steps__start="base"), "steps", folders, BEST)
+def test_a_sweep_from_nothing_changes_one_field_of_the_base(make: MakePlan) -> None:
+    jobs = parts.sweep_jobs(make(), "steps", folders, {})
     assert [job.config for job in jobs] == [{"steps": 2}] * 2 + [{"steps": 5}] * 2
 
 

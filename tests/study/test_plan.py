@@ -142,9 +142,23 @@ def test_a_reverse_task_is_a_cell_of_its_own(tmp_path: Path) -> None:
             "plan.yaml: search.sampler: must be one of TPESampler, RandomSampler, GPSampler, QMCSampler, CmaEsSampler, "
             "NSGAIISampler, NSGAIIISampler, GridSampler, got 'Grid'",
         ),
+        *(
+            (
+                {f"{part}__start": "last"},
+                f"plan.yaml: {part.replace('__', '.')}.start is 'last'; choose from best, base, or give the id of an "
+                "MLflow run (32 hex digits)",
+            )
+            for part in ("sweeps__steps", "ablate")
+        ),
         (
-            {"sweeps__steps__start": "last"},
-            "plan.yaml: sweeps.steps.start is 'last'; choose from best, base, or give the id of an MLflow run",
+            {"base": "best.yaml"},
+            "plan.yaml: base is 'best.yaml', which cannot be read (No such file or directory); name a file of `study best "
+            "--export`",
+        ),
+        (
+            {"base": "space.yaml"},
+            "plan.yaml: base is 'space.yaml', which does not hold a mapping `base` and no more; write it by `study best "
+            "--export`",
         ),
         (
             {"sweeps__steps__values": [1]},
@@ -171,6 +185,18 @@ def test_a_reverse_task_is_a_cell_of_its_own(tmp_path: Path) -> None:
 )
 def test_one_fault(tmp_path: Path, changes: dict[str, Any], fault: str) -> None:
     assert faults(tmp_path, **changes) == (fault,)
+
+
+def test_a_base_by_cell_names_all_cells_and_has_no_search(tmp_path: Path) -> None:
+    base = {"epochs": 2, "books->movies@0.2": {"lr": 0.1, "side_epoch": 1}}
+    assert faults(tmp_path, base=base) == (
+        "plan.yaml: base.books->movies@0.2: unknown field 'side_epoch'; did you mean 'side_epochs'?",
+        "plan.yaml: base names cells, but not books->movies@0.5; give every cell of the plan or none",
+        "plan.yaml: base names cells, and a search draws over one base; leave out `search`, or the cells",
+    )
+    assert faults(tmp_path, drop=("search",), ratios=[0.2], base={"books->movies@0.2": 3}) == (
+        "plan.yaml: base.books->movies@0.2 is 3; give a mapping of fields",
+    )
 
 
 def test_a_search_needs_a_space(tmp_path: Path) -> None:
