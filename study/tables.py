@@ -348,6 +348,8 @@ def summary_table(results: Results, comparison: Comparison | None = None) -> Ter
             values += [_short(row.test[m.name]) if m.name in row.test else "–" for m in metrics]
             bold = (cell, group, row.name) in comparison.best
             table.add_row(f"  {row.name}", *values, style="bold" if bold else "")
+    if subject.published is not None and any(row.seeds == 0 for row in comparison.rows):
+        table.caption = subject.published.paper.note  # a published row is never of quite the same data
     return table
 
 

@@ -175,6 +175,7 @@ def test_the_summary_fits_80_columns(results: Results, comparison: Comparison) -
     assert "food → kitchen, 100%" in {line.strip() for line in lines}
     published = next(line for line in lines if "published" in line).split()
     assert published == ["LGCD,", "published", "–", "0.309", "0.389", "0.221", "0.240"]
+    assert "The 999 negatives that the published rows were ranked among" in " ".join(out.getvalue().split())
 
 
 # --- selection and figures ----------------------------------------------------------------------------------------
