@@ -35,6 +35,7 @@ from features.domain import Domain
 from features.encoder import EncoderSpec, TextEncoder, load_encoder, resolve_encoder
 from features.errors import InputError
 from features.extract import FeatureSpec, extract
+from features.packing import NAME
 from features.prompts import Row
 from features.speed import matrix_peak, operations_per_token
 
@@ -98,11 +99,13 @@ def one_thread(name: str, encoder: TextEncoder, texts: list[str]) -> None:
     batches = [order[start : start + BATCH] for start in range(0, len(order), BATCH)]
     rows = [Row(texts=(text,)) for text in texts]
     real, few = int(lengths.sum()), int(lengths[order].sum())
+    encoder.model.set_attn_implementation("sdpa")  # ours has one that packs
     usual(encoder, texts[:2])
     rates = {
         "padded": few / cpu_seconds(lambda: [usual(encoder, [texts[i] for i in batch]) for batch in batches]),
         "alone": real / cpu_seconds(lambda: [usual(encoder, [text]) for text in texts]),
     }
+    encoder.model.set_attn_implementation(NAME)
     made = []
     rates["ours"] = real / cpu_seconds(lambda: made.append(encoder.encode(rows)))
     waste = {
