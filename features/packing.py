@@ -32,7 +32,7 @@ def can_pack(model: Any) -> bool:
     from transformers import AttentionInterface, AttentionMaskInterface
 
     AttentionInterface.register(NAME, _attend)
-    AttentionMaskInterface.register(NAME, _no_mask)  # type: ignore[arg-type]
+    AttentionMaskInterface.register(NAME, _no_mask)
     before = model.config._attn_implementation
     vocabulary = model.get_input_embeddings().weight.shape[0]
     texts = [[(7 * i + 5) % vocabulary for i in range(length)] for length in (9, 5)]
@@ -90,11 +90,11 @@ def _attend(
     for start, count, length in runs(_lengths.get()):
         part = slice(start, start + count * length)
         q, k, v = (
-            heads[0, :, part].unflatten(1, (count, length)).transpose(0, 1)  # [B, H, L, D]
+            heads[0, :, part].view(len(heads[0]), count, length, -1).transpose(0, 1)  # [B, H, L, D]
             for heads in (query, key, value)
         )
         made = scaled_dot_product_attention(
             q, k, v, scale=scaling, is_causal=causal and length > 1, enable_gqa=query.shape[1] != key.shape[1]
         )
-        out[0, part].unflatten(0, (count, length)).copy_(made.transpose(1, 2))
+        out[0, part].view(count, length, *out.shape[2:]).copy_(made.transpose(1, 2))
     return out, None

@@ -39,7 +39,8 @@ def launch(
         # Only the stores are durable: what a former Tuner left under this name is of no use to anyone.
         shutil.rmtree(storage / name, ignore_errors=True)
         # On a cluster there may be nodes that do not see the home folder.
-        trainable = tune.with_parameters(train, server=task_server()) if cluster.address is not None else train
+        server = task_server() if cluster.address is not None else None
+        trainable = train if server is None else tune.with_parameters(train, server=server)
         tuner = tune.Tuner(
             tune.with_resources(trainable, {"cpu": resources.cpus, "gpu": resources.gpus}),
             tune_config=tune.TuneConfig(

@@ -5,7 +5,8 @@
 All parts by default. Texts are review-like: a median of 60 tokens, log-normal, clipped at 512 (`--sigma` of the logarithm:
 0.8 clips 0.4 % of them, 1.0 1.6 %). One pinned thread, tokenisation included, rates per second of CPU time, so that a busy
 machine changes little. Ways:
-  padded    the usual loop: batches of 32 in random order, each padded to its longest text, all hidden states kept
+  of 32     the usual loop: batches of 32 in random order, each padded to its longest text, all hidden states kept
+  of 64     the same in batches of 64
   alone     the same loop, one text at a time
   ours      TextEncoder on one macro-batch
 Models: MiniLM, and a random Llama so small that the cost of a call is most of a short text's. `extract` goes through the
@@ -35,12 +36,13 @@ from features.domain import Domain
 from features.encoder import EncoderSpec, TextEncoder, load_encoder, resolve_encoder
 from features.errors import InputError
 from features.extract import FeatureSpec, extract
+from features.packing import NAME
 from features.prompts import Row
 from features.speed import matrix_peak, operations_per_token
 
 CPU = torch.device("cpu")
-BATCH = 32
-PADDED_TEXTS = 320  # of which the padded way reads ten batches: it takes five times as long
+BATCHES = (32, 64)
+PADDED_TEXTS = 384  # that the padded ways read, which take four times as long
 
 
 def load(dtype: str) -> TextEncoder:
@@ -95,29 +97,31 @@ def usual(encoder: TextEncoder, texts: Sequence[str]) -> Any:
 def one_thread(name: str, encoder: TextEncoder, texts: list[str]) -> None:
     lengths = np.array([len(ids) for ids in encoder.tokenizer(texts)["input_ids"]])
     order = np.random.default_rng(1).permutation(len(texts))[:PADDED_TEXTS]
-    batches = [order[start : start + BATCH] for start in range(0, len(order), BATCH)]
-    rows = [Row(texts=(text,)) for text in texts]
     real, few = int(lengths.sum()), int(lengths[order].sum())
+    encoder.model.set_attn_implementation("sdpa")  # ours has one that packs
     usual(encoder, texts[:2])
-    rates = {
-        "padded": few / cpu_seconds(lambda: [usual(encoder, [texts[i] for i in batch]) for batch in batches]),
-        "alone": real / cpu_seconds(lambda: [usual(encoder, [text]) for text in texts]),
-    }
-    made = []
+    rates, waste = {}, {"alone": 1.0}
+    for size in BATCHES:
+        batches, way = [order[start : start + size] for start in range(0, len(order), size)], f"of {size}"
+        seconds = cpu_seconds(lambda batches=batches: [usual(encoder, [texts[i] for i in batch]) for batch in batches])
+        rates[way] = few / seconds
+        waste[way] = sum(len(batch) * int(lengths[batch].max()) for batch in batches) / few
+    rates["alone"] = real / cpu_seconds(lambda: [usual(encoder, [text]) for text in texts])
+    encoder.model.set_attn_implementation(NAME)
+    made, rows = [], [Row(texts=(text,)) for text in texts]
     rates["ours"] = real / cpu_seconds(lambda: made.append(encoder.encode(rows)))
-    waste = {
-        "padded": sum(len(batch) * int(lengths[batch].max()) for batch in batches) / few,
-        "alone": 1.0,
-        "ours": made[0].padded / real,
-    }
+    waste["ours"] = made[0].padded / real
     dtype = encoder.model.dtype
     peak = matrix_peak(CPU, dtype)
     print(f"\n{name}, {dtype}: {len(texts)} texts, {real} tokens (median {np.median(lengths):.0f}, mean "
           f"{lengths.mean():.0f}, longest {lengths.max()}); matrix peak {peak / 1e9:.0f} GFLOP/s")  # fmt: skip
     for way, rate in rates.items():
         share = rate * operations_per_token(encoder.model) / peak
-        print(f"  {way:8} {rate:7.0f} tokens/s  {rate / rates['padded']:5.2f} x padded  {rate / rates['alone']:5.2f} x "
-              f"alone  padded/real {waste[way]:.3f}  {share:.0%} of the peak", flush=True)  # fmt: skip
+        times = "  ".join(f"{rate / rates[other]:5.2f} x {other}" for other in rates if other != "ours")
+        print(
+            f"  {way:6} {rate:7.0f} tokens/s  {times}  padded/real {waste[way]:.2f}  {share:.0%} of the peak",
+            flush=True,
+        )
 
 
 def speed(count: int, sigma: float) -> None:

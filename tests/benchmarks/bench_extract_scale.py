@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -74,31 +75,57 @@ def domain_of(folder: Path, texts: list[str], each: int) -> Domain:
     return Domain(name="bench", path=folder, key="0" * 64, simulated=True, rating_scale=(1, 5), manifest={})
 
 
+def multiply(seconds: float) -> float:
+    """Matrix products of a second, by one thread."""
+    torch.set_num_threads(1)
+    matrix, count, start = torch.randn(512, 512), 0, time.perf_counter()
+    while time.perf_counter() - start < seconds:
+        torch.matmul(matrix, matrix)
+        count += 1
+    return count / (time.perf_counter() - start)
+
+
 def by_ray() -> None:
-    """Steady state: busy seconds of the worker per text, the same texts and cores, start-up apart."""
+    """Steady state: texts per second of wall time while all workers work, the same texts and cores, start-up apart."""
     import ray
 
+    with get_context("spawn").Pool(2) as pool:
+        pool.map(multiply, [0.5, 0.5])
+        alone = pool.apply(multiply, (4.0,))
+        limit = sum(pool.map(multiply, [4.0, 4.0], chunksize=1)) / alone
+    print(
+        f"matrix products in two processes: {limit:.2f} times those of one, the limit of two workers here", flush=True
+    )
+    rates = {}
     with tempfile.TemporaryDirectory() as name:
-        domain = domain_of(Path(name) / "d", review_like(2000, 18), 10)
+        domain = domain_of(Path(name) / "d", review_like(4096, 18), 10)
         spec = FeatureSpec(kind="users", encoder=EncoderSpec(model="minilm", dtype="float32"))
-        rates = {}
         for way, through_ray in (("in process", False), ("Ray Data", True)):
             if through_ray:
-                ray.init(address="local", num_cpus=1, include_dashboard=False, log_to_driver=False)
-            marks: list[tuple[float, int]] = []
+                ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
+            for workers in (1, 2):
+                marks: list[tuple[float, int]] = []
 
-            def mark(done: int, todo: int, tokens: int, marks: list[tuple[float, int]] = marks) -> None:
-                if done:
-                    marks.append((time.monotonic(), done))
+                def mark(done: int, todo: int, tokens: int, marks: list[tuple[float, int]] = marks) -> None:
+                    if done:
+                        marks.append((time.monotonic(), done))
 
-            start = time.monotonic()
-            extract(spec, domain, Path(name) / way, workers=1, use_ray=through_ray, progress=mark)
-            (first, begun), (last, ended) = marks[0], marks[-1]
-            rates[way] = (ended - begun) / (last - first)
-            print(f"{way}: {rates[way]:.1f} texts/s between the first and the last of {len(marks)} macro-batches; "
-                  f"{first - start:.1f} s to the first", flush=True)  # fmt: skip
+                start = time.monotonic()
+                store = Path(name) / f"{way} {workers}"
+                extract(spec, domain, store, workers=workers, use_ray=through_ray, progress=mark)
+                # From the moment when each worker has done one macro-batch: two finish theirs at about the same time.
+                (first, begun), (last, ended) = marks[workers - 1], marks[-1]
+                rates[way, workers] = (ended - begun) / (last - first)
+                print(f"{way}, {workers} workers: {rates[way, workers]:.1f} texts/s in {len(marks) - workers} "
+                      f"macro-batches after {first - start:.1f} s", flush=True)  # fmt: skip
         ray.shutdown()
-        print(f"Ray Data at {rates['Ray Data'] / rates['in process']:.0%} of in process")
+    for workers in (1, 2):
+        print(
+            f"{workers} workers: Ray Data at {rates['Ray Data', workers] / rates['in process', workers]:.0%} of in process"
+        )
+    for way in ("in process", "Ray Data"):
+        times = rates[way, 2] / rates[way, 1]
+        print(f"{way}: two workers {times:.2f} times one, {times / limit:.0%} of the limit")
 
 
 def plan() -> None:

@@ -203,6 +203,17 @@ def test_the_number_of_threads_changes_no_bit_and_stays_as_it_was(tiny_bert, mak
     assert one.ids == many.ids
 
 
+def test_one_bad_row_among_ten_thousand_costs_that_row_only(tiny_bert, make_domain, tmp_path) -> None:
+    texts = [f"w{n % 90} w{n // 90 % 90} w{n // 8100}" for n in range(10_000)]
+    texts[4321] = "w1 broken"  # a token without an embedding
+    domain = make_domain([(f"u{n:05d}", "i", text) for n, text in enumerate(texts)])
+    table = extract(spec_of(tiny_bert), domain, tmp_path, workers=1)
+    assert [row["id"] for row in table.manifest["rows"]["failed"]] == ["u04321"]
+    assert len(table.ids) == 9_999
+    assert "u04321" not in table.ids
+    assert np.isfinite(table.vectors).all()
+
+
 def test_progress_counts_texts_up_to_the_total(tiny_bert, make_domain, tmp_path) -> None:
     calls: list[tuple[int, int, int]] = []
     table = extract(spec_of(tiny_bert), make_domain(reviews()), tmp_path, progress=lambda *call: calls.append(call))
