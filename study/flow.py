@@ -23,10 +23,9 @@ from study.prepare import Inputs, Watch, describe_data, feature_figures, prepare
 from study.provenance import commit, versions
 from study.registry import Recommendation, recommend, register
 from study.report import ReportResult, is_current, redraw, report
-from study.results import Results, load_results, read_config
+from study.results import Results, load_results
 from study.select import Best, best_per_cell
 from study.subject import Subject, subject_of
-from trainables.door import make_config
 from trainables.task import TaskFolders
 
 DOOR = "trainables.door:run"
@@ -121,13 +120,12 @@ class Study:
     def sweep(self, parameter: str) -> Summary:
         """One field varied, everything else at the best configuration."""
         part = f"sweep:{parameter}"
-        best = self._start_configs(part, self.plan.sweeps[parameter].start)
+        best = self._best_configs(part) if self.plan.sweeps[parameter].start == "best" else {}
         return self._run(part, parts.sweep_jobs(self.plan, parameter, self._folders, best))
 
     def ablate(self) -> Summary:
         """Variants of the best configuration."""
-        start = self.plan.ablate.start if self.plan.ablate else "base"
-        return self._run("ablate", parts.ablation_jobs(self.plan, self._folders, self._start_configs("ablate", start)))
+        return self._run("ablate", parts.ablation_jobs(self.plan, self._folders, self._best_configs("ablate")))
 
     def score(self) -> Summary:
         """The best configuration and the simple predictors on test; the only verb that opens test data."""
@@ -211,21 +209,6 @@ class Study:
 
     def _folders(self, cell: Cell, flavour: str) -> TaskFolders:
         return self.inputs.tasks[cell.name, flavour]
-
-    def _start_configs(self, part: str, start: str) -> dict[str, Mapping[str, Any]]:
-        """What a part starts from, by cell: the cell's best, the plan's base, or in all cells that of a named run."""
-        if start == "base":
-            return {}
-        if start == "best":
-            return self._best_configs(part)
-        document = read_config(self.tracking_uri, start)
-        model, config = document.get("model"), document.get("config")
-        if model != self.plan.model or not isinstance(config, dict):
-            raise InputError(
-                f"{part}: run {start} is of model {model}, the plan's is {self.plan.model}; name another run"
-            )
-        make_config(self.plan.model, config, f"{part}: config of run {start}")
-        return {cell.name: config for cell in self.plan.cells}
 
     def _best_configs(self, part: str) -> dict[str, Mapping[str, Any]]:
         """The best configuration by cell; the plan's base where it has no search."""

@@ -14,7 +14,7 @@ from trainables.task import TaskFolders
 Folders = Callable[[Cell, str], TaskFolders | None]
 """(cell, flavour) -> its task, or None where only names are asked for."""
 Configs = Mapping[str, Mapping[str, Any]]
-"""Cell name -> configuration that the part starts from: that of the cell's best search trial, or of a named run."""
+"""Cell name -> configuration of its best search trial."""
 
 
 def search_jobs(plan: Plan, folders: Folders) -> list[Job]:
@@ -34,7 +34,7 @@ def sweep_jobs(plan: Plan, parameter: str, folders: Folders, best: Configs) -> l
     jobs = []
     for value in sweep.values:
         for cell in plan.cells:
-            config = dict(best.get(cell.name, {})) if sweep.start != "base" else {}
+            config = dict(best.get(cell.name, {})) if sweep.start == "best" else {}
             at = cell
             if parameter == RATIO:
                 at = replace(cell, ratio=value)

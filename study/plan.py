@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import random
-import re
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -145,7 +144,7 @@ class SweepPlan:
 
     values: tuple[Any, ...]
     seeds: tuple[int, ...] = (0, 1, 2)
-    start: str = "best"  # best | base | id of an MLflow run, whose configuration all cells start from
+    start: str = "best"  # best | base
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,7 +153,6 @@ class AblationPlan:
 
     variants: tuple[str, ...]
     seeds: tuple[int, ...] = (0, 1, 2)
-    start: str = "best"  # as of a sweep
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -382,7 +380,8 @@ def _part_checks(plan: Plan, place: str) -> list[str]:
     faults = []
     ablations = load_model(plan.model).ABLATIONS
     for parameter, sweep in plan.sweeps.items():
-        faults += _start_checks(sweep.start, f"{place}: sweeps.{parameter}.start")
+        if sweep.start not in FROM:
+            faults.append(f"{place}: sweeps.{parameter}.start is {sweep.start!r}; choose from {', '.join(FROM)}")
         if not sweep.values or any(value in sweep.values[:i] for i, value in enumerate(sweep.values)):
             shown = _shown(list(sweep.values))
             faults.append(f"{place}: sweeps.{parameter}.values is {shown}; give at least one, each once")
@@ -394,7 +393,6 @@ def _part_checks(plan: Plan, place: str) -> list[str]:
     variants = plan.ablate.variants if plan.ablate else ("",)
     if not variants or len(set(variants)) < len(variants):
         faults.append(f"{place}: ablate.variants is {_shown(list(variants))}; give at least one, each once")
-    faults += _start_checks(plan.ablate.start, f"{place}: ablate.start") if plan.ablate else []
     for variant in plan.ablate.variants if plan.ablate else ():
         if variant not in ablations:
             known = ", ".join(ablations)
@@ -459,12 +457,6 @@ def _seeds(plan: Plan) -> list[tuple[str, tuple[int, ...]]]:
         *((f"sweeps.{name}.seeds", sweep.seeds) for name, sweep in plan.sweeps.items()),
         *((name, (seed,)) for name, seed in single.items()),
     ]
-
-
-def _start_checks(start: str, place: str) -> list[str]:
-    if start in FROM or re.fullmatch(r"[0-9a-f]{32}", start):
-        return []
-    return [f"{place} is {start!r}; choose from {', '.join(FROM)}, or give the id of an MLflow run"]
 
 
 def _ratio_checks(plan: Plan, values: Sequence[Any], place: str) -> list[str]:

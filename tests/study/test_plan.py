@@ -142,10 +142,7 @@ def test_a_reverse_task_is_a_cell_of_its_own(tmp_path: Path) -> None:
             "plan.yaml: search.sampler: must be one of TPESampler, RandomSampler, GPSampler, QMCSampler, CmaEsSampler, "
             "NSGAIISampler, NSGAIIISampler, GridSampler, got 'Grid'",
         ),
-        (
-            {"sweeps__steps__start": "last"},
-            "plan.yaml: sweeps.steps.start is 'last'; choose from best, base, or give the id of an MLflow run",
-        ),
+        ({"sweeps__steps__start": "last"}, "plan.yaml: sweeps.steps.start is 'last'; choose from best, base"),
         (
             {"sweeps__steps__values": [1]},
             "plan.yaml: sweeps.steps: steps is 1; give a number of at least 2",
