@@ -98,11 +98,12 @@ def ours(home: Path, trials: int, seconds: float, name: str) -> list[tuple[float
     return marks
 
 
-def timed(function: Callable[..., None], spent: list[float]) -> Callable[..., None]:
-    def wrapper(*args: Any, **kwargs: Any) -> None:
+def timed(function: Callable[..., str], spent: list[float]) -> Callable[..., str]:
+    def wrapper(*args: Any, **kwargs: Any) -> str:
         began = time.perf_counter()
-        function(*args, **kwargs)
+        answer = function(*args, **kwargs)
         spent.append(time.perf_counter() - began)
+        return answer
 
     return wrapper
 
@@ -120,9 +121,7 @@ def main() -> None:
         marks = ours(home, args.trials + 1, 0.0, "short")
         (wall, cpu), (wall_end, cpu_end) = marks[1], marks[-1]  # the first trial pays for its worker
         wall, cpu = (wall_end - wall) / args.trials, (cpu_end - cpu) / args.trials
-        tenth = max(1, args.trials // 10)
-        early = (marks[1 + tenth][0] - marks[1][0]) / tenth
-        late = (marks[-1][0] - marks[-1 - tenth][0]) / tenth
+        print(f"s per trivial trial of {EPOCHS} epochs: ours {wall:.2f}", flush=True)
 
         from study.searcher import JobScheduler
 
@@ -130,18 +129,18 @@ def main() -> None:
         JobScheduler.on_trial_result = timed(JobScheduler.on_trial_result, spent)  # type: ignore[method-assign]
         long_marks = ours(home, 2, args.long, "long")
         long = long_marks[2][0] - long_marks[1][0] - args.long
+        messages = spent[len(spent) // 2 :]
+        print(
+            f"a trial of {args.long:g} s in {len(messages)} messages: {long:+.2f} s, {100 * long / args.long:.1f} % of it\n"
+            f"driver, ms per message: mean {1e3 * sum(messages) / len(messages):.1f}, max {1e3 * max(messages):.1f}",
+            flush=True,
+        )
         slow_wall, slow_cpu = obvious(home, max(3, args.trials // 4))
-    messages = spent[len(spent) // 2 :]
-    print(f"s per trivial trial of {EPOCHS} epochs: ours {wall:.2f}, obvious {slow_wall:.2f}: {slow_wall / wall:.1f}x")
+    print(f"s per trivial trial: obvious {slow_wall:.2f}, ours {wall:.2f}: {slow_wall / wall:.1f}x")
     print(
         f"driver CPU, ms per epoch: ours {1e3 * cpu / EPOCHS:.2f}, obvious {1e3 * slow_cpu / EPOCHS:.1f}: "
         f"{slow_cpu / cpu:.0f}x"
     )
-    print(f"first {tenth} of {args.trials} trials {early:.2f} s each, last {tenth} {late:.2f} s each")
-    print(
-        f"a trial of {args.long:g} s in {len(messages)} messages: {long:+.2f} s, {100 * long / args.long:.1f} % of it"
-    )
-    print(f"driver, ms per message: mean {1e3 * sum(messages) / len(messages):.1f}, max {1e3 * max(messages):.1f}")
 
 
 if __name__ == "__main__":

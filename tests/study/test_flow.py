@@ -161,18 +161,6 @@ def test_without_a_search_everything_starts_from_base(tmp_path: Path) -> None:
     assert (run.info.status, run.data.params["steps"], run.data.params["lr"]) == ("FINISHED", "5", "0.005")
     assert "run `study score`" in ran.out, "what is missing is said, and no reason to fail"
 
-    from_run = write_plan(
-        tmp_path, drop=("search", "score"), ratios=[0.5], base={**PLAN["base"], "lr": 0.001},
-        sweeps={"dropout": {"values": [0.2], "seeds": [0], "start": run.info.run_id}},
-        ablate={"variants": ["wo_side"], "seeds": [0], "start": run.info.run_id},
-    )  # fmt: skip
-    assert study("run", from_run, "--home", tmp_path / "home").code == 0
-    params = {found.data.tags["study.trial"].split("/")[-1]: found.data.params for found in runs(tmp_path / "home")}
-    assert set(params) == {"steps=5", "dropout=0.2", "full", "wo_side"}
-    assert {(of["steps"], of["lr"]) for of in params.values()} == {("5", "0.005")}, "those of the named run"
-    unknown = write_plan(tmp_path, drop=("search", "score"), sweeps={"steps": {"values": [5], "start": "0" * 32}})
-    assert f"run {'0' * 32}: is not in sqlite" in study("sweep", unknown, "--home", tmp_path / "home").fault
-
 
 @pytest.mark.usefixtures("fresh_ray")
 def test_reviews_of_test_users_change_no_validation_and_no_choice(
