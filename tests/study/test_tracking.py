@@ -273,12 +273,12 @@ def test_one_best_trial_per_cell(part: Part) -> None:
     finished(part, values)
     chosen = tracking.mark_best(part.client, part.id, metric="val_rmse", direction="minimize")
     assert set(chosen) == {"books->movies@0.2", "books->movies@0.5"}
-    assert best(part) == {"search books->movies@0.2 0001": "true", "search books->movies@0.5 0000": "true"}
+    assert best(part) == {"books->movies@0.2 search 0001": "true", "books->movies@0.5 search 0000": "true"}
     finished(part, {**values, (0.2, "0003"): 0.25})
     tracking.mark_best(part.client, part.id, metric="val_rmse", direction="minimize")
-    assert best(part) == {"search books->movies@0.2 0003": "true", "search books->movies@0.5 0000": "true"}
+    assert best(part) == {"books->movies@0.2 search 0003": "true", "books->movies@0.5 search 0000": "true"}
     chosen = tracking.mark_best(part.client, part.id, metric="val_rmse", direction="maximize")
-    assert best(part) == {"search books->movies@0.2 0000": "true", "search books->movies@0.5 0000": "true"}
+    assert best(part) == {"books->movies@0.2 search 0000": "true", "books->movies@0.5 search 0000": "true"}
     shown = part.client.get_experiment(part.id).tags["mlflow.note.content"].splitlines()[4:]
     links = [f"(#/experiments/{part.id}/runs/{chosen[cell]}) | {value:.4f} |" for cell, value in
              (("books->movies@0.2", 1.0), ("books->movies@0.5", 2.0))]  # fmt: skip
