@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 _TAG = "mlflow.sharedViewState."
 _NOTE = "mlflow.note.content"
-_ALL = "tags.\"study.part\" = 'search'"
+_ALL = "tags.\"study.trial\" LIKE 'search/%'"  # the part's own run has the tag `study.part`, and no trial
 
 
 def describe(
@@ -35,7 +35,7 @@ def describe(
     views = {
         "best": ("Best trial of each cell", "tags.\"study.best\" = 'true'", by_name, columns),
         "search": ("All search trials", _ALL, order, columns),
-        "score": ("Scores on test users", "tags.\"study.part\" = 'score'", by_name, scores),
+        "score": ("Scores on test users", "tags.\"study.trial\" LIKE 'score/%'", by_name, scores),
     }
     for key, (name, condition, sort, shown) in views.items():
         _save(client, experiment_id, key, name, {"searchFilter": condition, **sort, "selectedColumns": shown})

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import optuna
-import pandas as pd
 import pytest
 import yaml
 
@@ -19,6 +17,9 @@ from study import results, tracking
 from study.jobs import Cell, Job, Objective
 from study.pareto import front, mark_front
 from study.tracking import EpochReport, PartTracker
+from study.tradeoffs import pareto
+
+from .store import MUSIC
 
 if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
@@ -298,29 +299,27 @@ def test_the_pareto_front_is_that_of_optuna() -> None:
     assert front([], BOTH) == []
 
 
-def test_runs_on_the_front_are_tagged_and_drawn(part: Part) -> None:
+def test_runs_on_the_front_are_tagged_and_the_report_draws_them(part: Part) -> None:
     def tagged(trials: dict[str, tuple[float, float]]) -> set[str]:
         tracker = part.open()
         tracker.start_part()
         for name, (rmse, ndcg) in trials.items():
             start(tracker, job(name))
             report = final(rmse)
-            tracker.finish(job(name).trial, replace(report, metrics={**report.metrics, "val_ndcg20": ndcg}))
+            tracker.finish(job(name).trial, replace(report, metrics={**report.metrics, "val_mae": ndcg}))
         tracker.end_part("FINISHED")
-        fronts = mark_front(part.client, part.id, BOTH)
-        found = {run.data.tags["study.trial"][-4:] for run in part.runs().values() if "study.pareto" in run.data.tags}
-        assert found == {trial[-4:] for trial in fronts.points.loc[fronts.points["front"], "trial"]}
-        return found
+        mark_front(part.client, part.id, objectives)
+        return {run.data.tags["study.trial"][-4:] for run in part.runs().values() if "study.pareto" in run.data.tags}
 
-    assert tagged({"0000": (1.0, 0.9), "0001": (0.5, 0.8), "0002": (1.1, 0.85)}) == {"0000", "0001"}
-    assert tagged({"0003": (0.9, 0.95)}) == {"0001", "0003"}, "a better trial takes the tag away"
-    parent = part.runs()["search"].info.run_id
-    assert {file.path for file in part.client.list_artifacts(parent, "figures")} == {
-        "figures/pareto.csv", "figures/pareto.png",
-    }  # fmt: skip
-    points = pd.read_csv(io.StringIO(results.read_artifact(part.client.tracking_uri, parent, "figures/pareto.csv")))
+    objectives = (BOTH[0], Objective(metric="val_mae", direction="minimize"))
+    assert tagged({"0000": (1.0, 0.1), "0001": (0.5, 0.2), "0002": (1.1, 0.15)}) == {"0000", "0001"}
+    assert tagged({"0003": (0.9, 0.05)}) == {"0001", "0003"}, "a better trial takes the tag away"
+    experiment = part.client.get_experiment(part.id).name
+    figure = pareto(results.load_results(part.client.tracking_uri, experiment, MUSIC))
+    assert (figure.x, figure.y) == ("val_rmse", "val_mae")
+    points = figure.points()
     assert list(points["val_rmse"]) == [1.0, 0.5, 1.1, 0.9]
-    assert list(points["front"]) == [False, True, False, True]
+    assert list(points["on_front"]) == [False, True, False, True]
 
 
 def test_a_run_without_a_config_cannot_be_read(part: Part) -> None:
