@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -87,8 +89,8 @@ def test_a_finished_trial_has_all_that_the_ui_needs(part: Part, tmp_path: Path) 
     )
     tracker.end_part("FINISHED")
     runs = part.runs()
-    assert set(runs) == {"search", "search books->movies@0.2 0000"}
-    run, parent = runs["search books->movies@0.2 0000"], runs["search"]
+    assert set(runs) == {"search", "books->movies@0.2 search 0000"}
+    run, parent = runs["books->movies@0.2 search 0000"], runs["search"]
     assert (run.info.status, parent.info.status) == ("FINISHED", "FINISHED")
     run_id = run.info.run_id
     expected = {
@@ -129,7 +131,7 @@ def test_variants_are_tagged(part: Part) -> None:
         tracker.start_part()
         start(tracker, job(name, part_name))
         tracker.end_part("KILLED")
-        run = part.runs()[f"{part_name} books->movies@0.2 {name}"]
+        run = part.runs()[f"books->movies@0.2 {part_name} {name}"]
         assert run.data.tags.get("study.variant") == variant
 
 
@@ -174,8 +176,8 @@ def test_what_a_dead_driver_left_open_is_settled(part: Part) -> None:
     status = {name: run.info.status for name, run in part.runs().items()}
     assert status == {
         "search": "FINISHED",
-        "search books->movies@0.2 0000": "FINISHED",
-        "search books->movies@0.2 0001": "KILLED",
+        "books->movies@0.2 search 0000": "FINISHED",
+        "books->movies@0.2 search 0001": "KILLED",
     }
 
 
@@ -187,7 +189,7 @@ def test_leaving_a_part_closes_its_runs_as_killed(part: Part) -> None:
     tracker.end_part("KILLED")
     runs = part.runs()
     assert {run.info.status for run in runs.values()} == {"KILLED"}
-    trial_run = runs["search books->movies@0.2 0000"]
+    trial_run = runs["books->movies@0.2 search 0000"]
     assert part.series(trial_run.info.run_id, "epoch/val_rmse") == [(1, 1.5)], "what was reported is kept"
 
 
@@ -234,7 +236,7 @@ def test_a_run_that_was_replaced_goes_even_after_a_death_in_between(part: Part) 
     third = part.open()
     assert (third.runs[trial].run_id, third.dropped) == (new, 1)
     assert part.client.get_run(old).info.lifecycle_stage == "deleted"
-    assert part.runs()["search books->movies@0.2 0000"].info.run_id == new
+    assert part.runs()["books->movies@0.2 search 0000"].info.run_id == new
 
 
 def test_epochs_of_a_long_trial_are_sent_on_the_way(part: Part, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -280,10 +282,22 @@ def test_one_best_trial_per_cell(part: Part) -> None:
     assert best(part) == {"books->movies@0.2 search 0003": "true", "books->movies@0.5 search 0000": "true"}
     chosen = tracking.mark_best(part.client, part.id, metric="val_rmse", direction="maximize")
     assert best(part) == {"books->movies@0.2 search 0000": "true", "books->movies@0.5 search 0000": "true"}
-    shown = part.client.get_experiment(part.id).tags["mlflow.note.content"].splitlines()[4:]
+    tags = part.client.get_experiment(part.id).tags
+    first, *_ = lines = tags["mlflow.note.content"].splitlines()
+    shown = lines[6:]
     links = [f"(#/experiments/{part.id}/runs/{chosen[cell]}) | {value:.4f} |" for cell, value in
              (("books->movies@0.2", 1.0), ("books->movies@0.5", 2.0))]  # fmt: skip
     assert [link in line for link, line in zip(links, shown, strict=True)] == [True, True]
+    views = {
+        key: json.loads(tags[f"mlflow.sharedViewState.{key}"])
+        for key in re.findall(r"ShareKey=([\w-]+)", "".join(lines))
+    }
+    assert list(views) == ["best", "search", "score", "cell-0", "cell-1"]
+    assert first.startswith(f"[{views['best']['name']}](#/experiments/{part.id}/runs?viewStateShareKey=best)")
+    state = json.loads(views["cell-1"]["state"])
+    assert state["searchFilter"].endswith("tags.\"study.cell\" = 'books->movies@0.5'")
+    assert (state["orderByKey"], state["orderByAsc"]) == ("metrics.`val_rmse`", False)
+    assert state["compareRunCharts"][0]["selectedMetrics"] == ["val_rmse"]
 
 
 BOTH = (Objective(metric="val_rmse", direction="minimize"), Objective(metric="val_ndcg20", direction="maximize"))
