@@ -42,18 +42,17 @@ def claims_table(results: Results, judged: Sequence[Judged]) -> Table:
         record |= {"sentence": claim.sentence, **_record(at)}
         records.append(record | {"agreeing": each.agreeing, "measured": each.measured, "why": each.why})
         words = claim.name.replace("wo-", "w/o ").replace("-", " ")
-        line: dict[str, str] = {"Verdict": f"**{each.verdict}**", "Claim": words, "Place": claim.place}
-        line["In print"] = "–" if each.in_print is None else f"{each.in_print[0]} of {each.in_print[1]}"
-        line["Effect [95%]"] = line["Seeds"] = line["Users"] = "–"
+        line: dict[str, str] = {"Verdict": f"**{each.verdict}**", "Claim": words, "Effect [95%]": "–"}
+        line["What was compared, what it needs"] = each.why or "one comparison"
+        line["Seeds"] = line["Users"] = "–"
         if at.found is not None:
             interval = interval_text(at.found.interval(), signed=True, digits=digits)
             line["Effect [95%]"] = f"{at.better} over {at.worse}, {_arrow(at.cell)}, {at.metric}: {interval}"
             line |= {"Seeds": str(at.found.seeds), "Users": f"{at.found.users:,}"}
-        line["Published"] = "–" if at.printed is None else f"{at.printed:+.4f}"
         line["p"] = "–" if math.isnan(each.p) else f"{each.p:.2g}"
-        shown.append(
-            line | {"What was compared, what it needs": each.why or "one comparison", "In words": claim.sentence}
-        )
+        line["Published"] = "–" if at.printed is None else f"{at.printed:+.4f}"
+        line["In print"] = "–" if each.in_print is None else f"{each.in_print[0]} of {each.in_print[1]}"
+        shown.append(line | {"Place": claim.place, "In words": claim.sentence})
     paper = results.subject.paper
     assert paper is not None, "its claims were judged"
     simulated = " — simulated data" if results.simulated else ""

@@ -41,6 +41,7 @@ from study.jobs import RATIO
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 STROKES = ("-", (0, (5, 2)), (0, (1.5, 1.5)), (0, (5, 2, 1.5, 2)))
+DPI = 160  # of the PNGs
 _GREY = "#6b7280"
 _STYLE: Any = {  # matplotlib types its keys as literals
     "font.family": "DejaVu Sans",
@@ -75,7 +76,7 @@ def save(figure: Figure, folder: Path) -> dict[str, Path]:
         canvas = _draw(figure)
         canvas.draw_without_rendering()  # lays it out, once for both files: saving does it again, drawing all twice
         canvas.set_layout_engine("none")
-        canvas.savefig(paths["png"], dpi=160, metadata={"Software": None})
+        canvas.savefig(paths["png"], dpi=DPI, metadata={"Software": None})
         canvas.savefig(paths["svg"], metadata={"Date": None, "Creator": None})
     figure.points().to_csv(paths["csv"], index=False, lineterminator="\n")
     return paths
@@ -177,8 +178,9 @@ def _groups(figure: Sensitivity) -> Canvas:
     if len(ratios) == 1:
         canvas.legend(handles=[Line2D([], [], color=_GREY, label=_bars(figure))], loc="outside lower center")
         return canvas
+    best = {mark.low for mark in figure.marks}
     handles = [
-        Line2D([], [], color=_GREY, linestyle="", label=str(value), **_category(k, _GREY))
+        Line2D([], [], color=_GREY, linestyle="", label=f"{value} ★" if value in best else value, **_category(k, _GREY))
         for k, value in enumerate(figure.values)
     ]
     title = f"{figure.head.subject.label(figure.parameter)} ({_bars(figure)})"

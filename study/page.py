@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import re
+import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
@@ -12,6 +13,7 @@ from pathlib import Path
 import pandas as pd
 
 from study.claims import FAILS, HOLDS, UNDECIDED
+from study.drawing import DPI
 from study.figures import Figure, Sensitivity
 from study.results import Results
 from study.tables import Table
@@ -155,7 +157,11 @@ def _cell(text: str) -> str:
 
 def _figure(results: Results, figure: Figure, folder: Path) -> str:
     head = figure.head
-    data = base64.b64encode((folder / f"{head.name}.png").read_bytes()).decode("ascii")
+    picture = (folder / f"{head.name}.png").read_bytes()
+    width, height = (
+        round(96 / DPI * size) for size in struct.unpack(">II", picture[16:24])
+    )  # the same text size in all
+    data = base64.b64encode(picture).decode("ascii")
     notes = "".join(f"<br>{escape(note)}" for note in head.notes)
     points = figure.points()
     shown = _grid(f"Points of {head.name}", points.map(_short), "h4") if len(points) <= _POINTS else ""
@@ -163,7 +169,8 @@ def _figure(results: Results, figure: Figure, folder: Path) -> str:
     return (
         f'<h3 id="{head.name}">{escape(head.title)}</h3>\n<figure>\n'
         f'<div class="scroll" role="region" tabindex="0" aria-label="{escape(head.title, quote=True)}">'
-        f'<img alt="{escape(head.alt, quote=True)}" src="data:image/png;base64,{data}"></div>\n'
+        f'<img alt="{escape(head.alt, quote=True)}" width="{width}" height="{height}" '
+        f'src="data:image/png;base64,{data}"></div>\n'
         f"<figcaption>Remade by <code>{escape(_command(results, figure))}</code>; files "
         f"<code>figures/{head.name}.png</code>, <code>.svg</code>, points <code>.csv</code>.{notes}</figcaption>\n"
         f"</figure>\n{folded}"

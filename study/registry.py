@@ -48,6 +48,7 @@ SCRIPT = '''"""What mlflow.pyfunc loads; the packages beside this file do the wo
 
 from pathlib import Path
 
+import pandas as pd
 from mlflow.models import set_model
 from mlflow.pyfunc import PythonModel
 from trainables.serving import Served
@@ -57,7 +58,7 @@ class Recommender(PythonModel):
     def load_context(self, context):
         self.served = Served(Path(context.artifacts["model"]))
 
-    def predict(self, context, model_input, params=None):
+    def predict(self, context, model_input: pd.DataFrame, params=None):
         return self.served.recommend(model_input, int((params or {}).get("n", 10)))
 
 

@@ -57,6 +57,7 @@ class Results:
     ]  # data_key, feature_key, commit, versions, device -> values over finished trials
     duplicates: tuple[str, ...]  # trials with more than one finished run; the newest one counts
     foreign: int  # runs of the experiment that no study wrote
+    objectives: tuple[str, ...] = ()  # metrics that the search optimised together; empty: the selection metric alone
 
     def finished(self, part: str | None = None) -> pd.DataFrame:
         """The finished trials (of one part)."""
@@ -148,6 +149,7 @@ def load_results(tracking_uri: str, experiment: str, subject: Subject) -> Result
         tags={name: _values(finished, name) for name in ("data_key", "feature_key", "commit", "versions", "device")},
         duplicates=duplicates,
         foreign=len(runs) - len(ours),
+        objectives=_objectives(ours),
     )
 
 
@@ -226,6 +228,12 @@ def _age(run: Run) -> tuple[int, str]:
 
 def _is_true(run: Run, tag: str) -> bool:
     return str(run.data.tags.get(f"{TAG}{tag}", "")).lower() == "true"
+
+
+def _objectives(runs: Sequence[Run]) -> tuple[str, ...]:
+    """As the newest run that says them does."""
+    told = [run for run in sorted(runs, key=_age) if f"{TAG}objectives" in run.data.tags]
+    return tuple(told[-1].data.tags[f"{TAG}objectives"].split(",")) if told else ()
 
 
 def _values(runs: Sequence[Run], tag: str) -> tuple[str, ...]:

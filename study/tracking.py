@@ -21,6 +21,7 @@ import yaml
 from features.errors import InputError
 from study.jobs import Direction, Job
 from study.spool import Spool
+from study.views import describe
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
@@ -250,7 +251,7 @@ class PartTracker:
             return
         assert self._parent is not None, "start_part comes first"
         tags = {**self._tags, **_job_tags(job), "study.fingerprint": fingerprint, "mlflow.parentRunId": self._parent}
-        run_name = f"{job.part} {job.cell.name} {job.name}"
+        run_name = f"{job.cell.name} {job.part} {job.name}"  # the UI cuts long names at the end
         run_id = self._write.create_run(self._experiment_id, run_name=run_name, tags=_tags(tags)).info.run_id
         self._open[job.trial] = _Open(run_id=run_id, logged_epoch=-1)
         self._log(run_id, params=_params(job, config), tags={"study.command": f"study rerun {run_id}{self._home}"})
@@ -355,31 +356,18 @@ def mark_best(
     experiment's description becomes a table of them.
     """
     sign = 1.0 if direction == "minimize" else -1.0
-    best: dict[str, tuple[float, str, str]] = {}
-    commands: dict[str, str] = {}
-    marked: set[str] = set()
-    for run in find_runs(client, experiment_id, part):
-        tags = run.data.tags
-        if tags.get("study.best") == "true":
-            marked.add(run.info.run_id)
-        if "study.trial" in tags and run.info.status == FINISHED:
-            entry = (sign * run.data.metrics[metric], tags["study.trial"], run.info.run_id)
-            best[tags["study.cell"]] = min(best.get(tags["study.cell"], entry), entry)
-            commands[run.info.run_id] = tags.get("study.command", "")
-    chosen = {cell: run_id for cell, (_, _, run_id) in best.items()}
+    runs = list(find_runs(client, experiment_id, part))
+    finished = [run for run in runs if "study.trial" in run.data.tags and run.info.status == FINISHED]
+    best: dict[str, Run] = {}
+    for run in sorted(finished, key=lambda run: (sign * run.data.metrics[metric], run.data.tags["study.trial"])):
+        best.setdefault(run.data.tags["study.cell"], run)
+    chosen = {cell: str(run.info.run_id) for cell, run in best.items()}
+    marked = {str(run.info.run_id) for run in runs if run.data.tags.get("study.best") == "true"}
     for run_id in set(chosen.values()) - marked:
         client.set_tag(run_id, "study.best", "true")
     for run_id in marked - set(chosen.values()):
         client.delete_tag(run_id, "study.best")
-    rows = "".join(
-        f"| {cell} | [{trial}](#/experiments/{experiment_id}/runs/{run_id}) | {sign * value:.4f} | `{commands[run_id]}` |\n"
-        for cell, (value, trial, run_id) in sorted(best.items())
-    )
-    client.set_experiment_tag(
-        experiment_id, "mlflow.note.content",
-        f"The best trial of each cell by validation `{metric}` (filter: `tags.\"study.best\" = 'true'`):\n\n"
-        f"| cell | trial | {metric} | trains it again |\n|---|---|---|---|\n{rows}",
-    )  # fmt: skip
+    describe(client, experiment_id, finished=finished, best=best, metric=metric, direction=direction)
     return chosen
 
 

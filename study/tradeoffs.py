@@ -14,10 +14,17 @@ from study.subject import in_group
 
 
 def pareto(results: Results) -> Tradeoff:
-    """Both metrics (or protocols) of the sensitivity figures against each other."""
+    """The first two objectives of the search; where it has one, both metrics (or protocols) of the sensitivity figures."""
     kind = results.subject.kind
     names = [f"val_{in_group(name, group)}" for name in kind.sensitivity for group in kind.groups]
-    return _tradeoff(results, "pareto", "Search trials by two metrics: the Pareto front", names[0], names[1])
+    x, y, *others = results.objectives or names[:2]
+    title = "Search trials by two metrics: the Pareto front"
+    if not others:
+        return _tradeoff(results, "pareto", title, x, y)
+    note = (
+        f"The search also had {', '.join(others)} as objectives: runs on the front of all have the tag `study.pareto`."
+    )
+    return _tradeoff(results, "pareto", title, x, y, (note,))
 
 
 def cost(results: Results) -> Tradeoff:
@@ -26,7 +33,7 @@ def cost(results: Results) -> Tradeoff:
     return _tradeoff(results, "cost_quality", title, "seconds", results.subject.selection[0])
 
 
-def _tradeoff(results: Results, name: str, title: str, x: str, y: str) -> Tradeoff:
+def _tradeoff(results: Results, name: str, title: str, x: str, y: str, notes: tuple[str, ...] = ()) -> Tradeoff:
     rows = results.validation()
     columns = [f"metrics.{x}", f"metrics.{y}"]
     if rows.empty or not set(columns) <= set(rows.columns):
@@ -38,7 +45,9 @@ def _tradeoff(results: Results, name: str, title: str, x: str, y: str) -> Tradeo
         f"{cloud.cell}: {len(cloud.front)} of {len(cloud.trials)} trials on the front" for cloud in clouds
     )
     simulated = " — simulated data" if results.simulated else ""
-    return Tradeoff(Head(results.subject, name, title + simulated, alt + ".", palette_of(results)), x, y, tuple(clouds))
+    return Tradeoff(
+        Head(results.subject, name, title + simulated, alt + ".", palette_of(results), notes), x, y, tuple(clouds)
+    )
 
 
 def _cloud(results: Results, rows: pd.DataFrame, columns: Sequence[str], selected: str) -> Cloud:

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import html
-import itertools
-import json
 import re
 import shutil
-import subprocess
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -216,40 +213,6 @@ def test_cost_is_the_ended_trials_and_the_time_in_which_any_ran(results: Results
 def test_a_front_is_what_nothing_beats_in_both() -> None:
     assert front([1, 2, 3, 2, 0], [3, 2, 1, 1, 3]) == (0, 1, 2)
     assert front([1, 1], [1, 2]) == (1,)
-
-
-@pytest.mark.skipif(shutil.which("chromium") is None, reason="there is no chromium")
-def test_a_browser_shows_the_page_without_an_error(store: Store, tmp_path: Path) -> None:
-    """Every image loads, nothing is said on the console or asked of the network, no two ids, each region has a name."""
-    made = report(store.uri, store.experiment, MUSIC, tmp_path / "out")
-    check = """<script>addEventListener('load', () => {
-      const all = selector => [...document.querySelectorAll(selector)];
-      document.title = JSON.stringify({
-        images: all('img').map(e => e.complete && e.naturalWidth > 100),
-        unnamed: all('[role=region],img,table').filter(e => !(e.getAttribute('aria-label') || e.alt)).length,
-        ids: all('[id]').map(e => e.id),
-        levels: all('h1,h2,h3,h4').map(e => +e.tagName[1]),
-        still: all('.scroll').filter(e => e.tabIndex !== 0).length,
-        wide: document.documentElement.scrollWidth > window.innerWidth,
-        lang: document.documentElement.lang,
-        outside: performance.getEntriesByType('resource').filter(e => !e.name.startsWith('data:')).length,
-      });
-    });</script></body>"""
-    page = tmp_path / "checked.html"
-    page.write_text(made.page.read_text(encoding="utf-8").replace("</body>", check), encoding="utf-8")
-    words = ["chromium", "--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking",
-             "--window-size=390,800", f"--user-data-dir={tmp_path / 'profile'}", "--enable-logging=stderr", "--dump-dom",
-             page.as_uri()]  # fmt: skip
-    ran = subprocess.run(words, capture_output=True, text=True, timeout=120, check=True)
-    assert "CONSOLE" not in ran.stderr
-    title = re.search(r"<title>(.*?)</title>", ran.stdout)
-    assert title is not None
-    found = json.loads(html.unescape(title[1]))
-    assert len(found["images"]) == len(made.figures)
-    assert all(found["images"])
-    assert (found["unnamed"], found["still"], found["wide"], found["lang"], found["outside"]) == (0, 0, False, "en", 0)
-    assert len(set(found["ids"])) == len(found["ids"])
-    assert all(after <= before + 1 for before, after in itertools.pairwise(found["levels"])), "no level is left out"
 
 
 def test_text_can_be_read_on_its_ground() -> None:

@@ -100,11 +100,11 @@ def test_a_server_that_is_away_costs_no_trial_and_no_metric(tmp_path: Path, monk
             run.info.run_name: run
             for run in tracking.find_runs(client, client.get_experiment_by_name("e").experiment_id)
         }
-        assert sorted(runs) == ["search", "search books->movies@0.2 0000", "search books->movies@0.2 0001"]
+        assert sorted(runs) == ["books->movies@0.2 search 0000", "books->movies@0.2 search 0001", "search"]
         assert {run.info.status for run in runs.values()} == {"FINISHED"}
         run_id = again.runs[JOB.trial].run_id
         for name, steps in (("0000", [1, 2, 3]), ("0001", [1, 2])):
-            run = runs[f"search books->movies@0.2 {name}"]
+            run = runs[f"books->movies@0.2 search {name}"]
             history = client.get_metric_history(run.info.run_id, "epoch/val_rmse")
             assert [entry.step for entry in history] == steps
             assert run.data.tags["study.command"].startswith(f"study rerun {run.info.run_id} ")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import io
+import json
+import re
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import optuna
-import pandas as pd
 import pytest
 import yaml
 
@@ -19,6 +19,9 @@ from study import results, tracking
 from study.jobs import Cell, Job, Objective
 from study.pareto import front, mark_front
 from study.tracking import EpochReport, PartTracker
+from study.tradeoffs import pareto
+
+from .store import MUSIC
 
 if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
@@ -86,8 +89,8 @@ def test_a_finished_trial_has_all_that_the_ui_needs(part: Part, tmp_path: Path) 
     )
     tracker.end_part("FINISHED")
     runs = part.runs()
-    assert set(runs) == {"search", "search books->movies@0.2 0000"}
-    run, parent = runs["search books->movies@0.2 0000"], runs["search"]
+    assert set(runs) == {"search", "books->movies@0.2 search 0000"}
+    run, parent = runs["books->movies@0.2 search 0000"], runs["search"]
     assert (run.info.status, parent.info.status) == ("FINISHED", "FINISHED")
     run_id = run.info.run_id
     expected = {
@@ -128,7 +131,7 @@ def test_variants_are_tagged(part: Part) -> None:
         tracker.start_part()
         start(tracker, job(name, part_name))
         tracker.end_part("KILLED")
-        run = part.runs()[f"{part_name} books->movies@0.2 {name}"]
+        run = part.runs()[f"books->movies@0.2 {part_name} {name}"]
         assert run.data.tags.get("study.variant") == variant
 
 
@@ -173,8 +176,8 @@ def test_what_a_dead_driver_left_open_is_settled(part: Part) -> None:
     status = {name: run.info.status for name, run in part.runs().items()}
     assert status == {
         "search": "FINISHED",
-        "search books->movies@0.2 0000": "FINISHED",
-        "search books->movies@0.2 0001": "KILLED",
+        "books->movies@0.2 search 0000": "FINISHED",
+        "books->movies@0.2 search 0001": "KILLED",
     }
 
 
@@ -186,7 +189,7 @@ def test_leaving_a_part_closes_its_runs_as_killed(part: Part) -> None:
     tracker.end_part("KILLED")
     runs = part.runs()
     assert {run.info.status for run in runs.values()} == {"KILLED"}
-    trial_run = runs["search books->movies@0.2 0000"]
+    trial_run = runs["books->movies@0.2 search 0000"]
     assert part.series(trial_run.info.run_id, "epoch/val_rmse") == [(1, 1.5)], "what was reported is kept"
 
 
@@ -233,7 +236,7 @@ def test_a_run_that_was_replaced_goes_even_after_a_death_in_between(part: Part) 
     third = part.open()
     assert (third.runs[trial].run_id, third.dropped) == (new, 1)
     assert part.client.get_run(old).info.lifecycle_stage == "deleted"
-    assert part.runs()["search books->movies@0.2 0000"].info.run_id == new
+    assert part.runs()["books->movies@0.2 search 0000"].info.run_id == new
 
 
 def test_epochs_of_a_long_trial_are_sent_on_the_way(part: Part, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -273,16 +276,28 @@ def test_one_best_trial_per_cell(part: Part) -> None:
     finished(part, values)
     chosen = tracking.mark_best(part.client, part.id, metric="val_rmse", direction="minimize")
     assert set(chosen) == {"books->movies@0.2", "books->movies@0.5"}
-    assert best(part) == {"search books->movies@0.2 0001": "true", "search books->movies@0.5 0000": "true"}
+    assert best(part) == {"books->movies@0.2 search 0001": "true", "books->movies@0.5 search 0000": "true"}
     finished(part, {**values, (0.2, "0003"): 0.25})
     tracking.mark_best(part.client, part.id, metric="val_rmse", direction="minimize")
-    assert best(part) == {"search books->movies@0.2 0003": "true", "search books->movies@0.5 0000": "true"}
+    assert best(part) == {"books->movies@0.2 search 0003": "true", "books->movies@0.5 search 0000": "true"}
     chosen = tracking.mark_best(part.client, part.id, metric="val_rmse", direction="maximize")
-    assert best(part) == {"search books->movies@0.2 0000": "true", "search books->movies@0.5 0000": "true"}
-    shown = part.client.get_experiment(part.id).tags["mlflow.note.content"].splitlines()[4:]
+    assert best(part) == {"books->movies@0.2 search 0000": "true", "books->movies@0.5 search 0000": "true"}
+    tags = part.client.get_experiment(part.id).tags
+    first, *_ = lines = tags["mlflow.note.content"].splitlines()
+    shown = lines[6:]
     links = [f"(#/experiments/{part.id}/runs/{chosen[cell]}) | {value:.4f} |" for cell, value in
              (("books->movies@0.2", 1.0), ("books->movies@0.5", 2.0))]  # fmt: skip
     assert [link in line for link, line in zip(links, shown, strict=True)] == [True, True]
+    views = {
+        key: json.loads(tags[f"mlflow.sharedViewState.{key}"])
+        for key in re.findall(r"ShareKey=([\w-]+)", "".join(lines))
+    }
+    assert list(views) == ["best", "search", "score", "cell-0", "cell-1"]
+    assert first.startswith(f"[{views['best']['name']}](#/experiments/{part.id}/runs?viewStateShareKey=best)")
+    state = json.loads(views["cell-1"]["state"])
+    assert state["searchFilter"].endswith("tags.\"study.cell\" = 'books->movies@0.5'")
+    assert (state["orderByKey"], state["orderByAsc"]) == ("metrics.`val_rmse`", False)
+    assert state["compareRunCharts"][0]["selectedMetrics"] == ["val_rmse"]
 
 
 BOTH = (Objective(metric="val_rmse", direction="minimize"), Objective(metric="val_ndcg20", direction="maximize"))
@@ -298,29 +313,27 @@ def test_the_pareto_front_is_that_of_optuna() -> None:
     assert front([], BOTH) == []
 
 
-def test_runs_on_the_front_are_tagged_and_drawn(part: Part) -> None:
+def test_runs_on_the_front_are_tagged_and_the_report_draws_them(part: Part) -> None:
     def tagged(trials: dict[str, tuple[float, float]]) -> set[str]:
         tracker = part.open()
         tracker.start_part()
         for name, (rmse, ndcg) in trials.items():
             start(tracker, job(name))
             report = final(rmse)
-            tracker.finish(job(name).trial, replace(report, metrics={**report.metrics, "val_ndcg20": ndcg}))
+            tracker.finish(job(name).trial, replace(report, metrics={**report.metrics, "val_mae": ndcg}))
         tracker.end_part("FINISHED")
-        fronts = mark_front(part.client, part.id, BOTH)
-        found = {run.data.tags["study.trial"][-4:] for run in part.runs().values() if "study.pareto" in run.data.tags}
-        assert found == {trial[-4:] for trial in fronts.points.loc[fronts.points["front"], "trial"]}
-        return found
+        mark_front(part.client, part.id, objectives)
+        return {run.data.tags["study.trial"][-4:] for run in part.runs().values() if "study.pareto" in run.data.tags}
 
-    assert tagged({"0000": (1.0, 0.9), "0001": (0.5, 0.8), "0002": (1.1, 0.85)}) == {"0000", "0001"}
-    assert tagged({"0003": (0.9, 0.95)}) == {"0001", "0003"}, "a better trial takes the tag away"
-    parent = part.runs()["search"].info.run_id
-    assert {file.path for file in part.client.list_artifacts(parent, "figures")} == {
-        "figures/pareto.csv", "figures/pareto.png",
-    }  # fmt: skip
-    points = pd.read_csv(io.StringIO(results.read_artifact(part.client.tracking_uri, parent, "figures/pareto.csv")))
+    objectives = (BOTH[0], Objective(metric="val_mae", direction="minimize"))
+    assert tagged({"0000": (1.0, 0.1), "0001": (0.5, 0.2), "0002": (1.1, 0.15)}) == {"0000", "0001"}
+    assert tagged({"0003": (0.9, 0.05)}) == {"0001", "0003"}, "a better trial takes the tag away"
+    experiment = part.client.get_experiment(part.id).name
+    figure = pareto(results.load_results(part.client.tracking_uri, experiment, MUSIC))
+    assert (figure.x, figure.y) == ("val_rmse", "val_mae")
+    points = figure.points()
     assert list(points["val_rmse"]) == [1.0, 0.5, 1.1, 0.9]
-    assert list(points["front"]) == [False, True, False, True]
+    assert list(points["on_front"]) == [False, True, False, True]
 
 
 def test_a_run_without_a_config_cannot_be_read(part: Part) -> None:
