@@ -117,8 +117,13 @@ def reset(threads: int) -> None:
     # More threads than cores make small models ten times slower; a reused process keeps the last trial's setting.
     torch.set_num_threads(threads)
     torch.set_default_dtype(torch.float32)
+    torch.set_default_device(None)
     torch.set_grad_enabled(True)
+    torch.set_float32_matmul_precision("highest")
+    torch.set_flush_denormal(False)
+    torch.autograd.set_detect_anomaly(False)
     torch.use_deterministic_algorithms(False)
+    np.seterr(divide="warn", over="warn", under="ignore", invalid="warn")
     torch.manual_seed(0)
     np.random.seed(0)
     random.seed(0)

@@ -34,7 +34,7 @@ class Rows:
         return len(self.item)
 
     def __getitem__(self, index: Tensor) -> Rows:
-        return Rows(**{field.name: getattr(self, field.name)[index] for field in fields(self)})
+        return Rows(**{field.name: getattr(self, field.name).index_select(0, index) for field in fields(self)})
 
     @staticmethod
     def joined(parts: list[Rows]) -> Rows:

@@ -14,6 +14,7 @@ import math
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -296,10 +297,12 @@ def within(sequences: Sequences, domain: tuple[int, int]) -> Sequences:
     return Sequences(item=sequences.item[inside], starts=before[sequences.starts])
 
 
+@lru_cache(maxsize=2)
 def pretrained(task: SequenceTask, spec: PretrainSpec, seed: int) -> Encoders:
-    """The encoders of this task, spec and seed: loaded where they were made before, else made and kept.
+    """The encoders of this task, spec and seed: loaded where they were made before, else made and kept; for reading only.
 
-    They lie beside the tasks, under a key of all that they depend on; both directions of a pair share them.
+    They lie beside the tasks, under a key of all that they depend on; both directions of a pair share them. Trials of one
+    process share them in memory too.
     """
     document = {"version": VERSION, "train": task.train_key, "spec": asdict(spec), "seed": seed}
     folder = task.folder.parent.parent / "encoders" / digest(document)[:16]

@@ -502,7 +502,8 @@ def save_arrays(folder: Path, **arrays: NDArray[Any]) -> None:
 
 
 def load_array(folder: Path, name: str) -> Tensor:
-    return torch.from_numpy(np.load(folder / f"{name}.npy"))
+    """Mapped, so that the processes of a node share it; a write would stay in its process."""
+    return torch.from_numpy(np.load(folder / f"{name}.npy", mmap_mode="c"))
 
 
 def _save_ratings(folder: Path, user: Ints, item: Ints, rating: Floats) -> None:

@@ -25,15 +25,20 @@ import json, sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 import torch
-torch.set_num_threads(1)
+torch.set_num_threads(int(sys.argv[3]))
+from tests.trainables.test_determinism import said_of
 from tests.trainables.worlds import build, make_world
-from trainables.door import run
-folders = build(make_world(), Path(sys.argv[2]), sys.argv[3])
-reports = run("music", json.loads(sys.argv[4]), str(folders.task_dir), [0, 1], str(folders.test_dir))
-for report in reports:
-    report.metrics.pop("seconds", None)
-    print(json.dumps([folders.key, report.metrics, report.artifacts]))
+world = make_world()
+print(json.dumps({name: said_of(build(world, Path(sys.argv[2]) / name, name)) for name in ("ratings", "text")}))
 """
+
+
+def said_of(folders: TaskFolders) -> list[str]:
+    """The key of a task, and the reports of a training on it, as text."""
+    reports = list(run("music", CONFIG, str(folders.task_dir), [0, 1], str(folders.test_dir)))
+    for report in reports:
+        report.metrics.pop("seconds", None)
+    return [folders.key, *(json.dumps([report.metrics, report.artifacts]) for report in reports)]
 
 
 def final(task_dir: Path, seeds: list[int]) -> dict[str, float]:
@@ -41,21 +46,30 @@ def final(task_dir: Path, seeds: list[int]) -> dict[str, float]:
     return {name: value for name, value in last.metrics.items() if name != "seconds"}
 
 
-def in_a_new_process(folder: Path, flavour: str, hash_seed: str) -> list[str]:
-    root = Path(__file__).parents[2]
-    command = [sys.executable, "-c", BUILD_AND_TRAIN, str(root), str(folder), flavour, json.dumps(CONFIG)]
+@pytest.fixture(scope="module")
+def elsewhere(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
+    """By flavour, what a new process with another hash seed than this one's builds and trains."""
+    hash_seed = "2" if os.environ.get("PYTHONHASHSEED") == "1" else "1"
+    arguments = [
+        str(Path(__file__).parents[2]),
+        str(tmp_path_factory.mktemp("elsewhere")),
+        str(torch.get_num_threads()),
+    ]
     done = subprocess.run(
-        command, env=os.environ | {"PYTHONHASHSEED": hash_seed}, capture_output=True, text=True, check=False
-    )
+        [sys.executable, "-c", BUILD_AND_TRAIN, *arguments], env=os.environ | {"PYTHONHASHSEED": hash_seed},
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    return done.stdout.splitlines()
+    found: dict[str, list[str]] = json.loads(done.stdout)
+    return found
 
 
-def test_two_processes_with_other_hash_seeds_build_and_train_the_same(flavour: str, tmp_path: Path) -> None:
-    first = in_a_new_process(tmp_path / "first", flavour, "1")
-    second = in_a_new_process(tmp_path / "second", flavour, "2")
-    assert len(first) >= 4
-    assert first == second
+def test_a_process_with_another_hash_seed_builds_and_trains_the_same(
+    flavour: str, folders: TaskFolders, elsewhere: dict[str, list[str]]
+) -> None:
+    here = said_of(folders)
+    assert len(here) >= 6
+    assert here == elsewhere[flavour]
 
 
 def test_another_training_seed_gives_another_result_on_the_same_split(folders: TaskFolders) -> None:

@@ -5,18 +5,21 @@ from __future__ import annotations
 import csv
 import io
 import math
+from dataclasses import fields, is_dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
 from features.errors import InputError
+from trainables import door
 from trainables.door import Report, has_shared, load_model, make_config, model_names, prepare, run, run_predictor, score
-from trainables.kinds import SEQUENCES
+from trainables.kinds import SEQUENCES, kind_at
 from trainables.predictors import PREDICTORS
 from trainables.sequences import PROTOCOLS
-from trainables.task import TaskFolders, load_held_out, load_task
+from trainables.task import FeatureRows, TaskFolders, load_held_out, load_task
 
 from .models_in_files import CONSTANT, POPULAR, drop
 from .sequence_worlds import make_sequence_task
@@ -257,10 +260,20 @@ def results(reports: list[Report]) -> list[dict[str, float]]:
     return [{name: value for name, value in report.metrics.items() if "seconds" not in name} for report in reports]
 
 
+def tensors(part: Any) -> list[torch.Tensor]:
+    """Copies of all tensors of a task."""
+    if isinstance(part, torch.Tensor):
+        return [part.clone()]
+    if isinstance(part, FeatureRows):
+        return [part[torch.arange(len(part))].clone(), part.centre.clone()]
+    return [one for field in fields(part) for one in tensors(getattr(part, field.name))] if is_dataclass(part) else []
+
+
 def assert_goes_on(
     model: str, config: dict[str, object], task_dir: str, test_dir: str, folder: Path, stages: int
 ) -> None:
     """From the file of every place that gives a state, to the last bit; `stages` of them come before the first epoch."""
+    task = kind_at(Path(task_dir)).load_task(Path(task_dir))
     states, whole = [], []
     for report in run(model, config, task_dir, [0, 1], test_dir, rows=True):
         whole.append(report)
@@ -278,6 +291,10 @@ def assert_goes_on(
         assert results(rest) == expected[number:]
         assert rest[-1].artifacts == whole[-1].artifacts
         assert rest[-1].metrics["seconds"] > state["seconds"], "time before the stop counts"
+    # Trials of a process share the open task: none leaves a trace in it.
+    shared, fresh = tensors(door._task(task_dir)), tensors(task)
+    assert len(shared) == len(fresh) > 10
+    assert all(map(torch.equal, shared, fresh))
 
 
 def test_music_goes_on_in_every_stage_to_the_last_bit(folders: TaskFolders, tmp_path: Path) -> None:

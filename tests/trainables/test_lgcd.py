@@ -232,6 +232,20 @@ def make_trainer(task: SequenceTask, config: Config) -> lgcd._Trainer:
     return lgcd._Trainer(config, task, 0, pretrained(task, config.pretraining, 0))
 
 
+def test_trials_of_a_process_read_all_sequences_once(task: SequenceTask) -> None:
+    encoders = pretrained(task, QUICK.pretraining, 0)
+    assert pretrained(task, QUICK.pretraining, 0) is encoders
+    real, pseudo = lgcd.training_rows(QUICK, task, encoders, 0)
+    other = replace(QUICK, dropout=0.3, steps=7)
+    assert all(
+        one is two for one, two in zip(lgcd.training_rows(other, task, encoders, 0), (real, pseudo), strict=True)
+    )
+    for changed, seed in ((QUICK, 1), (replace(QUICK, pseudo_items=1), 0), (replace(QUICK, min_similarity=0.5), 0)):
+        same, anew = lgcd.training_rows(changed, task, encoders, seed)
+        assert same is real
+        assert len(anew) != len(pseudo) or not torch.equal(anew.id, pseudo.id)
+
+
 def test_cyclic_batches_hold_their_share_of_real_rows(task: SequenceTask) -> None:
     trainer = make_trainer(task, QUICK)
     real, pseudo = (len(rows) for rows, _ in trainer.streams)
@@ -255,7 +269,7 @@ def test_a_stream_holds_every_row_once_in_each_pass() -> None:
 
 
 def test_a_trainer_is_gone_with_its_last_reference(task: SequenceTask) -> None:
-    """Its rows are the memory of a trial; a cycle would keep them beside the next trial's."""
+    """A cycle would keep what it trains beside the next trial's."""
     trainer = make_trainer(task, QUICK)
     trainer.epoch()
     gone = weakref.ref(trainer)

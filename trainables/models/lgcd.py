@@ -12,7 +12,7 @@ import copy
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
@@ -469,11 +469,21 @@ class _Stream:
 
 def training_rows(config: Config, task: SequenceTask, encoders: Encoders, seed: int) -> tuple[Rows, Rows]:
     """Real and pseudo-overlapping rows (the latter empty where the config or the task has no pseudo-items)."""
-    real = real_rows(task, encoders)
+    real = _real_rows(task, encoders)
     count = min(config.pseudo_items, task.pseudo.shape[1])
     if not count:
         return real, real[torch.zeros(0, dtype=torch.int64)]
-    return real, pseudo_rows(task, encoders, count, config.min_similarity, np.random.default_rng(seed))
+    return real, _pseudo_rows(task, encoders, count, config.min_similarity, seed)
+
+
+# Reading all sequences takes as long as several epochs, and most trials of a process read the same ones. Two of each are
+# kept (125 MB on Food-Kitchen): the two directions of a pair take turns.
+_real_rows = lru_cache(maxsize=2)(real_rows)
+
+
+@lru_cache(maxsize=2)
+def _pseudo_rows(task: SequenceTask, encoders: Encoders, count: int, min_similarity: float, seed: int) -> Rows:
+    return pseudo_rows(task, encoders, count, min_similarity, np.random.default_rng(seed))
 
 
 @dataclass(frozen=True)
