@@ -21,6 +21,7 @@ from study.prepare import (
     flavours,
     prepare,
     prepare_domains,
+    unwatched,
 )
 from trainables.door import run
 from trainables.task import load_task
@@ -28,10 +29,6 @@ from trainables.task import load_task
 from ..features.conftest import save_encoder
 from ..features.seeing import save_seeing
 from .tiny import SIMULATE, made, write_plan
-
-
-def unwatched(what: str, size: int) -> Callable[[int], None]:
-    return lambda done: None
 
 
 @pytest.fixture
@@ -79,8 +76,8 @@ def test_a_simulation_is_made_once(tmp_path: Path, home: Path) -> None:
 def test_everything_is_made_once(plan: Plan, raw: Path, home: Path) -> None:
     told: list[tuple[str, int]] = []
 
-    def watch(what: str, size: int) -> Callable[[int], None]:
-        return lambda done: told.append((what, done))
+    def watch(what: str, size: int) -> Callable[..., None]:
+        return lambda done, tokens=0: told.append((what, done))
 
     inputs = prepare(plan, raw, home, watch)
     assert made(home) == {

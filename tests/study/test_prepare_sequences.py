@@ -15,7 +15,16 @@ import pytest
 from features.errors import InputError
 from features.splits import read_split
 from study.plan import Plan, load_plan
-from study.prepare import Inputs, data_folder, describe_data, estimates, histories, prepare, prepare_domains
+from study.prepare import (
+    Inputs,
+    data_folder,
+    describe_data,
+    estimates,
+    histories,
+    prepare,
+    prepare_domains,
+    unwatched,
+)
 from trainables.kinds import SEQUENCES
 from trainables.sequence_build import training_users
 
@@ -23,10 +32,6 @@ from ..trainables.models_in_files import POPULAR, drop
 from .tiny_sequences import PSEUDO, write_raw, write_sequences
 
 SPACE = "v: {weight: {FloatDistribution: {low: 1.0, high: 4.0}}}"
-
-
-def unwatched(what: str, size: int) -> Callable[[int], None]:
-    return lambda done: None
 
 
 @pytest.fixture(scope="module")
@@ -56,8 +61,8 @@ def test_everything_is_made_once(make: Callable[..., Plan], raw: Path, tmp_path:
     sweep = {"ratio": {"values": [0.5, 1.0], "seeds": [0, 3]}}
     plan = make(drop=("ablate",), sweeps=sweep)
 
-    def watch(what: str, size: int) -> Callable[[int], None]:
-        return lambda done: told.append((what, done))
+    def watch(what: str, size: int) -> Callable[..., None]:
+        return lambda done, tokens=0: told.append((what, done))
 
     inputs = prepare(plan, raw, home, watch)
     tables = sorted(path.name.rpartition("-")[0] for path in (home / "store" / "features").iterdir())
