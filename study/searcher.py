@@ -22,6 +22,7 @@ from study.tracking import EpochReport
 if TYPE_CHECKING:
     from ray.tune.experiment import Trial
 
+_KEPT = {"trial_id", "done", "training_iteration", "node_ip", "pid"}  # of a result, for Tune's own use
 _REASON_LENGTH = 300  # characters of Ray's message in a tag; the artifact has all of it
 
 
@@ -150,8 +151,12 @@ class JobCallback(Callback):
     def on_trial_result(
         self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **info: Any
     ) -> None:
-        """Takes the message out of the result, so that Tune neither logs nor keeps it; `JobScheduler` has read it."""
-        del result["epochs"], result["failure"]
+        """Takes the message out of the result, so that Tune neither logs nor keeps it; `JobScheduler` has read it.
+
+        Of the rest too, Tune would keep several windows for each number, of each trial until the end of the part.
+        """
+        for name in result.keys() - _KEPT:
+            del result[name]
 
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """The trial's process or node is gone."""
