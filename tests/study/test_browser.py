@@ -90,11 +90,16 @@ def mlflow_ui(finished: Finished, tmp_path: Path) -> Iterator[str]:
     with (tmp_path / "ui.log").open("w") as log:
         server = subprocess.Popen([sys.executable, "-W", "ignore", "-m", "mlflow", *words], stdout=log, stderr=log)
     try:
-        until(lambda: socket.socket().connect_ex(("127.0.0.1", port)) == 0, (tmp_path / "ui.log").read_text)
+        until(lambda: answers(port), (tmp_path / "ui.log").read_text)
         yield f"http://127.0.0.1:{port}"
     finally:
         server.terminate()
         server.wait(30)
+
+
+def answers(port: int) -> bool:
+    with socket.socket() as asking:
+        return asking.connect_ex(("127.0.0.1", port)) == 0
 
 
 def until(happened: Callable[[], bool], said: Callable[[], str]) -> None:
@@ -105,7 +110,6 @@ def until(happened: Callable[[], bool], said: Callable[[], str]) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore::ResourceWarning")  # sockets that only asked whether the server answers
 def test_the_best_trial_is_found_in_mlflow(finished: Finished, browser: Chrome, mlflow_ui: str) -> None:
     results = load_results(default_uri(finished.home), "tiny", MUSIC)
     best = best_per_cell(results.validation(), *MUSIC.selection)
