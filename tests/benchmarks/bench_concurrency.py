@@ -6,7 +6,7 @@
     python tests/benchmarks/bench_concurrency.py lgcd HOME/tasks/kitchen-food-.../search --config '{"epochs": 3}'
 
 Trials run as in a study: in processes that stay, each warm from a trial of one epoch before. Run it on a machine that does
-nothing else.
+nothing else, or under `chrt -f 1`, which takes the cores from all other work.
 """
 
 from __future__ import annotations

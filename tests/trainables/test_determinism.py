@@ -46,7 +46,7 @@ def final(task_dir: Path, seeds: list[int]) -> dict[str, float]:
     return {name: value for name, value in last.metrics.items() if name != "seconds"}
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def elsewhere(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
     """By flavour, what a new process with another hash seed than this one's builds and trains."""
     hash_seed = "2" if os.environ.get("PYTHONHASHSEED") == "1" else "1"

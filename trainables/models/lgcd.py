@@ -477,7 +477,7 @@ def training_rows(config: Config, task: SequenceTask, encoders: Encoders, seed: 
 
 
 # Reading all sequences takes as long as several epochs, and most trials of a process read the same ones. Two of each are
-# kept (125 MB on Food-Kitchen): the two directions of a pair take turns.
+# kept (250 MB on Food-Kitchen): the two directions of a pair take turns.
 _real_rows = lru_cache(maxsize=2)(real_rows)
 
 
