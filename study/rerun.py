@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,20 +23,20 @@ class Rerun:
     """What training again gave."""
 
     metrics: tuple[tuple[str, float, float], ...]
-    """(name, logged, now) of every final metric but times."""
+    """(name, logged, now) of every final metric but times; not a number where only one side has it."""
     differences: tuple[str, ...]
     """Where the numbers are not the same to the last bit: what else is not as when they were logged, a line each."""
 
     @property
     def same(self) -> bool:
-        """Whether every metric is the logged one to the last bit."""
-        return all(logged == now for _, logged, now in self.metrics)
+        """Whether every metric is the logged one to the last bit; what was not a number is the same if it is none now."""
+        return all(logged == now or (math.isnan(logged) and math.isnan(now)) for _, logged, now in self.metrics)
 
 
 def rerun(run_id: str, home: Path) -> Rerun:
     """Train the trial `run_id` of the store in `home`, with as many threads as it had.
 
-    Raises InputError where the store, the run's configuration or its task is not there.
+    Raises InputError where the store, the run's result, its configuration or its task is not there.
     """
     if named_uri() is None and not (home / "mlflow.db").is_file():
         raise InputError(f"{home}: holds no MLflow store; name the home folder of the study with --home")
@@ -45,6 +46,8 @@ def rerun(run_id: str, home: Path) -> Rerun:
         if not Path(folder).is_dir():
             raise InputError(f"run {run_id}: its task folder {folder} is gone; run `study extract` on its plan")
     run = client.get_run(run_id)
+    if run.info.status != tracking.FINISHED:
+        raise InputError(f"run {run_id}: is {run.info.status} and has no result; name a trial that is FINISHED")
     # Which function to call is not taken from the store: whoever can write there could name any.
     door = resolve(PREDICTOR_DOOR if document["model"] == "predictor" else DOOR)
     before = torch.get_num_threads()
@@ -56,8 +59,9 @@ def rerun(run_id: str, home: Path) -> Rerun:
         )  # fmt: skip
     finally:
         torch.set_num_threads(before)
-    logged = run.data.metrics
-    metrics = [(k, logged[k], v) for k, v in last.metrics.items() if k in logged and "seconds" not in k]
+    logged = {name: value for name, value in run.data.metrics.items() if not name.startswith("epoch/")}
+    names = [name for name in {**last.metrics, **logged} if "seconds" not in name]
+    metrics = [(name, logged.get(name, math.nan), last.metrics.get(name, math.nan)) for name in names]
     found = Rerun(metrics=tuple(metrics), differences=())
     return found if found.same else Rerun(metrics=found.metrics, differences=tuple(_differences(run.data.tags)))
 

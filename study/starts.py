@@ -68,7 +68,8 @@ def base_faults(plan: Plan, place: str) -> list[str]:
             make_config(plan.model, {**plan.shared, **own}, f"{place}: base{f'.{name}' if name else ''}")
         except InputError as error:
             faults.append(str(error))
-    missing = [cell.name for cell in plan.cells if cells and cell.name not in cells]
+    planned = [f"{source}{ARROW}{target}@{ratio:g}" for source, target in plan.tasks for ratio in plan.ratios]
+    missing = [name for name in planned if cells and name not in cells]
     if missing:
         faults.append(f"{place}: base names cells, but not {', '.join(missing)}; give every cell of the plan or none")
     if cells and plan.search is not None:

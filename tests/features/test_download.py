@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import socket
 import threading
@@ -49,13 +50,11 @@ class Handler(BaseHTTPRequestHandler):
             count = self.server.asked[self.path]
             self.server.together += 1
             self.server.most_together = max(self.server.most_together, self.server.together)
-        try:
+        time.sleep(0.02)
+        with self.server.lock:  # before the answer: a client that has it may ask again at once
+            self.server.together -= 1
+        with contextlib.suppress(OSError):  # the client has hung up
             self._answer(self.path.strip("/"), count)
-        except OSError:
-            pass  # the client has hung up
-        finally:
-            with self.server.lock:
-                self.server.together -= 1
 
     def _answer(self, path: str, count: int) -> None:
         path = path.partition("?")[0]

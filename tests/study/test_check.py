@@ -22,7 +22,7 @@ def text(plan: Path, data: Path | None, home: Path) -> str:
     out = io.StringIO()
     console = Console(width=200, file=out)
     for part in describe(load_plan(str(plan)), data, home):
-        console.print(part)
+        console.print(part, soft_wrap=True)
     return out.getvalue()
 
 

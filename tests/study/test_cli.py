@@ -492,6 +492,10 @@ def test_a_trial_is_trained_again_with_the_same_numbers(finished: Finished, monk
     assert (ran.code, ran.out.splitlines()[-1]) == (0, "the same to the last bit")
 
     run = connect(default_uri(finished.home)).get_run(run_id)
+    with monkeypatch.context() as pruned:
+        pruned.setattr(type(run.info), "status", property(lambda info: "KILLED"))
+        without = study("rerun", run_id, "--home", finished.home)
+    assert without.fault == f"run {run_id}: is KILLED and has no result; name a trial that is FINISHED"
     told: list[int] = []
     tags = {**run.data.tags, "study.commit": "0ld", "study.cpus": "3", "study.versions": versions() + " gone=1"}
     monkeypatch.setattr(type(run.data), "tags", property(lambda data: tags))
