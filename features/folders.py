@@ -1,5 +1,7 @@
 """Folders and files that appear whole or not at all."""
 
+import errno
+import fcntl
 import json
 import os
 import shutil
@@ -13,6 +15,18 @@ import numpy as np
 import numpy.typing as npt
 
 from features.errors import InputError
+
+FULL = (errno.ENOSPC, errno.EDQUOT)
+"""Numbers of the errors of a disk without room."""
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """No other process that locks this file runs its block meanwhile; a killed one lets go."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 @contextmanager

@@ -7,7 +7,6 @@ trial's result stands in MLflow. Read without pickle: a home folder is a place t
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import os
 import time
@@ -17,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-FULL = (errno.ENOSPC, errno.EDQUOT)
+from features.folders import FULL
 
 Message = tuple[int, dict[str, float], bool, dict[str, str | bytes], int]
 """An epoch as it travels to the driver: number, metrics, final, artifacts, wall clock in milliseconds."""

@@ -27,7 +27,7 @@ from features.store import FeatureTable, digest
 from study import parts
 from study.jobs import PREDICTOR, Cell, Resources
 from study.plan import Plan
-from study.shipping import locate, task_server
+from study.shipping import bring_home, locate, task_server
 from trainables import door
 from trainables.door import load_model
 from trainables.sequence_build import TrainingUsers, build_sequences, training_users
@@ -268,7 +268,15 @@ def _prepare_model(made: _Made, tasks: Mapping[tuple[str, str], TaskFolders]) ->
 
 
 def _prepare_one(server: Any, model: str, config: Mapping[str, Any], task_dir: Path, seeds: Sequence[int]) -> None:
-    door.prepare(model, config, str(locate(task_dir, server)), seeds)
+    """Where the home folder is not seen, what is there is fetched, and what is made is brought there."""
+    here = str(locate(task_dir, server))
+    made = []
+    if here != str(task_dir):
+        folders = [task_dir.parent.parent / folder for folder in door.shared(model, config, here, seeds)]
+        made = [folder for folder in folders if not locate(folder, server).is_dir()]
+    door.prepare(model, config, here, seeds)
+    for folder in made:
+        bring_home(folder, server)
 
 
 def _called(

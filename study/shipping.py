@@ -7,9 +7,8 @@ at home, and all of them memory-map it from there. Where every node sees the hom
 
 from __future__ import annotations
 
-import fcntl
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from features.folders import whole_folder
+from features.folders import locked, whole_folder
 
 Packed = dict[str, NDArray[np.uint8]]
 """Absolute path of a file -> its bytes."""
@@ -30,18 +29,29 @@ class TaskServer:
         self._packed: dict[str, Any] = {}
 
     def pack(self, folder: str) -> list[Any]:
-        """The one reference to a packed folder, in a list, so that Ray hands over the reference and not what it is to."""
+        """The one reference to a packed folder, in a list, so that Ray hands over the reference and not what it is to.
+
+        An empty list where there is no such folder, or not yet.
+        """
         import ray
 
         if folder not in self._packed:
+            if not Path(folder).is_dir():
+                return []
             self._packed[folder] = ray.put(pack(Path(folder)))
         return [self._packed[folder]]
 
-    def keep(self, path: str, content: bytes) -> None:
-        """Write a file that a worker made for the home folder, whole or not at all."""
+    def keep(self, path: str, content: bytes | Mapping[str, bytes]) -> None:
+        """Write a file that a worker made for the home folder, or a folder of such files, whole or not at all."""
         target = Path(path)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        _write(target, content)
+        with _named(target):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            if isinstance(content, bytes):
+                _write(target, content)
+                return
+            with whole_folder(target) as work:
+                for name, file in content.items():
+                    (work / name).write_bytes(file)
 
 
 def task_server() -> Any:
@@ -81,35 +91,40 @@ def cached(path: Path) -> Path:
 def locate(folder: Path, server: Any) -> Path:
     """A folder of a task as this process can open it: where it is, or a copy on this node.
 
-    server: that of the driver; None where all see the home folder. Raises OSError where the copy cannot be written.
+    server: that of the driver; None where all see the home folder. A folder that is not at home either is not copied.
+    Raises OSError, which names the path, where the copy cannot be written.
     """
     if folder.is_dir() or server is None:
         return folder
     import ray
 
     copy = cached(folder)
-    with _alone():
+    with _named(copy), locked(cache_folder() / ".lock"):
         if not copy.is_dir():
-            (reference,) = ray.get(server.pack.remote(str(folder)))
-            _unpack(ray.get(reference), folder)
+            for reference in ray.get(server.pack.remote(str(folder))):
+                _unpack(ray.get(reference), folder)
     return copy
 
 
 def bring_home(path: Path, server: Any) -> None:
-    """Send a file that lies in this node's cache to where it belongs at home; nothing where there is none."""
+    """Send a file, or a folder of files, of this node's cache to where it belongs at home; nothing where there is none."""
     import ray
 
-    if (copy := cached(path)).is_file():
+    copy = cached(path)
+    if copy.is_dir():
+        ray.get(server.keep.remote(str(path), {file.name: file.read_bytes() for file in copy.iterdir()}))
+    elif copy.is_file():
         ray.get(server.keep.remote(str(path), copy.read_bytes()))
 
 
 @contextmanager
-def _alone() -> Iterator[None]:
-    """No other worker of this node unpacks meanwhile; a killed one lets go."""
-    cache_folder().mkdir(parents=True, exist_ok=True)
-    with (cache_folder() / ".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+def _named(path: Path) -> Iterator[None]:
+    """An error of writing names its file, or at least this path: a write that finds no room names none."""
+    try:
         yield
+    except OSError as error:
+        error.filename = error.filename or str(path)
+        raise
 
 
 def _unpack(packed: Packed, folder: Path) -> None:

@@ -1,7 +1,8 @@
 """One trial inside a Ray worker: runs the model's door and reports its epochs in batches.
 
 An exception of the training is a result (Optuna FAIL, MLflow FAILED), not a crash: it travels to the driver as data,
-and the worker process is reused. Only a lost process reaches Ray Tune as an error.
+and the worker process is reused. Only a lost process, or a node that cannot fetch or return what the trial needs, reaches
+Ray Tune as an error.
 """
 
 from __future__ import annotations
@@ -9,17 +10,49 @@ from __future__ import annotations
 import importlib
 import math
 import random
+import socket
 import time
 import traceback
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
-from study.checkpoints import FULL, Keeper, Message, read_checkpoint
+from features.folders import FULL
+from study.checkpoints import Keeper, Message, read_checkpoint
 from study.shipping import bring_home, cached, locate
-from trainables.door import kept_at, model_names
+from trainables import door as doors
 
 _MIN_INTERVAL_S, _MAX_INTERVAL_S, _INTERVAL_SHARE, _WAITS = 0.5, 10.0, 0.05, 10.0
+
+
+class NodeError(Exception):
+    """The node cannot fetch, keep or return what a trial needs, which says nothing about the trial."""
+
+
+@contextmanager
+def _node_errors() -> Iterator[None]:
+    """Tells what fails in the block, of Ray or of the disk, from what the training raises."""
+    try:
+        yield
+    except Exception as error:
+        from ray.exceptions import RayError
+
+        if isinstance(error, (OSError, RayError)):
+            raise NodeError(f"{socket.gethostname()}: {error}") from error
+        raise
+
+
+def full_disk(error: BaseException | None) -> str:
+    """Host, path and message of the full disk that an error comes from, on this node or beside the driver; else empty."""
+    while error is not None:
+        # What a Ray actor raised arrives as an error of its class, without its number.
+        remote = getattr(error, "cause", None)
+        found = remote or error
+        if isinstance(found, OSError) and found.errno in FULL:
+            return f"{'the node of the driver' if remote else socket.gethostname()}: {found}"
+        error = error.__cause__
+    return ""
 
 
 def resolve(path: str) -> Callable[..., Iterator[Any]]:
@@ -31,7 +64,7 @@ def resolve(path: str) -> Callable[..., Iterator[Any]]:
 def train(config: dict[str, Any], server: Any = None) -> None:
     """The Ray Tune trainable; `config["payload"]` is what `PartLedger.start` returned.
 
-    server: of `study.shipping`, for nodes that do not see the home folder.
+    server: of `study.shipping`, for nodes that do not see the home folder. Raises NodeError.
     """
     from ray import tune
 
@@ -39,6 +72,8 @@ def train(config: dict[str, Any], server: Any = None) -> None:
     try:
         run_trial(config["payload"], outbox, server)
     except Exception as error:
+        if isinstance(error, NodeError) and not full_disk(error):
+            raise
         outbox.fail(error)
     outbox.send()
 
@@ -50,12 +85,19 @@ def run_trial(payload: dict[str, Any], outbox: Outbox, server: Any = None) -> No
     torch), checkpoint (path, identity, seconds). Where that file is, training goes on from it, and its epochs are sent
     again.
 
-    Raises what the training raises, FloatingPointError when a metric that is optimised is not a number, and
-    RuntimeError when the training ends without its final report.
+    Raises what the training raises, FloatingPointError when a metric that is optimised is not a number, RuntimeError when
+    the training ends without its final report, and NodeError.
     """
     reset(payload["threads"])
-    door = resolve(payload["trainable"])
     place = Place(payload, server)
+    try:
+        _train(payload, outbox, place)
+    finally:
+        place.leave()
+
+
+def _train(payload: dict[str, Any], outbox: Outbox, place: Place) -> None:
+    door = resolve(payload["trainable"])
     path, identity = place.checkpoint, payload["checkpoint"]["identity"]
     keeper = Keeper(path, identity, payload["checkpoint"]["seconds"])
     found = read_checkpoint(path, identity)
@@ -78,7 +120,8 @@ def run_trial(payload: dict[str, Any], outbox: Outbox, server: Any = None) -> No
             epochs.append((report.epoch, metrics, report.final, dict(report.artifacts), int(time.time() * 1000)))
             outbox.add(epochs[-1])
         if report.state is not None:
-            keeper.offer(report.state, epochs)
+            with _node_errors():
+                keeper.offer(report.state, epochs)
     if not final:
         raise RuntimeError(f"{payload['trainable']} ended without a final report")
 
@@ -88,22 +131,32 @@ class Place:
 
     def __init__(self, payload: dict[str, Any], server: Any) -> None:
         home, test = Path(payload["task_dir"]), payload["test_dir"]
-        task = locate(home, server)
-        self._payload, self._server, self._sent = payload, server, task != home
+        with _node_errors():
+            task = locate(home, server)
+            self.test_dir = None if test is None else str(locate(Path(test), server))
+        self._server, self._sent, self._kept = server, task != home, None
         self.task_dir = str(task)
-        self.test_dir = None if test is None else str(locate(Path(test), server))
         checkpoint = Path(payload["checkpoint"]["path"])
         self.checkpoint = cached(checkpoint) if self._sent else checkpoint
+        if self._sent and payload["model"] in doors.model_names():
+            model, config, seeds = payload["model"], payload["config"], payload["seeds"]
+            with _node_errors():
+                for folder in doors.shared(model, config, self.task_dir, seeds):
+                    locate(home.parent.parent / folder, server)
+            self._kept = doors.kept_at(model, config, payload["task_dir"], seeds)
 
     def finish(self) -> None:
-        """Before the result counts, bring home what scoring has kept; a checkpoint that nobody else sees goes."""
-        payload = self._payload
-        if not self._sent:
-            return
-        if payload["test_dir"] is not None and payload["model"] in model_names():
-            kept = kept_at(payload["model"], payload["config"], payload["task_dir"], payload["seeds"])
-            bring_home(kept, self._server)
-        self.checkpoint.unlink(missing_ok=True)
+        """Before the result counts, bring home what scoring has kept."""
+        if self._kept is not None:
+            with _node_errors():
+                bring_home(self._kept, self._server)
+
+    def leave(self) -> None:
+        """However the training ended: of what only this node sees, nothing is of use to anyone."""
+        if self._sent:
+            self.checkpoint.unlink(missing_ok=True)
+        if self._kept is not None:
+            cached(self._kept).unlink(missing_ok=True)
 
 
 def reset(threads: int) -> None:
@@ -158,8 +211,8 @@ class Outbox:
     def fail(self, error: Exception) -> None:
         """Note the exception that ended the training; `full`: a full disk did, which says nothing about the trial."""
         reason = " ".join(f"{type(error).__name__}: {error}".split())
-        full = str(error) if isinstance(error, OSError) and error.errno in FULL else ""
-        self._failure = {"reason": reason, "detail": "".join(traceback.format_exception(error)), "full": full}
+        detail = "".join(traceback.format_exception(error))
+        self._failure = {"reason": reason, "detail": detail, "full": full_disk(error)}
 
     def send(self) -> None:
         """Hand over everything kept so far."""

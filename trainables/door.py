@@ -3,7 +3,8 @@
 A model is a file in `trainables/models/` with `KIND` (of the tasks it trains on, see `trainables.kinds`), `Config` (a
 frozen dataclass), `train(config, task, seed)` (a generator of `Epoch`, and of `Underway` before the first), `SELECTION`
 (the metric that selects, and its direction), `ABLATIONS` (name -> `Variant`) and `FIGURES` (config field -> `Figure`). It
-may offer `prepare(config, task, seeds)`, which makes what its trials share ahead of them, and, with `Epoch.pack`,
+may offer `prepare(config, task, seeds)`, which makes what its trials share ahead of them, with `shared(config, task,
+seeds)`, the folders that hold it, by their paths in the folder of all tasks; and, with `Epoch.pack`,
 `unpack(config, state, seed)`, which gives back a trained model as a function from what is known of users (`Kind.query`)
 to scores of all items of the target domain [U, J]. Nothing else is registered anywhere.
 """
@@ -287,6 +288,16 @@ def has_shared(model: str) -> bool:
 def prepare(model: str, config: Mapping[str, Any], task_dir: str, seeds: Sequence[int]) -> None:
     """Make what trials of this configuration and these seeds share, see `has_shared`."""
     load_model(model).prepare(make_config(model, config, f"config of {model}"), _task(task_dir), seeds)
+
+
+def shared(model: str, config: Mapping[str, Any], task_dir: str, seeds: Sequence[int]) -> list[Path]:
+    """Folders that `prepare` makes, made or not, relative to the folder of all tasks."""
+    if not has_shared(model):
+        return []
+    folders: list[Path] = load_model(model).shared(
+        make_config(model, config, f"config of {model}"), _task(task_dir), seeds
+    )
+    return folders
 
 
 def validation_metrics(predict: Predict, task: Any, seed: int, *, full: bool = False) -> dict[str, float]:

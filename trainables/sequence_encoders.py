@@ -10,12 +10,16 @@ Shapes: B sequences, L positions, N items, F text width, D vector width.
 
 from __future__ import annotations
 
+import copy
 import math
 import os
+import pickle
+import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,7 +29,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LinearLR
 
-from features.folders import whole_folder, write_json
+from features.folders import FULL, locked, whole_folder, write_json
 from features.store import digest
 from trainables.sequences import Sequences, SequenceTask
 
@@ -33,6 +37,10 @@ VERSION = 1  # of what pretraining makes; part of its key
 SEQUENCES = ("merged", "separate")
 _CHUNK = 64  # batches that are sorted by length together, so that a batch pads little
 _ROWS = 512  # sequences encoded at once without gradients
+_UNREADABLE = (  # what half a file raises, or one of another format
+    *(OSError, RuntimeError, EOFError, pickle.UnpicklingError, zlib.error),
+    *(ValueError, TypeError, KeyError, AttributeError),
+)
 
 Ints = NDArray[np.int64]
 
@@ -221,27 +229,42 @@ def pretrain(task: SequenceTask, spec: PretrainSpec, seed: int, kept: Path) -> E
 def _keep(
     path: Path, number: int, encoders: Encoders, optimiser: Optimizer, schedule: LinearLR, rng: np.random.Generator
 ) -> None:
-    """Write all that the epochs after this one depend on; two processes that train the same write the same."""
+    """Write all that the epochs after this one depend on; a disk without room for it costs the file, not the training."""
     state = {
         "number": number, "encoders": encoders.state_dict(), "optimiser": optimiser.state_dict(),
         "schedule": schedule.state_dict(), "rng": rng.bit_generator.state, "torch": torch.get_rng_state(),
     }  # fmt: skip
     partial = path.with_name(f"{path.name}.{os.getpid()}")
-    torch.save(state, partial)
-    partial.replace(path)
+    try:
+        torch.save(state, partial)
+        partial.replace(path)
+    except (OSError, RuntimeError) as error:  # torch says RuntimeError where a write comes up short
+        if isinstance(error, OSError) and error.errno not in FULL:
+            raise
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def _restore(path: Path, encoders: Encoders, optimiser: Optimizer, schedule: LinearLR, rng: np.random.Generator) -> int:
-    """Read it back; the number of epochs that are done."""
+    """Read it back; the number of epochs that are done: 0 where there is no file, or none that can be read."""
     if not path.is_file():
         return 0
-    state = torch.load(path, weights_only=True)
-    encoders.load_state_dict(state["encoders"])
-    optimiser.load_state_dict(state["optimiser"])
-    schedule.load_state_dict(state["schedule"])
-    rng.bit_generator.state = state["rng"]
-    torch.set_rng_state(state["torch"])
-    return int(state["number"])
+    parts: tuple[Any, ...] = (encoders, optimiser, schedule)
+    before = copy.deepcopy([part.state_dict() for part in parts])
+    drawn = rng.bit_generator.state, torch.get_rng_state()
+    try:
+        state = torch.load(path, weights_only=True)
+        for part, name in zip(parts, ("encoders", "optimiser", "schedule"), strict=True):
+            part.load_state_dict(state[name])
+        rng.bit_generator.state = state["rng"]
+        torch.set_rng_state(state["torch"])
+        return int(state["number"])
+    except _UNREADABLE:
+        for part, own in zip(parts, before, strict=True):
+            part.load_state_dict(own)
+        rng.bit_generator.state = drawn[0]
+        torch.set_rng_state(drawn[1])
+        return 0
 
 
 def pretraining_loss(
@@ -297,21 +320,37 @@ def within(sequences: Sequences, domain: tuple[int, int]) -> Sequences:
     return Sequences(item=sequences.item[inside], starts=before[sequences.starts])
 
 
+def encoders_folder(task: SequenceTask, spec: PretrainSpec, seed: int) -> Path:
+    """Where `pretrained` keeps them, in the folder of all tasks: under a key of all that they depend on."""
+    return Path("encoders") / digest(_document(task, spec, seed))[:16]
+
+
+def _document(task: SequenceTask, spec: PretrainSpec, seed: int) -> dict[str, Any]:
+    return {"version": VERSION, "train": task.train_key, "spec": asdict(spec), "seed": seed}
+
+
+def _make(task: SequenceTask, spec: PretrainSpec, seed: int, folder: Path) -> None:
+    kept = folder.with_suffix(".pt")
+    with whole_folder(folder) as work:
+        torch.save(pretrain(task, spec, seed, kept).state_dict(), work / "weights.pt")
+        write_json(work / "manifest.json", _document(task, spec, seed))
+    kept.unlink(missing_ok=True)
+
+
 @lru_cache(maxsize=2)
 def pretrained(task: SequenceTask, spec: PretrainSpec, seed: int) -> Encoders:
     """The encoders of this task, spec and seed: loaded where they were made before, else made and kept; for reading only.
 
-    They lie beside the tasks, under a key of all that they depend on; both directions of a pair share them. Trials of one
-    process share them in memory too.
+    They lie beside the tasks, see `encoders_folder`; both directions of a pair share them. Trials of one process share
+    them in memory too; of several that ask at once, one makes them.
     """
-    document = {"version": VERSION, "train": task.train_key, "spec": asdict(spec), "seed": seed}
-    folder = task.folder.parent.parent / "encoders" / digest(document)[:16]
+    folder = task.folder.parent.parent / encoders_folder(task, spec, seed)
     if not (folder / "manifest.json").is_file():
-        kept = folder.with_suffix(".pt")
-        with whole_folder(folder) as work:
-            torch.save(pretrain(task, spec, seed, kept).state_dict(), work / "weights.pt")
-            write_json(work / "manifest.json", document)
-        kept.unlink(missing_ok=True)
+        lock = folder.with_suffix(".lock")
+        with locked(lock):
+            if not (folder / "manifest.json").is_file():  # else another process has made them meanwhile
+                _make(task, spec, seed, folder)
+            lock.unlink(missing_ok=True)  # who locks another file after this one finds the folder
     encoders = Encoders(spec, task.text[torch.arange(task.items)])
     encoders.load_state_dict(torch.load(folder / "weights.pt", weights_only=True))
     return encoders.eval()

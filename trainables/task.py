@@ -477,10 +477,13 @@ def load_rows(folder: Path, name: str) -> FeatureRows:
 
 
 def find_vectors(folder: Path) -> list[Path]:
-    """Files outside of `folder`, at any depth of which `save_places` has put their path."""
+    """Files outside of `folder`, at any depth of which `save_places` has put their path; as that path says it.
+
+    A link on the way is not followed: where the folder is copied to, the task looks where its path points.
+    """
     metas = {path: json.loads(path.read_text()) for path in folder.rglob("*.json")}
-    found = {(path.parent / meta["vectors"]).resolve() for path, meta in metas.items() if meta.get("vectors")}
-    return sorted(found)
+    found = {os.path.normpath(path.parent / meta["vectors"]) for path, meta in metas.items() if meta.get("vectors")}
+    return sorted(map(Path, found))
 
 
 def read_meta(task_dir: Path) -> dict[str, Any]:

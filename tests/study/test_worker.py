@@ -1,10 +1,21 @@
-"""How often a trial speaks to its driver."""
+"""How often a trial speaks to its driver, and what it says of the node that it ran on."""
 
 from __future__ import annotations
 
-import pytest
+import errno
+import os
+import pickle
+import socket
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
-from study.worker import Outbox
+import pytest
+from ray import tune
+from ray.exceptions import ActorDiedError, ObjectLostError, RayTaskError
+
+from study import shipping, worker
+from study.worker import NodeError, Outbox, train
 
 
 @pytest.mark.parametrize(("answer_s", "gap_s"), [(0.0, 1.0), (0.02, 1.0), (3.0, 30.0)])
@@ -42,3 +53,99 @@ def test_long_trials_speak_every_ten_seconds(monkeypatch: pytest.MonkeyPatch) ->
         now += 1.0
         outbox.add((number, {}, False, {}, 0))
     assert {later - before for before, later in zip(sent[-50:-1], sent[-49:], strict=True)} == {10.0}
+
+
+HOST = socket.gethostname()
+FULL = OSError(errno.ENOSPC, "No space left on device", "/home/a.pt")
+
+
+def remote(cause: Exception) -> Exception:
+    """What `ray.get` raises where the server has raised `cause`, after its way here."""
+    return pickle.loads(pickle.dumps(RayTaskError("keep", "", cause))).as_instanceof_cause()
+
+
+def server_that(error: Exception) -> Any:
+    def raises(*_: Any) -> None:
+        raise error
+
+    return SimpleNamespace(pack=SimpleNamespace(remote=raises), keep=SimpleNamespace(remote=raises))
+
+
+def payload(folder: Path, **more: Any) -> dict[str, Any]:
+    return {
+        "trainable": "builtins:iter", "model": "predictor", "config": {}, "task_dir": str(folder / "home"),
+        "seeds": [0], "test_dir": None, "rows": False, "metrics": [], "threads": 1,
+        "checkpoint": {"path": str(folder / "a.pt"), "identity": "this", "seconds": 0}, **more,
+    }  # fmt: skip
+
+
+@pytest.fixture
+def said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """What trials report, on a node that does not see `home`."""
+    messages: list[dict[str, Any]] = []
+    monkeypatch.setattr(tune, "report", messages.append)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return messages
+
+
+@pytest.mark.parametrize(
+    "error", [ActorDiedError(), ObjectLostError("ab", "", ""), remote(PermissionError(13, "Permission denied", "/home/a"))],
+    ids=lambda error: type(error).__name__,
+)  # fmt: skip
+def test_what_fails_between_node_and_home_is_not_the_trial_s_failure(
+    error: Exception, said: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    with pytest.raises(NodeError, match=f"^{HOST}: ") as raised:
+        train({"payload": payload(tmp_path)}, server_that(error))
+    assert raised.value.__cause__ is error
+    assert said == []
+
+
+def test_a_result_that_cannot_be_returned_is_not_the_trial_s_failure(
+    said: list[dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run(*_: Any, **__: Any) -> Any:
+        yield SimpleNamespace(metrics={}, final=True, epoch=1, artifacts={}, state=None)
+
+    def bring_home(*_: Any) -> None:
+        raise ActorDiedError
+
+    monkeypatch.setattr(worker, "resolve", lambda path: run)
+    monkeypatch.setattr(worker, "locate", lambda folder, server: shipping.cached(folder))
+    monkeypatch.setattr(worker, "bring_home", bring_home)
+    monkeypatch.setattr(worker.doors, "shared", lambda *_: [])
+    given = payload(tmp_path, model="lgcd", test_dir=str(tmp_path / "home" / "test"))
+    with pytest.raises(NodeError, match=f"^{HOST}: "):
+        train({"payload": given}, "server")
+    assert said == []
+
+
+def test_a_cache_that_cannot_be_written_is_not_the_trial_s_failure(said: list[dict[str, Any]], tmp_path: Path) -> None:
+    (tmp_path / "cache").touch()
+    with pytest.raises(NodeError, match=f"^{HOST}: .*Not a directory: '{tmp_path}/cache/study/sent'"):
+        train({"payload": payload(tmp_path)}, "never asked")
+    assert said == []
+
+
+def test_a_full_disk_stops_the_study_and_is_named(
+    said: list[dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train({"payload": payload(tmp_path)}, server_that(remote(FULL)))
+    assert said.pop()["failure"]["full"] == ("the node of the driver: [Errno 28] No space left on device: '/home/a.pt'")
+
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))  # as a write says it
+
+    monkeypatch.setattr(shipping, "_unpack", full)
+    monkeypatch.setattr("ray.get", lambda value: value)
+    server = SimpleNamespace(pack=SimpleNamespace(remote=lambda folder: ["a reference"]))
+    train({"payload": payload(tmp_path)}, server)
+    copy = shipping.cached(tmp_path / "home")
+    assert said.pop()["failure"]["full"] == f"{HOST}: [Errno 28] No space left on device: '{copy}'"
+
+
+def test_an_error_of_the_training_is_the_trial_s_failure(said: list[dict[str, Any]], tmp_path: Path) -> None:
+    train({"payload": payload(tmp_path, trainable="math:sqrt")})
+    (message,) = said
+    assert message["failure"]["reason"].startswith("TypeError: ")
+    assert message["failure"]["full"] == ""

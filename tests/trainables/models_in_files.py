@@ -58,6 +58,9 @@ def prepare(config, task, seeds):
     for seed in seeds:
         (Path(task.folder) / f"shared-{seed}.txt").write_text(str(config.weight))
 
+def shared(config, task, seeds):
+    return [Path("shared") / str(seed) for seed in seeds]
+
 def train(config, task, seed):
     weight = torch.where(task.group == OVERLAPPING, config.weight, 1.0)[task.train.row]
     counts = torch.zeros(task.items).index_add_(0, task.train.item, weight)

@@ -15,7 +15,18 @@ import torch
 
 from features.errors import InputError
 from trainables import door
-from trainables.door import Report, has_shared, load_model, make_config, model_names, prepare, run, run_predictor, score
+from trainables.door import (
+    Report,
+    has_shared,
+    load_model,
+    make_config,
+    model_names,
+    prepare,
+    run,
+    run_predictor,
+    score,
+    shared,
+)
 from trainables.kinds import SEQUENCES, kind_at
 from trainables.predictors import PREDICTORS
 from trainables.sequences import PROTOCOLS
@@ -249,6 +260,8 @@ def test_what_trials_share_is_made_ahead_of_them(popular: str, constant: str, tm
     prepare(popular, {"weight": 3.0}, str(folder), [0, 7])
     assert [(folder / f"shared-{seed}.txt").read_text() for seed in (0, 7)] == ["3.0", "3.0"]
     assert (has_shared(popular), has_shared(constant)) == (True, False)
+    assert shared(popular, {}, str(folder), [0, 7]) == [Path("shared/0"), Path("shared/7")]
+    assert shared(constant, {}, str(folder), [0]) == []
     with pytest.raises(InputError, match=r"config of popular: unknown field 'weigth'; did you mean 'weight'\?"):
         prepare(popular, {"weigth": 3.0}, str(folder), [0])
 

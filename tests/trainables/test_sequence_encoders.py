@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import math
+import time
+from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -17,6 +20,7 @@ from trainables import sequence_encoders
 from trainables.sequence_encoders import (
     Encoders,
     PretrainSpec,
+    encoders_folder,
     next_item_loss,
     pretrain,
     pretrained,
@@ -154,6 +158,69 @@ def test_pretraining_that_was_killed_goes_on_to_the_last_bit(tmp_path: Path, mon
         torch.testing.assert_close(one, other, rtol=0, atol=0)
     (folder,) = (task.folder.parent.parent / "encoders").iterdir()
     assert sorted(file.name for file in folder.iterdir()) == ["manifest.json", "weights.pt"]
+
+
+def test_a_full_disk_costs_the_kept_state_and_not_the_pretraining(
+    task: SequenceTask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = pretrain(task, QUICK, 3, tmp_path / "whole.pt")
+
+    def full(state: Any, path: Path) -> None:
+        path.write_bytes(b"half")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", full)
+    found = pretrain(task, QUICK, 3, tmp_path / "full.pt")
+    assert [path.name for path in tmp_path.iterdir()] == ["whole.pt"]
+    assert_same(whole, found)
+
+    def unwritable(state: Any, path: Path) -> None:
+        path.write_bytes(b"half")
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(torch, "save", unwritable)
+    with pytest.raises(PermissionError, match="Permission denied"):
+        pretrain(task, QUICK, 3, tmp_path / "full.pt")
+    assert [path.name for path in tmp_path.iterdir()] == ["whole.pt"]
+
+
+@pytest.mark.parametrize("fault", ["half", "another model", "no generator", "not a state"])
+def test_a_kept_state_that_cannot_be_read_is_begun_anew(task: SequenceTask, tmp_path: Path, fault: str) -> None:
+    whole = pretrain(task, QUICK, 3, kept := tmp_path / "kept.pt")
+    state = torch.load(kept, weights_only=True)
+    if fault == "half":
+        kept.write_bytes(kept.read_bytes()[:-100])
+    elif fault == "another model":  # found after some of its weights have been read
+        state["encoders"].popitem()
+        torch.save(state, kept)
+    elif fault == "no generator":
+        del state["torch"]
+        torch.save(state, kept)
+    else:
+        torch.save([1], kept)
+    assert_same(whole, pretrain(task, QUICK, 3, kept))
+
+
+def test_two_processes_do_not_pretrain_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    task = load_task(make_sequence_task(tmp_path)[0])
+    made = []
+
+    def pretrain_once(*given: Any) -> Encoders:
+        made.append(given)
+        time.sleep(0.2)  # the other one has asked by then
+        return pretrain(*given)
+
+    monkeypatch.setattr(sequence_encoders, "pretrain", pretrain_once)
+    with ThreadPoolExecutor(2) as pool:  # a lock is of an open file, so threads stand for processes
+        first, second = pool.map(lambda _: pretrained.__wrapped__(task, QUICK, 0), range(2))
+    assert len(made) == 1
+    assert_same(first, second)
+    assert [path.name for path in (tmp_path / "tasks" / "encoders").iterdir()] == [encoders_folder(task, QUICK, 0).name]
+
+
+def assert_same(one: Encoders, other: Encoders) -> None:
+    for a, b in zip(one.state_dict().values(), other.state_dict().values(), strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=0)
 
 
 def test_separate_pretraining_reads_no_sequence_over_both_domains(task: SequenceTask) -> None:

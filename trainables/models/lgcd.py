@@ -13,6 +13,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,7 +25,15 @@ from trainables.checks import at_least, choice, dropout_share, refuse, step_size
 from trainables.conditions import Rows, pseudo_rows, real_rows
 from trainables.diffusion import Diffusion, Noise, SameForAll, normal, timestep_embedding, variances
 from trainables.door import Epoch, Figure, Variant, validate
-from trainables.sequence_encoders import SEQUENCES, Encoders, PretrainSpec, next_item_loss, pretrained, represent
+from trainables.sequence_encoders import (
+    SEQUENCES,
+    Encoders,
+    PretrainSpec,
+    encoders_folder,
+    next_item_loss,
+    pretrained,
+    represent,
+)
 from trainables.sequences import HeldOut, Sequences, SequenceTask, seen, without_seen
 
 WIDTH = 64  # D (settings: hidden dimension)
@@ -348,6 +357,11 @@ def prepare(config: Config, task: SequenceTask, seeds: Sequence[int]) -> None:
     """Pretrain what the trials share, where it is missing; a kill costs the epochs in progress, one a seed."""
     for seed in seeds:
         pretrained(task, config.pretraining, seed)
+
+
+def shared(config: Config, task: SequenceTask, seeds: Sequence[int]) -> list[Path]:
+    """Folders of the pretrained encoders, in that of all tasks."""
+    return [encoders_folder(task, config.pretraining, seed) for seed in seeds]
 
 
 def train(config: Config, task: SequenceTask, seed: int, state: dict[str, Any] | None = None) -> Iterator[Epoch]:
