@@ -60,7 +60,12 @@ def launch(
             ),
         )
         with _sigterm_like_sigint(), _tune_switches():
-            tuner.fit()
+            try:
+                tuner.fit()
+            except tune.TuneError as error:  # which has what was raised in its scheduler as a text
+                if searcher.broken is None:
+                    raise
+                raise searcher.broken from error
     if searcher.broken is not None:
         raise searcher.broken
 

@@ -1,13 +1,18 @@
-"""Which Ray a study runs on."""
+"""Which Ray a study runs on, and what ends it."""
 
 from __future__ import annotations
 
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 import ray
+from ray import tune
 
 from features.errors import InputError
-from study.jobs import Cluster
-from study.launch import connect
+from study.jobs import Cluster, Resources
+from study.launch import connect, launch
 
 
 def test_without_an_address_no_cluster_that_happens_to_run_is_joined(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -40,3 +45,23 @@ def test_a_cluster_that_does_not_answer_is_one_line(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr("ray.init", stranger)
     with pytest.raises(InputError, match="--address h:1: the cluster asks for a token; set RAY_AUTH_MODE=token"):
         connect(Cluster(address="h:1"))
+
+
+def test_what_ends_the_tuner_is_raised_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Tuner:
+        def __init__(self, trainable: Any, *, tune_config: Any, run_config: Any) -> None:
+            self._searcher = tune_config.search_alg
+
+        def fit(self) -> None:
+            self._searcher.broken = full
+            raise tune.TuneError("Traceback (most recent call last): ...")
+
+    full = OSError("trial x: disk full; make room, the same command goes on")
+    monkeypatch.setattr(tune, "Tuner", Tuner)
+    for name in ("connect", "_concurrency"):
+        monkeypatch.setattr(f"study.launch.{name}", lambda *_: None)
+    with pytest.raises(OSError, match=r"^trial x: disk full; make room, the same command goes on$"):
+        launch(
+            [], SimpleNamespace(), name="study", home=tmp_path, log=tmp_path / "log", cluster=Cluster(),  # type: ignore[arg-type]
+            resources=Resources(),
+        )  # fmt: skip
