@@ -351,7 +351,10 @@ def ui(home: Path, port: int, host: str) -> None:
     from study.flow import named_uri, store_uri
 
     if named_uri() is None and not (home / "mlflow.db").is_file():
-        raise InputError(f"{home}: holds no MLflow store; run a study there first, or name another --home")
+        raise InputError(
+            f"{home}: holds no MLflow store; run a study there first, name another --home, or a server in "
+            "MLFLOW_TRACKING_URI"
+        )
     words = ["ui", "--backend-store-uri", store_uri(home), "--host", host, "--port", str(port)]
     sys.exit(subprocess.call([sys.executable, "-m", "mlflow", *words]))
 

@@ -57,25 +57,23 @@ class NodeType:
 
     resources: Mapping[str, float]
     count: int
-    """At most so many at a time."""
+    """At most so many workers at a time."""
 
 
-def autoscaled() -> list[NodeType]:
-    """What the cluster whose head this machine is may grow to, from the file that `ray up` leaves there; else nothing.
+def autoscaled() -> tuple[list[NodeType], int]:
+    """Workers that a cluster whose head this machine is may have, and how many in all.
+
+    From the file that `ray up` leaves on the head; without it there are none.
 
     Ray itself tells a driver only of the nodes that are there, and a cluster that has been idle has none but its head.
     """
     path = Path.home() / "ray_bootstrap_config.yaml"
     if not path.is_file():
-        return []
+        return [], 0
     config = parse_yaml(path.read_text(encoding="utf-8"))
-    left, found = int(config["max_workers"]), []
-    for name, node in config["available_node_types"].items():
-        count = min(left, int(node.get("max_workers", 0)))
-        left -= count
-        head = name == config["head_node_type"]
-        found.append(NodeType(node.get("resources") or {}, count + head))
-    return found
+    limit, types = int(config["max_workers"]), config["available_node_types"].values()
+    found = [NodeType(node.get("resources") or {}, min(limit, int(node.get("max_workers", 0)))) for node in types]
+    return [node for node in found if node.count], limit
 
 
 def _holds(has: dict[str, Any], wanted: dict[str, float]) -> bool:

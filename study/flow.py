@@ -113,8 +113,7 @@ class Study:
         client, experiment = self._store()
         metric, direction = self.plan.selection
         tracking.mark_best(client, experiment, metric=metric, direction=direction)
-        if self.plan.search and self.plan.search.objectives:
-            mark_front(client, experiment, self.plan.search.objectives)
+        mark_front(client, experiment, self.plan.search.objectives if self.plan.search else ())
         return summary
 
     def sweep(self, parameter: str) -> Summary:

@@ -121,11 +121,17 @@ def _concurrency(cluster: Cluster, resources: Resources) -> int | None:
                 f"resources: a trial asks for {wanted:g} {kind}, this machine has {total.get(kind, 0.0):g}"
             )
         return fits if cluster.max_concurrent is None else min(fits, cluster.max_concurrent)
-    growing = autoscaled()
+    alive = [node for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
+    heads = [node for node in alive if "node:__internal_head__" in node["Resources"]]
+    # The file here may be of another cluster than the one that was joined.
+    own: str = ray.util.get_node_ip_address()  # type: ignore[no-untyped-call]
+    here = any(node["NodeManagerAddress"] == own for node in heads)
+    growing, workers = autoscaled() if here else ([], 0)
     if all(node.resources for node in growing):  # what a file leaves out, Ray finds out on the machine
-        _refuse_impossible(resources, growing)
-        if cluster.max_concurrent is None:
-            return sum(node.count * _fits(node.resources, resources) for node in growing) or None
+        _refuse_impossible(resources, [node["Resources"] for node in alive], growing)
+        if cluster.max_concurrent is None and growing:
+            held, at_head = (sum(_fits(node["Resources"], resources) for node in nodes) for nodes in (alive, heads))
+            return max(held, at_head + _at_most(growing, workers, resources))
     return cluster.max_concurrent
 
 
@@ -138,12 +144,18 @@ def _fits(node: Mapping[str, float], resources: Resources) -> int:
     return min((int(node.get(kind, 0.0) / wanted) for kind, wanted in _wanted(resources).items() if wanted), default=1)
 
 
-def _refuse_impossible(resources: Resources, growing: Sequence[NodeType]) -> None:
-    """Raise InputError when no node that is there, or that the autoscaler may start, can ever hold one trial."""
-    import ray
+def _at_most(growing: Sequence[NodeType], workers: int, resources: Resources) -> int:
+    """How many trials so many workers hold at a time, when they are of the types that hold most."""
+    found = 0
+    for fits, count in sorted(((_fits(node.resources, resources), node.count) for node in growing), reverse=True):
+        found += fits * min(count, workers)
+        workers -= min(count, workers)
+    return found
 
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
-    nodes += [node.resources for node in growing if node.count]
+
+def _refuse_impossible(resources: Resources, there: Sequence[Mapping[str, float]], growing: Sequence[NodeType]) -> None:
+    """Raise InputError when no node that is there, or that the autoscaler may start, can ever hold one trial."""
+    nodes = [*there, *(node.resources for node in growing)]
     if not any(_fits(node, resources) for node in nodes):
         has = sorted({f"{node.get('CPU', 0.0):g} CPU and {node.get('GPU', 0.0):g} GPU" for node in nodes})
         raise InputError(

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
 
 TAG = "study.pareto"
+_OBJECTIVES = "study.objectives"
 
 
 def front(values: Sequence[Sequence[float]], objectives: Sequence[Objective]) -> list[bool]:
@@ -28,7 +29,10 @@ def front(values: Sequence[Sequence[float]], objectives: Sequence[Objective]) ->
 
 
 def mark_front(client: MlflowClient, experiment_id: str, objectives: Sequence[Objective]) -> None:
-    """Tag the runs on each cell's front `study.pareto` = true and no others; the search's own run says the objectives."""
+    """Tag the runs on each cell's front `study.pareto` = true and no others; the search's own run says the objectives.
+
+    Without objectives, which an earlier form of the plan may have had, neither tag stays.
+    """
     cells: dict[str, list[Run]] = {}
     marked = set()
     for run in find_runs(client, experiment_id, "search"):
@@ -36,8 +40,11 @@ def mark_front(client: MlflowClient, experiment_id: str, objectives: Sequence[Ob
             marked.add(run.info.run_id)
         if "study.trial" not in run.data.tags:
             names = ",".join(objective.metric for objective in objectives)
-            client.set_tag(run.info.run_id, "study.objectives", names)
-        elif run.info.status == FINISHED:
+            if names:
+                client.set_tag(run.info.run_id, _OBJECTIVES, names)
+            elif _OBJECTIVES in run.data.tags:
+                client.delete_tag(run.info.run_id, _OBJECTIVES)
+        elif objectives and run.info.status == FINISHED:
             cells.setdefault(run.data.tags["study.cell"], []).append(run)
     chosen = set()
     for runs in cells.values():

@@ -14,14 +14,16 @@ _OURS = ("study", "search_spaces", "trainables", "features")
 
 
 def commit() -> str:
-    """Git commit of the code (`+changes` where it was changed since); outside a checkout `files:` and their hash."""
+    """Git commit of the code, with `+` and a hash of the files if they differ; outside a checkout `files:` and the hash."""
 
     def git(*words: str) -> str:
         command = ["git", "-C", str(_ROOT), *words]
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
     try:
-        return git("rev-parse", "HEAD") + ("+changes" if git("status", "--porcelain", "-uno") else "")
+        # A new file is code too: models are found by their files.
+        dirty = git("status", "--porcelain", "--untracked-files=all", "--", *(f"{name}/*.py" for name in _OURS))
+        return git("rev-parse", "HEAD") + (f"+{_hash_of_files()[:12]}" if dirty else "")
     except (OSError, subprocess.CalledProcessError):
         return f"files:{_hash_of_files()}"
 

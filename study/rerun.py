@@ -39,7 +39,9 @@ def rerun(run_id: str, home: Path) -> Rerun:
     Raises InputError where the store, the run's result, its configuration or its task is not there.
     """
     if named_uri() is None and not (home / "mlflow.db").is_file():
-        raise InputError(f"{home}: holds no MLflow store; name the home folder of the study with --home")
+        raise InputError(
+            f"{home}: holds no MLflow store; name the study's home folder with --home, or its server in MLFLOW_TRACKING_URI"
+        )
     client = tracking.connect(store_uri(home))
     document = read_config(client.tracking_uri, run_id)
     for folder in filter(None, (document["task_dir"], document["test_dir"])):
@@ -72,8 +74,6 @@ def _differences(tags: Mapping[str, str]) -> Iterator[str]:
         logged = tags.get(f"study.{name}", "not logged")
         if logged != now:
             yield f"{name}: {logged} then, {now} now"
-        elif now.endswith("+changes"):
-            yield f"{name}: {now}, so the code was changed after it, then and now"
     was, is_ = (
         dict(each.partition("=")[::2] for each in text.split()) for text in (tags.get("study.versions", ""), versions())
     )

@@ -121,14 +121,15 @@ class JobScheduler(FIFOScheduler):
         if "epochs" not in result:
             return str(self.CONTINUE)
         job = self._searcher.job(trial.trial_id)
+        # Tune flattens what its schedulers see.
+        tags = {key.removeprefix("tags/"): text for key, text in result.items() if key.startswith("tags/")}
         stop = self._ledger.report(
             job,
             [
-                EpochReport(epoch=epoch, metrics=metrics, final=final, artifacts=artifacts, time_ms=time_ms)
+                EpochReport(epoch=epoch, metrics=metrics, final=final, artifacts=artifacts, time_ms=time_ms, tags=tags)
                 for epoch, metrics, final, artifacts, time_ms in result["epochs"]
             ],
         )
-        # Tune flattens what its schedulers see.
         failure = {key.removeprefix("failure/"): text for key, text in result.items() if key.startswith("failure/")}
         if failure:
             if full := failure.pop("full"):

@@ -8,6 +8,7 @@ call per metric costs ten times more than the training of a small epoch.
 from __future__ import annotations
 
 import logging
+import re
 import shlex
 import time
 import warnings
@@ -51,6 +52,8 @@ class EpochReport:
     """File name -> content, logged with the final report."""
     time_ms: int
     """Wall clock of the worker, milliseconds since 1970."""
+    tags: Mapping[str, str] = field(default_factory=dict)
+    """Of the process that trained, which may have another machine than the driver; set with the final report."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,8 +144,9 @@ def open_part(
         raise InputError(f"MLflow at {uri}: went away again; {spool.waiting} writes are kept; the same command goes on")
     experiment_id = open_experiment(client, experiment, home / "artifacts" if uri is None else None)
     return PartTracker(
-        client=client, experiment_id=experiment_id, part=part, tags=tags, metric=metric, home=home, spool=spool
-    )
+        client=client, experiment_id=experiment_id, part=part, tags=tags, metric=metric, home=home, uri=uri,
+        spool=spool,
+    )  # fmt: skip
 
 
 class PartTracker:
@@ -150,7 +154,7 @@ class PartTracker:
 
     def __init__(
         self, *, client: MlflowClient, experiment_id: str, part: str, tags: Mapping[str, str], metric: str,
-        home: Path | None = None, spool: Spool | None = None,
+        home: Path | None = None, uri: str | None = None, spool: Spool | None = None,
     ) -> None:  # fmt: skip
         self._client = client
         self._spool = spool
@@ -159,6 +163,8 @@ class PartTracker:
         self._part = part
         self._tags = dict(tags)
         self._metric = metric
+        shown = re.sub(r"(//[^/:@]*):[^/]*@", r"\1@", uri or "")  # no password is for all readers of a tag
+        self._store = f"MLFLOW_TRACKING_URI={shlex.quote(shown)} " if uri else ""
         self._home = f" --home {shlex.quote(str(home))}" if home else ""
         self._open: dict[str, _Open] = {}
         self._parent: str | None = None
@@ -254,7 +260,8 @@ class PartTracker:
         run_name = f"{job.cell.name} {job.part} {job.name}"  # the UI cuts long names at the end
         run_id = self._write.create_run(self._experiment_id, run_name=run_name, tags=_tags(tags)).info.run_id
         self._open[job.trial] = _Open(run_id=run_id, logged_epoch=-1)
-        self._log(run_id, params=_params(job, config), tags={"study.command": f"study rerun {run_id}{self._home}"})
+        command = f"{self._store}study rerun {run_id}{self._home}"
+        self._log(run_id, params=_params(job, config), tags={"study.command": command})
         self._write.log_text(run_id, yaml.safe_dump(dict(logged), sort_keys=False), CONFIG_FILE)
 
     def _last_epoch(self, run: TrialRun) -> int:
@@ -282,6 +289,7 @@ class PartTracker:
         self._flush(open_)
         for name, content in final.artifacts.items():
             self._artifact(open_.run_id, name, content)
+        self._log(open_.run_id, tags=final.tags)
         self._log(open_.run_id, metrics=list(_metrics(final, prefix="", step=0)))
         self._close(trial, FINISHED)
         self._drop_earlier(trial)

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 _TAG = "mlflow.sharedViewState."
 _NOTE = "mlflow.note.content"
+_NOTE_LENGTH = 19_900  # MLflow takes 20,000 characters in an experiment's tag; the end of a cut table needs some
+_BEST = "tags.\"study.best\" = 'true'"
 _ALL = "tags.\"study.trial\" LIKE 'search/%'"  # the part's own run has the tag `study.part`, and no trial
 
 
@@ -33,7 +35,7 @@ def describe(
     order = {"orderByKey": f"metrics.`{metric}`", "orderByAsc": direction == "minimize"}
     by_name = {"orderByKey": "tags.`mlflow.runName`", "orderByAsc": True}
     views = {
-        "best": ("Best trial of each cell", "tags.\"study.best\" = 'true'", by_name, columns),
+        "best": ("Best trial of each cell", _BEST, by_name, columns),
         "search": ("All search trials", _ALL, order, columns),
         "score": ("Scores on test users", "tags.\"study.trial\" LIKE 'score/%'", by_name, scores),
     }
@@ -44,16 +46,28 @@ def describe(
         _save(
             client, experiment_id, f"cell-{number}", f"Parallel coordinates: {cell}", state | _parallel(varied, metric)
         )
+    of_cells = {tag for tag in client.get_experiment(experiment_id).tags if tag.startswith(f"{_TAG}cell-")}
+    for tag in of_cells - {f"{_TAG}cell-{number}" for number in range(len(best))}:  # an earlier plan had more cells
+        client.delete_experiment_tag(experiment_id, tag)
     links = " · ".join(f"[{views[key][0]}]({_link(experiment_id, key)})" for key in views)
-    rows = "".join(
+    rows = [
         f"| {cell} | [{run.data.tags['study.trial']}](#/experiments/{experiment_id}/runs/{run.info.run_id}) "
         f"| {run.data.metrics[metric]:.4f} | [compare]({_link(experiment_id, f'cell-{number}')}&compareRunsMode=CHART) "
         f"| `{run.data.tags.get('study.command', '')}` |\n"
         for number, (cell, run) in enumerate(sorted(best.items()))
-    )
+    ]
     text = f"{links}\n\nThe best trial of each cell by validation `{metric}`, of {len(finished)} finished ones:\n\n"
     head = f"| cell | trial | {metric} | all trials | trains it again |\n|---|---|---|---|---|\n"
-    client.set_experiment_tag(experiment_id, _NOTE, text + head + rows)
+    client.set_experiment_tag(experiment_id, _NOTE, _fitting(text + head, rows))
+
+
+def _fitting(text: str, rows: Sequence[str]) -> str:
+    """The text with as many of the rows as MLflow takes, and what was left out."""
+    shown = len(rows)
+    while len(text) + sum(map(len, rows[:shown])) > _NOTE_LENGTH:
+        shown -= 1
+    left = len(rows) - shown
+    return text + "".join(rows[:shown]) + (f"\n... and {left} more: filter `{_BEST}`\n" if left else "")
 
 
 def _varied(runs: Sequence[Run]) -> list[str]:

@@ -20,6 +20,7 @@ from typing import Any, cast
 
 from features.folders import FULL
 from study.checkpoints import Keeper, Message, read_checkpoint
+from study.provenance import device, versions
 from study.shipping import bring_home, cached, locate
 from trainables import door as doors
 
@@ -218,6 +219,7 @@ class Outbox:
         """Hand over everything kept so far."""
         began = time.monotonic()
         epochs, self._epochs = self._epochs, []
-        self._send({"epochs": epochs, "failure": self._failure})
+        tags = {"study.device": device(), "study.versions": versions()} if any(epoch[2] for epoch in epochs) else {}
+        self._send({"epochs": epochs, "failure": self._failure, "tags": tags})
         self._sent = time.monotonic()
         self._waited = self._sent - began

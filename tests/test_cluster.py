@@ -75,17 +75,59 @@ def test_a_file_that_is_none(tmp_path: Path) -> None:
         check_cluster(path, Resources())
 
 
+def there(monkeypatch: pytest.MonkeyPatch, *nodes: dict[str, float], head: str = "10.0.0.1") -> None:
+    """A cluster with these nodes, the first its head; this machine is 10.0.0.1."""
+    found = [{"Alive": True, "NodeManagerAddress": head, "Resources": dict(node)} for node in nodes]
+    found[0]["Resources"]["node:__internal_head__"] = 1.0  # type: ignore[index]
+    monkeypatch.setattr("ray.nodes", lambda: found)
+    monkeypatch.setattr("ray.util.get_node_ip_address", lambda: "10.0.0.1")
+
+
+def left_by_ray_up(home: Path, workers: int, **types: tuple[dict[str, float], int]) -> None:
+    """The file of a cluster with a head without cores, and these types of (resources, at most so many)."""
+    of = {name: {"resources": resources, "max_workers": count} for name, (resources, count) in types.items()}
+    of["boss"] = {"resources": {"CPU": 0}, "max_workers": 0}
+    config = {"max_workers": workers, "head_node_type": "boss", "available_node_types": of}
+    (home / "ray_bootstrap_config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
+
+
+def test_the_limit_of_all_workers_takes_no_type_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    there(monkeypatch, {"CPU": 2})
+    left_by_ray_up(
+        tmp_path, 8, small=({"CPU": 4}, 8), gpu=({"CPU": 4, "GPU": 1}, 3), large=({"CPU": 16}, 2), no=({}, 0)
+    )
+    here = Cluster(address="auto")
+    assert _concurrency(here, Resources(cpus=1, gpus=1)) == 3, "the type is not the first, and can be started"
+    assert _concurrency(here, Resources(cpus=2)) == 1 + 2 * 8 + 6 * 2, "the head, both large ones, six others"
+    with pytest.raises(InputError, match=r"asks for 1 CPU and 2 GPU, and no node of the cluster has them"):
+        _concurrency(here, Resources(cpus=1, gpus=2))
+
+
+def test_the_file_of_another_cluster_is_not_this_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    left_by_ray_up(tmp_path, 1, gpu=({"CPU": 2, "GPU": 1}, 1))
+    elsewhere = Cluster(address="10.0.0.2:6379")
+    there(monkeypatch, {"CPU": 0}, {"CPU": 64}, head="10.0.0.2")
+    assert _concurrency(elsewhere, Resources(cpus=1)) is None, "that cluster's limit is not known here"
+    with pytest.raises(InputError, match=r"has them; it has nodes of 0 CPU and 0 GPU; 64 CPU and 0 GPU$"):
+        _concurrency(elsewhere, Resources(cpus=1, gpus=1))
+    there(monkeypatch, {"CPU": 0}, {"CPU": 64})
+    assert _concurrency(Cluster(address="auto"), Resources(cpus=1)) == 64, (
+        "an old file: the nodes that are there hold more"
+    )
+
+
 def test_a_cluster_without_a_worker_yet_may_grow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As `ray up cluster.yaml` leaves it: a head that holds no trial, and the file beside it."""
     monkeypatch.setenv("HOME", str(tmp_path))
-    head = {"Alive": True, "Resources": {"memory": 1e9}}
-    monkeypatch.setattr("ray.nodes", lambda: [head])
+    there(monkeypatch, {})
     here = Cluster(address="auto")
-    assert autoscaled() == []
+    assert autoscaled() == ([], 0)
     with pytest.raises(InputError, match=r"no node of the cluster has them; it has nodes of 0 CPU and 0 GPU$"):
         _concurrency(here, Resources())
     (tmp_path / "ray_bootstrap_config.yaml").write_text((ROOT / "cluster.yaml").read_text())
-    assert autoscaled() == [NodeType({"CPU": 0}, 1), NodeType({"CPU": 8, "GPU": 1}, 8)]
+    assert autoscaled() == ([NodeType({"CPU": 8, "GPU": 1}, 8)], 8)
     assert _concurrency(here, Resources()) == 64
     assert _concurrency(here, Resources(cpus=1, gpus=0.25)) == 32
     assert _concurrency(Cluster(address="auto", max_concurrent=5), Resources()) == 5
@@ -95,7 +137,7 @@ def test_a_cluster_without_a_worker_yet_may_grow(tmp_path: Path, monkeypatch: py
 
 def test_nothing_is_refused_where_the_file_leaves_it_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.setattr("ray.nodes", list)
+    there(monkeypatch, {})
     types = {"any": {"resources": {}, "max_workers": 2, "node_config": {}}}
     config = {"max_workers": 2, "head_node_type": "any", "available_node_types": types}
     (tmp_path / "ray_bootstrap_config.yaml").write_text(yaml.safe_dump(config))

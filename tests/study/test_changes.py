@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -51,11 +52,11 @@ def test_other_code_and_packages_are_named(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr("study.changes.commit", lambda: "abc1234")
     monkeypatch.setattr("study.changes.versions", lambda: "torch=2.13.0 ray=2.60.0")
     remember(plan, tmp_path)
-    monkeypatch.setattr("study.changes.commit", lambda: "def5678+changes")
+    monkeypatch.setattr("study.changes.commit", lambda: "def5678+0123456789ab")
     monkeypatch.setattr("study.changes.versions", lambda: "torch=2.14.0 ray=2.60.0")
     means = "results stay; a trial that was in progress begins anew: checkpoints of other code are not used"
     assert changes(plan, tmp_path) == [
-        f'commit: "abc1234" -> "def5678+changes"; {means}', f'versions.torch: "2.13.0" -> "2.14.0"; {means}',
+        f'commit: "abc1234" -> "def5678+0123456789ab"; {means}', f'versions.torch: "2.13.0" -> "2.14.0"; {means}',
     ]  # fmt: skip
 
 
@@ -68,3 +69,27 @@ def test_code_without_a_history_is_known_by_its_files(tmp_path: Path, monkeypatc
     assert re.fullmatch(r"files:[0-9a-f]{40}", before)
     (tmp_path / "study" / "a.py").write_text("x = 2\n")
     assert commit() != before
+
+
+def test_changed_code_has_a_name_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tmp_path / "trainables" / "models" / "a.py"
+    model.parent.mkdir(parents=True)
+    model.write_text("x = 1\n")
+    for words in (["init", "-q"], ["add", "."], ["-c", "user.name=a", "-c", "user.email=a@b", "commit", "-qm", "a"]):
+        subprocess.run(["git", "-C", str(tmp_path), *words], check=True)
+    monkeypatch.setattr("study.provenance._ROOT", tmp_path)
+    head = commit()
+    assert re.fullmatch(r"[0-9a-f]{40}", head)
+    (tmp_path / "README.md").write_text("no code")
+    assert commit() == head
+    names = {head}
+    for path, code in ((model, "x = 2\n"), (model, "x = 3\n"), (model.parents[1] / "new" / "b.py", "y = 1\n")):
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(code)
+        assert re.fullmatch(rf"{head}\+[0-9a-f]{{12}}", commit())
+        names.add(commit())
+    assert len(names) == 4
+    model.write_text("x = 1\n")
+    assert commit() not in names, "a new file alone is a change too"
+    path.unlink()
+    assert commit() == head

@@ -349,9 +349,11 @@ def test_reading_a_home_without_a_store_makes_none(tmp_path: Path, home: Path) -
             f"sqlite:///{home}/mlflow.db: there is no such store; run `study run` on the plan first"
         )
     assert study("ui", "--home", home).fault == (
-        f"{home}: holds no MLflow store; run a study there first, or name another --home"
+        f"{home}: holds no MLflow store; run a study there first, name another --home, or a server in MLFLOW_TRACKING_URI"
     )
-    assert study("rerun", "abc", "--home", home).fault.startswith(f"{home}: holds no MLflow store; ")
+    assert study("rerun", "abc", "--home", home).fault == (
+        f"{home}: holds no MLflow store; name the study's home folder with --home, or its server in MLFLOW_TRACKING_URI"
+    )
     assert study("check", plan, "--home", home).code == 0
     status = study("status", plan, "--home", home)
     assert (status.code, status.err) == (0, "")

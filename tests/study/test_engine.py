@@ -26,6 +26,7 @@ from study import results, tracking
 from study.draws import close_storage, open_database, open_journal
 from study.engine import Progress, run_jobs
 from study.jobs import Cell, Cluster, Faults, Job, Resources, SearchSpec, trial_name
+from study.provenance import device
 
 from .store import MUSIC
 
@@ -127,6 +128,7 @@ def test_a_search_runs_once_and_then_does_nothing(home: Path, capfd: pytest.Capt
     client = tracking.connect(tracking.default_uri(home))
     assert [entry.step for entry in client.get_metric_history(run.info.run_id, "epoch/val_rmse")] == [1, 2, 3, 4]
     assert run.data.metrics["threads"] == 1
+    assert run.data.tags["study.device"] == device(), "said by the worker: the driver was given no tags"
     config = results.read_config(client.tracking_uri, run.info.run_id)
     assert config["config"] == {**drive.BASE, "seconds": 0.02, "x": float(run.data.params["x"])}
     assert (config["model"], config["seeds"], config["name"]) == ("fake", [0, 1], "0001")

@@ -276,7 +276,7 @@ def finished_trials(home: Path) -> int:
         return 0
     store = sqlite3.connect(f"file:{home}/mlflow.db?mode=ro", uri=True)
     try:
-        query = "select count(*) from runs where status = 'FINISHED' and name like 'search %'"
+        query = "select count(*) from runs where status = 'FINISHED' and name like '% search %'"
         return int(store.execute(query).fetchone()[0])
     except sqlite3.OperationalError:  # its tables are being made
         return 0

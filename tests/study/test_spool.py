@@ -107,7 +107,9 @@ def test_a_server_that_is_away_costs_no_trial_and_no_metric(tmp_path: Path, monk
             run = runs[f"books->movies@0.2 search {name}"]
             history = client.get_metric_history(run.info.run_id, "epoch/val_rmse")
             assert [entry.step for entry in history] == steps
-            assert run.data.tags["study.command"].startswith(f"study rerun {run.info.run_id} ")
+            assert run.data.tags["study.command"].startswith(
+                f"MLFLOW_TRACKING_URI={uri} study rerun {run.info.run_id} "
+            )
             assert run.data.tags["mlflow.parentRunId"] == runs["search"].info.run_id
         assert {file.path for file in client.list_artifacts(run_id)} == {"config.yaml", "per_user.csv", "raw.bin"}
         found = Path(client.download_artifacts(run_id, "raw.bin", str(tmp_path)))

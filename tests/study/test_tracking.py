@@ -121,6 +121,32 @@ def test_a_finished_trial_has_all_that_the_ui_needs(part: Part, tmp_path: Path) 
     assert part.home in Path(run.info.artifact_uri.removeprefix("file://")).parents
 
 
+@pytest.mark.parametrize(
+    ("uri", "shown"),
+    [
+        ("http://mlflow:5000", "http://mlflow:5000"),
+        ("postgresql://me:secret@db:5432/mlflow?a=1&b=2", "'postgresql://me@db:5432/mlflow?a=1&b=2'"),
+    ],
+)
+def test_the_command_names_the_server(part: Part, uri: str, shown: str) -> None:
+    tracker = PartTracker(
+        client=part.client, experiment_id=part.id, part="search", tags={}, metric="val_rmse", home=Path("/h"), uri=uri
+    )
+    tracker.start_part()
+    start(tracker, job("0000"))
+    run = part.runs()["books->movies@0.2 search 0000"]
+    assert run.data.tags["study.command"] == f"MLFLOW_TRACKING_URI={shown} study rerun {run.info.run_id} --home /h"
+
+
+def test_the_machine_is_that_of_the_process_that_trained(part: Part) -> None:
+    tracker = part.open(**{"study.device": "the driver's", "study.commit": "abc"})
+    tracker.start_part()
+    start(tracker, job("0000"))
+    tracker.finish(job("0000").trial, replace(final(1.0), tags={"study.device": "H100"}))
+    tags = part.runs()["books->movies@0.2 search 0000"].data.tags
+    assert (tags["study.device"], tags["study.commit"]) == ("H100", "abc")
+
+
 def test_variants_are_tagged(part: Part) -> None:
     for name, part_name, variant in (
         ("steps=10", "sweep:steps", "10"),
@@ -325,7 +351,7 @@ def test_runs_on_the_front_are_tagged_and_the_report_draws_them(part: Part) -> N
         mark_front(part.client, part.id, objectives)
         return {run.data.tags["study.trial"][-4:] for run in part.runs().values() if "study.pareto" in run.data.tags}
 
-    objectives = (BOTH[0], Objective(metric="val_mae", direction="minimize"))
+    objectives: tuple[Objective, ...] = (BOTH[0], Objective(metric="val_mae", direction="minimize"))
     assert tagged({"0000": (1.0, 0.1), "0001": (0.5, 0.2), "0002": (1.1, 0.15)}) == {"0000", "0001"}
     assert tagged({"0003": (0.9, 0.05)}) == {"0001", "0003"}, "a better trial takes the tag away"
     experiment = part.client.get_experiment(part.id).name
@@ -334,6 +360,10 @@ def test_runs_on_the_front_are_tagged_and_the_report_draws_them(part: Part) -> N
     points = figure.points()
     assert list(points["val_rmse"]) == [1.0, 0.5, 1.1, 0.9]
     assert list(points["on_front"]) == [False, True, False, True]
+    assert part.runs()["search"].data.tags["study.objectives"] == "val_rmse,val_mae"
+    objectives = ()
+    assert tagged({"0004": (0.1, 0.01)}) == set(), "the plan has gone back to one objective"
+    assert "study.objectives" not in part.runs()["search"].data.tags
 
 
 def test_a_run_without_a_config_cannot_be_read(part: Part) -> None:

@@ -13,8 +13,11 @@ from typing import Any
 import pytest
 from ray import tune
 from ray.exceptions import ActorDiedError, ObjectLostError, RayTaskError
+from ray.tune.utils.util import flatten_dict
 
 from study import shipping, worker
+from study.searcher import JobScheduler
+from study.tracking import EpochReport
 from study.worker import NodeError, Outbox, train
 
 
@@ -149,3 +152,23 @@ def test_an_error_of_the_training_is_the_trial_s_failure(said: list[dict[str, An
     (message,) = said
     assert message["failure"]["reason"].startswith("TypeError: ")
     assert message["failure"]["full"] == ""
+
+
+def test_the_result_says_where_it_was_trained(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("study.worker.device", lambda: "x86_64, H100")
+    monkeypatch.setattr("study.worker.versions", lambda: "python=3 torch=2")
+    found: list[EpochReport] = []
+
+    def report(job: str, epochs: list[EpochReport]) -> bool:
+        found.extend(epochs)
+        return False
+
+    scheduler = JobScheduler(SimpleNamespace(job=lambda trial_id: "job"), SimpleNamespace(report=report))  # type: ignore[arg-type]
+    trial: Any = SimpleNamespace(trial_id="t")
+    outbox = Outbox(lambda message: scheduler.on_trial_result(None, trial, flatten_dict(message)))
+    for number, final in ((1, False), (2, True)):
+        outbox.add((number, {"val_rmse": 1.0}, final, {}, 0))
+        outbox.send()
+    assert [dict(epoch.tags) for epoch in found] == [
+        {}, {"study.device": "x86_64, H100", "study.versions": "python=3 torch=2"},
+    ]  # fmt: skip
