@@ -24,19 +24,21 @@ def test_a_cluster_refuses_at_once_what_no_node_holds(tmp_path: Path) -> None:
     import ray
     from ray.cluster_utils import Cluster
 
+    from study.jobs import Cluster as Where
     from study.jobs import Resources
-    from study.launch import _refuse_impossible
+    from study.launch import _concurrency
 
     ray.shutdown()
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
     try:
         cluster.add_node(num_cpus=2, num_gpus=1)
         ray.init(address=cluster.address, log_to_driver=False)
-        _refuse_impossible(Resources(cpus=1, gpus=0.5), [])
+        where = Where(address=cluster.address)
+        _concurrency(where, Resources(cpus=1, gpus=0.5))
         with pytest.raises(
             InputError, match="2 CPU and 2 GPU, and no node of the cluster has them; it has nodes of 0 CPU"
         ):
-            _refuse_impossible(Resources(cpus=2, gpus=2), [])
+            _concurrency(where, Resources(cpus=2, gpus=2))
     finally:
         ray.shutdown()
         cluster.shutdown()
