@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import socket
 import subprocess
@@ -185,4 +186,8 @@ def test_the_best_trial_is_found_in_mlflow(finished: Finished, browser: Chrome, 
     click("tiny.books-to-movies.0.5")
     wait("Best configuration of books->movies@0.5", "mlflow.pyfunc.load_model")
     said: list[dict[str, Any]] = browser.get_log("browser")  # type: ignore[no-untyped-call]
-    assert [entry["message"] for entry in said if entry["level"] == "SEVERE"] == []
+    severe = {entry["message"] for entry in said if entry["level"] == "SEVERE"}
+    # MLflow's UI asks its own server for what only other installations have.
+    assert {
+        text for text in severe if not re.search(r"/ajax-api/\S+ - Failed to load .* 404 \(Not Found\)$", text)
+    } == set()
