@@ -19,8 +19,8 @@ from study.jobs import PREDICTOR
 from study.outlook import outlook
 from study.plan import Plan
 from study.prepare import data_folder, unwatched
-from study.results import load_results
 from study.subject import subject_of
+from study.tracking.results import load_results
 from trainables.door import load_model
 
 

@@ -14,9 +14,9 @@ from rich.console import Console
 from rich.table import Table
 
 if TYPE_CHECKING:
-    from study.claims import Judged
     from study.flow import Study, Summary
     from study.plan import Plan
+    from study.report.claims import Judged
     from study.watching import LiveBars
 
 console = Console()
@@ -134,7 +134,7 @@ def check(plan: str, data: Path | None, home: Path, cluster: Path | None) -> Non
     loaded = load_plan(plan)
     _show_changes(loaded, home)
     if cluster is not None:
-        from study.cluster import check_cluster
+        from study.engine.cluster import check_cluster
 
         console.print(check_cluster(cluster, loaded.resources), markup=False, soft_wrap=True)
     for part in describe(loaded, data, home):
@@ -393,8 +393,8 @@ def _shown(summary: Summary) -> Summary:
 
 def _report(study: Study, *, fresh: bool) -> None:
     """Draw the report, unless it shows the trials as they are; print the table, the figures and the way on."""
-    from study.results import MissingError
-    from study.tables import summary_table
+    from study.report.tables import summary_table
+    from study.tracking.results import MissingError
 
     page = study.report_folder / "report.html"
     comparison = judged = None
@@ -419,7 +419,7 @@ def _report(study: Study, *, fresh: bool) -> None:
 
 def _claims(judged: Sequence[Judged]) -> None:
     """How many of the paper's claims hold, in a line."""
-    from study.claims import counts
+    from study.report.claims import counts
 
     if judged:
         console.print(f"claims: {counts(judged)} (study report)")

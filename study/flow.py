@@ -11,21 +11,22 @@ from typing import Any
 
 from features.errors import InputError
 from features.store import digest
-from study import parts, tracking
+from study import parts
 from study.changes import remember
-from study.claims import Judged, judge
-from study.engine import Failure, Progress, RunSummary, at_work, refuse_second, run_jobs
+from study.engine.run import Failure, Progress, RunSummary, at_work, refuse_second, run_jobs
 from study.jobs import Cell, Cluster, Job
-from study.pareto import mark_front
 from study.plan import Plan
 from study.prepare import Inputs, Watch, describe_data, feature_figures, prepare, unwatched
 from study.provenance import commit, device, versions
-from study.registry import Recommendation, recommend, register
-from study.report import ReportResult, is_current, redraw, report
-from study.results import Results, load_results, read_config
+from study.report.claims import Judged, judge
+from study.report.make import ReportResult, is_current, redraw, report
 from study.select import Best, best_per_cell
 from study.starts import config_of_run
 from study.subject import Subject, subject_of
+from study.tracking import runs as tracking
+from study.tracking.pareto import mark_front
+from study.tracking.registry import Recommendation, recommend, register
+from study.tracking.results import Results, load_results, read_config
 from trainables.task import TaskFolders
 
 DOOR = "trainables.door:run"
@@ -100,7 +101,7 @@ class Study:
         """Verb `extract`: everything that trials read, made where it is missing, and described in MLflow."""
         refuse_second(self.home, self.plan.name)  # it would describe its data in the other's experiment
         if self.cluster.address is not None:
-            from study.launch import connect
+            from study.engine.launch import connect
 
             connect(self.cluster)
         inputs = prepare(self.plan, self.data, self.home, self.watch, on_ray=self.cluster.address is not None)

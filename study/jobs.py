@@ -121,7 +121,7 @@ class SearchSpec:
     seeds: tuple[int, ...]
     """Training seeds of each configuration."""
     sampler: str = "TPESampler"
-    """Class in optuna.samplers; `study.samplers.SAMPLERS` lists those that are supported."""
+    """Class in optuna.samplers; `study.engine.samplers.SAMPLERS` lists those that are supported."""
     sampler_args: Mapping[str, Any] = field(default_factory=dict)
     """Arguments of that class's constructor, seed excepted."""
     seed: int = 0

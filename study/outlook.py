@@ -94,7 +94,7 @@ def _workers(cluster: Cluster) -> tuple[int, Callable[..., Rate]]:
         return count_threads(), measure_rate
     import ray
 
-    from study.launch import connect
+    from study.engine.launch import connect
 
     connect(cluster)
     count, on_gpu = count_actors()

@@ -20,9 +20,9 @@ from features.generator import GeneratorSpec
 from features.images import ImageSpec
 from features.simulate import SimulateSpec
 from search_spaces import Space, SpaceError, load_space, parse_yaml
+from study.engine.search_checks import check_search
 from study.jobs import RATIO, Cell, Faults, Objective, Resources, SearchSpec
 from study.published import load_published
-from study.search_checks import check_search
 from study.starts import ARROW, base_faults, fault_of, read_base
 from trainables.door import load_model, make_config, number_hint
 from trainables.kinds import KINDS, Kind

@@ -25,9 +25,9 @@ from features.simulate import simulate
 from features.splits import read_split
 from features.store import FeatureTable, digest
 from study import parts
+from study.engine.shipping import bring_home, locate, task_server
 from study.jobs import PREDICTOR, Cell, Resources
 from study.plan import Plan
-from study.shipping import bring_home, locate, task_server
 from trainables import door
 from trainables.door import load_model
 from trainables.sequence_build import TrainingUsers, build_sequences, training_users

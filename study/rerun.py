@@ -10,12 +10,12 @@ from pathlib import Path
 import torch
 
 from features.errors import InputError
-from study import tracking
+from study.engine.worker import reset, resolve
 from study.flow import DOOR, PREDICTOR_DOOR, named_uri, store_uri
 from study.jobs import Resources
 from study.provenance import commit, device, versions
-from study.results import read_config
-from study.worker import reset, resolve
+from study.tracking import runs as tracking
+from study.tracking.results import read_config
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,7 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.table import Table
 
 if TYPE_CHECKING:
-    from study.engine import Progress as Jobs
+    from study.engine.run import Progress as Jobs
     from study.prepare import Told
 
 

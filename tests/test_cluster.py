@@ -7,9 +7,9 @@ import pytest
 import yaml
 
 from features.errors import InputError
-from study.cluster import NodeType, autoscaled, check_cluster
+from study.engine.cluster import NodeType, autoscaled, check_cluster
+from study.engine.launch import _concurrency
 from study.jobs import Cluster, Resources
-from study.launch import _concurrency
 
 ROOT = Path(__file__).parents[1]
 FILES = ("cluster.yaml", "cluster-onprem.yaml")

@@ -20,6 +20,11 @@ FORBIDDEN = {
     "search_spaces": {"features", "trainables", "study", "ray", "mlflow"},
     "study": set(),
 }
+WITHIN_STUDY = {  # what each folder of `study` may use of the rest of it; its own modules go without saying
+    "engine": {"jobs", "provenance", "tracking"},
+    "tracking": {"jobs", "subject"},
+    "report": {"jobs", "published", "select", "subject", "tracking"},
+}
 MODULES = sorted(path.relative_to(ROOT) for package in OURS for path in (ROOT / package).rglob("*.py"))
 HEAVY = ("duckdb", "matplotlib", "mlflow", "optuna", "pandas", "pyarrow", "ray", "scipy", "torch", "transformers")
 CALLS_AT_IMPORT = ast.Expr | ast.For | ast.While | ast.With | ast.Try | ast.Delete | ast.Raise | ast.AugAssign
@@ -49,6 +54,19 @@ def test_there_are_four_packages() -> None:
 @pytest.mark.parametrize("path", MODULES, ids=str)
 def test_imports_go_one_way(path: Path) -> None:
     assert set(imported(tree(path))) & FORBIDDEN[path.parts[0]] == set()
+
+
+@pytest.mark.parametrize("folder", WITHIN_STUDY)
+def test_the_folders_of_the_study_stand_on_few_others(folder: str) -> None:
+    modules = [path for path in MODULES if path.parts[:2] == ("study", folder)]
+    used = {
+        alias.name if node.module == "study" else node.module.split(".")[1]
+        for path in modules
+        for node in ast.walk(tree(path))
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.partition(".")[0] == "study"
+        for alias in node.names
+    }
+    assert used - {folder} == WITHIN_STUDY[folder]
 
 
 def test_the_rule_sees_every_form_of_import() -> None:

@@ -11,7 +11,7 @@ import yaml
 
 from features.errors import InputError
 from search_spaces.reader import _UniqueKeyLoader
-from study.checkpoints import checkpoint_path
+from study.engine.checkpoints import checkpoint_path
 from study.jobs import Cell, Job
 from study.plan import PlanError, load_plan
 from tests.study import tiny

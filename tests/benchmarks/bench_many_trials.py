@@ -36,7 +36,7 @@ def resident_mib() -> float:
 def measure(home: Path, trials: int, cells: int, concurrent: int) -> list[tuple[float, float, float]]:
     """(wall, driver CPU, MiB) when the first trial has started and after each that ended."""
     from search_spaces import load_space
-    from study.engine import Progress, run_jobs
+    from study.engine.run import Progress, run_jobs
     from study.jobs import Cell, Cluster, Job, SearchSpec, trial_name
 
     (home / "space.yaml").write_text(SPACE)

@@ -68,7 +68,7 @@ def obvious(home: Path, trials: int) -> tuple[float, float]:
 def ours(home: Path, trials: int, seconds: float, name: str) -> list[tuple[float, float]]:
     """(wall, driver CPU) at the start of the first trial and at the end of each, trials one after the other."""
     from search_spaces import load_space
-    from study.engine import Progress, run_jobs
+    from study.engine.run import Progress, run_jobs
     from study.jobs import Cell, Cluster, Job, SearchSpec, trial_name
 
     cell = Cell(source="a", target="b", ratio=0.5)
@@ -123,7 +123,7 @@ def main() -> None:
         wall, cpu = (wall_end - wall) / args.trials, (cpu_end - cpu) / args.trials
         print(f"s per trivial trial of {EPOCHS} epochs: ours {wall:.2f}", flush=True)
 
-        from study.searcher import JobScheduler
+        from study.engine.searcher import JobScheduler
 
         spent: list[float] = []
         JobScheduler.on_trial_result = timed(JobScheduler.on_trial_result, spent)  # type: ignore[method-assign]

@@ -70,9 +70,9 @@ def fill(folder: Path, trials: int, epochs: int) -> str:
 BEGIN = """
 import sys, time
 from pathlib import Path
-from study.report import redraw, report
+from study.report.make import redraw, report
 from study.subject import subject_of
-from study.tracking import connect
+from study.tracking.runs import connect
 uri, out = sys.argv[1], Path(sys.argv[2])
 connect(uri).get_experiment_by_name("large")
 start = time.perf_counter()

@@ -4,8 +4,8 @@
 
 The driver is one server: it starts and ends trials (`--trial-ms` together, bench_many_trials.py) and takes the messages
 of running ones (`--message-ms` each, bench_overhead.py), one at a time; a worker waits for the answer, and pauses between
-messages as `study.worker.pause` says. Durations of trials are lognormal. Prints the makespan beside that of a driver that
-costs nothing, and the driver's utilisation.
+messages as `study.engine.worker.pause` says. Durations of trials are lognormal. Prints the makespan beside that of a driver
+that costs nothing, and the driver's utilisation.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import heapq
 
 import numpy as np
 
-from study.worker import pause
+from study.engine.worker import pause
 
 
 def simulate(durations: list[float], slots: int, trial_s: float, message_s: float) -> tuple[float, float, int]:

@@ -27,7 +27,7 @@ def search(home: Path, name: str, trials: int, seed: int, **how: object) -> None
     import analytic
 
     from search_spaces import load_space
-    from study.engine import run_jobs
+    from study.engine.run import run_jobs
     from study.jobs import Cell, Job, SearchSpec, trial_name
 
     (home / "space.yaml").write_text(analytic.SPACE)
@@ -56,8 +56,8 @@ def best_within(home: Path, name: str, budget: int) -> float:
     import analytic
     import optuna
 
-    from study import tracking
-    from study.draws import open_journal
+    from study.engine.draws import open_journal
+    from study.tracking import runs as tracking
 
     storage = open_journal(home / "optuna" / f"{name}.log")
     (study,) = optuna.get_all_study_names(storage)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from features.simulate import SimulateSpec, simulate
-from study.results import Results, load_results
+from study.tracking.results import Results, load_results
 
 from . import tiny
 from .store import MUSIC, Store, full_store

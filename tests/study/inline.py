@@ -13,11 +13,11 @@ from optuna.storages import BaseStorage
 from ray.tune.utils.util import flatten_dict
 
 from search_spaces import Space
+from study.engine.ledger import PartLedger, Recipe
+from study.engine.searcher import JobScheduler, JobSearcher
+from study.engine.worker import Outbox, run_trial
 from study.jobs import Cell, Faults, Job, SearchSpec, trial_name
-from study.ledger import PartLedger, Recipe
-from study.searcher import JobScheduler, JobSearcher
-from study.tracking import FAILED, FINISHED, KILLED, RUNNING, EpochReport, TrialRun
-from study.worker import Outbox, run_trial
+from study.tracking.runs import FAILED, FINISHED, KILLED, RUNNING, EpochReport, TrialRun
 
 sys.path.insert(0, str(Path(__file__).parent / "fakes"))
 import analytic

@@ -25,7 +25,7 @@ from features.store import RowStore
 from study.cli import cli
 from study.flow import Study, commit, versions
 from study.plan import load_plan
-from study.tracking import connect, default_uri
+from study.tracking.runs import connect, default_uri
 
 from ..features.conftest import save_encoder
 from .conftest import Finished

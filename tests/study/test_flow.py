@@ -16,11 +16,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from study.draws import open_journal
+from study.engine.draws import open_journal
 from study.flow import Study
 from study.plan import load_plan
-from study.results import Results, load_results
-from study.tracking import connect, default_uri, find_runs
+from study.tracking.results import Results, load_results
+from study.tracking.runs import connect, default_uri, find_runs
 from trainables.predictors import PREDICTORS
 
 from .conftest import Finished
@@ -130,7 +130,7 @@ def test_a_second_run_trains_nothing(finished: Finished, monkeypatch: pytest.Mon
     def no_ray(*_: Any, **__: Any) -> None:
         raise AssertionError("nothing is left to launch")
 
-    monkeypatch.setattr("study.launch.launch", no_ray)
+    monkeypatch.setattr("study.engine.launch.launch", no_ray)
     before = {run.info.run_id: run.info.end_time for run in runs(finished.home)}
     began = time.process_time()
     ran = study("run", finished.plan, "--home", finished.home)

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from study.results import Results, load_results
 from study.subject import subject_of
-from study.tracking import default_uri
+from study.tracking.results import Results, load_results
+from study.tracking.runs import default_uri
 from trainables.kinds import SEQUENCES
 
 from . import tiny

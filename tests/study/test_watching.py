@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 from rich.console import Console
 
-from study.engine import Progress
+from study.engine.run import Progress
 from study.watching import LiveBars, Watcher, cells_table, speed_of
 
 HALF = Progress(

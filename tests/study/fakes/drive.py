@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from search_spaces import load_space
-from study.engine import Progress, RunSummary, run_jobs
+from study.engine.run import Progress, RunSummary, run_jobs
 from study.jobs import Cell, Cluster, Faults, Job, SearchSpec, trial_name
 
 CELLS = tuple(Cell(source="books", target="movies", ratio=ratio) for ratio in (0.2, 0.5))

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 from search_spaces import load_space
-from study.engine import run_jobs
+from study.engine.run import run_jobs
 from study.jobs import Cell, Cluster, Faults, Job, SearchSpec, trial_name
 
 SPACE = "v:\n  x: {FloatDistribution: {low: 0.0, high: 1.0}}\n"

@@ -1,0 +1,223 @@
+"""Ray: one Tuner for all jobs of a part, quiet, stoppable, and on whatever cluster there is."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import shutil
+import signal
+import threading
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from features.errors import InputError
+from study.engine.cluster import NodeType, autoscaled
+from study.engine.searcher import JobCallback, JobScheduler, JobSearcher, Ledger, SilentCallback
+from study.engine.shipping import task_server
+from study.engine.worker import train
+from study.jobs import Cluster, Job, Resources
+
+
+def launch(
+    todo: Sequence[Job], ledger: Ledger, *, name: str, home: Path, log: Path, cluster: Cluster, resources: Resources
+) -> None:
+    """Train `todo`; returns when all have ended or the first SIGINT or SIGTERM has stopped the Tuner in good order.
+
+    Raises InputError when the machine can never hold one trial, and whatever a store raised in the driver.
+    """
+    from ray import tune
+
+    with _quiet(log):
+        connect(cluster)
+        limit = _concurrency(cluster, resources)
+        searcher = JobSearcher(todo, ledger)
+        storage = home.absolute() / "ray"
+        # Only the stores are durable: what a former Tuner left under this name is of no use to anyone.
+        shutil.rmtree(storage / name, ignore_errors=True)
+        # On a cluster there may be nodes that do not see the home folder.
+        server = task_server() if cluster.address is not None else None
+        trainable = train if server is None else tune.with_parameters(train, server=server)
+        tuner = tune.Tuner(
+            tune.with_resources(trainable, {"cpu": resources.cpus, "gpu": resources.gpus}),
+            tune_config=tune.TuneConfig(
+                search_alg=searcher,
+                scheduler=JobScheduler(searcher, ledger),
+                num_samples=-1,  # the searcher says when it is done: a trial whose process went is handed out again
+                max_concurrent_trials=limit,
+                reuse_actors=True,
+                trial_name_creator=_trial_name,
+                trial_dirname_creator=_trial_name,
+            ),
+            run_config=tune.RunConfig(
+                name=name,
+                storage_path=str(storage),
+                callbacks=[JobCallback(searcher, ledger), SilentCallback()],
+                verbose=0,
+            ),
+        )
+        with _sigterm_like_sigint(), _tune_switches():
+            try:
+                tuner.fit()
+            except tune.TuneError as error:  # which has what was raised in its scheduler as a text
+                if searcher.broken is None:
+                    raise
+                raise searcher.broken from error
+    if searcher.broken is not None:
+        raise searcher.broken
+
+
+def _trial_name(trial: Any) -> str:
+    return str(trial.trial_id)
+
+
+def connect(cluster: Cluster) -> None:
+    """Join the cluster, or start Ray here; one that this process already has is used as it is.
+
+    Raises InputError where no cluster answers.
+    """
+    import ray
+
+    if ray.is_initialized():
+        return
+    if cluster.address is not None:
+        try:
+            ray.init(address=cluster.address, log_to_driver=False)
+        except ConnectionError as error:
+            raise InputError(f"--address {cluster.address}: {_why_not(error)}") from error
+    else:
+        ray.init(
+            address="local",  # else Ray joins whatever cluster another user of this machine has started
+            num_cpus=os.cpu_count(), include_dashboard=cluster.dashboard, log_to_driver=False,
+        )  # fmt: skip
+
+
+def _why_not(error: ConnectionError) -> str:
+    if "AuthenticationError" in str(error.__cause__):
+        return (
+            "the cluster asks for a token; set RAY_AUTH_MODE=token, with the head's `ray get-auth-token` in "
+            "~/.ray/auth_token (`auto` on the head needs neither)"
+        )
+    return f"no Ray cluster answers ({' '.join(str(error).split())[:200]}); start one, or leave it out"
+
+
+def _concurrency(cluster: Cluster, resources: Resources) -> int | None:
+    """How many trials to run side by side; None leaves it to Tune, on a cluster that grows in ways that nobody tells.
+
+    Without a limit Tune draws one trial ahead; where the limit is known, nothing is drawn before it can start, and an
+    autoscaler is asked for all the nodes that are of use at once.
+    """
+    import ray
+
+    if cluster.address is None:
+        total: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+        fits = _fits(total, resources)
+        if not fits:
+            kind, wanted = next(each for each in _wanted(resources).items() if each[1] > total.get(each[0], 0.0))
+            raise InputError(
+                f"resources: a trial asks for {wanted:g} {kind}, this machine has {total.get(kind, 0.0):g}"
+            )
+        return fits if cluster.max_concurrent is None else min(fits, cluster.max_concurrent)
+    alive = [node for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
+    heads = [node for node in alive if "node:__internal_head__" in node["Resources"]]
+    # The file here may be of another cluster than the one that was joined.
+    own: str = ray.util.get_node_ip_address()  # type: ignore[no-untyped-call]
+    here = any(node["NodeManagerAddress"] == own for node in heads)
+    growing, workers = autoscaled() if here else ([], 0)
+    if all(node.resources for node in growing):  # what a file leaves out, Ray finds out on the machine
+        _refuse_impossible(resources, [node["Resources"] for node in alive], growing)
+        if cluster.max_concurrent is None and growing:
+            held, at_head = (sum(_fits(node["Resources"], resources) for node in nodes) for nodes in (alive, heads))
+            return max(held, at_head + _at_most(growing, workers, resources))
+    return cluster.max_concurrent
+
+
+def _wanted(resources: Resources) -> dict[str, float]:
+    return {"CPU": resources.cpus, "GPU": resources.gpus}
+
+
+def _fits(node: Mapping[str, float], resources: Resources) -> int:
+    """How many trials a node holds at a time."""
+    return min((int(node.get(kind, 0.0) / wanted) for kind, wanted in _wanted(resources).items() if wanted), default=1)
+
+
+def _at_most(growing: Sequence[NodeType], workers: int, resources: Resources) -> int:
+    """How many trials so many workers hold at a time, when they are of the types that hold most."""
+    found = 0
+    for fits, count in sorted(((_fits(node.resources, resources), node.count) for node in growing), reverse=True):
+        found += fits * min(count, workers)
+        workers -= min(count, workers)
+    return found
+
+
+def _refuse_impossible(resources: Resources, there: Sequence[Mapping[str, float]], growing: Sequence[NodeType]) -> None:
+    """Raise InputError when no node that is there, or that the autoscaler may start, can ever hold one trial."""
+    nodes = [*there, *(node.resources for node in growing)]
+    if not any(_fits(node, resources) for node in nodes):
+        has = sorted({f"{node.get('CPU', 0.0):g} CPU and {node.get('GPU', 0.0):g} GPU" for node in nodes})
+        raise InputError(
+            f"resources: a trial asks for {resources.cpus:g} CPU and {resources.gpus:g} GPU, and no node of the cluster "
+            f"has them; it has nodes of {'; '.join(has)}"
+        )
+
+
+@contextlib.contextmanager
+def _quiet(log: Path) -> Iterator[None]:
+    """Send the messages of Ray and Tune to a file for the time of the block."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    logger = logging.getLogger("ray")
+    kept, propagate = logger.handlers, logger.propagate
+    handler = logging.FileHandler(log, encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    logger.handlers, logger.propagate = [handler], False
+    try:
+        with warnings.catch_warnings():
+            # Announcements of Ray's next versions, raised from inside Ray.
+            warnings.filterwarnings("ignore", category=FutureWarning)
+            warnings.filterwarnings("ignore", category=DeprecationWarning)
+            yield
+    finally:
+        logger.handlers, logger.propagate = kept, propagate
+        handler.close()
+
+
+@contextlib.contextmanager
+def _tune_switches() -> Iterator[None]:
+    """Ray's documented switches that exist as environment variables only, set for the time of the block.
+
+    Without the first, Tune prints a table and a TensorBoard command whatever `verbose` says; without the second, it
+    writes every report to CSV, JSON and TensorBoard files beside MLflow.
+    """
+    switches = {"RAY_AIR_NEW_OUTPUT": "0", "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1"}
+    before = {name: os.environ.get(name) for name in switches}
+    os.environ.update(switches)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+@contextlib.contextmanager
+def _sigterm_like_sigint() -> Iterator[None]:
+    """SIGTERM stops the Tuner as Ctrl-C does; Ray's own handler exits in the middle of whatever runs."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        signal.raise_signal(signal.SIGINT)
+
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)}
+    signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

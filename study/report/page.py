@@ -1,0 +1,224 @@
+"""The report as one HTML page: no script, no network, light and dark, wide tables and figures scroll by themselves."""
+
+from __future__ import annotations
+
+import base64
+import re
+import struct
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+
+import pandas as pd
+
+from study.report.claims import FAILS, HOLDS, UNDECIDED
+from study.report.drawing import DPI
+from study.report.figures import Figure, Sensitivity
+from study.report.tables import Table
+from study.tracking.results import Results
+
+_POINTS = 150  # rows of a figure's points that the page shows; the CSV holds all
+_CSS = """
+:root { color-scheme: light dark; --ink: #1f2937; --soft: #4b5563; --page: #fff; --line: #d1d5db; --code: #f3f4f6;
+  --warn: #fef3c7; --warn-ink: #78350f; --link: #1d4ed8; --good: #065f46; --bad: #9f1239; }
+@media (prefers-color-scheme: dark) { :root { --ink: #e5e7eb; --soft: #b6bdc8; --page: #111418; --line: #3b424d;
+  --code: #1f252d; --warn: #422006; --warn-ink: #fde68a; --link: #93c5fd; --good: #6ee7b7; --bad: #fda4af; }
+  figure img { filter: invert(0.93) hue-rotate(180deg); } }
+* { box-sizing: border-box; }
+body { font: 16px/1.55 system-ui, sans-serif; color: var(--ink); background: var(--page); max-width: 72rem; margin: 0 auto;
+  padding: 1rem clamp(.75rem, 3vw, 1.5rem) 4rem; }
+h1, h2, h3 { line-height: 1.25; overflow-wrap: anywhere; } h2 { margin-top: 2.5rem; border-bottom: 1px solid var(--line);
+  padding-bottom: .25rem; } h3 { margin: 2.2rem 0 .4rem; font-size: 1.05rem; }
+a { color: var(--link); } nav ul { display: flex; flex-wrap: wrap; gap: .3rem 1.2rem; padding: 0; list-style: none; }
+nav a { display: inline-block; padding: .25rem 0; }
+.skip { position: absolute; left: -999rem; } .skip:focus { position: static; }
+.banner { background: var(--warn); color: var(--warn-ink); border-left: 4px solid #b45309; padding: .6rem 1rem; }
+dl { display: grid; grid-template-columns: max-content 1fr; gap: .2rem 1rem; }
+dt { font-weight: 600; } dd { margin: 0; overflow-wrap: anywhere; }
+@media (max-width: 40rem) { dl { grid-template-columns: 1fr; } dd { margin-bottom: .4rem; } }
+figure { margin: 1rem 0 2rem; } figure img { display: block; min-width: 36rem; max-width: 100%; height: auto; }
+figcaption, .note { color: var(--soft); font-size: .9rem; }
+.scroll { overflow-x: auto; border-radius: 4px; } .scroll:focus-visible { outline: 3px solid var(--link); }
+table { border-collapse: collapse; font-size: .9rem; margin: .4rem 0 .5rem; }
+th, td { padding: .3rem .7rem; text-align: left; vertical-align: top; border-bottom: 1px solid var(--line);
+  font-variant-numeric: tabular-nums; white-space: nowrap; }
+td.long { white-space: normal; min-width: 16rem; }
+code { background: var(--code); padding: .1rem .3rem; overflow-wrap: anywhere; }
+summary { cursor: pointer; padding: .25rem 0; }
+.holds { color: var(--good); } .does-not-hold { color: var(--bad); }
+"""
+_MARKS = {HOLDS: "✓", FAILS: "✗", UNDECIDED: "?"}  # beside the words, for who does not see colours
+
+
+@dataclass(frozen=True, kw_only=True)
+class Content:
+    """What a page shows."""
+
+    figures: Sequence[Figure]
+    tables: Sequence[Table]
+    missing: Sequence[str]
+    cost: Table | None
+
+
+def page(results: Results, content: Content, folder: Path) -> str:
+    """The whole document; images are read from `folder`."""
+    title = f"Study {escape(results.experiment)}"
+    claims = [table for table in content.tables if table.name.startswith("claims")]
+    others = [table for table in content.tables if table not in claims]
+    sections = {
+        "State": _state(results) + (_table(content.cost) if content.cost else ""),
+        "Missing": _list(content.missing),
+        "Claims": "".join(map(_table, claims)),
+        "Tables": "".join(map(_table, others)),
+        "Figures": "".join(_figure(results, figure, folder) for figure in content.figures),
+    }
+    shown = {name: body for name, body in sections.items() if body}
+    links = "".join(f'<li><a href="#{name.lower()}">{name}</a></li>' for name in shown)
+    body = "".join(f'<section id="{n.lower()}">\n<h2>{n}</h2>\n{text}</section>\n' for n, text in shown.items())
+    return (
+        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n<link rel="icon" href="data:,">\n'
+        f"<title>{title}</title>\n<style>{_CSS}</style>\n</head>\n<body>\n"
+        f'<a class="skip" href="#content">Skip to the content</a>\n<header>\n<h1>{title}</h1>\n'
+        f"{_banners(results, content)}{_facts(results)}</header>\n"
+        f'<nav aria-label="Sections"><ul>{links}</ul></nav>\n<main id="content">\n{body}</main>\n</body>\n</html>\n'
+    )
+
+
+def _banners(results: Results, content: Content) -> str:
+    lines = []
+    if results.simulated:
+        lines.append("Simulated data: nothing on this page says anything about real users.")
+    open_ = int((results.trials["status"] != "FINISHED").sum()) if not results.trials.empty else 0
+    if open_ or content.missing:
+        lines.append(
+            f"Partial study: {open_} trials without a result, {len(content.missing)} figures, tables or parts missing."
+        )
+    return "".join(f'<p class="banner">{escape(line)}</p>\n' for line in lines)
+
+
+def _facts(results: Results) -> str:
+    facts = {"Remade by": f"study report {results.experiment}"}
+    facts |= {name.replace("_", " ").capitalize(): ", ".join(values) for name, values in results.tags.items() if values}
+    return "<dl>" + "".join(f"<dt>{escape(k)}</dt><dd>{escape(v)}</dd>" for k, v in facts.items()) + "</dl>\n"
+
+
+def _state(results: Results) -> str:
+    """Trials per part and status; those that failed or are unfinished by name."""
+    trials = results.trials
+    if trials.empty:
+        return "<p>No trial has been logged.</p>\n"
+    counts = trials.groupby(["part", "status"]).size().unstack(fill_value=0)
+    frame = counts.reset_index().rename(columns=lambda name: str(name).capitalize())
+    body = _grid("Trials per part and status", frame)
+    lines = []
+    for _, row in trials[trials["status"] != "FINISHED"].sort_values(["part", "cell", "name"]).iterrows():
+        reason = f": {row['error']}" if row["error"] else ""
+        lines.append(f"{row['part']} {row['cell']} {row['name']} is {row['status']}{reason}")
+    lines += [f"{name} finished more than once; its newest run counts" for name in results.duplicates]
+    if results.foreign:
+        lines.append(f"{results.foreign} runs of this experiment were not logged by a study and are left out")
+    return body + _list(lines)
+
+
+def _list(lines: Sequence[str]) -> str:
+    return "<ul>\n" + "".join(f"<li>{escape(line)}</li>\n" for line in lines) + "</ul>\n" if lines else ""
+
+
+def _table(table: Table) -> str:
+    notes = "".join(f'<p class="note">{escape(note)}</p>\n' for note in table.notes)
+    files = f'<p class="note">Numbers: <code>tables/{table.name}.csv</code></p>\n'
+    body = _grid(table.caption, table.shown) + notes + files
+    return f"<details>\n<summary>{escape(table.caption)}</summary>\n{body}</details>\n" if table.folded else body
+
+
+def _grid(caption: str, frame: pd.DataFrame, level: str = "h3") -> str:
+    """A heading and a table that scrolls by itself, by keyboard too."""
+    head = "".join(f'<th scope="col">{escape(str(name))}</th>' for name in frame.columns)
+    rows = "".join(
+        "<tr>" + "".join(_cell(str(cell)) for cell in row) + "</tr>\n" for row in frame.itertuples(index=False)
+    )
+    named = escape(caption, quote=True)
+    return (
+        f"<{level}>{escape(caption)}</{level}>\n"
+        f'<div class="scroll" role="region" tabindex="0" aria-label="{named}"><table aria-label="{named}">\n'
+        f"<thead><tr>{head}</tr></thead>\n<tbody>\n{rows}</tbody>\n</table></div>\n"
+    )
+
+
+def _cell(text: str) -> str:
+    bold = re.fullmatch(r"\*\*(.*)\*\*", text)
+    if bold and bold[1] in _MARKS:
+        return f'<td><strong class="{bold[1].replace(" ", "-")}">{_MARKS[bold[1]]} {escape(bold[1])}</strong></td>'
+    shown = f"<strong>{escape(bold[1])}</strong>" if bold else escape(text)
+    return f'<td class="long">{shown}</td>' if len(text) > 40 else f"<td>{shown}</td>"
+
+
+def _figure(results: Results, figure: Figure, folder: Path) -> str:
+    head = figure.head
+    picture = (folder / f"{head.name}.png").read_bytes()
+    width, height = (
+        round(96 / DPI * size) for size in struct.unpack(">II", picture[16:24])
+    )  # the same text size in all
+    data = base64.b64encode(picture).decode("ascii")
+    notes = "".join(f"<br>{escape(note)}" for note in head.notes)
+    points = figure.points()
+    shown = _grid(f"Points of {head.name}", points.map(_short), "h4") if len(points) <= _POINTS else ""
+    folded = f"<details>\n<summary>Points ({len(points)})</summary>\n{shown}</details>\n" if shown else ""
+    return (
+        f'<h3 id="{head.name}">{escape(head.title)}</h3>\n<figure>\n'
+        f'<div class="scroll" role="region" tabindex="0" aria-label="{escape(head.title, quote=True)}">'
+        f'<img alt="{escape(head.alt, quote=True)}" width="{width}" height="{height}" '
+        f'src="data:image/png;base64,{data}"></div>\n'
+        f"<figcaption>Remade by <code>{escape(_command(results, figure))}</code>; files "
+        f"<code>figures/{head.name}.png</code>, <code>.svg</code>, points <code>.csv</code>.{notes}</figcaption>\n"
+        f"</figure>\n{folded}"
+    )
+
+
+def _command(results: Results, figure: Figure) -> str:
+    """What runs the part that the figure shows, and draws it."""
+    part = "sweep" if isinstance(figure, Sensitivity) else "search"
+    return f"study {part} {results.experiment} && study report {results.experiment} --only {figure.head.name}"
+
+
+def _short(value: object) -> str:
+    return f"{value:.5g}" if isinstance(value, float) else str(value)
+
+
+def cost_table(results: Results) -> Table | None:
+    """What the trials cost, by part; None where none has ended."""
+    ended = results.trials[results.trials["ended"].notna()] if not results.trials.empty else results.trials
+    if ended.empty:
+        return None
+    rows = [_costs(str(part), rows) for part, rows in ended.groupby("part", sort=True)]
+    frame = pd.DataFrame([*rows, _costs("all", ended)])
+    shown = pd.DataFrame(
+        {
+            "Part": frame["part"],
+            "Trials": frame["trials"],
+            "Trial-hours": frame["trial_hours"].map("{:.3f}".format),
+            "GPU-hours": ["not logged" if pd.isna(value) else f"{value:.3f}" for value in frame["gpu_hours"]],
+            "Wall hours": frame["wall_hours"].map("{:.3f}".format),
+        }
+    )
+    notes = (
+        "Ended trials, failed ones too. Wall hours: time in which at least one of them ran. Extraction is not in it.",
+    )
+    return Table("cost", "What it cost", frame, shown, notes)
+
+
+def _costs(part: str, rows: pd.DataFrame) -> Mapping[str, object]:
+    hours = (rows["ended"] - rows["started"]) / 3.6e6
+    gpus = pd.to_numeric(rows["gpus"], errors="coerce")
+    spans = sorted(zip(rows["started"], rows["ended"], strict=True))
+    wall, until = 0.0, -float("inf")
+    for start, end in spans:
+        wall += max(0.0, end - max(start, until))
+        until = max(until, end)
+    gpu_hours = float((hours * gpus).sum()) if gpus.notna().all() else float("nan")
+    return {
+        "part": part, "trials": len(rows), "trial_hours": float(hours.sum()), "gpu_hours": gpu_hours,
+        "wall_hours": wall / 3.6e6,
+    }  # fmt: skip

@@ -1,0 +1,67 @@
+"""Which Ray a study runs on, and what ends it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import ray
+from ray import tune
+
+from features.errors import InputError
+from study.engine.launch import connect, launch
+from study.jobs import Cluster, Resources
+
+
+def test_without_an_address_no_cluster_that_happens_to_run_is_joined(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody listens there: joining it would raise."""
+    ray.shutdown()
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+    connect(Cluster())
+    try:
+        assert len(ray.nodes()) == 1
+    finally:
+        ray.shutdown()
+
+
+def test_a_cluster_that_does_not_answer_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    ray.shutdown()
+
+    def nobody(**how: object) -> None:
+        raise ConnectionError("Could not find any running\nRay instance.")
+
+    def stranger(**how: object) -> None:
+        raise ConnectionError("Failed to connect") from RuntimeError(
+            "ray.exceptions.AuthenticationError: InvalidAuthToken"
+        )
+
+    monkeypatch.setattr("ray.init", nobody)
+    with pytest.raises(
+        InputError, match=r"--address auto: no Ray cluster answers \(Could not find any running Ray inst"
+    ):
+        connect(Cluster(address="auto"))
+    monkeypatch.setattr("ray.init", stranger)
+    with pytest.raises(InputError, match="--address h:1: the cluster asks for a token; set RAY_AUTH_MODE=token"):
+        connect(Cluster(address="h:1"))
+
+
+def test_what_ends_the_tuner_is_raised_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Tuner:
+        def __init__(self, trainable: Any, *, tune_config: Any, run_config: Any) -> None:
+            self._searcher = tune_config.search_alg
+
+        def fit(self) -> None:
+            self._searcher.broken = full
+            raise tune.TuneError("Traceback (most recent call last): ...")
+
+    full = OSError("trial x: disk full; make room, the same command goes on")
+    monkeypatch.setattr(tune, "Tuner", Tuner)
+    for name in ("connect", "_concurrency"):
+        monkeypatch.setattr(f"study.engine.launch.{name}", lambda *_: None)
+    with pytest.raises(OSError, match=r"^trial x: disk full; make room, the same command goes on$"):
+        launch(
+            [], SimpleNamespace(), name="study", home=tmp_path, log=tmp_path / "log", cluster=Cluster(),  # type: ignore[arg-type]
+            resources=Resources(),
+        )  # fmt: skip

@@ -1,0 +1,174 @@
+"""How often a trial speaks to its driver, and what it says of the node that it ran on."""
+
+from __future__ import annotations
+
+import errno
+import os
+import pickle
+import socket
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from ray import tune
+from ray.exceptions import ActorDiedError, ObjectLostError, RayTaskError
+from ray.tune.utils.util import flatten_dict
+
+from study.engine import shipping, worker
+from study.engine.searcher import JobScheduler
+from study.engine.worker import NodeError, Outbox, train
+from study.tracking.runs import EpochReport
+
+
+@pytest.mark.parametrize(("answer_s", "gap_s"), [(0.0, 1.0), (0.02, 1.0), (3.0, 30.0)])
+def test_a_driver_that_is_slow_to_answer_is_asked_less_often(
+    answer_s: float, gap_s: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Epochs of a second: each is sent by itself, or together with those that passed since the driver's last answer."""
+    now = 0.0
+    monkeypatch.setattr("study.engine.worker.time.monotonic", lambda: now)
+    began, ended, epochs = [], [0.0], []
+
+    def send(message: dict[str, list[tuple[int]]]) -> None:
+        nonlocal now
+        began.append(now)
+        epochs.extend(epoch[0] for epoch in message["epochs"])
+        now += answer_s
+        ended.append(now)
+
+    outbox = Outbox(send)  # type: ignore[arg-type]
+    for number in range(100):
+        now += 1.0
+        outbox.add((number, {}, False, {}, 0))
+    outbox.send()
+    gaps = [later - before for before, later in zip(ended[1:], began[1:-1], strict=False)]
+    assert min(gaps) == pytest.approx(gap_s)
+    assert epochs == list(range(100)), "none is left out"
+
+
+def test_long_trials_speak_every_ten_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0
+    monkeypatch.setattr("study.engine.worker.time.monotonic", lambda: now)
+    sent: list[float] = []
+    outbox = Outbox(lambda message: sent.append(now))
+    for number in range(2000):
+        now += 1.0
+        outbox.add((number, {}, False, {}, 0))
+    assert {later - before for before, later in zip(sent[-50:-1], sent[-49:], strict=True)} == {10.0}
+
+
+HOST = socket.gethostname()
+FULL = OSError(errno.ENOSPC, "No space left on device", "/home/a.pt")
+
+
+def remote(cause: Exception) -> Exception:
+    """What `ray.get` raises where the server has raised `cause`, after its way here."""
+    return pickle.loads(pickle.dumps(RayTaskError("keep", "", cause))).as_instanceof_cause()
+
+
+def server_that(error: Exception) -> Any:
+    def raises(*_: Any) -> None:
+        raise error
+
+    return SimpleNamespace(pack=SimpleNamespace(remote=raises), keep=SimpleNamespace(remote=raises))
+
+
+def payload(folder: Path, **more: Any) -> dict[str, Any]:
+    return {
+        "trainable": "builtins:iter", "model": "predictor", "config": {}, "task_dir": str(folder / "home"),
+        "seeds": [0], "test_dir": None, "rows": False, "metrics": [], "threads": 1,
+        "checkpoint": {"path": str(folder / "a.pt"), "identity": "this", "seconds": 0}, **more,
+    }  # fmt: skip
+
+
+@pytest.fixture
+def said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """What trials report, on a node that does not see `home`."""
+    messages: list[dict[str, Any]] = []
+    monkeypatch.setattr(tune, "report", messages.append)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return messages
+
+
+@pytest.mark.parametrize(
+    "error", [ActorDiedError(), ObjectLostError("ab", "", ""), remote(PermissionError(13, "Permission denied", "/home/a"))],
+    ids=lambda error: type(error).__name__,
+)  # fmt: skip
+def test_what_fails_between_node_and_home_is_not_the_trial_s_failure(
+    error: Exception, said: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    with pytest.raises(NodeError, match=f"^{HOST}: ") as raised:
+        train({"payload": payload(tmp_path)}, server_that(error))
+    assert raised.value.__cause__ is error
+    assert said == []
+
+
+def test_a_result_that_cannot_be_returned_is_not_the_trial_s_failure(
+    said: list[dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run(*_: Any, **__: Any) -> Any:
+        yield SimpleNamespace(metrics={}, final=True, epoch=1, artifacts={}, state=None)
+
+    def bring_home(*_: Any) -> None:
+        raise ActorDiedError
+
+    monkeypatch.setattr(worker, "resolve", lambda path: run)
+    monkeypatch.setattr(worker, "locate", lambda folder, server: shipping.cached(folder))
+    monkeypatch.setattr(worker, "bring_home", bring_home)
+    monkeypatch.setattr(worker.doors, "shared", lambda *_: [])
+    given = payload(tmp_path, model="lgcd", test_dir=str(tmp_path / "home" / "test"))
+    with pytest.raises(NodeError, match=f"^{HOST}: "):
+        train({"payload": given}, "server")
+    assert said == []
+
+
+def test_a_cache_that_cannot_be_written_is_not_the_trial_s_failure(said: list[dict[str, Any]], tmp_path: Path) -> None:
+    (tmp_path / "cache").touch()
+    with pytest.raises(NodeError, match=f"^{HOST}: .*Not a directory: '{tmp_path}/cache/study/sent'"):
+        train({"payload": payload(tmp_path)}, "never asked")
+    assert said == []
+
+
+def test_a_full_disk_stops_the_study_and_is_named(
+    said: list[dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train({"payload": payload(tmp_path)}, server_that(remote(FULL)))
+    assert said.pop()["failure"]["full"] == ("the node of the driver: [Errno 28] No space left on device: '/home/a.pt'")
+
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))  # as a write says it
+
+    monkeypatch.setattr(shipping, "_unpack", full)
+    monkeypatch.setattr("ray.get", lambda value: value)
+    server = SimpleNamespace(pack=SimpleNamespace(remote=lambda folder: ["a reference"]))
+    train({"payload": payload(tmp_path)}, server)
+    copy = shipping.cached(tmp_path / "home")
+    assert said.pop()["failure"]["full"] == f"{HOST}: [Errno 28] No space left on device: '{copy}'"
+
+
+def test_an_error_of_the_training_is_the_trial_s_failure(said: list[dict[str, Any]], tmp_path: Path) -> None:
+    train({"payload": payload(tmp_path, trainable="math:sqrt")})
+    (message,) = said
+    assert message["failure"]["reason"].startswith("TypeError: ")
+    assert message["failure"]["full"] == ""
+
+
+def test_the_result_says_where_it_was_trained(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("study.engine.worker.device", lambda: "x86_64, H100")
+    monkeypatch.setattr("study.engine.worker.versions", lambda: "python=3 torch=2")
+    found: list[EpochReport] = []
+
+    def report(job: str, epochs: list[EpochReport]) -> bool:
+        found.extend(epochs)
+        return False
+
+    scheduler = JobScheduler(SimpleNamespace(job=lambda trial_id: "job"), SimpleNamespace(report=report))  # type: ignore[arg-type]
+    trial: Any = SimpleNamespace(trial_id="t")
+    outbox = Outbox(lambda message: scheduler.on_trial_result(None, trial, flatten_dict(message)))
+    for number, final in ((1, False), (2, True)):
+        outbox.add((number, {"val_rmse": 1.0}, final, {}, 0))
+        outbox.send()
+    assert [dict(epoch.tags) for epoch in found] == [
+        {}, {"study.device": "x86_64, H100", "study.versions": "python=3 torch=2"},
+    ]  # fmt: skip

@@ -1,0 +1,210 @@
+"""Verdicts on stores that say what is true, and on stores that cannot say."""
+
+from __future__ import annotations
+
+import math
+import re
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from study.published import Claim, Order, load_paper
+from study.report.claims import FAILS, HOLDS, UNDECIDED, Judged, counts, in_print, judge
+from study.report.claims_tables import claims_table, contrasts_table
+from study.report.statistics import pooled_spread
+from study.subject import Subject, subject_of
+from study.tracking.results import MissingError, load_results
+
+from ..sequences_store import LGCD, sequences_store
+from ..store import CONFIG, Store, empty_store, pooled, with_seeds
+
+pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy:DeprecationWarning")
+TASK, RATIOS = "books->movies", (0.2, 0.8)
+AMAZON = subject_of("music", "music/amazon")
+
+
+def rows(users: int, sigma: float, seeds: range, draw: int = 3) -> pd.DataFrame:
+    """Users' rows whose RMSE is about `sigma`; two sigmas give the same draws, scaled."""
+    rng = np.random.default_rng(draw)
+    frames = []
+    for seed in seeds:
+        error = rng.normal(0, sigma, (users, 10)) * rng.normal(1, 0.02)
+        squared = np.square(error).sum(axis=1)
+        frames.append(
+            pd.DataFrame(
+                {
+                    "seed": seed, "user": range(users), "n": 10, "sum_abs_error": np.abs(error).sum(axis=1),
+                    "sum_squared_error": squared, "ndcg20": 0.9,
+                }
+            )
+        )  # fmt: skip
+    return pd.concat(frames, ignore_index=True)
+
+
+def add(store: Store, part: str, ratio: float, name: str, sigma: float, *, seeds: int = 3, draw: int = 3) -> None:
+    """A trial of a part whose validation rows are those of `sigma`."""
+    frame = rows(200, sigma, range(seeds), draw)
+    per_seed = [pooled(of_seed)["test_rmse"] for _, of_seed in frame.groupby("seed")]
+    metrics = with_seeds({"val_rmse": per_seed, "val_mae": [0.8 * value for value in per_seed]})
+    field, _, value = name.partition("=")
+    config = {**CONFIG, field: value} if value else CONFIG
+    artifacts = {"val_per_user.csv": frame.to_csv(index=False)}
+    store.add(part, TASK, ratio, name, metrics, config=config, variant=value or name, artifacts=artifacts)
+
+
+def verdicts(store: Store, subject: Subject) -> dict[str, Judged]:
+    return {each.claim.name: each for each in judge(load_results(store.uri, store.experiment, subject))}
+
+
+@pytest.fixture(scope="module")
+def decided(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    """Tanh < relu < softmax in RMSE, T best at 10, and an ablation that helps instead of hurting."""
+    store = empty_store(tmp_path_factory.mktemp("claims"))
+    for ratio in RATIOS:
+        for sigma, activation in ((0.90, "tanh"), (0.93 + 0.05 * ratio, "relu"), (1.05, "softmax")):
+            add(store, "sweep:activation", ratio, f"activation={activation}", sigma)
+        for sigma, steps in ((0.99, 2), (0.94, 5), (0.90, 10), (0.95, 20), (0.99, 50)):
+            add(store, "sweep:steps", ratio, f"steps={steps}", sigma)
+        for sigma, name in ((0.90, "full"), (0.85, "wo_diffusion"), (0.90, "wo_side")):
+            add(store, "ablate", ratio, name, sigma, draw=4 if name == "wo_side" else 3)
+    return store
+
+
+def test_what_is_so_holds_and_what_is_the_other_way_round_does_not(decided: Store) -> None:
+    found = verdicts(decided, AMAZON)
+    assert {name for name, each in found.items() if each.verdict == HOLDS} == {
+        "tanh-is-best", "relu-is-worse-than-tanh", "relu-suffers-most-with-few-overlapping", "softmax-is-worst",
+        "rmse-falls-then-rises-with-steps", "few-or-many-steps-are-not-best",
+    }  # fmt: skip
+    assert {name for name, each in found.items() if each.verdict == FAILS} == {"wo-diffusion"}
+    best = found["tanh-is-best"]
+    assert (best.measured, best.agreeing, len(best.contrasts)) == (4, 4, 4)
+    at = best.decisive
+    assert (at.better, at.worse, at.cell, at.metric) == ("tanh", "relu", f"{TASK}@0.8", "rmse")
+    assert at.found is not None
+    ours, theirs = (pooled(rows(200, sigma, range(3)))["test_rmse"] for sigma in (0.90, 0.97))
+    assert at.found.value == pytest.approx(theirs - ours)
+    assert (at.found.seeds, at.found.users, at.found.paired) == (3, 200, True)
+    worse = found["wo-diffusion"]
+    assert worse.decisive.found is not None
+    assert worse.decisive.found.interval().high < 0
+    assert worse.p < 0.05
+
+
+def test_an_undecided_claim_says_what_it_needs(decided: Store) -> None:
+    found = verdicts(decided, AMAZON)
+    side = found["wo-side"]
+    assert side.verdict == UNDECIDED
+    need = re.match(
+        r"no number of seeds shows the published difference \((0\.\d+)\) on 200 users; needs about ", side.why
+    )
+    assert need is not None, side.why
+    assert side.decisive.printed == pytest.approx(float(need[1]), abs=1e-4)
+    assert found["moderate-steps-balance"].why.startswith("no difference at all was measured; 0 of 12 comparisons")
+    assert found["wo-mllm"].why == "no finished run of wo_mllm in ablate"
+    assert math.isnan(found["wo-mllm"].p)
+    baselines = found["beats-all-baselines"]
+    assert (baselines.verdict, baselines.measured) == (UNDECIDED, 0)
+    assert "no finished run of MuSiC in score" in baselines.why
+
+
+def test_the_published_difference_is_that_of_the_cell_or_the_mean_of_all(decided: Store) -> None:
+    found = {(c.cell, c.metric): c for c in verdicts(decided, AMAZON)["wo-diffusion"].contrasts}
+    assert found[f"{TASK}@0.2", "rmse"].printed == pytest.approx(1.0275 - 1.0136)
+    assert found[f"{TASK}@0.8", "mae"].printed == pytest.approx(0.8034 - 0.7954)
+    assert all(c.printed is None for c in verdicts(decided, subject_of("music"))["wo-diffusion"].contrasts)
+
+
+def test_what_the_paper_prints_is_counted() -> None:
+    paper = load_paper("music")
+    assert paper is not None
+    counted = {claim.name: in_print(claim, AMAZON) for claim in paper.claims}
+    assert counted["wo-mllm"] == (17, 18), "Task 1 at 80%: RMSE 0.9432 without, 0.9570 with"
+    assert counted["beats-all-baselines"] == (215, 216), "CATN's NDCG in Task 3 at 80%"
+    assert counted["ndcg-falls-at-80"] == (1, 1)
+    assert counted["robust-on-cold-items"] == (48, 48)
+    assert counted["tanh-is-best"] is None, "a figure without numbers"
+
+
+def test_failed_trials_and_missing_values_decide_nothing(tmp_path: Path) -> None:
+    store = empty_store(tmp_path)
+    add(store, "sweep:steps", 0.2, "steps=2", 0.99)
+    add(store, "sweep:steps", 0.2, "steps=10", 0.90)
+    store.add("sweep:steps", TASK, 0.2, "steps=50", {}, status="FAILED", config={**CONFIG, "steps": 50})
+    found = verdicts(store, AMAZON)
+    assert found["rmse-falls-then-rises-with-steps"].why == f"{TASK}@0.2: no sweep of steps with three"
+    assert found["few-or-many-steps-are-not-best"].verdict == HOLDS
+    assert found["ndcg-improves-to-ten-steps"].verdict == UNDECIDED
+    assert "no finished run of 5 in sweep:steps" in found["ndcg-improves-to-ten-steps"].why
+
+
+def test_one_seed_takes_the_spread_of_other_trials_of_its_cell(tmp_path: Path) -> None:
+    store = empty_store(tmp_path)
+    add(store, "sweep:activation", 0.2, "activation=tanh", 0.90, seeds=1)
+    add(store, "sweep:activation", 0.2, "activation=relu", 0.95, seeds=1)
+    alone = verdicts(store, AMAZON)["relu-is-worse-than-tanh"]
+    assert (alone.verdict, alone.p) == (UNDECIDED, 1.0)
+    assert alone.why == "needs at least 2 seeds: nothing in this cell tells how seeds vary"
+    add(store, "score", 0.2, "best", 0.9, seeds=5)
+    found = verdicts(store, AMAZON)["relu-is-worse-than-tanh"].decisive.found
+    assert found is not None
+    run = load_results(store.uri, store.experiment, AMAZON).finished("score").iloc[0]
+    spread = pooled_spread([[run[f"metrics.val_rmse/seed_{seed}"] for seed in range(5)]])
+    assert spread is not None
+    assert found.seed_variance == pytest.approx(2 * spread.variance)
+    assert (found.seeds, found.seed_freedom) == (1, 4)
+
+
+def test_more_than_half_is_most(decided: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    paper = load_paper("music")
+    assert paper is not None
+    shared = {"place": "4", "sentence": "s", "metrics": ("rmse",), "dataset": "", "tasks": (), "ratios": ()}
+    order = Order((("softmax", "tanh", "relu"), ("softmax", "relu")))  # true in 2 of 6 (the pair with itself: never)
+    for least, verdict in (("some", HOLDS), ("most", UNDECIDED), ("all", FAILS)):
+        claim = Claim(
+            name=least, part="sweep:activation", form=order, at_least=least, across="", more_at=None, **shared
+        )  # type: ignore[arg-type]
+        subject = Subject(
+            model="music", kind=AMAZON.kind, selection=AMAZON.selection, figures=AMAZON.figures,
+            paper=type(paper)(**{**vars(paper), "claims": (claim,)}),
+        )  # fmt: skip
+        assert verdicts(decided, subject)[least].verdict == verdict, least
+
+
+def test_claims_of_other_data_sets_are_left_out_and_groups_are_those_of_the_numbers(tmp_path: Path) -> None:
+    store = sequences_store(tmp_path)
+    found = verdicts(store, LGCD)
+    assert {each.claim.dataset for each in found.values()} == {"", "food-kitchen"}
+    drop = {c.cell: c for c in found["wo-diffusion"].contrasts if c.metric == "hr5"}["kitchen->food@1"]
+    assert drop.printed == pytest.approx(0.2800 - 0.2200)
+    assert drop.found is not None
+    results = load_results(store.uri, store.experiment, LGCD)
+    ablations = results.finished("ablate").set_index(["cell", "name"])["metrics.val_hr5_as-given"]
+    assert drop.found.value == pytest.approx(
+        ablations["kitchen->food@1", "full"] - ablations["kitchen->food@1", "wo_diffusion"]
+    )
+    assert counts([]).replace("0 hold, 0 do not hold, 0 undecided", "") == ""
+    assert {name for name in verdicts(store, subject_of("lgcd")) if "food-kitchen" in name} == set()
+
+
+def test_the_tables_hold_every_claim_and_every_comparison(decided: Store) -> None:
+    results = load_results(decided.uri, decided.experiment, AMAZON)
+    judged = judge(results)
+    table, behind = claims_table(results, judged), contrasts_table(results, judged)
+    assert table.caption == f"Claims of MuSiC (arXiv 2507.04000): {counts(judged)} — simulated data"
+    assert counts(judged) == f"6 hold, 1 does not hold, {len(judged) - 7} undecided"
+    frame = table.frame.set_index("claim")
+    line = frame.loc["tanh-is-best"]
+    assert (line["verdict"], line["seeds"], line["users"], line["measured"]) == (HOLDS, 3, 200, 4)
+    assert line["low"] < line["effect"] < line["high"]
+    assert len(behind.frame) == sum(len(each.contrasts) for each in judged)
+    shown = table.shown.set_index("Claim")
+    text = shown.loc["tanh is best"]
+    assert text["In words"].startswith("The tanh activation function consistently outperforms")
+    assert text["Verdict"] == "**holds**"
+    assert text["Effect [95%]"].startswith("tanh over relu, books → movies@0.8, rmse: +0.0")
+    assert shown.loc["w/o mllm"]["In print"] == "17 of 18"
+    with pytest.raises(MissingError, match="claims: no paper of music has any about these domains"):
+        claims_table(results, [])

@@ -1,0 +1,233 @@
+"""The report: from MLflow alone, the same bytes each time, one run, and honest about what is missing."""
+
+from __future__ import annotations
+
+import html
+import re
+import shutil
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from mlflow import MlflowClient
+
+from features.errors import InputError
+from study.report import make as module
+from study.report import page as page_module
+from study.report.make import redraw, report
+from study.report.page import cost_table
+from study.report.tradeoffs import front
+from study.tracking.results import Results
+
+from ..store import CELLS, MUSIC, Store, empty_store, fill_search
+
+pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy:DeprecationWarning")
+
+
+class Page(HTMLParser):
+    """Collects what a browser would load and checks that tags close in order."""
+
+    VOID = frozenset({"meta", "img", "link", "br"})
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.images: list[dict[str, str | None]] = []
+        self.headings: list[str] = []
+        self.feed(text)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        if tag == "img":
+            self.images.append(dict(attrs))
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if self.open and self.open[-1] in ("h1", "h2"):
+            self.headings.append(data)
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def logged(client: MlflowClient, run_id: str) -> set[str]:
+    return {entry.path for folder in ("", "figures", "tables") for entry in client.list_artifacts(run_id, folder)}
+
+
+def test_a_full_study_twice_gives_the_same_bytes_in_one_finished_run(store: Store, tmp_path: Path) -> None:
+    steps: list[tuple[int, int]] = []
+    first = report(store.uri, store.experiment, MUSIC, tmp_path / "one", progress=lambda *at: steps.append(at))
+    again = report(store.uri, store.experiment, MUSIC, tmp_path / "two")
+    made = files(tmp_path / "one")
+    assert made == files(tmp_path / "two")
+    assert first.run_id == again.run_id
+    assert first.missing == ()
+    assert steps == [(k, 18) for k in range(1, 19)]
+    assert {path.stem for path in first.figures} >= {"figure_3_steps", "figure_4_activation", "importance", "history"}
+    assert all(path.is_file() for path in (*first.figures, *first.tables, first.page))
+    assert first.comparison is not None
+    assert len(first.comparison.rows) == 16
+
+    run = store.client.get_run(first.run_id)
+    assert run.info.status == "FINISHED"
+    assert (run.data.tags["study.part"], run.data.tags["study.simulated"]) == ("report", "true")
+    assert logged(store.client, first.run_id) == {*made, "figures", "tables"}
+
+    text = first.page.read_text(encoding="utf-8")
+    page = Page(text)
+    assert page.open == []
+    assert page.headings == ["Study tiny", "State", "Claims", "Tables", "Figures"]
+    assert len(page.images) == len(first.figures) == 11
+    assert all(image["alt"] and (image["src"] or "").startswith("data:image/png;base64,") for image in page.images)
+    assert "http" not in text
+    assert text.count("simulated data") >= 14
+    assert "Simulated data: nothing on this page" in text
+    assert "search books-&gt;movies@0.2 0012 is FAILED: loss is NaN in epoch 3" in text
+    assert "search books-&gt;movies@0.2 0013 is RUNNING" in text
+    assert "<strong>music</strong>" in text
+    assert "Partial study: 2 trials without a result, 0 figures" in text
+    assert "study sweep tiny &amp;&amp; study report tiny --only figure_3_steps" in text
+    assert "Published optimum: tanh (every task; 4.4.2, Figure 4)." in text
+
+
+def test_a_partial_study_says_what_is_missing_and_drops_what_is_stale(tmp_path: Path) -> None:
+    store = empty_store(tmp_path)
+    fill_search(store, trials=3)
+    store.client.create_run(store.experiment_id)
+    out = tmp_path / "out"
+    (out / "figures").mkdir(parents=True)
+    (out / "figures" / "old.png").write_bytes(b"stale")
+    (out / "mine.txt").write_text("kept", encoding="utf-8")
+    stale = store.client.create_run(store.experiment_id, tags={"study.part": "report", "study.trial": "report"})
+    store.client.log_text(stale.info.run_id, "stale", "figures/old.png")
+
+    made = report(store.uri, store.experiment, MUSIC, out)
+    assert made.run_id == stale.info.run_id
+    assert [line.partition(":")[0] for line in made.missing] == [
+        "Table 1",
+        "splits",
+        "Table 2",
+        "Table 3",
+        "Table 4",
+        "sweep of steps",
+        "sweep of activation",
+        "importance",
+    ]
+    assert "Partial study: 0 trials without a result, 8 figures, tables or parts missing." in made.page.read_text()
+    assert made.comparison is None
+    assert "figures/old.png" not in logged(store.client, made.run_id)
+    assert not (out / "figures" / "old.png").exists()
+    assert (out / "mine.txt").read_text(encoding="utf-8") == "kept"
+    text = made.page.read_text(encoding="utf-8")
+    assert "Table 2: no finished run of part score; run `study score`" in text
+    assert "1 runs of this experiment were not logged by a study" in text
+
+
+def test_an_empty_study_has_a_report(tmp_path: Path) -> None:
+    store = empty_store(tmp_path)
+    made = report(store.uri, store.experiment, MUSIC, tmp_path / "out")
+    assert (made.figures, made.tables) == ((), ())
+    text = made.page.read_text(encoding="utf-8")
+    assert "No trial has been logged." in text
+    assert "Simulated" not in text
+
+
+def test_a_report_that_breaks_closes_its_run_as_failed_and_leaves_the_old_page(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store: Store = empty_store(tmp_path)
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "report.html").write_text("old", encoding="utf-8")
+
+    def broken(*_: object) -> None:
+        raise OSError("disk full")
+
+    monkeypatch.setattr(module, "_log", broken)
+    with pytest.raises(OSError, match="disk full"):
+        report(store.uri, store.experiment, MUSIC, out)
+    (run,) = store.client.search_runs([store.experiment_id])
+    assert run.info.status == "FAILED"
+    assert [path.name for path in out.iterdir()] == ["report.html"]
+    assert (out / "report.html").read_text(encoding="utf-8") == "old"
+
+
+def test_local_files_do_not_matter_and_every_run_counts_once(tmp_path: Path) -> None:
+    """The same store, its folder of reports gone: the same bytes. Foreign, repeated, failed and open runs are named."""
+    store = empty_store(tmp_path)
+    fill_search(store, trials=6)
+    task, ratio = CELLS[0]
+    store.add("search", task, ratio, "0003", {"val_rmse": 0.1, "val_ndcg20": 0.9, "seconds": 3.0})
+    store.add("search", task, ratio, "0004", {}, status="FAILED", tags={"study.error": "late failure"})
+    store.add("search", task, ratio, "0006", {}, status="KILLED")
+    store.client.create_run(store.experiment_id)
+    first = report(store.uri, store.experiment, MUSIC, tmp_path / "one")
+    before = files(tmp_path / "one")
+    shutil.rmtree(tmp_path / "one")
+    second = report(store.uri, store.experiment, MUSIC, tmp_path / "two")
+    assert files(tmp_path / "two") == before
+    assert second.run_id == first.run_id
+    text = html.unescape(second.page.read_text(encoding="utf-8"))
+    assert f"search/{task}@{ratio}/0003 finished more than once; its newest run counts" in text
+    assert "late failure" not in text, "its finished run counts"
+    assert f"search {task}@{ratio} 0006 is KILLED" in text
+    assert "1 runs of this experiment were not logged by a study" in text
+    points = pd.read_csv(second.out / "figures" / "pareto.csv", dtype={"trial": str}).set_index(["cell", "trial"])
+    assert points.loc[(f"{task}@{ratio}", "0003"), "val_rmse"] == 0.1
+    assert points.loc[(f"{task}@{ratio}", "0003"), "selected"]
+
+
+def test_one_figure_is_redrawn_by_its_name(store: Store, tmp_path: Path) -> None:
+    path = redraw(store.uri, store.experiment, MUSIC, tmp_path, "figure_3_steps")
+    assert path.name == "figure_3_steps.png"
+    assert sorted(file.name for file in path.parent.iterdir()) == [
+        f"figure_3_steps.{end}" for end in ("csv", "png", "svg")
+    ]
+    with pytest.raises(
+        InputError, match="no figure 'figure_9'; choose from figure_4_activation, figure_3_steps, import"
+    ):
+        redraw(store.uri, store.experiment, MUSIC, tmp_path, "figure_9")
+
+
+def test_cost_is_the_ended_trials_and_the_time_in_which_any_ran(results: Results) -> None:
+    hour = 3_600_000
+    rows = [("search", 0, hour, "2"), ("search", hour // 2, 2 * hour, "2"), ("score", 5 * hour, 6 * hour, "0")]
+    trials = pd.DataFrame(rows, columns=["part", "started", "ended", "gpus"])
+    table = cost_table(replace(results, trials=trials))
+    assert table is not None
+    frame = table.frame.set_index("part")
+    assert frame.loc["search"].tolist() == [2, 2.5, 5.0, 2.0]
+    assert frame.loc["all"].tolist() == [3, 3.5, 5.0, 3.0]
+    unknown = cost_table(replace(results, trials=trials.assign(gpus="")))
+    assert unknown is not None
+    assert set(unknown.shown["GPU-hours"]) == {"not logged"}
+
+
+def test_a_front_is_what_nothing_beats_in_both() -> None:
+    assert front([1, 2, 3, 2, 0], [3, 2, 1, 1, 3]) == (0, 1, 2)
+    assert front([1, 1], [1, 2]) == (1,)
+
+
+def test_text_can_be_read_on_its_ground() -> None:
+    """WCAG 2.1, 1.4.3: 4.5 to 1 for text, in both schemes."""
+
+    def luminance(colour: str) -> float:
+        digits = colour if len(colour) == 7 else "#" + "".join(2 * digit for digit in colour[1:])
+        parts = [int(digits[k : k + 2], 16) / 255 for k in (1, 3, 5)]
+        linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+    blocks = page_module._CSS.split("@media", 1)
+    light, dark = (dict(re.findall(r"--([a-z-]+): (#[0-9a-f]{3,6})", block)) for block in blocks)
+    pairs = [(ink, "page") for ink in ("ink", "soft", "link", "good", "bad")] + [("ink", "code"), ("warn-ink", "warn")]
+    for scheme in (light, {**light, **dark}):
+        for ink, ground in pairs:
+            low, high = sorted(luminance(scheme[name]) for name in (ink, ground))
+            assert (high + 0.05) / (low + 0.05) >= 4.5, (ink, ground)

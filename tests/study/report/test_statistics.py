@@ -1,0 +1,241 @@
+"""Intervals against slow references, scipy's own bootstrap, and cases with a known answer."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import stats
+
+from features.errors import InputError
+from study.report.statistics import (
+    Effect,
+    Sample,
+    Spread,
+    UserErrors,
+    bootstrap,
+    effect,
+    holm,
+    in_at_least,
+    paired_difference,
+    pooled_spread,
+    power,
+    samples,
+    seed_interval,
+    seeds_needed,
+    users_needed,
+)  # fmt: skip
+from trainables.kinds import RATINGS
+
+from ..store import per_user, pooled
+
+
+def errors_of(frame: pd.DataFrame, place: str = "per_user.csv") -> UserErrors:
+    return UserErrors.from_frame(frame, RATINGS.metrics, place)
+
+
+def test_point_estimates_pool_all_ratings_per_seed_and_average_seeds() -> None:
+    frame = per_user(40, 1.1, [0, 1, 2], draw=3)
+    got = bootstrap(errors_of(frame), resamples=10)
+    want = pooled(frame)
+    assert {f"test_{name}": interval.value for name, interval in got.items()} == pytest.approx(want, rel=1e-12)
+    per_user_rmse = np.sqrt(frame["sum_squared_error"] / frame["n"]).mean()
+    assert abs(per_user_rmse - got["rmse"].value) > 1e-3  # a mean of users' RMSEs is another number
+
+
+def test_interval_agrees_with_scipys_bootstrap() -> None:
+    frame = per_user(200, 1.0, [0], draw=5)
+    ours = bootstrap(errors_of(frame), resamples=4_000)["rmse"]
+
+    def rmse(n: np.ndarray, squared: np.ndarray, axis: int) -> np.ndarray:
+        return np.sqrt(squared.sum(axis=axis) / n.sum(axis=axis))
+
+    data = (frame["n"].to_numpy(), frame["sum_squared_error"].to_numpy())
+    theirs = stats.bootstrap(data, rmse, paired=True, n_resamples=4_000, method="percentile", rng=1).confidence_interval
+    width = theirs.high - theirs.low
+    assert ours.low == pytest.approx(theirs.low, abs=0.08 * width)
+    assert ours.high == pytest.approx(theirs.high, abs=0.08 * width)
+
+
+def test_interval_covers_the_truth_at_its_stated_rate() -> None:
+    covered = 0
+    for draw in range(200):
+        interval = bootstrap(errors_of(per_user(80, 1.0, [0], draw)), resamples=400)["rmse"]
+        covered += interval.low <= 1.0 <= interval.high
+    assert (
+        178 <= covered <= 199
+    )  # 95% of 200 is 190; 3.9 standard deviations below, percentile intervals run a little short
+
+
+def test_paired_difference_finds_no_effect_where_there_is_none_and_is_narrower_than_unpaired() -> None:
+    false_alarms = 0
+    for draw in range(200):
+        ours, theirs = (errors_of(per_user(60, 1.0, [0], 2 * draw + k)) for k in (0, 1))
+        interval = paired_difference(ours, theirs, resamples=400)["rmse"]
+        false_alarms += not interval.low <= 0 <= interval.high
+    assert 1 <= false_alarms <= 22  # 5% of 200 is 10
+
+    base = per_user(60, 1.0, [0], 7)
+    better = base.assign(sum_squared_error=base["sum_squared_error"] * 0.98)  # every user 1% better
+    paired = paired_difference(errors_of(better), errors_of(base))["rmse"]
+    assert paired.high < 0
+    assert paired.half_width < 0.1 * bootstrap(errors_of(base))["rmse"].half_width
+
+
+def test_seeds_and_row_order_change_nothing_the_bootstrap_seed_does() -> None:
+    frame = per_user(50, 1.0, [0, 1], draw=1)
+    shuffled = frame.sample(frac=1, random_state=0)
+    first, again = (bootstrap(errors_of(rows)) for rows in (frame, shuffled))
+    assert first == again
+    assert bootstrap(errors_of(frame), seed=1)["rmse"].low != first["rmse"].low
+
+
+def test_blocks_do_not_change_the_resamples(monkeypatch: pytest.MonkeyPatch) -> None:
+    errors = errors_of(per_user(30, 1.0, [0], draw=1))
+    whole = bootstrap(errors, resamples=100)
+    monkeypatch.setattr("study.report.statistics._BLOCK_ELEMENTS", 7 * 30)
+    blocked = bootstrap(errors, resamples=100)
+    for name, interval in whole.items():
+        assert (blocked[name].low, blocked[name].high) == pytest.approx((interval.low, interval.high), rel=1e-12)
+
+
+def test_seed_interval_is_students_t() -> None:
+    values = [0.91, 0.93, 0.95]
+    got = seed_interval(values)
+    assert got.value == pytest.approx(0.93)
+    assert got.half_width == pytest.approx(4.302653 * 0.02 / math.sqrt(3), rel=1e-6)  # t(0.975, 2) from a table
+    assert got.n == 3
+    alone = seed_interval([0.9])
+    assert alone.value == 0.9
+    assert math.isnan(alone.low)
+    assert math.isnan(alone.high)
+    with pytest.raises(InputError, match="finite values of at least one seed"):
+        seed_interval([0.9, math.nan])
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda f: f.drop(columns="n"), "run x: needs the columns .* lacks n"),
+        (lambda f: f.iloc[1:], "every seed needs the same users"),
+        (lambda f: f.assign(sum_squared_error=math.nan), "finite numbers"),
+        (lambda f: f.iloc[[0, 0]], "one row per seed and user"),
+        (lambda f: f.assign(n=0), "a user's n is at least 1 and the same for all seeds"),
+    ],
+)
+def test_a_bad_per_user_file_is_one_line(spoil, message) -> None:  # type: ignore[no-untyped-def]
+    with pytest.raises(InputError, match=message) as caught:
+        errors_of(spoil(per_user(5, 1.0, [0, 1], draw=1)), place="run x")
+    assert "\n" not in str(caught.value)
+
+
+def test_rows_of_different_users_are_not_compared() -> None:
+    with pytest.raises(InputError, match="same test users and counts, got 5 and 6 users"):
+        paired_difference(*(errors_of(per_user(users, 1.0, [0], draw=1)) for users in (5, 6)))
+
+
+# --- effects, many comparisons, power -----------------------------------------------------------------------------
+
+
+DRAWS_BU = np.random.default_rng(7).multinomial(60, np.full(60, 1 / 60), size=300) / 60
+
+
+def two_ways(rng: np.random.Generator, users: int, seeds: int, better: float) -> tuple[Sample, Sample]:
+    """Two configurations of the same users and seeds, `better` apart: users and seeds each move the difference."""
+    level = rng.normal(3, 1, (users, 1))
+    found = []
+    for shift in (better, 0.0):
+        values = level + shift + rng.normal(0, 0.5, (users, 1)) + rng.normal(0, 0.1, (1, seeds))
+        values = values + rng.normal(0, 0.2, (users, seeds))
+        drawn = DRAWS_BU @ values.mean(axis=1)
+        found.append(Sample(dict(enumerate(values.mean(axis=0))), drawn, tuple(map(str, range(users)))))
+    return found[0], found[1]
+
+
+def test_an_effect_is_paired_by_seed_and_user() -> None:
+    frames = [per_user(60, sigma, [0, 1, 2], 3) for sigma in (0.9, 1.0)]
+    ours, theirs = (samples(errors_of(frame), [0, 1, 2])["rmse"] for frame in frames)
+    found = effect(ours, theirs, higher=False)
+    assert found.value == pytest.approx(pooled(frames[1])["test_rmse"] - pooled(frames[0])["test_rmse"])
+    assert (found.seeds, found.users, found.paired) == (3, 60, True)
+    differences = [theirs.seeds[seed] - ours.seeds[seed] for seed in range(3)]
+    assert found.seed_variance == pytest.approx(np.var(differences, ddof=1) / 3)
+    want = paired_difference(*(errors_of(frame) for frame in frames))["rmse"]
+    assert 2 * 1.96 * math.sqrt(found.user_variance) == pytest.approx(want.high - want.low, rel=0.1)
+    assert found.tail() < 1e-6
+    assert found.tail(-1) > 1 - 1e-6
+    apart = effect(ours, Sample(theirs.seeds, theirs.drawn, ("others",) * 60), higher=False)
+    assert apart.user_variance > 5 * found.user_variance
+
+
+def test_seeds_alone_are_a_paired_t_test() -> None:
+    ours, theirs = [0.91, 0.93, 0.95, 0.9], [0.96, 0.95, 0.99, 0.97]
+    found = effect(Sample(dict(enumerate(ours))), Sample(dict(enumerate(theirs))), higher=False)
+    want = stats.ttest_rel(theirs, ours)
+    assert 2 * found.tail() == pytest.approx(want.pvalue)
+    ends = want.confidence_interval(0.95)
+    assert (found.interval().low, found.interval().high) == pytest.approx((ends.low, ends.high))
+    assert (found.users, found.freedom) == (0, 3)
+
+
+def test_without_an_effect_the_stated_share_is_significant_and_with_one_the_stated_power_is_met() -> None:
+    rng = np.random.default_rng(0)
+    nothing = [effect(*two_ways(rng, 60, 4, 0.0), higher=True) for _ in range(500)]
+    alarms = sum(2 * min(each.tail(), each.tail(-1)) < 0.05 for each in nothing)
+    assert 8 <= alarms <= 38  # 5% of 500 is 25; what users and seeds share is counted twice, so a few less
+    covered = sum(each.interval().low <= 0 <= each.interval().high for each in nothing)
+    assert covered == 500 - alarms
+    size = 0.35
+    foreseen = np.mean([power(each, size, 0.05) for each in nothing])
+    seen = np.mean([effect(*two_ways(rng, 60, 4, size), higher=True).tail() < 0.025 for _ in range(500)])
+    assert 0.6 < foreseen < 0.95
+    assert seen == pytest.approx(foreseen, abs=0.08)
+
+
+def test_one_seed_borrows_the_spread_of_others_or_decides_nothing() -> None:
+    one, two = Sample({0: 0.5}), Sample({0: 0.4})
+    alone = effect(one, two, higher=True)
+    assert (alone.tail(), alone.tail(-1)) == (1.0, 1.0)
+    spread = pooled_spread([[0.1, 0.2, 0.3], [0.5], [0.4, 0.6]])
+    assert spread == Spread(variance=pytest.approx((0.02 + 0.02) / 3), freedom=3)  # type: ignore[arg-type]
+    found = effect(one, two, higher=True, spread=spread)
+    assert found.seed_variance == pytest.approx(2 * 0.04 / 3)
+    assert found.freedom == pytest.approx(3)
+    fixed = effect(one, Sample({-1: 0.4}, fixed=True), higher=True, spread=spread)
+    assert fixed.seed_variance == pytest.approx(0.04 / 3)
+    assert pooled_spread([[0.1]]) is None
+
+
+@pytest.mark.parametrize(("size", "needed"), [(1.0, 10), (0.8, 15), (0.5, 34)])
+def test_seeds_needed_are_those_of_power_tables(size: float, needed: int) -> None:
+    """One-sample t test, two-sided 0.05, power 0.8: Cohen's d and its n."""
+    found = Effect(value=0.1, seeds=3, seed_variance=1 / 3, seed_freedom=2.0, users=0, user_variance=0.0)
+    assert seeds_needed(found, size, 0.05) == needed
+    assert power(found.at(needed), size, 0.05) >= 0.8 > power(found.at(needed - 1), size, 0.05)
+    assert users_needed(found, size, 0.05) is None
+
+
+def test_more_seeds_do_not_help_where_users_differ_too_much() -> None:
+    found = Effect(value=0.1, seeds=3, seed_variance=0.01, seed_freedom=2.0, users=50, user_variance=0.04)
+    assert seeds_needed(found, 0.1, 0.05) is None
+    users = users_needed(found, 0.1, 0.05)
+    assert users is not None
+    assert 50 * 0.04 / users * 2.8**2 == pytest.approx(0.01, rel=0.05)  # (1.96 + 0.84) standard errors
+    assert power(found.at(1_000, users), 0.1, 0.05) >= 0.8 > power(found.at(1_000, users - 1), 0.1, 0.05)
+
+
+def test_corrections_have_their_textbook_values() -> None:
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm([0.6, 0.9]) == [1.0, 1.0]
+    assert [in_at_least([0.01, 0.2, 0.03], least) for least in (1, 2, 3)] == pytest.approx([0.03, 0.06, 0.2])
+
+
+def test_holm_and_partial_conjunctions_keep_their_level() -> None:
+    rng = np.random.default_rng(1)
+    families = rng.random((2_000, 12))
+    assert np.mean([min(holm(list(tails))) < 0.05 for tails in families]) == pytest.approx(0.049, abs=0.015)
+    families[:, :4] = 0.0  # four true ones: "at least five" is not true
+    assert np.mean([in_at_least(list(tails), 5) < 0.05 for tails in families]) < 0.06
+    assert all(in_at_least(list(tails), 4) == 0.0 for tails in families[:50])

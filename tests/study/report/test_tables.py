@@ -1,0 +1,148 @@
+"""Tables, by their numbers."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from rich.console import Console
+
+from study.report.comparison import compare
+from study.report.statistics import UserErrors, paired_difference
+from study.report.tables import ablation_table, cold_item_table, comparison_table, domains_table, splits_table
+from study.report.tables import summary_table as summarise
+from study.tracking.results import MissingError, Results, load_results
+from trainables.kinds import RATINGS
+
+from ..store import CELLS, MUSIC, empty_store, per_user, pooled, seeds_around
+
+pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy:DeprecationWarning")
+
+
+def test_table_1_counts_each_task_after_the_filters(results: Results) -> None:
+    table = domains_table(results)
+    row = table.frame.set_index("task").loc["movies->books"]
+    assert (row["source_users"], row["source_items"], row["source_interactions"]) == (300, 100, 6000)
+    assert (row["target_users"], row["target_items"], row["target_interactions"]) == (400, 100, 8000)
+    assert row["overlapping_users"] == 150
+    assert len(table.frame) == 2
+    assert table.caption.endswith("simulated data")
+    assert table.notes[0].startswith("books: 9,000 interactions read, 8,000 kept; 3 repeated user-item rows")
+    cells = splits_table(results).frame
+    assert cells.loc[cells["ratio"] == 0.2, "train_users"].tolist() == [120, 120]
+
+
+def test_table_2_pools_test_ratings_and_pairs_the_difference(results: Results) -> None:
+    comparison = compare(results)
+    assert [row.name for row in comparison.rows[:4]] == ["global_mean", "item_mean", "source_offset", "music"]
+    assert comparison.notes == ()
+    model, base = comparison.rows[3], comparison.rows[2]
+    ours, theirs = per_user(80, 0.9, [0, 1, 2], 50), per_user(80, 0.95, [-1], 2)
+    assert {f"test_{k}": v.value for k, v in model.test.items()} == pytest.approx(pooled(ours), rel=1e-9)
+    assert (model.users, model.seeds, model.size) == (80, 3, ours.loc[ours["seed"] == 0, "n"].sum())
+    assert model.test["rmse"].low < model.test["rmse"].value < model.test["rmse"].high
+    want = paired_difference(*(UserErrors.from_frame(rows, RATINGS.metrics) for rows in (ours, theirs)))["rmse"]
+    assert model.difference is not None
+    got = model.difference["rmse"]
+    assert (got.value, got.low, got.high) == pytest.approx((want.value, want.low, want.high), rel=1e-6)
+    assert got.value == pytest.approx(model.test["rmse"].value - base.test["rmse"].value)
+    assert base.difference is None
+    assert model.validation["rmse"].n == 3
+
+    table = comparison_table(comparison, results)
+    assert len(table.frame) == 4 * len(CELLS)
+    line = table.frame.iloc[3]
+    assert line["minus_source_offset_rmse_high"] == got.high
+    shown = table.shown.iloc[3]
+    assert shown["Row"] == "**music**"
+    assert shown["Test RMSE"] == f"{line.test_rmse:.3f} [{line.test_rmse_low:.3f}, {line.test_rmse_high:.3f}]"
+    assert table.shown["Test RMSE minus source_offset"].iloc[2] == "–"
+
+
+def test_table_2_of_a_partial_study_names_what_is_missing(tmp_path: Path) -> None:
+    store = empty_store(tmp_path)
+    for task, users in (("a->b", 5), ("b->a", 6)):
+        frame = per_user(users, 1.0, [-1], 1)
+        artifacts = {"per_user.csv": frame.to_csv(index=False)}
+        store.add("score", task, 0.2, "predictor:source_offset", {"val_rmse": 1.0}, artifacts=artifacts)
+    ours = {"per_user.csv": per_user(6, 1.0, [0], 1).to_csv(index=False)}
+    store.add("score", "a->b", 0.2, "best", seeds_around(np.random.default_rng(0), 0.9), artifacts=ours)
+    store.add("score", "a->b", 0.2, "predictor:item_mean", {"val_rmse": 1.0})
+    comparison = compare(load_results(store.uri, store.experiment, MUSIC))
+    assert [(row.cell, row.name) for row in comparison.rows] == [
+        ("a->b@0.2", "source_offset"),
+        ("a->b@0.2", "music"),
+        ("b->a@0.2", "source_offset"),
+    ]
+    assert comparison.rows[1].difference is None
+    notes = "\n".join(comparison.notes)
+    assert "a->b@0.2: no score of global_mean." in notes
+    assert "a->b@0.2, item_mean: run" in notes
+    assert "a->b@0.2, music: paired difference: both rows need the same test users" in notes
+    assert "b->a@0.2: no score of the model." in notes
+
+
+def test_table_3_compares_variants_on_validation_alone(results: Results) -> None:
+    table = ablation_table(results)
+    assert list(table.shown.columns) == ["Task", "Cold ratio", "Validation", "w/o diffusion", "w/o side", "full"]
+    means = table.frame.query("metric == 'val_rmse'").pivot(index="cell", columns="variant", values="mean")
+    assert (means["full"] < means["wo_side"]).all()
+    assert (means["wo_side"] < means["wo_diffusion"]).all()
+    assert set(table.frame["metric"]) == {"val_mae", "val_rmse"}
+    assert set(table.frame["seeds"]) == {3}
+
+
+def test_table_3_takes_the_selected_configuration_where_the_part_has_no_full_run(tmp_path: Path) -> None:
+    store = empty_store(tmp_path)
+    rng = np.random.default_rng(0)
+    store.add("ablate", "a->b", 0.2, "wo_side", seeds_around(rng, 0.95), variant="wo_side")
+    scored = seeds_around(rng, 0.9)
+    store.add("score", "a->b", 0.2, "best", scored)
+    frame = ablation_table(load_results(store.uri, store.experiment, MUSIC)).frame.set_index(["metric", "variant"])
+    assert frame.loc[("val_rmse", "full"), "mean"] == pytest.approx(scored["val_rmse"])
+
+
+def test_table_4_keeps_cells_with_cold_items(results: Results) -> None:
+    table = cold_item_table(results)
+    assert table.frame["row"].tolist()[:4] == ["global_mean", "item_mean", "source_offset", "music"]
+    assert table.frame["rmse"].tolist()[:4] == pytest.approx([1.3, 1.15, 1.05, 1.0])
+    assert set(table.frame["ratings"]) == {40}
+
+
+def test_files_hold_the_table(results: Results, tmp_path: Path) -> None:
+    table = cold_item_table(results)
+    paths = table.save(tmp_path)
+    pd.testing.assert_frame_equal(pd.read_csv(paths["csv"]), table.frame, check_dtype=False)
+    lines = paths["md"].read_text(encoding="utf-8").splitlines()
+    assert lines[0] == "**Table 4. Dual cold start: cold users and cold items (rating points) — simulated data**"
+    assert lines[2] == "| Task | Cold ratio | Row | Test ratings | MAE | RMSE |"
+    assert lines[4] == "| books → movies | 20% | global_mean | 40 | 1.200 | 1.300 |"
+
+
+def test_summary_fits_80_columns(results: Results) -> None:
+    out = io.StringIO()
+    Console(file=out, width=80, color_system=None).print(summarise(results))
+    lines = out.getvalue().splitlines()
+    assert max(map(len, lines)) <= 80
+    music = next(line for line in lines if "music" in line).split()
+    want = compare(results).rows[3]
+    assert music[2] == f"{want.validation['rmse'].value:.3f}"
+    assert music[5] == f"{want.test['rmse'].value:.3f}±{want.test['rmse'].half_width:.3f}"
+    assert "…" not in out.getvalue()
+
+
+def test_nothing_scored_is_missing(tmp_path: Path) -> None:
+    store = empty_store(tmp_path)
+    empty = load_results(store.uri, store.experiment, MUSIC)
+    for make, message in (
+        (domains_table, "no finished run of part data"),
+        (splits_table, "no finished run of part data"),
+        (compare, "no finished run of part score"),
+        (ablation_table, "no finished run of part ablate"),
+        (cold_item_table, "no scored run has test ratings of cold items"),
+    ):
+        with pytest.raises(MissingError, match=message):
+            make(empty)

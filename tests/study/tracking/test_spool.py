@@ -1,0 +1,192 @@
+"""A tracking server that goes away and comes back: no trial waits for it, no metric is lost, nothing is written twice."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from features.errors import InputError
+from study.jobs import Cell, Job
+from study.tracking import runs as tracking
+from study.tracking import spool
+from study.tracking.runs import EpochReport, PartTracker
+from study.tracking.spool import Spool, answers
+
+JOB = Job(
+    part="search", cell=Cell(source="books", target="movies", ratio=0.2), name="0000", config={}, seeds=(0, 1),
+    features="main", task_dir="task",
+)  # fmt: skip
+
+
+def epoch(number: int, *, final: bool = False) -> EpochReport:
+    artifacts: dict[str, str | bytes] = {"per_user.csv": "seed,user\n", "raw.bin": b"\x00\xff"} if final else {}
+    metrics = {"val_rmse": 1.0 / number}
+    return EpochReport(epoch=number, metrics=metrics, final=final, artifacts=artifacts, time_ms=1000 + number)
+
+
+# --- a real server on the loopback, artifacts through HTTP ----------------------------------------------------------
+
+
+@contextlib.contextmanager
+def server(folder: Path, port: int) -> Iterator[str]:
+    """`mlflow server` with SQLite and artifacts of its own; this process knows its address alone."""
+    words = ["server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+    store = ["--backend-store-uri", f"sqlite:///{folder}/server.db", "--artifacts-destination", str(folder / "served")]
+    with (folder / "server.txt").open("ab") as out:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "mlflow", *words, *store], stdout=out, stderr=out, start_new_session=True
+        )
+    try:
+        uri, end = f"http://127.0.0.1:{port}", time.monotonic() + 180
+        while not answers(uri):
+            assert process.poll() is None, (folder / "server.txt").read_text()
+            assert time.monotonic() < end, (folder / "server.txt").read_text()
+            time.sleep(0.3)
+        yield uri
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
+def test_a_server_that_is_away_costs_no_trial_and_no_metric(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+
+    def part() -> PartTracker:
+        uri = f"http://127.0.0.1:{port}"
+        return tracking.open_part(home=tmp_path, uri=uri, experiment="e", part="search", tags={}, metric="val_rmse")
+
+    with server(tmp_path, port):
+        tracker = part()
+        tracker.start_part()
+        tracker.start(JOB, config={"lr": 1e-5}, logged={"config": {"lr": 1e-5}}, fingerprint="f")
+        tracker.report(JOB.trial, [epoch(1)])
+    tracker.report(JOB.trial, [epoch(2), epoch(3)])
+    tracker.finish(JOB.trial, epoch(3, final=True))
+    other = Job(**{**vars(JOB), "name": "0001"})
+    tracker.start(other, config={}, logged={"config": {}}, fingerprint="f")
+    tracker.report(other.trial, [epoch(1)])
+    monkeypatch.setattr(tracking, "LAST_WORDS_S", 0.1)
+    with pytest.raises(InputError, match=r"MLflow: the server is away; \d+ writes are kept in the home folder"):
+        tracker.end_part("KILLED")
+    with pytest.raises(InputError, match=r"MLflow at http://127.0.0.1:\d+: does not answer; \d+ writes of an earlier"):
+        part()
+
+    with server(tmp_path, port) as uri:
+        again = part()
+        assert {trial: run.status for trial, run in again.runs.items()} == {
+            JOB.trial: "FINISHED",
+            other.trial: "KILLED",
+        }
+        again.start_part()
+        again.start(other, config={}, logged={"config": {}}, fingerprint="f")
+        again.report(other.trial, [epoch(1), epoch(2)])
+        again.finish(other.trial, epoch(2, final=True))
+        again.end_part("FINISHED")
+        assert list((tmp_path / "spool" / "e").iterdir()) == []
+        client = tracking.connect(uri)
+        runs = {
+            run.info.run_name: run
+            for run in tracking.find_runs(client, client.get_experiment_by_name("e").experiment_id)
+        }
+        assert sorted(runs) == ["books->movies@0.2 search 0000", "books->movies@0.2 search 0001", "search"]
+        assert {run.info.status for run in runs.values()} == {"FINISHED"}
+        run_id = again.runs[JOB.trial].run_id
+        for name, steps in (("0000", [1, 2, 3]), ("0001", [1, 2])):
+            run = runs[f"books->movies@0.2 search {name}"]
+            history = client.get_metric_history(run.info.run_id, "epoch/val_rmse")
+            assert [entry.step for entry in history] == steps
+            assert run.data.tags["study.command"].startswith(
+                f"MLFLOW_TRACKING_URI={uri} study rerun {run.info.run_id} "
+            )
+            assert run.data.tags["mlflow.parentRunId"] == runs["search"].info.run_id
+        assert {file.path for file in client.list_artifacts(run_id)} == {"config.yaml", "per_user.csv", "raw.bin"}
+        found = Path(client.download_artifacts(run_id, "raw.bin", str(tmp_path)))
+        assert found.read_bytes() == b"\x00\xff"
+        assert list((tmp_path / "served").rglob("raw.bin")), "through HTTP into the server's own folder"
+
+
+# --- without a server -----------------------------------------------------------------------------------------------
+
+
+class Server:
+    """Notes what it is told; `fail` raises that often."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[Any, ...]] = []
+        self.fail = 0
+
+    def __getattr__(self, name: str) -> Any:
+        def call(*words: Any, **named: Any) -> Any:
+            if self.fail:
+                self.fail -= 1
+                raise RuntimeError("no")
+            self.calls.append((name, *words))
+            return [] if name == "search_runs" else type("Run", (), {"info": type("Info", (), {"run_id": "r1"})})
+
+        return call
+
+
+@pytest.fixture
+def there(monkeypatch: pytest.MonkeyPatch) -> dict[str, bool]:
+    state = {"answers": True}
+    monkeypatch.setattr(spool, "answers", lambda uri: state["answers"])
+    monkeypatch.setattr(spool, "_PAUSE_S", 0.01)
+    return state
+
+
+def opened(to: Any, folder: Path) -> Spool:
+    return Spool(to, "http://nowhere", folder)
+
+
+def test_what_a_dead_driver_had_not_sent_goes_first(tmp_path: Path, there: dict[str, bool]) -> None:
+    first, to = opened(Server(), tmp_path), Server()
+    there["answers"] = False
+    run_id = first.create_run("1", run_name="n", tags={"study.part": "search"}).info.run_id
+    first.set_tag(run_id, "command", f"rerun {run_id}")
+    assert not first.close(0.05)
+    with (tmp_path / "writes.jsonl").open("a") as file:
+        file.write('["set_tag", "half')
+    there["answers"] = True
+    again = opened(to, tmp_path)
+    again.set_terminated(run_id, "KILLED")
+    assert again.close(10)
+    assert [call[:3] for call in to.calls] == [
+        ("search_runs", ["1"], "tags.`study.part` = 'search'"), ("create_run", "1"), ("set_tag", "r1", "command"),
+        ("set_terminated", "r1", "KILLED"),
+    ]  # fmt: skip
+    assert to.calls[2][3] == "rerun r1", "the server's id, wherever ours stood"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_write_that_the_server_refuses_is_raised(tmp_path: Path, there: dict[str, bool]) -> None:
+    to = Server()
+    to.fail = 99
+    writer = opened(to, tmp_path)
+    writer.set_tag("r1", "a", "b")
+    with pytest.raises(RuntimeError, match="no"):
+        writer.drain(10)
+    with pytest.raises(RuntimeError, match="no"):
+        writer.set_tag("r1", "a", "b")
+
+
+def test_a_write_that_fails_is_tried_again(tmp_path: Path, there: dict[str, bool]) -> None:
+    to = Server()
+    to.fail = 2
+    writer = opened(to, tmp_path)
+    writer.set_tag("r1", "a", "b")
+    writer.delete_tag("r1", "a")
+    assert writer.close(10)
+    assert to.calls == [("set_tag", "r1", "a", "b"), ("delete_tag", "r1", "a")]
