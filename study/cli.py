@@ -350,12 +350,15 @@ def ui(home: Path, port: int, host: str) -> None:
     from features.errors import InputError
     from study.flow import named_uri, store_uri
 
+    uri = store_uri(home)
+    if uri.startswith("http"):
+        raise InputError(f"{uri}: is a server with a UI of its own; open it in a browser")
     if named_uri() is None and not (home / "mlflow.db").is_file():
         raise InputError(
-            f"{home}: holds no MLflow store; run a study there first, name another --home, or a server in "
+            f"{home}: holds no MLflow store; run a study there first, name another --home, or a store in "
             "MLFLOW_TRACKING_URI"
         )
-    words = ["ui", "--backend-store-uri", store_uri(home), "--host", host, "--port", str(port)]
+    words = ["ui", "--backend-store-uri", uri, "--host", host, "--port", str(port)]
     sys.exit(subprocess.call([sys.executable, "-m", "mlflow", *words]))
 
 
@@ -411,10 +414,20 @@ def _report(study: Study, *, fresh: bool) -> None:
     for path in sorted((study.report_folder / "figures").glob("*.png")):
         console.print(f"figure  {path}", markup=False, soft_wrap=True, highlight=False)
     console.print(f"report  {page}", markup=False, soft_wrap=True, highlight=False)
-    console.print(f"MLflow  study ui --home {study.home}", markup=False, soft_wrap=True, highlight=False)
+    console.print(f"MLflow  {_way_to_mlflow(study)}", markup=False, soft_wrap=True, highlight=False)
     journal = study.home / "optuna" / f"{study.plan.name}.log"
     if journal.is_file():
         console.print(f"Optuna  optuna-dashboard {journal}", markup=False, soft_wrap=True, highlight=False)
+
+
+def _way_to_mlflow(study: Study) -> str:
+    """What opens the study's store: a server's address, or a command."""
+    from study.flow import store_uri
+
+    uri = study.tracking_uri
+    if uri.startswith("http"):
+        return uri
+    return f"study ui --home {study.home}" if uri == store_uri(study.home) else f"mlflow ui --backend-store-uri {uri}"
 
 
 def _claims(judged: Sequence[Judged]) -> None:

@@ -9,6 +9,7 @@ sequence again. Shapes: R rows, D vector width, N items in all sequences.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
 import numpy as np
@@ -23,11 +24,11 @@ from trainables.sequences import OVERLAPPING, Sequences, SequenceTask
 class Rows:
     """Training rows of one direction."""
 
-    id: Tensor  # float32 [R, D], ID representation of the visible history (eq. 8)
-    text: Tensor  # float32 [R, D], its text representation; 0 where has_text is False
+    id: Tensor  # float32 [R, D], ID representation of the visible history (eq. 8); 0 where it is not in the condition
+    text: Tensor  # float32 [R, D], its text representation; 0 where it is not in the condition
     feature: Tensor  # float32 [R, D], h_tgt: text representation of the earlier target-domain items (eq. 7)
     item: Tensor  # int64 [R], what came next
-    has_text: Tensor  # bool [R]; False for pseudo-overlapping rows, whose condition is the ID part alone
+    real: Tensor  # bool [R]; False for pseudo-overlapping rows, whose condition is one part alone: ID, or text
     has_feature: Tensor  # bool [R]; False where there is no earlier target-domain item
 
     def __len__(self) -> int:
@@ -45,18 +46,22 @@ class Rows:
 def real_rows(task: SequenceTask, encoders: Encoders) -> Rows:
     """Rows of the overlapping training users."""
     users = (task.group == OVERLAPPING).nonzero().squeeze(1)
-    return _rows(task, encoders, newest(task.train, users, encoders.max_length), pseudo=False)
+    return _rows(task, encoders, newest(task.train, users, encoders.max_length), pseudo=False, parts=("id", "text"))
 
 
 def pseudo_rows(
-    task: SequenceTask, encoders: Encoders, count: int, min_similarity: float, rng: np.random.Generator
-) -> Rows:
-    """Rows of the pseudo-overlapping users: at most `count` generated items each, of at least that similarity."""
+    task: SequenceTask, encoders: Encoders, count: int, min_similarity: float, rng: np.random.Generator, *,
+    by_text: bool = False,
+) -> Rows:  # fmt: skip
+    """Rows of the pseudo-overlapping users: at most `count` generated items each, of at least that similarity.
+
+    by_text: their condition is the text part (for guidance by text alone), not the ID part as the paper has it.
+    """
     taken = (task.pseudo[:, :count] >= 0) & (task.similarity[:, :count] >= min_similarity)
     users = taken.any(dim=1).nonzero().squeeze(1)
     own = newest(task.train, users, max(encoders.max_length - count, 1))
     inserted = insert(own, task.pseudo[users, :count], taken[users], rng)
-    return _rows(task, encoders, inserted, pseudo=True)
+    return _rows(task, encoders, inserted, pseudo=True, parts=("text",) if by_text else ("id",))
 
 
 def newest(sequences: Sequences, users: Tensor, most: int) -> Sequences:
@@ -81,7 +86,7 @@ def insert(own: Sequences, pseudo: Tensor, taken: Tensor, rng: np.random.Generat
     return Sequences(item=item, starts=torch.from_numpy(np.concatenate([[0], counts.cumsum()])))
 
 
-def _rows(task: SequenceTask, encoders: Encoders, sequences: Sequences, *, pseudo: bool) -> Rows:
+def _rows(task: SequenceTask, encoders: Encoders, sequences: Sequences, *, pseudo: bool, parts: Sequence[str]) -> Rows:
     inside = (sequences.item >= task.target[0]) & (sequences.item < task.target[1])
     owner = torch.repeat_interleave(torch.arange(len(sequences)), sequences.starts.diff())
     place = inside.nonzero().squeeze(1)  # of every target-domain item
@@ -95,22 +100,23 @@ def _rows(task: SequenceTask, encoders: Encoders, sequences: Sequences, *, pseud
     (feature,) = represent(encoders, within(sequences, task.target), last=False, parts=["text"])
     seen = before[True][place] > before[True][first]
     feature = torch.where(seen[:, None], feature[(before[True][place] - 1).clamp(min=0)], 0.0)
-    parts = []
+    found = []
     for protocol in task.protocols:
         given = protocol == "as-given"
         shown = sequences if given else within(sequences, task.source)
-        states = represent(encoders, shown, last=False, parts=["id"] if pseudo else ["id", "text"])
+        states = dict(zip(parts, represent(encoders, shown, last=False, parts=parts), strict=True))
         known = place > first if given else before[False][place] > before[False][first]
         at = (place - 1 if given else before[False][place] - 1)[known]
-        by_id = states[0][at]
-        parts.append(
+        told = {part: state[at] for part, state in states.items()}
+        nothing = torch.zeros_like(told[parts[0]])
+        found.append(
             Rows(
-                id=by_id,
-                text=torch.zeros_like(by_id) if pseudo else states[1][at],
+                id=told.get("id", nothing),
+                text=told.get("text", nothing),
                 feature=feature[known],
                 item=sequences.item[place[known]],
-                has_text=torch.full((len(at),), not pseudo),
+                real=torch.full((len(at),), not pseudo),
                 has_feature=seen[known],
             )
         )
-    return Rows.joined(parts)
+    return Rows.joined(found)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import heapq
 import random
-import resource
 import subprocess
 import sys
 import tempfile
@@ -28,6 +27,7 @@ from features.extract import FeatureSpec, extract, make_plan
 from features.images import Gathered
 from features.prompts import Row
 from features.speed import matrix_peak, operations_per_token
+from features.workers import result, run_blocks
 
 CPU = torch.device("cpu")
 
@@ -143,7 +143,7 @@ def plan() -> None:
 def plan_child(folder: Path) -> None:
     domain = Domain(name="bench", path=folder, key="0" * 64, simulated=True, rating_scale=(1, 5), manifest={})
     spec = FeatureSpec(kind="users", encoder=EncoderSpec(model="minilm"))
-    before = resource.getrusage(resource.RUSAGE_SELF)
+    before = peak_memory()
     start, cpu = time.monotonic(), time.process_time()
     known = make_plan(spec, domain, {}, Gathered({}, {}))
     half = {key: 1 for key in known.keys[::2] if key is not None}
@@ -151,28 +151,64 @@ def plan_child(folder: Path) -> None:
     first = time.monotonic() - start
     left = make_plan(spec, domain, half, Gathered({}, {}))
     rows = sum(block.num_rows for block in left.blocks)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     again = time.monotonic() - start - first
     print(f"a million rows: {first:.0f} s for the first plan, {again:.0f} s with half of it done "
-          f"({rows:,} left), {time.process_time() - cpu:.0f} s of CPU for both, peak {peak:.2f} GiB "
-          f"({before.ru_maxrss / 2**20:.2f} before)")  # fmt: skip
+          f"({rows:,} left), {time.process_time() - cpu:.0f} s of CPU for both, peak {peak_memory():.2f} GiB "
+          f"({before:.2f} before)")  # fmt: skip
+
+
+def peak_memory() -> float:
+    """GiB that this program had at most; `ru_maxrss` would count the process that started it."""
+    (line,) = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM")]
+    return float(line.split()[1]) / 2**20
+
+
+def nothing(block: pa.Table) -> pa.Table:
+    return result(figures={"texts": block.num_rows})
+
+
+def costs() -> tuple[float, float, float, float]:
+    """Texts per second of one worker, spread of a macro-batch's time, start-up, and Ray Data's time for a macro-batch."""
+    import ray
+
+    marks: list[float] = []
+    spec = FeatureSpec(kind="users", encoder=EncoderSpec(model="minilm", dtype="float32"))
+    with tempfile.TemporaryDirectory() as name:
+        domain, start = domain_of(Path(name) / "d", review_like(2560), 10), time.monotonic()
+        extract(
+            spec, domain, Path(name) / "s", workers=1, use_ray=False, progress=lambda *_: marks.append(time.monotonic())
+        )
+    taken = np.diff(marks)[1:]
+    block = pa.table({"text": review_like(4096)})
+    seconds = {}
+    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
+    for count in (64, 320):
+        begun = time.monotonic()
+        run_blocks([block] * count, lambda: nothing, count, name="Nothing", workers=2, use_ray=True, progress=None)
+        seconds[count] = time.monotonic() - begun
+    ray.shutdown()
+    dispatch = (seconds[320] - seconds[64]) / 256
+    return 256 / taken.mean(), taken.std(ddof=1) / taken.mean(), marks[0] - start, dispatch
 
 
 def workers() -> None:
-    """List scheduling of macro-batches by their measured costs: a dispatch each, and a driver that gives one at a time."""
-    texts_per_second, dispatch, model = 36.0, 0.008, 6.0  # MiniLM on one core here; 8 ms a block (design.md 12); start
+    """List scheduling of macro-batches by costs measured here: a driver that gives out one at a time, then the work."""
+    texts_per_second, spread, model, dispatch = costs()
+    print(f"one worker: {texts_per_second:.1f} texts/s, a macro-batch's time varies by {spread:.1%}, start {model:.1f} s; "
+          f"Ray Data: {dispatch * 1000:.1f} ms a macro-batch of 4,096 texts", flush=True)  # fmt: skip
     draw = np.random.default_rng(0)
     for total in (100_000, 1_000_000, 10_000_000):
         size = int(np.clip(total // 16, 256, 4096))
-        costs = draw.normal(size / texts_per_second, 0.05 * size / texts_per_second, -(-total // size))
-        one = costs.sum() + model
+        mean = size / texts_per_second
+        times = draw.normal(mean, spread * mean, -(-total // size))
+        one = times.sum() + model
         for count in (2, 64, 1024):
             free, driver = [model] * count, model
-            for cost in costs:
+            for cost in times:
                 driver = max(driver + dispatch, heapq.heappop(free))
                 heapq.heappush(free, driver + cost)
-            print(f"{total:>10,} texts in {len(costs):>5} macro-batches: {count:>4} workers {one / max(free):7.1f} x one, "
-                  f"{one / max(free) / count:.0%} of ideal")  # fmt: skip
+            print(f"{total:>10,} texts, {len(times):>4} macro-batches: {count:>4} workers {one / max(free):.1f}x, "
+                  f"{one / max(free) / count:.0%} of ideal; driver {dispatch * len(times) / max(free):.0%}")  # fmt: skip
 
 
 def main() -> None:

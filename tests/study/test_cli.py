@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -22,7 +23,7 @@ import yaml
 from features.encoder import EncoderSpec, resolve_encoder
 from features.errors import InputError
 from features.store import RowStore
-from study.cli import cli
+from study.cli import _way_to_mlflow, cli, ui
 from study.flow import Study, commit, versions
 from study.plan import load_plan
 from study.tracking.runs import connect, default_uri
@@ -349,7 +350,7 @@ def test_reading_a_home_without_a_store_makes_none(tmp_path: Path, home: Path) -
             f"sqlite:///{home}/mlflow.db: there is no such store; run `study run` on the plan first"
         )
     assert study("ui", "--home", home).fault == (
-        f"{home}: holds no MLflow store; run a study there first, name another --home, or a server in MLFLOW_TRACKING_URI"
+        f"{home}: holds no MLflow store; run a study there first, name another --home, or a store in MLFLOW_TRACKING_URI"
     )
     assert study("rerun", "abc", "--home", home).fault == (
         f"{home}: holds no MLflow store; name the study's home folder with --home, or its server in MLFLOW_TRACKING_URI"
@@ -426,6 +427,27 @@ def test_a_run_says_what_it_did(finished: Finished) -> None:
     assert f"{finished.home}/reports/tiny/figures/figure_3_steps.png" in figures
     assert all(Path(figure).is_file() for figure in figures)
     assert f"MLflow  study ui --home {finished.home}" in out
+
+
+def test_a_server_has_a_ui_of_its_own(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://tracking:5000")
+    with pytest.raises(
+        InputError, match=r"^http://tracking:5000: is a server with a UI of its own; open it in a browser$"
+    ):
+        ui.callback(home, 5000, "127.0.0.1")  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("named", "way"),
+    [
+        ("http://tracking:5000", "http://tracking:5000"),
+        ("sqlite:////elsewhere/mlflow.db", "mlflow ui --backend-store-uri sqlite:////elsewhere/mlflow.db"),
+        (None, "study ui --home {home}"),
+    ],
+)
+def test_the_way_to_mlflow_is_that_of_the_store_in_use(tmp_path: Path, home: Path, named: str | None, way: str) -> None:
+    plan = load_plan(str(write_plan(tmp_path)))
+    assert _way_to_mlflow(Study(replace(plan, tracking_uri=named), home=home)) == way.format(home=home)
 
 
 def test_there_is_something_to_resume_or_it_says_so(finished: Finished, tmp_path: Path) -> None:

@@ -45,7 +45,7 @@ def test_real_rows_are_those_of_the_definition(task: SequenceTask, encoders: Enc
                 earlier = [i for i in before if low <= i < high]
                 by_id, by_text = state(encoders, seen)
                 assert rows.item[place] == item
-                assert bool(rows.has_text[place])
+                assert bool(rows.real[place])
                 assert bool(rows.has_feature[place]) == bool(earlier)
                 torch.testing.assert_close(rows.id[place], by_id)
                 torch.testing.assert_close(rows.text[place], by_text)
@@ -58,8 +58,12 @@ def test_real_rows_are_those_of_the_definition(task: SequenceTask, encoders: Enc
 def test_pseudo_rows_hold_no_text_and_end_in_a_target_item(task: SequenceTask, encoders: Encoders) -> None:
     rows = pseudo_rows(task, encoders, 3, -1.0, np.random.default_rng(0))
     assert len(rows) > 0
-    assert not rows.has_text.any()
+    assert not rows.real.any()
     assert not rows.text.any()
+    told = pseudo_rows(task, encoders, 3, -1.0, np.random.default_rng(0), by_text=True)
+    assert not told.id.any()
+    assert told.text.any(dim=1).all()
+    assert told.item.equal(rows.item)
     assert ((rows.item >= task.target[0]) & (rows.item < task.target[1])).all()
 
 

@@ -20,6 +20,8 @@ every_length = pytest.mark.parametrize("steps", STEPS)
 
 def reference_variances(steps: int, schedule: str) -> list[float]:
     """beta_1..beta_T, number by number."""
+    if schedule == "linear_sqrt":
+        return [(START**0.5 + (END**0.5 - START**0.5) * t / (steps - 1)) ** 2 for t in range(steps)]
     scale = 1000 / steps if schedule == "linear_scaled" else 1.0
     return [min(MAX_VARIANCE, scale * (START + (END - START) * t / (steps - 1))) for t in range(steps)]
 
@@ -30,7 +32,7 @@ def process(steps: int, schedule: str) -> Diffusion:
 
 @every_schedule
 @every_length
-def test_variances_are_linear_and_below_one(steps: int, schedule: str) -> None:
+def test_variances_rise_as_their_schedule_says_and_stay_below_one(steps: int, schedule: str) -> None:
     beta = variances(steps, START, END, schedule)
     assert beta.dtype == torch.float64
     np.testing.assert_allclose(beta.numpy(), reference_variances(steps, schedule), rtol=1e-12)
@@ -173,7 +175,7 @@ def test_without_scaling_even_the_best_denoiser_misses_the_mean(steps: int) -> N
 
 
 def test_a_schedule_that_does_not_exist_is_refused() -> None:
-    with pytest.raises(InputError, match=r"^schedule: unknown 'cosine'; choose from linear, linear_scaled$"):
+    with pytest.raises(InputError, match=r"^schedule: unknown 'cosine'; choose from linear, linear_scaled, linear_sqrt$"):
         variances(10, START, END, "cosine")
 
 

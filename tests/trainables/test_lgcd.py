@@ -15,6 +15,7 @@ from torch import nn
 
 from features.errors import InputError
 from trainables.conditions import Rows
+from trainables.diffusion import timestep_embedding
 from trainables.models import lgcd
 from trainables.models.lgcd import GUIDANCE, WIDTH, Condition, Config, Network, train
 from trainables.sequence_encoders import pretrained
@@ -35,7 +36,7 @@ def some_rows(real: int = 5, pseudo: int = 4) -> Rows:
     feature = torch.randn(real + pseudo, WIDTH)
     return Rows(
         id=torch.randn(real + pseudo, WIDTH), text=text, feature=feature, item=torch.arange(real + pseudo),
-        has_text=is_real, has_feature=torch.arange(real + pseudo) % 3 != 0,
+        real=is_real, has_feature=torch.arange(real + pseudo) % 3 != 0,
     )  # fmt: skip
 
 
@@ -45,16 +46,16 @@ def some_rows(real: int = 5, pseudo: int = 4) -> Rows:
 def test_h_cond_is_the_pretrained_fusion_of_both_parts() -> None:
     """Eq. 8; a pseudo-overlapping row's is the ID part and the bias alone."""
     fusion, rows = nn.Linear(2 * WIDTH, WIDTH), some_rows()
-    condition = Network(QUICK, fusion).eval().condition(rows.id, rows.text, rows.has_text)
+    condition = Network(QUICK, fusion).eval().condition(rows.id, rows.text, rows.real)
     torch.testing.assert_close(condition.whole, fusion(torch.cat([rows.id, rows.text], dim=1)))
     torch.testing.assert_close(condition.tokens.sum(dim=1), condition.whole)
-    assert condition.hidden.tolist() == [[False, not text] for text in rows.has_text.tolist()]
+    assert condition.hidden.tolist() == [[False, not text] for text in rows.real.tolist()]
 
 
 def test_denoiser_is_equations_12_to_16() -> None:
     """One row at a time, head by head, with plain sums."""
     model, rows = network(), some_rows()
-    condition = model.condition(rows.id, rows.text, rows.has_text)
+    condition = model.condition(rows.id, rows.text, rows.real)
     x, t = torch.randn(9, WIDTH), torch.arange(9) % 8 + 1
     found = model.denoiser(x, t, condition)
     attention, size = model.denoiser.attention, WIDTH // QUICK.heads
@@ -72,6 +73,17 @@ def test_denoiser_is_equations_12_to_16() -> None:
             heads.append(weight @ value[:, part])
         x1 = attention.out(torch.cat(heads)) + x[row]  # (13), (14)
         torch.testing.assert_close(found[row], x1 + model.denoiser.map(x1), atol=1e-5, rtol=1e-4)  # (15), (16)
+
+
+@pytest.mark.parametrize("guidance", ["linear", "cfg"])
+def test_other_guidance_tells_the_condition_in_the_place_of_attention(guidance: str) -> None:
+    """x_t comes in once, at eq. 14's residual, as it does beside the attention."""
+    model, rows = network(replace(QUICK, guidance=guidance)), some_rows()
+    condition = model.condition(rows.id, rows.text, rows.real)
+    x, t = torch.randn(9, WIDTH), torch.arange(9) % 8 + 1
+    assert model.denoiser.linear is not None
+    x1 = x + timestep_embedding(t, WIDTH) + model.denoiser.linear(condition.whole)
+    torch.testing.assert_close(model.denoiser(x, t, condition), x1 + model.denoiser.map(x1))
 
 
 def test_gate_and_experts_are_equations_23_and_24() -> None:
@@ -110,24 +122,24 @@ def test_losses_are_equations_17_21_and_22() -> None:
     model, rows = network(), some_rows()
     _, loss = model.losses(rows, torch.Generator().manual_seed(5))
     generator, diffusion = torch.Generator().manual_seed(5), model.diffusion  # the same draws in the same order
-    condition = model.condition(rows.id, rows.text, rows.has_text)
+    condition = model.condition(rows.id, rows.text, rows.real)
     guess = model.guess(condition.whole)
     start = torch.where(rows.has_feature[:, None], rows.feature, guess)
     t = torch.randint(1, QUICK.steps + 1, (9,), generator=generator)
     x_t = diffusion.noised(start, t, torch.randn(9, WIDTH, generator=generator))
     squares = [((model.denoiser(x_t, t, condition) - rows.feature) ** 2).mean(dim=1)[rows.has_feature].mean()]  # (17)
-    squares.append(((guess - rows.feature) ** 2).mean(dim=1)[rows.has_feature & rows.has_text].mean())  # (22)
+    squares.append(((guess - rows.feature) ** 2).mean(dim=1)[rows.has_feature & rows.real].mean())  # (22)
     first = torch.full((9,), 4)  # lambda T = 0.5 * 8
     noised = diffusion.noised(guess, first, torch.randn(9, WIDTH, generator=generator))
     generated = model.denoiser(noised, first, condition)
-    squares.append(((generated - condition.whole) ** 2).mean(dim=1)[~rows.has_text].mean())  # (21)
+    squares.append(((generated - condition.whole) ** 2).mean(dim=1)[~rows.real].mean())  # (21)
     torch.testing.assert_close(loss, sum(squares), atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize(("switch", "real"), [("overlap_diffusion", True), ("pseudo_diffusion", False)])
 def test_rows_that_diffusion_must_not_learn_from_leave_the_losses_alone(switch: str, real: bool) -> None:
     rows = some_rows()
-    moved = replace(rows, feature=rows.feature + (rows.has_text == real)[:, None].float())
+    moved = replace(rows, feature=rows.feature + (rows.real == real)[:, None].float())
     for on in (True, False):
         model = network(replace(QUICK, alignment=False, **{switch: on}))  # type: ignore[arg-type]
         losses = [float(model.losses(given, torch.Generator().manual_seed(0))[1].detach()) for given in (rows, moved)]
@@ -137,7 +149,7 @@ def test_rows_that_diffusion_must_not_learn_from_leave_the_losses_alone(switch: 
 def test_noise_prediction_regresses_on_the_noise() -> None:
     model, rows = network(replace(QUICK, predicts="noise", alignment=False, overlap_diffusion=True)), some_rows()
     x_t, t = torch.randn(9, WIDTH), torch.full((9,), 3)
-    condition = model.condition(rows.id, rows.text, rows.has_text)
+    condition = model.condition(rows.id, rows.text, rows.real)
     eps, diffusion = model.denoiser(x_t, t, condition), model.diffusion
     expected = (x_t - diffusion.noise[2] * eps) / diffusion.signal[2]
     torch.testing.assert_close(model.clean(x_t, t, condition), expected)
@@ -145,7 +157,7 @@ def test_noise_prediction_regresses_on_the_noise() -> None:
 
 def test_classifier_free_guidance_goes_past_the_conditioned_prediction() -> None:
     model, rows = network(replace(QUICK, guidance="cfg", guidance_weight=2.0)), some_rows()
-    condition = model.condition(rows.id, rows.text, rows.has_text)
+    condition = model.condition(rows.id, rows.text, rows.real)
     x, t = torch.randn(9, WIDTH), torch.full((9,), 3)
     told = model.denoiser(x, t, condition)
     untold = model.denoiser(x, t, Condition(condition.tokens, condition.hidden, torch.zeros(9, WIDTH)))
@@ -156,7 +168,7 @@ def test_classifier_free_guidance_goes_past_the_conditioned_prediction() -> None
 def test_one_sided_guidance_is_blind_to_the_other_side(guidance: str, blind_to: str) -> None:
     model, rows = network(replace(QUICK, guidance=guidance)), some_rows()
     other = replace(rows, **{blind_to: getattr(rows, blind_to) + 1})
-    conditions = [model.condition(given.id, given.text, given.has_text) for given in (rows, other)]
+    conditions = [model.condition(given.id, given.text, given.real) for given in (rows, other)]
     torch.testing.assert_close(conditions[0].whole, conditions[1].whole)
     torch.testing.assert_close(conditions[0].tokens, conditions[1].tokens)
 
@@ -175,10 +187,21 @@ def test_the_reverse_process_starts_at_the_noised_guess() -> None:
     x = (diffusion.mean_x0[1] + diffusion.mean_xt[1]) * x
     x = x + diffusion.deviation[1] * torch.randn(3, WIDTH, generator=generator)
     torch.testing.assert_close(found, x)
-    without = network(replace(QUICK, guesser=False))
-    assert without.first == QUICK.steps
-    one, other = (without.reverse(start, condition, torch.Generator().manual_seed(0)) for start in (guess, guess + 1))
-    torch.testing.assert_close(one, other)  # nothing of the guess is left
+
+
+def test_without_guesser_the_reverse_process_starts_as_noisy_as_training_shows_it() -> None:
+    """T is short here, so sqrt(1 - abar_T) is far from 1: standard normal noise would be new to the denoiser."""
+    model = network(replace(QUICK, guesser=False))
+    rows, seen = some_rows(), []
+    model.clean = lambda x, t, c: seen.append((x, t)) or x  # type: ignore[method-assign,func-returns-value]
+    model.losses(rows, torch.Generator().manual_seed(0))
+    model.recommend(rows.id, rows.text, torch.Generator().manual_seed(0))
+    (trained, t), (started, first) = seen[:2]
+    assert set(t.tolist()) == set(first.tolist()) == {QUICK.steps}
+    scale = float(model.diffusion.noise[-1])
+    assert scale < 0.8
+    for x in (trained, started):
+        assert float(x.std()) == pytest.approx(scale, rel=0.1)  # of 576 draws
 
 
 # --- training -----------------------------------------------------------------------------------------------------
@@ -252,7 +275,7 @@ def test_cyclic_batches_hold_their_share_of_real_rows(task: SequenceTask) -> Non
     seen: list[int] = []
     for _ in range(4):
         for batch in trainer._batches():
-            share = int(batch.has_text.sum())
+            share = int(batch.real.sum())
             assert 0 < share <= QUICK.batch
             assert 0 < len(batch) - share <= QUICK.batch
             seen.append(share)
@@ -283,7 +306,7 @@ def test_a_trainer_is_gone_with_its_last_reference(task: SequenceTask) -> None:
 
 def test_without_cyclic_batches_chance_decides(task: SequenceTask) -> None:
     trainer = make_trainer(task, replace(QUICK, cyclic=False))
-    shares = {int(batch.has_text.sum()) for _ in range(3) for batch in trainer._batches()}
+    shares = {int(batch.real.sum()) for _ in range(3) for batch in trainer._batches()}
     assert len(shares) > 1
 
 

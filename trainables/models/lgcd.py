@@ -111,7 +111,7 @@ class Config:
     overlap_diffusion: bool = True  # diffusion and guesser learn from real overlapping users
     pseudo_diffusion: bool = True  # diffusion learns from pseudo-overlapping users
     alignment: bool = True  # eq. 21
-    guesser: bool = True  # False: the reverse process starts from noise at T
+    guesser: bool = True  # False: the reverse process starts from 0, noised to T
     moe: bool = True  # False: one linear map
     cyclic: bool = True  # False: a batch holds as many real rows as chance gives it
     encoder_sequences: str = "merged"  # what pretraining reads: merged | separate (see `sequence_encoders`)
@@ -155,7 +155,10 @@ class Condition:
 
 
 class CrossAttention(nn.Module):
-    """The noisy feature reads the condition tokens (eq. 13)."""
+    """The noisy feature reads the condition's ID and text parts as two tokens (eq. 13).
+
+    Two are (ours): over eq. 13's one token, h_cond, a softmax weighs nothing.
+    """
 
     def __init__(self, heads: int) -> None:
         super().__init__()
@@ -189,12 +192,12 @@ class Denoiser(nn.Module):
 
     def forward(self, x_BD: Tensor, t_B: Tensor, condition: Condition) -> Tensor:
         """[B, D] -> [B, D]."""
-        timed = x_BD + timestep_embedding(t_B, WIDTH)
+        embedded = timestep_embedding(t_B, WIDTH)
         if self.attention is not None:
-            told = self.attention(timed, condition)
-        else:
+            told = self.attention(x_BD + embedded, condition)
+        else:  # the noisy feature comes in at the residual alone, as above
             assert self.linear is not None
-            told = timed + self.linear(condition.whole)
+            told = embedded + self.linear(condition.whole)
         x = told + x_BD
         out: Tensor = x + self.map(x)
         return out
@@ -243,18 +246,18 @@ class Network(nn.Module):
         self.fusion = Experts(config.experts if config.moe else 1, config.active_experts if config.moe else 0)
         self.dropout = nn.Dropout(config.dropout)
         self.diffusion = Diffusion.from_variances(
-            variances(config.steps, config.variance_start, config.variance_end, "linear")
+            variances(config.steps, config.variance_start, config.variance_end, "linear_sqrt")
         )
         # Where the reverse process starts: lambda T, or T where there is no guess to start from.
         self.first = max(1, round(config.start_ratio * config.steps)) if config.guesser else config.steps
 
-    def condition(self, id_BD: Tensor, text_BD: Tensor, has_text_B: Tensor) -> Condition:
+    def condition(self, id_BD: Tensor, text_BD: Tensor, real_B: Tensor) -> Condition:
         """h_cond and its parts from the representations of the visible history (eq. 8)."""
         id_part, text_part = self.dropout(self.id_map(id_BD)), self.dropout(self.text_map(text_BD))
-        lacking = ~has_text_B
+        lacking = ~real_B
         if self.config.guidance == "id":
             return Condition(id_part[:, None], torch.zeros_like(lacking)[:, None], id_part)
-        if self.config.guidance == "text":  # a row without text is told nothing but the bias
+        if self.config.guidance == "text":
             told = text_part + self.id_map.bias
             return Condition(told[:, None], torch.zeros_like(lacking)[:, None], told)
         tokens = torch.stack([id_part, text_part], dim=1)
@@ -271,12 +274,16 @@ class Network(nn.Module):
             predicted = self.diffusion.clean(x_BD, t_B, predicted)
         return predicted
 
+    def start(self, condition: Condition) -> Tensor:
+        """h_init (eq. 18), [B, D]; 0 without guesser, so that noise alone is left of it at T."""
+        guessed: Tensor = self.guess(condition.whole) if self.config.guesser else torch.zeros_like(condition.whole)
+        return guessed
+
     def reverse(self, start_BD: Tensor, condition: Condition, generator: Noise) -> Tensor:
-        """h_rev: from a guess noised to lambda T, or from noise at T without guesser, down to 0 (eqs. 18-20)."""
+        """h_rev: from a start noised to lambda T, or to T without guesser, down to 0 (eqs. 18-20)."""
         config, diffusion = self.config, self.diffusion
-        noise = normal(start_BD.shape, generator)
-        t_B = torch.full((len(noise),), self.first)
-        x = diffusion.noised(start_BD, t_B, noise) if config.guesser else noise
+        t_B = torch.full((len(start_BD),), self.first)
+        x = diffusion.noised(start_BD, t_B, normal(start_BD.shape, generator))
 
         def denoise(x_BD: Tensor, t: Tensor, _: Tensor | None) -> Tensor:
             return self.clean(x_BD, t, condition)
@@ -297,11 +304,11 @@ class Network(nn.Module):
         starts from the true feature; `guess` one prediction from the noised guess at lambda T, where inference starts;
         `chain` the whole reverse process, of which only the last step has a gradient.
         """
-        config, diffusion, real = self.config, self.diffusion, rows.has_text
-        condition = self.condition(rows.id, rows.text, rows.has_text)
+        config, diffusion, real = self.config, self.diffusion, rows.real
+        condition = self.condition(rows.id, rows.text, rows.real)
         if not config.diffusion:
             return self.final(condition, condition.whole), torch.zeros(())
-        guess = self.guess(condition.whole) if config.guesser else torch.zeros_like(condition.whole)
+        guess = self.start(condition)
         start = torch.where(rows.has_feature[:, None], rows.feature, guess.detach())
         t_B = torch.randint(1, config.steps + 1, (len(rows),), generator=generator)
         noise = torch.randn(start.shape, generator=generator)
@@ -342,7 +349,7 @@ class Network(nn.Module):
         condition = self.condition(id_BD, text_BD, torch.ones(len(id_BD), dtype=torch.bool))
         if not self.config.diffusion:
             return self.final(condition, condition.whole)
-        return self.final(condition, self.reverse(self.guess(condition.whole), condition, generator))
+        return self.final(condition, self.reverse(self.start(condition), condition, generator))
 
 
 def _mean_square(difference_BD: Tensor, chosen_B: Tensor) -> Tensor:
@@ -487,7 +494,8 @@ def training_rows(config: Config, task: SequenceTask, encoders: Encoders, seed: 
     count = min(config.pseudo_items, task.pseudo.shape[1])
     if not count:
         return real, real[torch.zeros(0, dtype=torch.int64)]
-    return real, _pseudo_rows(task, encoders, count, config.min_similarity, seed)
+    by_text = config.guidance == "text"  # there is nothing else to tell then
+    return real, _pseudo_rows(task, encoders, count, config.min_similarity, seed, by_text)
 
 
 # Reading all sequences takes as long as several epochs, and most trials of a process read the same ones. Two of each are
@@ -496,8 +504,10 @@ _real_rows = lru_cache(maxsize=2)(real_rows)
 
 
 @lru_cache(maxsize=2)
-def _pseudo_rows(task: SequenceTask, encoders: Encoders, count: int, min_similarity: float, seed: int) -> Rows:
-    return pseudo_rows(task, encoders, count, min_similarity, np.random.default_rng(seed))
+def _pseudo_rows(
+    task: SequenceTask, encoders: Encoders, count: int, min_similarity: float, seed: int, by_text: bool
+) -> Rows:
+    return pseudo_rows(task, encoders, count, min_similarity, np.random.default_rng(seed), by_text=by_text)
 
 
 @dataclass(frozen=True)
