@@ -13,8 +13,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import socket
 import threading
 import time
+import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -36,6 +38,7 @@ from features.prompts import Row
 
 KEY_BYTES = 16  # 128 bits of SHA-256: a collision among a million rows has probability 1e-27
 KEY_TYPE = pa.binary(KEY_BYTES)
+_MARK = ".seen-"
 _STALE_SECONDS = 3600.0  # a temporary file older than this belongs to a killed run, not to a neighbour's
 
 
@@ -98,6 +101,29 @@ def read_shards(folder: Path, maker: str, maker_key: str) -> Iterator[pa.Table]:
         yield table
 
 
+def mark_store(folder: Path) -> Path:
+    """A file beside a folder of shards by which workers know that they see this one, and not another node's of its name.
+
+    Its name is drawn, and it stays: runs that meet may draw two, and each is as good as the other.
+    """
+    with store_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        if marks := sorted(folder.parent.glob(f"{_MARK}*")):
+            return marks[0]
+        mark = folder.parent / f"{_MARK}{uuid.uuid4().hex}"
+        mark.touch()
+        return mark
+
+
+def check_mark(mark: Path) -> None:
+    """Raises InputError on a node that does not see the store: what it wrote would be lost on a disk of its own."""
+    if not mark.exists():
+        raise InputError(
+            f"store {mark.parent}: node {socket.gethostname()} does not see it; put the home folder where all nodes do, or "
+            "extract on one machine, without --address"
+        )
+
+
 def clean_shards(folder: Path) -> None:
     """Remove what killed runs left under temporary names."""
     for path in folder.glob(".*.tmp"):
@@ -153,6 +179,10 @@ class RowStore:
         for shard in self.shards():
             done.update(zip(shard["key"].to_pylist(), shard["tokens"].to_pylist(), strict=True))
         return done
+
+    def mark(self) -> Path:
+        """What `check_mark` looks for on a worker."""
+        return mark_store(self.folder)
 
     def clean(self) -> None:
         """Remove what killed runs left under temporary names."""
