@@ -48,7 +48,7 @@ def answer(
     done = _read(folder, resolved.key)
     blocks = _blocks(by_key, done)
     each = resolved.spec.texts
-    make_worker = partial(AnswerWorker, partial(loader, resolved), folder, resolved.key, each, mark_store(folder))
+    make_worker = partial(AnswerWorker, partial(loader, resolved), folder, resolved.key, each, mark_store(store))
     todo = each * sum(block.num_rows for block in blocks)
     run_blocks(blocks, make_worker, todo, name="GenerateTexts", workers=workers, use_ray=use_ray, progress=progress)
     done = _read(folder, resolved.key)

@@ -54,6 +54,7 @@ from features.store import (
     RowStore,
     check_mark,
     digest,
+    mark_store,
     open_table,
     row_key,
     table_path,
@@ -224,14 +225,12 @@ def extract(
     plan = make_plan(spec, domain, shards.index(), gathered)
     _check_failed(spec, domain, plan, plan.failed)  # before hours of encoding, not after
 
-    make_worker = partial(ShardWorker, partial(loader, resolved), shards, spec.encoder.store_dtype, shards.mark())
+    make_worker = partial(ShardWorker, partial(loader, resolved), shards, spec.encoder.store_dtype, mark_store(store))
     most = spec.encoder.max_failed_fraction * len(plan.ids) - len(plan.failed)
     done = run_blocks(
         plan.blocks, make_worker, plan.texts_left, name=f"Encode{spec.kind.title()}", workers=workers, use_ray=use_ray,
         progress=progress, most_failed=most,
     )  # fmt: skip
-    if len(done.failed) > most:  # and not all blocks were done
-        _check_failed(spec, domain, plan, plan.failed | _named(plan, done.failed))
     return _finish(spec, domain, resolved, plan, done, path, shards, key, time.monotonic() - start)
 
 
@@ -272,7 +271,7 @@ def encode_rows(
     blocks = (
         _macro_batches(left, {key: len(row.texts) for key, row in planned.items()}, _MACRO_TEXTS) if planned else []
     )
-    make_worker = partial(ShardWorker, partial(loader, resolved), shards, resolved.spec.store_dtype, shards.mark())
+    make_worker = partial(ShardWorker, partial(loader, resolved), shards, resolved.spec.store_dtype, mark_store(store))
     todo = sum(map(_texts, blocks))
     run = run_blocks(blocks, make_worker, todo, name="EncodeTexts", workers=workers, use_ray=use_ray, progress=progress)
     return shards, run.failed
@@ -416,11 +415,6 @@ class ShardWorker:
         }
 
 
-def _named(plan: Plan, failed: Mapping[bytes, str]) -> dict[str, str]:
-    """Failed row keys as the ids that they are of."""
-    return {name: failed[k] for name, k in zip(plan.ids, plan.keys, strict=True) if k is not None and k in failed}
-
-
 def _check_failed(spec: FeatureSpec, domain: Domain, plan: Plan, failed: Mapping[str, str]) -> None:
     allowed = spec.encoder.max_failed_fraction
     if len(failed) > allowed * len(plan.ids) or len(failed) == len(plan.ids):
@@ -457,8 +451,10 @@ def _finish(
     """Check that every planned row is on disk or failed, and publish the table."""
     shards.check_writable()  # a new file, so that a network's file system lists the folder anew
     done = shards.index()
-    # What failed here may have been stored by another extraction of the same rows.
-    failed = plan.failed | _named(plan, {k: reason for k, reason in run.failed.items() if k not in done})
+    failed = dict(plan.failed)
+    for name, k in zip(plan.ids, plan.keys, strict=True):
+        if k in run.failed and k not in done:  # another extraction may have stored what failed here
+            failed[name] = run.failed[k]
     _check_failed(spec, domain, plan, failed)
     kept = [(name, k) for name, k in zip(plan.ids, plan.keys, strict=True) if k is not None and k in done]
     if len(kept) + len(failed) != len(plan.ids):

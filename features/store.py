@@ -2,6 +2,7 @@
 
     <store>/vectors/<encoder key[:12]>/<shard>.arrow     vectors by row key; a macro-batch a file, never changed
     <store>/features/<domain>-<kind>-<key[:12]>/         ids.parquet, vectors.npy [N, F], manifest.json
+    <store>/.seen-<drawn>                                by which workers know that they see this store
 
 A row's vector depends on nothing but the encoder and the row, so all domains, filters and plans share one set of shards
 per encoder: a changed domain encodes its changed rows only, and an unchanged row is never encoded again. Shards and
@@ -101,16 +102,16 @@ def read_shards(folder: Path, maker: str, maker_key: str) -> Iterator[pa.Table]:
         yield table
 
 
-def mark_store(folder: Path) -> Path:
-    """A file beside a folder of shards by which workers know that they see this one, and not another node's of its name.
+def mark_store(store: Path) -> Path:
+    """A file in `store` by which workers know that they see this one, and not a folder of its name on their own disk.
 
     Its name is drawn, and it stays: runs that meet may draw two, and each is as good as the other.
     """
-    with store_errors(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        if marks := sorted(folder.parent.glob(f"{_MARK}*")):
+    with store_errors(store):
+        store.mkdir(parents=True, exist_ok=True)
+        if marks := sorted(store.glob(f"{_MARK}*")):
             return marks[0]
-        mark = folder.parent / f"{_MARK}{uuid.uuid4().hex}"
+        mark = store / f"{_MARK}{uuid.uuid4().hex}"
         mark.touch()
         return mark
 
@@ -179,10 +180,6 @@ class RowStore:
         for shard in self.shards():
             done.update(zip(shard["key"].to_pylist(), shard["tokens"].to_pylist(), strict=True))
         return done
-
-    def mark(self) -> Path:
-        """What `check_mark` looks for on a worker."""
-        return mark_store(self.folder)
 
     def clean(self) -> None:
         """Remove what killed runs left under temporary names."""
