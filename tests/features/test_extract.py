@@ -20,6 +20,7 @@ import pytest
 import torch
 
 from features import extract as module
+from features.checkpoints import resolve_dtype
 from features.domain import Domain
 from features.encoder import Encoded, Encoder, EncoderSpec, ResolvedEncoder, load_encoder, resolve_encoder
 from features.errors import InputError
@@ -233,8 +234,13 @@ def test_estimate_counts_what_is_left_without_a_model(tiny_bert, make_domain, tm
     assert (left.rows, left.rows_left, left.texts_left) == (120, 120, 1440)
     assert left.tokens_left == pytest.approx(total, rel=0.1)
     assert (left.bytes_left, left.images_left, len(left.sample)) == (120 * 32 * 4, 0, 60)
-    rate = measure_rate(spec.encoder, left.sample, tmp_path)
-    read = load_encoder(resolve_encoder(spec.encoder)).encode(left.sample).tokens.sum() / (60 * 12)
+    resolved = resolve_encoder(spec.encoder)
+    rate = measure_rate(resolved, left.sample, tmp_path)
+    other = "float32" if resolve_dtype("auto") == "bfloat16" else "bfloat16"
+    of_the_driver = replace(resolved, spec=replace(spec.encoder, dtype="auto"), dtype=other)
+    with pytest.raises(InputError, match=f"and {other} where the work began"):
+        measure_rate(of_the_driver, left.sample, tmp_path)
+    read = load_encoder(resolved).encode(left.sample).tokens.sum() / (60 * 12)
     assert rate.tokens_per_second / rate.texts_per_second == pytest.approx(read)
     extract(spec, domain, tmp_path)
     done = estimate(spec, domain, tmp_path)
