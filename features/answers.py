@@ -14,7 +14,7 @@ import pyarrow as pa
 import torch
 
 from features.generator import Generator, ResolvedGenerator, load_generator
-from features.store import KEY_BYTES, KEY_TYPE, clean_shards, digest, read_shards, write_shard
+from features.store import KEY_BYTES, KEY_TYPE, check_mark, clean_shards, digest, mark_store, read_shards, write_shard
 from features.wishes import Wish
 from features.workers import Progress, result, run_blocks
 
@@ -48,7 +48,7 @@ def answer(
     done = _read(folder, resolved.key)
     blocks = _blocks(by_key, done)
     each = resolved.spec.texts
-    make_worker = partial(AnswerWorker, partial(loader, resolved), folder, resolved.key, each)
+    make_worker = partial(AnswerWorker, partial(loader, resolved), folder, resolved.key, each, mark_store(store))
     todo = each * sum(block.num_rows for block in blocks)
     run_blocks(blocks, make_worker, todo, name="GenerateTexts", workers=workers, use_ray=use_ray, progress=progress)
     done = _read(folder, resolved.key)
@@ -84,7 +84,8 @@ def _columns(wishes: Sequence[Wish]) -> dict[str, pa.Array]:
 class AnswerWorker:
     """Answers one block of wishes and writes its shard; called from threads, or by Ray Data as an actor."""
 
-    def __init__(self, load: Callable[[], Generator], folder: Path, generator_key: str, texts: int) -> None:
+    def __init__(self, load: Callable[[], Generator], folder: Path, generator_key: str, texts: int, mark: Path) -> None:
+        check_mark(mark)
         self.generator = load()
         self.folder, self.generator_key, self.texts = folder, generator_key, texts
 

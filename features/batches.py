@@ -150,15 +150,18 @@ def run_batch(
     """Vectors [B, F] of a batch, and the reasons of those that failed (zeros there). size: tokens of a batch.
 
     A batch that raises is cut into halves, down to the input that raises alone; one that is out of memory also halves
-    the budget of the batches to come.
+    the budget of the batches to come. Raises torch.AcceleratorError where the device is of no more use.
     """
     try:
         return run(batch), {}
     except (RuntimeError, ValueError, IndexError) as error:
         out_of_memory = is_out_of_memory(error)
+        if isinstance(error, torch.AcceleratorError) and not out_of_memory:
+            raise  # of the device, not of an input: after an illegal access, all that this process asks of it fails
         reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
     if out_of_memory:
-        budget.halve(size(batch))
+        if len(batch) > 1 or size(batch) <= budget.tokens:  # an input above the budget says nothing of those within it
+            budget.halve(size(batch))
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
     if len(batch) == 1:
@@ -170,5 +173,6 @@ def run_batch(
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Of a GPU, or of torch's CPU allocator, which has no exception of its own."""
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+    """Of a GPU, by torch or by CUDA itself, or of torch's CPU allocator, which has no exception of its own."""
+    said = ("can't allocate memory", "CUDA error: out of memory")
+    return isinstance(error, torch.OutOfMemoryError) or any(words in str(error) for words in said)

@@ -5,6 +5,9 @@ A `place` is what a checkpoint is to the user, and how its errors begin: "encode
 
 from __future__ import annotations
 
+import json
+import re
+import socket
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -75,6 +78,24 @@ def hash_checkpoint(place: str, folder: Path, more_files: Sequence[str] = ()) ->
     )
 
 
+def check_own_code(place: str, folder: Path) -> None:
+    """Raises InputError where the checkpoint names code of another repository, which no revision of its own pins."""
+    named: list[Any] = []
+
+    def keep(found: dict[str, Any]) -> dict[str, Any]:
+        named.append(found.get("auto_map"))
+        return found
+
+    with _loading(place, folder):
+        for path in sorted(folder.glob("*config*.json")):
+            json.loads(path.read_bytes(), object_hook=keep)
+    if others := sorted(set(re.findall(r'"([^"]*?)--', json.dumps(named)))):
+        raise InputError(
+            f"{place}: runs code of {', '.join(others)}, which its revision does not pin; publish a repository of your own "
+            "with these files beside the weights, and without the names before -- in auto_map"
+        )
+
+
 def _files_sha256(paths: Sequence[Path]) -> str:
     """SHA-256 of one file, or of the list of names and hashes of several."""
     hashes = []
@@ -108,16 +129,33 @@ def resolve_dtype(dtype: str) -> str:
     return "bfloat16" if cpu.get("amx_bf16") or cpu.get("avx512_bf16") else "float32"
 
 
+def check_dtype(place: str, asked: str, dtype: str) -> None:
+    """Raises InputError where "auto" is another type on this machine than `dtype`, which it was where the work began.
+
+    Vectors of both types under one key would be a mixture, and float32 made for a GPU may be twice its memory.
+    """
+    if asked == "auto" and (here := resolve_dtype(asked)) != dtype:
+        raise InputError(
+            f"{place}: dtype auto is {here} on node {socket.gethostname()} and {dtype} where the work began; "
+            f"set {place.split()[0]}.dtype to one of them"
+        )
+
+
 def load_weights(
     auto_class: Any, place: str, folder: Path, dtype: str, allow_keys: Sequence[str], *, remote_code: bool = False
 ) -> Any:
     """The model of a folder, in `dtype`, by one of transformers' Auto classes.
 
     remote_code: run the Python files that the folder brings, where the library has no class of its own for it.
-    Raises InputError if any weight is missing, unexpected or of another shape and not allowed: such a model would give
-    random numbers without an error.
+    Raises InputError where the folder is not seen, and if any weight is missing, unexpected or of another shape and not
+    allowed: such a model would give random numbers without an error.
     """
     role = place.split()[0]
+    if not folder.is_dir():
+        raise InputError(
+            f"{place}: node {socket.gethostname()} does not see {folder}; put it on a folder that all nodes see (the hub's "
+            "cache with HF_HOME=/shared/hf), or install it on all nodes alike"
+        )
     with quiet(), _loading(place, folder):
         model, info = auto_class.from_pretrained(
             folder,

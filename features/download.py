@@ -23,6 +23,8 @@ from features.errors import InputError
 _REDIRECTS = 5
 _CHUNK = 65_536
 _LONGEST_WAIT = 60.0  # seconds between two tries, whatever the server asks for
+# Networks that the standard library takes for public: site-local, NAT64 of one's own (RFC 8215), IPv4 in IPv6's clothes.
+_NOT_PUBLIC = tuple(map(ipaddress.IPv6Network, ("fec0::/10", "64:ff9b:1::/48", "::/96")))
 _AGAIN = frozenset({408, 425, 429, 500, 502, 503, 504})  # answers that another try may change
 
 
@@ -88,17 +90,24 @@ def _once(url: str, spec: DownloadSpec) -> bytes:
     for _ in range(_REDIRECTS + 1):
         try:
             answer = _ask(url, spec, deadline)
-        except UnicodeError as error:
-            raise DownloadError(f"not a URL ({error})") from error
         except TimeoutError as error:
             raise DownloadError(f"no answer within {spec.timeout:g} s", 0.0) from error
         except (OSError, http.client.HTTPException) as error:
             line = " ".join(str(error).split())
-            raise DownloadError(f"{type(error).__name__}: {line}".rstrip(": "), 0.0) from error
+            raise DownloadError(f"{type(error).__name__}: {line}".rstrip(": "), _wait_after(error)) from error
+        except ValueError as error:
+            raise DownloadError(f"not a URL ({error})") from error
         if isinstance(answer, bytes):
             return answer
         url = answer
     raise DownloadError(f"more than {_REDIRECTS} redirects")
+
+
+def _wait_after(error: Exception) -> float | None:
+    """Of a bad URL, a bad certificate and a name that nobody has, another try would hear the same."""
+    final = isinstance(error, (http.client.InvalidURL, ssl.SSLCertVerificationError))
+    unknown = isinstance(error, socket.gaierror) and error.errno == socket.EAI_NONAME
+    return None if final or unknown else 0.0
 
 
 def _ask(url: str, spec: DownloadSpec, deadline: float) -> bytes | str:
@@ -169,7 +178,7 @@ def _left(deadline: float) -> float:
 
 def _asked_wait(answer: http.client.HTTPResponse) -> float:
     asked = answer.getheader("Retry-After", "0")
-    return float(asked) if asked.isdigit() else 0.0
+    return float(asked) if asked.isascii() and asked.isdigit() else 0.0  # "²" is a digit to `isdigit` alone
 
 
 class _Http(http.client.HTTPConnection):
@@ -215,4 +224,6 @@ def is_public(address: str) -> bool:
             inner = ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF)
         if inner is not None:
             return is_public(str(inner))
+        if any(ip in network for network in _NOT_PUBLIC):
+            return False
     return ip.is_global and not ip.is_multicast

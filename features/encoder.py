@@ -10,6 +10,7 @@ Legend: B texts of a batch, L tokens of the longest of them, N rows, F width of 
 from __future__ import annotations
 
 import importlib.util
+import re
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -36,6 +37,8 @@ from features.batches import (
 from features.checkpoints import (
     CODE_FILES,
     PROCESSOR_FILES,
+    check_dtype,
+    check_own_code,
     find_folder,
     hash_checkpoint,
     load_processor_of,
@@ -78,7 +81,8 @@ class EncoderSpec:
     max_tokens: int = 128
     # run Python files that come with the checkpoint; needs a hub id with a revision, so that it is known what runs
     trust_remote_code: bool = False
-    # compute type: "float32", "bfloat16", or "auto": bfloat16 on a GPU and on CPUs with bfloat16 instructions
+    # compute type: "float32", "bfloat16", or "auto": bfloat16 on a GPU and on CPUs with bfloat16 instructions, where all
+    # machines that take part agree
     dtype: str = "auto"
     # type on disk: float16 halves the store and costs at most 2^-11 of each component
     store_dtype: str = "float16"
@@ -107,8 +111,11 @@ class EncoderSpec:
             )
             if value < 1
         ]  # fmt: skip
-        if self.trust_remote_code and self.revision is None:
-            faults.append("encoder.trust_remote_code needs a pinned revision; set encoder.revision to a commit")
+        if self.trust_remote_code and not re.fullmatch("[0-9a-f]{40}", self.revision or ""):
+            faults.append(
+                "encoder.trust_remote_code needs a pinned revision; set encoder.revision to a commit of 40 digits, not "
+                f"{self.revision!r}"
+            )
         if self.states != "all" and not self.looks:
             faults.append(f"encoder.states is {self.states!r}, but {self.model} sees no images; leave it out")
         if not 0 <= self.max_failed_fraction <= 1:
@@ -168,6 +175,8 @@ def resolve_encoder(spec: EncoderSpec) -> ResolvedEncoder:
         folder = find_folder("encoder", preset.get("hub", spec.model), spec.revision, others)
         if spec.trust_remote_code and folder == Path(spec.model):
             raise InputError(f"encoder {spec.model}: no revision pins the code of a folder; give a hub id, or no trust")
+    if spec.trust_remote_code:
+        check_own_code(f"encoder {spec.model}", folder)
     more = (*(PROCESSOR_FILES if spec.looks else ()), *(CODE_FILES if spec.trust_remote_code else ()))
     found = hash_checkpoint(f"encoder {spec.model}", folder, more)
     if "weights_sha256" in preset and found.weights_sha256 != preset["weights_sha256"]:
@@ -215,6 +224,7 @@ def load_encoder(resolved: ResolvedEncoder) -> Encoder:
     from transformers import AutoModel, AutoModelForImageTextToText
 
     spec, place = resolved.spec, f"encoder {resolved.spec.model}"
+    check_dtype(place, spec.dtype, resolved.dtype)
     model = load_weights(
         AutoModelForImageTextToText if spec.looks else AutoModel,
         place, resolved.folder, resolved.dtype, resolved.allow_keys, remote_code=spec.trust_remote_code,
@@ -265,6 +275,7 @@ class TextEncoder:
         # The tokenizer's padding needs a token; any will do for models that have none, since padding is masked.
         self.pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
         config = model.config.get_text_config()
+        self.vocabulary = model.get_input_embeddings().num_embeddings
         self.layers, self.width = config.num_hidden_layers, config.hidden_size
         self.budget = Budget(spec.batch_tokens)
         # Without padding, whatever a text's neighbours are; a GPU's kernels want all rows equally long.
@@ -320,6 +331,8 @@ class TextEncoder:
         for row, token in enumerate(tokens):
             ids_BL[row, : len(token)] = torch.as_tensor(token)
             mask_BL[row, : len(token)] = 1
+        if ids_BL.max() >= self.vocabulary:  # on a GPU an assertion of the device, which is of no use afterwards
+            raise IndexError(f"index out of range: token {int(ids_BL.max())} has no embedding")
         ids_BL, mask_BL = ids_BL.to(self.device), mask_BL.to(self.device)
         with torch.inference_mode():
             return pool(self._states(input_ids=ids_BL, attention_mask=mask_BL), mask_BL).cpu().numpy()

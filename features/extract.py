@@ -35,13 +35,26 @@ from features.encoder import (
 )
 from features.errors import InputError
 from features.images import NO_IMAGE, Gathered, ImageSpec, gather_images, images_folder, known_images
-from features.prompts import CLEANING, PROMPTS, Row, find_prompt, item_images, item_rows, seen_rows, user_rows
+from features.prompts import (
+    CLEANING,
+    NO_REVIEW,
+    NO_TEXT,
+    PROMPTS,
+    Row,
+    find_prompt,
+    item_images,
+    item_rows,
+    seen_rows,
+    user_rows,
+)
 from features.speed import matrix_peak, operations_per_token
 from features.store import (
     KEY_TYPE,
     FeatureTable,
     RowStore,
+    check_mark,
     digest,
+    mark_store,
     open_table,
     row_key,
     table_path,
@@ -148,6 +161,16 @@ def find_table(spec: FeatureSpec, domain: Domain, store: Path) -> FeatureTable |
     return open_table(path, key) if path.exists() else None
 
 
+def shortfall(table: FeatureTable) -> str | None:
+    """What another try might mend in a finished table, and how to have it; None where there is nothing."""
+    rows = table.manifest["rows"]
+    failed = sum(row["reason"] not in (NO_TEXT, NO_REVIEW) for row in rows["failed"])
+    blind = sum(reason != NO_IMAGE for reason in rows.get("without_image", {}).values())
+    counts = [f"{failed:,} rows failed"] if failed else []
+    counts += [f"{blind:,} read without their image"] if blind else []
+    return f"{', '.join(counts)}; delete {table.path} to try them again" if counts else None
+
+
 def estimate(spec: FeatureSpec, domain: Domain, store: Path) -> Estimate:
     """What `extract` would do now. Reads the domain's texts and the keys on disk; loads a tokenizer but no model."""
     if (table := find_table(spec, domain, store)) is not None:
@@ -202,10 +225,11 @@ def extract(
     plan = make_plan(spec, domain, shards.index(), gathered)
     _check_failed(spec, domain, plan, plan.failed)  # before hours of encoding, not after
 
-    make_worker = partial(ShardWorker, partial(loader, resolved), shards, spec.encoder.store_dtype)
+    make_worker = partial(ShardWorker, partial(loader, resolved), shards, spec.encoder.store_dtype, mark_store(store))
+    most = spec.encoder.max_failed_fraction * len(plan.ids) - len(plan.failed)
     done = run_blocks(
         plan.blocks, make_worker, plan.texts_left, name=f"Encode{spec.kind.title()}", workers=workers, use_ray=use_ray,
-        progress=progress,
+        progress=progress, most_failed=most,
     )  # fmt: skip
     return _finish(spec, domain, resolved, plan, done, path, shards, key, time.monotonic() - start)
 
@@ -247,7 +271,7 @@ def encode_rows(
     blocks = (
         _macro_batches(left, {key: len(row.texts) for key, row in planned.items()}, _MACRO_TEXTS) if planned else []
     )
-    make_worker = partial(ShardWorker, partial(loader, resolved), shards, resolved.spec.store_dtype)
+    make_worker = partial(ShardWorker, partial(loader, resolved), shards, resolved.spec.store_dtype, mark_store(store))
     todo = sum(map(_texts, blocks))
     run = run_blocks(blocks, make_worker, todo, name="EncodeTexts", workers=workers, use_ray=use_ray, progress=progress)
     return shards, run.failed
@@ -349,7 +373,8 @@ class ShardWorker:
     It answers with one line of what happened, never with vectors.
     """
 
-    def __init__(self, load: Callable[[], Encoder], shards: RowStore, store_dtype: str) -> None:
+    def __init__(self, load: Callable[[], Encoder], shards: RowStore, store_dtype: str, mark: Path) -> None:
+        check_mark(mark)
         self.encoder = load()
         self.shards = shards
         self.dtype = np.dtype(store_dtype)
@@ -424,10 +449,13 @@ def _finish(
     seconds: float,
 ) -> FeatureTable:
     """Check that every planned row is on disk or failed, and publish the table."""
-    failed = dict(plan.failed)
-    failed |= {name: run.failed[k] for name, k in zip(plan.ids, plan.keys, strict=True) if k and k in run.failed}
-    _check_failed(spec, domain, plan, failed)
+    shards.check_writable()  # a new file, so that a network's file system lists the folder anew
     done = shards.index()
+    failed = dict(plan.failed)
+    for name, k in zip(plan.ids, plan.keys, strict=True):
+        if k in run.failed and k not in done:  # another extraction may have stored what failed here
+            failed[name] = run.failed[k]
+    _check_failed(spec, domain, plan, failed)
     kept = [(name, k) for name, k in zip(plan.ids, plan.keys, strict=True) if k is not None and k in done]
     if len(kept) + len(failed) != len(plan.ids):
         raise RuntimeError(

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from features.checkpoints import (
+    check_dtype,
     find_folder,
     hash_checkpoint,
     load_tokenizer_of,
@@ -62,7 +63,8 @@ class GeneratorSpec:
     top_p: float = 1.0
     # longest answer, in tokens
     max_new_tokens: int = 400
-    # compute type: "float32", "bfloat16", or "auto": bfloat16 on a GPU and on CPUs with bfloat16 instructions
+    # compute type: "float32", "bfloat16", or "auto": bfloat16 on a GPU and on CPUs with bfloat16 instructions, where all
+    # machines that take part agree
     dtype: str = "auto"
     # weight names (shell patterns) that may be missing from, or unexpected in, the checkpoint; all others are an error
     allow_keys: tuple[str, ...] = ()
@@ -157,6 +159,7 @@ def load_generator(resolved: ResolvedGenerator) -> CausalGenerator:
 
     spec = resolved.spec
     place = f"generator {spec.model}"
+    check_dtype(place, spec.dtype, resolved.dtype)
     model = load_weights(AutoModelForCausalLM, place, resolved.folder, resolved.dtype, spec.allow_keys)
     return CausalGenerator(model, load_tokenizer_of(place, resolved.folder), spec)
 

@@ -13,6 +13,7 @@ import hashlib
 import io
 import json
 import os
+import stat
 import threading
 import time
 import warnings
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")  # others are decoded by code that few have looked at
 _MOST_PIXELS = 64_000_000  # an image of more is an attack on the memory
+_DECODING = threading.Semaphore(len(os.sched_getaffinity(0)))  # more at once would be no faster, and hold 400 MB each
 NO_IMAGE = "no image"
 
 
@@ -175,15 +177,10 @@ def _submit(pool: ThreadPoolExecutor, bring: Any, todo: Any, running: dict[Futur
 
 def _bring(reference: str, data: Path, folder: Path, spec: ImageSpec) -> str:
     """Fetch, decode and store one image; its name."""
-    if _is_url(reference):
-        content = download(reference, spec)
-    else:
-        try:
-            content = (data / reference).read_bytes()
-        except OSError as error:
-            raise _UnreadableError(f"{error.strerror or error}") from error
+    content = download(reference, spec) if _is_url(reference) else _read_local(data / reference, spec.max_bytes)
     try:
-        decode(content)
+        with _DECODING:
+            decode(content)
     except Exception as error:  # Pillow's decoders raise what they like on hostile files
         raise _UnreadableError(
             f"not a whole image ({type(error).__name__}: {' '.join(str(error).split())[:200]})"
@@ -202,6 +199,21 @@ def _bring(reference: str, data: Path, folder: Path, spec: ImageSpec) -> str:
     return name
 
 
+def _read_local(path: Path, most: int) -> bytes:
+    """A plain file: a pipe may have no writer, and a device no end."""
+    try:
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):
+            raise _UnreadableError("not a file")
+        if status.st_size > most:
+            raise _UnreadableError(f"larger than {most:,} bytes")
+        return path.read_bytes()
+    except OSError as error:
+        raise _UnreadableError(f"{error.strerror or error}") from error
+    except ValueError as error:  # a name that no file can have
+        raise _UnreadableError(str(error)) from error
+
+
 def _is_url(reference: str) -> bool:
     return "://" in reference
 
@@ -210,7 +222,7 @@ def _stamp(reference: str, data: Path) -> list[int] | None:
     """What tells a local file from a later one under its name; None for a URL, and for a file that is not there."""
     if _is_url(reference):
         return None
-    with suppress(OSError):
+    with suppress(OSError, ValueError):
         status = (data / reference).stat()
         return [status.st_size, status.st_mtime_ns]
     return []

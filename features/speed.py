@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from features.encoder import Encoder, EncoderSpec, ResolvedEncoder, load_encoder, resolve_encoder
+from features.encoder import Encoder, ResolvedEncoder, load_encoder
 from features.images import images_folder
 from features.prompts import Row
 
@@ -25,10 +25,16 @@ class Rate:
 
 
 def measure_rate(
-    spec: EncoderSpec, rows: Sequence[Row], store: Path, loader: Callable[[ResolvedEncoder], Encoder] = load_encoder
+    resolved: ResolvedEncoder,
+    rows: Sequence[Row],
+    store: Path,
+    loader: Callable[[ResolvedEncoder], Encoder] = load_encoder,
 ) -> Rate:
-    """Encode a sample with one thread (or on the GPU); loading and the first row are not counted."""
-    encoder = loader(replace(resolve_encoder(spec), images=images_folder(store)))
+    """Encode a sample with one thread (or on the GPU); loading and the first row are not counted.
+
+    resolved: by the driver, as the extraction's is: a worker's own "auto" might be another type.
+    """
+    encoder = loader(replace(resolved, images=images_folder(store)))
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

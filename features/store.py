@@ -2,6 +2,7 @@
 
     <store>/vectors/<encoder key[:12]>/<shard>.arrow     vectors by row key; a macro-batch a file, never changed
     <store>/features/<domain>-<kind>-<key[:12]>/         ids.parquet, vectors.npy [N, F], manifest.json
+    <store>/.seen-<drawn>                                by which workers know that they see this store
 
 A row's vector depends on nothing but the encoder and the row, so all domains, filters and plans share one set of shards
 per encoder: a changed domain encodes its changed rows only, and an unchanged row is never encoded again. Shards and
@@ -13,8 +14,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import socket
 import threading
 import time
+import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -36,6 +39,7 @@ from features.prompts import Row
 
 KEY_BYTES = 16  # 128 bits of SHA-256: a collision among a million rows has probability 1e-27
 KEY_TYPE = pa.binary(KEY_BYTES)
+_MARK = ".seen-"
 _STALE_SECONDS = 3600.0  # a temporary file older than this belongs to a killed run, not to a neighbour's
 
 
@@ -96,6 +100,29 @@ def read_shards(folder: Path, maker: str, maker_key: str) -> Iterator[pa.Table]:
                 "give this study a store folder of its own, or delete that shard"
             )
         yield table
+
+
+def mark_store(store: Path) -> Path:
+    """A file in `store` by which workers know that they see this one, and not a folder of its name on their own disk.
+
+    Its name is drawn, and it stays: runs that meet may draw two, and each is as good as the other.
+    """
+    with store_errors(store):
+        store.mkdir(parents=True, exist_ok=True)
+        if marks := sorted(store.glob(f"{_MARK}*")):
+            return marks[0]
+        mark = store / f"{_MARK}{uuid.uuid4().hex}"
+        mark.touch()
+        return mark
+
+
+def check_mark(mark: Path) -> None:
+    """Raises InputError on a node that does not see the store: what it wrote would be lost on a disk of its own."""
+    if not mark.exists():
+        raise InputError(
+            f"store {mark.parent}: node {socket.gethostname()} does not see it; put the home folder where all nodes do, or "
+            "extract on one machine, without --address"
+        )
 
 
 def clean_shards(folder: Path) -> None:

@@ -6,10 +6,12 @@ A worker takes one block (an Arrow table), writes what it made to the store itse
 from __future__ import annotations
 
 import logging
+import math
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import traceback
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -74,8 +76,9 @@ def run_blocks(
     workers: int | None,
     use_ray: bool | None,
     progress: Progress | None,
+    most_failed: float = math.inf,
 ) -> Done:
-    """All blocks done by workers.
+    """All blocks done by workers, or as many as it takes until more than `most_failed` rows have failed.
 
     texts: what is to do in all. name: of the work, as Ray's dashboard shows it. workers: threads, or Ray actors (None:
     one per GPU if there are any, else one per core). use_ray: None lets the number of texts decide. progress: called
@@ -88,10 +91,13 @@ def run_blocks(
     if progress is not None:
         progress(0, texts, 0)
     answers = _run_ray(blocks, make_worker, workers, name) if by_ray else _run_threads(blocks, make_worker, workers)
-    for answer in answers:
-        done.add(answer)
-        if progress is not None:
-            progress(done.texts, texts, done.tokens)
+    with closing(answers):
+        for answer in answers:
+            done.add(answer)
+            if progress is not None:
+                progress(done.texts, texts, done.tokens)
+            if len(done.failed) > most_failed:
+                break
     return done
 
 
@@ -111,7 +117,7 @@ def count_actors() -> tuple[int, bool]:
 
 def _run_threads(
     blocks: Sequence[pa.Table], make_worker: Callable[[], Worker], workers: int | None
-) -> Iterator[dict[str, Any]]:
+) -> Generator[dict[str, Any]]:
     """One model shared by several threads of one torch thread each; results as they come."""
     before = torch.get_num_threads()
     threads = workers or count_threads()
@@ -130,7 +136,7 @@ def _run_threads(
 
 def _run_ray(
     blocks: Sequence[pa.Table], make_worker: Callable[[], Worker], workers: int | None, name: str
-) -> Iterator[dict[str, Any]]:
+) -> Generator[dict[str, Any]]:
     """One actor per GPU (or core), each with its own model; one Ray Data block per macro-batch."""
     import ray
 
@@ -177,6 +183,10 @@ class _Actor:
             return self.worker(pa.ipc.open_stream(packed["block"][0].as_buffer()).read_all())
         except InputError as error:
             return result(refused=str(error))
+        except torch.AcceleratorError:
+            # This process has no device any more, and would be the fastest of all to fail; Ray starts another.
+            traceback.print_exc()
+            os._exit(1)
 
 
 @contextmanager

@@ -16,6 +16,7 @@ from rich.table import Table
 if TYPE_CHECKING:
     from study.flow import Study, Summary
     from study.plan import Plan
+    from study.prepare import Inputs
     from study.report.claims import Judged
     from study.watching import LiveBars
 
@@ -178,7 +179,7 @@ def extract(plan: str, data: Path | None, home: Path, address: str | None, dry_r
             for name, users in asked.items():
                 console.print(f"pseudo-items of {name}: {users:,} users to generate for")
             return
-        for (cell, flavour), task in study.inputs.tasks.items():
+        for (cell, flavour), task in _inputs(study).tasks.items():
             console.print(f"{cell} ({flavour}): {task.task_dir}", markup=False, soft_wrap=True)
 
 
@@ -214,7 +215,7 @@ def _run(study: Study) -> None:
 def _run_all(study: Study) -> None:
     from study.parts import part_names
 
-    study.inputs  # noqa: B018  (made, and logged, before any part)
+    _inputs(study)  # made, and logged, before any part
     summaries = [_shown(study.run_part(part)) for part in part_names(study.plan)]
     if not any(summary.ran for summary in summaries):
         console.print("Nothing was left to train.")
@@ -363,6 +364,16 @@ def ui(home: Path, port: int, host: str) -> None:
 
 
 # --- what is seen -------------------------------------------------------------------------------------------------
+
+
+def _inputs(study: Study) -> Inputs:
+    """What trials read; says which feature tables are not whole."""
+    from features.extract import shortfall
+
+    for name, table in study.inputs.tables.items():
+        if (missing := shortfall(table)) is not None:
+            console.print(f"features of {name}: {missing}", markup=False, soft_wrap=True, highlight=False)
+    return study.inputs
 
 
 def _say(summary: Summary) -> None:

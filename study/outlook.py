@@ -8,6 +8,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from features.domain import Domain, prepare_domain
+from features.encoder import resolve_encoder
 from features.speed import Rate, measure_rate
 from features.workers import count_actors, count_threads
 from study.jobs import Cluster
@@ -80,7 +81,7 @@ def extraction(plan: Plan, domains: Mapping[str, Domain], home: Path, cluster: C
         if left.images_left:
             yield f"{line}, {left.images_left:,} images to find first"
         elif left.sample:
-            rate: Rate = measure(text.spec(kind).encoder, left.sample, home / "store")
+            rate: Rate = measure(resolve_encoder(text.spec(kind).encoder), left.sample, home / "store")
             seconds = left.texts_left / rate.texts_per_second / workers
             speed = f"{workers} workers at {rate.tokens_per_second:,.0f} tokens/s"
             yield f"{line}; about {seconds / 60:,.1f} min on {speed}"

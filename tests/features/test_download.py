@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import http.client
 import io
+import os
 import socket
+import ssl
 import threading
 import time
 from collections import Counter
@@ -14,6 +17,7 @@ from pathlib import Path
 
 import pytest
 
+from features import images
 from features.download import DownloadError, DownloadSpec, download, is_public
 from features.errors import InputError
 from features.images import ImageSpec, gather_images, image_path, images_folder, known_images
@@ -88,8 +92,14 @@ class Handler(BaseHTTPRequestHandler):
             self.wfile.write(b"x" * 5000)
         elif path == "text":
             self._send(200, b"<html>no image here</html>")
+        elif path == "busy":
+            self.send_response(503)
+            self.send_header("Retry-After", "\xb2")  # a digit to `str.isdigit`, and no number
+            self.send_header("Content-Length", "0")
+            self.end_headers()
         elif path.startswith("to-"):
-            to = {"file": "file:///etc/passwd", "private": "http://10.0.0.1/x", "loop": "/to-loop", "good": "/good-1"}
+            to = {"file": "file:///etc/passwd", "private": "http://10.0.0.1/x", "loop": "/to-loop", "good": "/good-1",
+                  "nowhere": "http://[bad/"}  # fmt: skip
             self.send_response(302)
             self.send_header("Location", to[path[3:]])
             self.send_header("Content-Length", "0")
@@ -137,6 +147,8 @@ def test_a_file_comes_whole(server: Server) -> None:
         ("large-unsaid", "larger than 4,000 bytes", 1),
         ("to-file", "file address, only http and https are fetched", 1),
         ("to-loop", "more than 5 redirects", 6),
+        ("to-nowhere", r"not a URL \(Invalid IPv6 URL\)", 1),
+        ("busy", r"HTTP 503 \(3 tries\)", 3),
     ],
 )
 def test_what_does_not_come_says_why(server: Server, path: str, reason: str, asked: int) -> None:
@@ -159,6 +171,31 @@ def test_another_try_helps_and_waits_longer_each_time(server: Server) -> None:
     with pytest.raises(DownloadError, match="HTTP 500"):
         download(server.url("500"), spec_of(tries=4, backoff=1.0), waits.append)
     assert [1 <= waits[0] <= 1.5, 2 <= waits[1] <= 3, 4 <= waits[2] <= 6, len(waits)] == [True, True, True, 3]
+
+
+@pytest.mark.parametrize(
+    ("error", "tries"),
+    [
+        (ConnectionResetError("reset"), 3),
+        (socket.gaierror(socket.EAI_AGAIN, "Temporary failure in name resolution"), 3),
+        (socket.gaierror(socket.EAI_NONAME, "Name or service not known"), 1),
+        (ssl.SSLCertVerificationError("certificate verify failed"), 1),
+        (http.client.InvalidURL("control characters"), 1),
+    ],
+)
+def test_what_another_try_cannot_change_is_asked_once(
+    error: Exception, tries: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+
+    def ask(url: str, *_: object) -> bytes:
+        asked.append(url)
+        raise error
+
+    monkeypatch.setattr("features.download._ask", ask)
+    with pytest.raises(DownloadError, match=f"^{type(error).__name__}: "):
+        download("http://example.com/x", spec_of())
+    assert len(asked) == tries
 
 
 def test_private_addresses_are_refused_also_behind_names_and_redirects(
@@ -217,6 +254,9 @@ def test_the_address_that_was_checked_is_the_one_that_is_asked(server: Server, m
         ("::ffff:8.8.8.8", True),
         ("64:ff9b::7f00:1", False),
         ("2002:7f00:1::", False),
+        ("fec0::1", False),
+        ("64:ff9b:1::7f00:1", False),
+        ("::127.0.0.1", False),
     ],
 )
 def test_public_addresses(address: str, public: bool) -> None:
@@ -240,14 +280,20 @@ def test_all_faults_of_a_spec_at_once() -> None:
 
 
 def test_images_are_fetched_once_side_by_side_and_tried_again_where_they_failed(server: Server, tmp_path: Path) -> None:
-    spec = ImageSpec(private_addresses=True, timeout=1.0, backoff=0.0, parallel=3, tries=2)
+    spec = ImageSpec(private_addresses=True, timeout=1.0, backoff=0.0, parallel=3, tries=2, max_bytes=100_000)
     (tmp_path / "local.jpg").write_bytes(jpeg(0))
     good = [server.url(f"good-{i}") for i in range(12)]
     bad = {
         server.url("text"): r"not a whole image (UnidentifiedImageError: ",
         server.url("404"): "HTTP 404",
+        server.url("to-nowhere"): "not a URL (Invalid IPv6 URL)",
         "gone.jpg": "No such file",
+        "nul\0.jpg": "embedded null byte",
+        "pipe.jpg": "not a file",
+        "large.jpg": "larger than 100,000 bytes",
     }
+    os.mkfifo(tmp_path / "pipe.jpg")
+    (tmp_path / "large.jpg").write_bytes(b"x" * 100_001)
     references = [*good, *good, *bad, "local.jpg"]
     calls: list[tuple[int, int]] = []
     gathered = gather_images(references, tmp_path, tmp_path, spec, lambda *call: calls.append(call))
@@ -255,16 +301,39 @@ def test_images_are_fetched_once_side_by_side_and_tried_again_where_they_failed(
     assert gathered.names["local.jpg"] == gathered.names[good[0]]  # known by content
     assert {url: gathered.missing[url].startswith(why) for url, why in bad.items()} == dict.fromkeys(bad, True)
     assert image_path(images_folder(tmp_path), gathered.names[good[5]]).read_bytes() == jpeg(5)
-    assert calls[-1] == (16, 16)
+    assert calls[-1] == (20, 20)
     assert 1 < server.most_together <= 3
     assert not list(tmp_path.rglob("*.tmp"))
 
     server.asked.clear()
     again = gather_images(references, tmp_path, tmp_path, spec)
     assert again.names == gathered.names
-    assert set(server.asked) == {"/text", "/404"}
+    assert set(server.asked) == {"/text", "/404", "/to-nowhere"}
     index = next((images_folder(tmp_path) / "index").iterdir())
     index.write_text(index.read_text() + '["half a line of a ki')
     assert known_images(references, tmp_path, tmp_path) == gathered.names
     (tmp_path / "local.jpg").write_bytes(jpeg(7))
     assert "local.jpg" not in known_images(references, tmp_path, tmp_path)
+
+
+def test_no_more_images_are_decoded_at_once_than_there_are_cores(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for i in range(8):
+        (tmp_path / f"{i}.jpg").write_bytes(jpeg(i))
+    together, most, lock, decode = [0], [0], threading.Lock(), images.decode
+
+    def slowly(content: bytes) -> object:
+        with lock:
+            together[0] += 1
+            most[0] = max(most[0], together[0])
+        time.sleep(0.02)
+        with lock:
+            together[0] -= 1
+        return decode(content)
+
+    monkeypatch.setattr(images, "decode", slowly)
+    monkeypatch.setattr(images, "_DECODING", threading.Semaphore(2))
+    gathered = gather_images([f"{i}.jpg" for i in range(8)], tmp_path, tmp_path, ImageSpec(parallel=8))
+    assert len(gathered.names) == 8
+    assert most[0] <= 2

@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModel, AutoTokenizer
 
 from features import encoder as module
-from features.batches import Budget, packs, token_batches
+from features.batches import Budget, packed_size, packs, run_batch, token_batches
 from features.encoder import (
     EncoderSpec,
     TextEncoder,
@@ -317,6 +317,37 @@ def test_a_row_that_alone_is_too_much_for_the_memory_costs_that_row_only(
     assert "can't allocate memory" in encoded.failed[1]
 
 
+@pytest.mark.parametrize(("length", "left"), [(100, 80), (60, 30)])
+def test_an_input_above_the_budget_does_not_lower_it_for_those_within(length: int, left: int) -> None:
+    def full(tokens: list[list[int]]) -> NDArray[np.float32]:
+        raise torch.AcceleratorError("CUDA error: out of memory")
+
+    budget = Budget(80)
+    _, failed = run_batch([[0] * length], full, packed_size, budget, 4)
+    assert failed == {0: "AcceleratorError: CUDA error: out of memory"}
+    assert budget.tokens == left
+
+
+def test_a_broken_device_is_no_fault_of_its_inputs(tiny_bert: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    encoder, calls = load(tiny_bert), []
+
+    def broken(tokens: list[list[int]]) -> NDArray[np.float32]:
+        calls.append(tokens)
+        raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
+
+    monkeypatch.setattr(encoder, "_vectors", broken)
+    with pytest.raises(torch.AcceleratorError, match="illegal memory access"):
+        encoder.encode([Row(texts=("w1 w2",)), Row(texts=("w3 w4",))])
+    assert len(calls) == 1
+
+
+def test_a_token_without_an_embedding_is_found_before_a_gpu_breaks_over_it(tiny: Path) -> None:
+    encoder = padding(load(tiny))
+    encoded = encoder.encode([Row(texts=("w1 w2",)), Row(texts=("w1 broken",)), Row(texts=("w3 w4",))])
+    number = encoder.tokenizer.convert_tokens_to_ids("broken")
+    assert encoded.failed == {1: f"IndexError: index out of range: token {number} has no embedding"}
+
+
 # --- finding and loading ------------------------------------------------------------------------------------------
 
 
@@ -452,6 +483,33 @@ def test_code_of_a_checkpoint_runs_only_where_the_plan_trusts_a_pinned_revision(
         resolve_encoder(EncoderSpec(model=str(tiny_bert), revision=revision, trust_remote_code=True))
 
 
+@pytest.mark.parametrize(
+    ("file", "named"),
+    [
+        ("config.json", {"AutoConfig": "own.Config", "AutoModel": "other/repo--own.Model"}),
+        ("tokenizer_config.json", {"AutoTokenizer": ["other/repo--own.Slow", None]}),
+        ("config.4.0.0.json", {"AutoModel": "other/repo--own.Model"}),
+    ],
+)
+def test_code_of_another_repository_is_refused_where_the_checkpoint_is_trusted(
+    file: str, named: object, tiny_bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    revision, hub = "0123456789abcdef0123456789abcdef01234567", tmp_path / "hub"
+    folder = hub / "models--someone--own" / "snapshots" / revision
+    shutil.copytree(tiny_bert, folder)
+    before = json.loads((folder / file).read_text()) if (folder / file).exists() else {}
+    (folder / file).write_text(json.dumps(before | {"auto_map": named}))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(hub))
+    spec = EncoderSpec(model="someone/own", revision=revision, max_tokens=48, trust_remote_code=True)
+    with pytest.raises(
+        InputError, match=r"^encoder someone/own: runs code of other/repo, which its revision does not pin"
+    ):
+        resolve_encoder(spec)
+    resolve_encoder(replace(spec, trust_remote_code=False))
+    with pytest.raises(InputError, match=r"set encoder\.revision to a commit of 40 digits, not 'main'"):
+        replace(spec, revision="main")
+
+
 def test_keys_of_text_encoders_hold_what_they_held_when_the_first_tables_were_made(tiny_bert: Path) -> None:
     assert list(resolve_encoder(spec_of(tiny_bert)).identity) == [
         "encoding", "weights_sha256", "files_sha256", "pooling", "dtype", "store_dtype", "max_tokens"
@@ -493,6 +551,21 @@ def test_auto_dtype_follows_the_hardware(
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: cpu)
     assert resolve_dtype("auto") == dtype
     assert resolve_dtype("float32") == "float32"
+
+
+def test_a_worker_whose_auto_is_another_type_or_that_does_not_see_the_model_says_so(
+    tiny_bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": True})
+    resolved = replace(resolve_encoder(replace(spec_of(tiny_bert), dtype="auto")), dtype="float32")
+    message = r"dtype auto is bfloat16 on node \S+ and float32 where the work began; set encoder\.dtype to one of them$"
+    with pytest.raises(InputError, match=message):
+        load_encoder(resolved)
+    load_encoder(replace(resolved, spec=replace(resolved.spec, dtype="float32")))
+    gone = replace(resolved, dtype="bfloat16", folder=tmp_path / "gone")
+    with pytest.raises(InputError, match=r"node \S+ does not see \S+/gone; put it on a folder that all nodes see"):
+        load_encoder(gone)
 
 
 @MINILM

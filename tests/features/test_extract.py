@@ -20,13 +20,14 @@ import pytest
 import torch
 
 from features import extract as module
+from features.checkpoints import resolve_dtype
 from features.domain import Domain
 from features.encoder import Encoded, Encoder, EncoderSpec, ResolvedEncoder, load_encoder, resolve_encoder
 from features.errors import InputError
-from features.extract import FeatureSpec, estimate, extract, feature_key, find_table
+from features.extract import FeatureSpec, estimate, extract, feature_key, find_table, shortfall
 from features.prompts import Row
 from features.speed import matrix_peak, measure_rate, operations_per_token
-from features.store import RowStore
+from features.store import RowStore, row_key
 
 MakeDomain = Callable[..., Domain]
 
@@ -233,8 +234,13 @@ def test_estimate_counts_what_is_left_without_a_model(tiny_bert, make_domain, tm
     assert (left.rows, left.rows_left, left.texts_left) == (120, 120, 1440)
     assert left.tokens_left == pytest.approx(total, rel=0.1)
     assert (left.bytes_left, left.images_left, len(left.sample)) == (120 * 32 * 4, 0, 60)
-    rate = measure_rate(spec.encoder, left.sample, tmp_path)
-    read = load_encoder(resolve_encoder(spec.encoder)).encode(left.sample).tokens.sum() / (60 * 12)
+    resolved = resolve_encoder(spec.encoder)
+    rate = measure_rate(resolved, left.sample, tmp_path)
+    other = "float32" if resolve_dtype("auto") == "bfloat16" else "bfloat16"
+    of_the_driver = replace(resolved, spec=replace(spec.encoder, dtype="auto"), dtype=other)
+    with pytest.raises(InputError, match=f"and {other} where the work began"):
+        measure_rate(of_the_driver, left.sample, tmp_path)
+    read = load_encoder(resolved).encode(left.sample).tokens.sum() / (60 * 12)
     assert rate.tokens_per_second / rate.texts_per_second == pytest.approx(read)
     extract(spec, domain, tmp_path)
     done = estimate(spec, domain, tmp_path)
@@ -317,6 +323,8 @@ def test_failed_rows_are_recorded_left_out_and_tried_again(tiny_bert, make_domai
     assert (table.manifest["rows"]["planned"], table.manifest["rows"]["done"]) == (100, 98)
     assert "x1" not in table.ids
     assert np.isfinite(table.vectors).all()
+    # Whose row has no text at all is not helped by another try.
+    assert shortfall(table) == f"1 rows failed; delete {table.path} to try them again"
     with pytest.raises(InputError, match=r"no vector for 1 of 2 ids, the first is 'x1' \(IndexError"):
         table.rows(["x3", "x1"])
     seen: list[Row] = []
@@ -339,6 +347,40 @@ def test_too_many_failed_rows_publish_nothing_and_keep_the_good_ones(tiny_bert, 
     lenient = replace(spec, encoder=replace(spec.encoder, max_failed_fraction=0.2))
     assert len(extract(lenient, domain, tmp_path, loader=counting(seen)).ids) == 18
     assert len(seen) == 2
+
+
+def test_a_run_ends_where_more_rows_have_failed_than_may(tiny_bert, make_domain, tmp_path) -> None:
+    calls: list[int] = []
+
+    class Broken:
+        def encode(self, rows: Sequence[Row]) -> Encoded:
+            calls.append(len(rows))
+            time.sleep(0.05)
+            failed = dict.fromkeys(range(len(rows)), "broken")
+            return Encoded(np.zeros((len(rows), 4), np.float32), np.ones(len(rows), np.int32), len(rows), failed)
+
+    spec = spec_of(tiny_bert, max_failed_fraction=0.1)
+    with pytest.raises(InputError, match=r"\d+ of 120 rows failed, and encoder\.max_failed_fraction is 0\.1; first 'u"):
+        extract(spec, make_domain(reviews()), tmp_path, workers=1, loader=lambda resolved: Broken())
+    assert len(calls) < 6  # macro-batches
+
+
+def test_a_row_that_failed_here_and_was_stored_by_another_extraction_is_done(tiny_bert, make_domain, tmp_path) -> None:
+    class Meeting(Counting):
+        def encode(self, rows: Sequence[Row]) -> Encoded:
+            encoded = self.encoder.encode(rows)
+            RowStore.of(tmp_path, self.key).write([row_key(rows[0])], encoded.vectors[:1], encoded.tokens[:1])
+            return replace(encoded, failed={0: "out of luck"})
+
+    def load(resolved: ResolvedEncoder) -> Encoder:
+        meeting = Meeting(resolved, [])
+        meeting.key = resolved.key
+        return meeting
+
+    domain, spec = make_domain(reviews(6, 2)), spec_of(tiny_bert)
+    table = extract(spec, domain, tmp_path, loader=load)
+    assert table.manifest["rows"]["failed"] == []
+    np.testing.assert_array_equal(table.vectors, extract(spec, domain, tmp_path / "whole").vectors)
 
 
 def test_rows_without_text_are_refused_before_any_model_is_loaded(tiny_bert, make_domain, tmp_path) -> None:

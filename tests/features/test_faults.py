@@ -16,8 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
+import torch
 
+from features.answers import AnswerWorker
 from features.batches import Encoded
 from features.encoder import EncoderSpec, ResolvedEncoder, load_encoder, resolve_encoder
 from features.errors import InputError
@@ -25,6 +28,7 @@ from features.extract import FeatureSpec, extract, find_table
 from features.folders import mapped_array
 from features.prompts import Row
 from features.store import RowStore, row_key
+from features.workers import _Actor, _packed
 
 ROOT = Path(__file__).parents[2]
 
@@ -114,6 +118,37 @@ def test_a_store_that_cannot_be_written_is_told_before_any_model_is_loaded(tiny_
         InputError, match=r"^store .*: cannot be written \(Not a directory\); free space, allow writing"
     ):
         extract(spec_of(tiny_bert), make_domain(reviews(2)), tmp_path / "store", loader=lambda _: pytest.fail("loaded"))
+
+
+def test_a_node_that_does_not_see_the_store_says_so_before_any_work(
+    tiny_bert, make_domain, tmp_path, monkeypatch
+) -> None:
+    message = r"^store \S+: node \S+ does not see it; put the home folder where all nodes do, or extract on one machine"
+    domain, spec, store = make_domain(reviews(2)), spec_of(tiny_bert), tmp_path / "store"
+    marks: list[list[Path]] = []
+    for _ in range(2):
+        shutil.rmtree(store / "features", ignore_errors=True)
+        extract(spec, domain, store)
+        marks.append(list(store.glob(".seen-*")))
+    assert marks[0] == marks[1]
+    assert len(marks[0]) == 1
+    away = tmp_path / "away"  # a folder of the same name on a node's own disk
+    monkeypatch.setattr("features.extract.mark_store", lambda store: away / marks[0][0].name)
+    with pytest.raises(InputError, match=message):
+        extract(spec, make_domain(reviews(3)), store, loader=lambda _: pytest.fail("loaded"))
+    with pytest.raises(InputError, match=message):
+        AnswerWorker(lambda: pytest.fail("loaded"), away, "key", 1, away / marks[0][0].name)
+
+
+def test_an_actor_whose_device_is_broken_ends_its_process(monkeypatch, capsys) -> None:
+    def broken(block: pa.Table) -> pa.Table:
+        raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
+
+    ends: list[int] = []
+    monkeypatch.setattr(os, "_exit", ends.append)
+    _Actor(lambda: broken)(_packed(pa.table({"key": [b"k"]})))
+    assert ends == [1]
+    assert "an illegal memory access was encountered" in capsys.readouterr().err
 
 
 READ_ONLY = """

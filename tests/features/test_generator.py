@@ -224,6 +224,14 @@ def test_missing_weights_are_an_error(tiny_generator: Path, tmp_path: Path) -> N
         load(tmp_path / "m")
 
 
+def test_a_worker_whose_auto_is_another_type_says_so(tiny_llama: Path) -> None:
+    resolved = resolve_generator(spec_of(tiny_llama, dtype="auto"))
+    other = "float32" if resolved.dtype == "bfloat16" else "bfloat16"
+    message = rf"dtype auto is {resolved.dtype} on node \S+ and {other} where .*; set generator\.dtype to one of them$"
+    with pytest.raises(InputError, match=message):
+        load_generator(replace(resolved, dtype=other))
+
+
 def test_the_key_follows_what_answers_depend_on_and_nothing_else(tiny_generator: Path, tmp_path: Path) -> None:
     def key(folder: Path, **fields: Any) -> str:
         return resolve_generator(spec_of(folder, **fields)).key

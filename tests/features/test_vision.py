@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import random
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -20,7 +21,7 @@ from transformers import AutoModelForImageTextToText
 from features.checkpoints import load_processor_of
 from features.encoder import EncoderSpec, load_encoder, resolve_encoder
 from features.errors import InputError
-from features.extract import FeatureSpec, estimate, extract, feature_key
+from features.extract import FeatureSpec, estimate, extract, feature_key, shortfall
 from features.images import ImageSpec, gather_images, images_folder, open_image
 from features.prompts import PROMPTS, Row
 from features.vision import ImageTextEncoder
@@ -222,6 +223,7 @@ def test_items_without_a_readable_image_are_read_by_their_text_and_flagged(one_s
     assert list(flagged) == ["b", "c", "d"]
     assert flagged["b"].startswith("not a whole image (OSError: ")
     assert (flagged["c"], flagged["d"]) == ("no image", "No such file or directory")
+    assert shortfall(table) == f"2 read without their image; delete {table.path} to try them again"
     ask = PROMPTS["key-features-1"].ask
     names = gather_images(["a.img"], domain.data_folder, tmp_path, ImageSpec()).names
     rows = [
@@ -268,6 +270,10 @@ def test_an_image_that_is_mended_encodes_its_item_again_and_no_other(one_seeing,
     assert new.manifest["rows"]["without_image"] == {}
     changed = (np.asarray(old.vectors) != np.asarray(new.vectors)).any(1)
     assert changed.tolist() == [False, True, False]
+    shutil.rmtree(old.path)  # as `shortfall` says
+    again = extract(spec, domain, tmp_path, loader=counting)
+    assert shortfall(again) is None
+    np.testing.assert_array_equal(again.vectors, new.vectors)
 
 
 def test_what_the_model_sees_is_part_of_the_key_and_where_it_comes_from_is_not(one_seeing, domain_of) -> None:
