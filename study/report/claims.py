@@ -11,15 +11,15 @@ from __future__ import annotations
 
 import itertools
 import math
-import re
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import pandas as pd
 
 from features.errors import InputError
 from study.jobs import PREDICTOR, RATIO
-from study.published import Claim, Difference, Optimum, Order, Published, Unimodal
+from study.published import Claim, Difference, Grid, Optimum, Order, Published
 from study.report.statistics import (
     LEVEL,
     POWER,
@@ -37,11 +37,13 @@ from study.report.statistics import (
     users_needed,
 )  # fmt: skip
 from study.subject import Subject, in_group
-from study.tracking.results import Results
+from study.tracking.results import Results, per_seed
+from trainables.kinds import Kind
 
 HOLDS, FAILS, UNDECIDED = "holds", "does not hold", "undecided"
 VERDICTS = (HOLDS, FAILS, UNDECIDED)
 ALPHA = 1 - LEVEL  # share of studies without any effect that may give one false verdict
+_UNREAD = "cannot be read"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +55,7 @@ class Contrast:
     better: str
     worse: str
     found: Effect | None  # None: not measured
-    lacking: str = ""  # why
+    lacking: tuple[str, ...] = ()  # why
     printed: float | None = None  # the published difference, above 0 where it goes the claim's way
 
 
@@ -81,10 +83,11 @@ class _Unit:
     """What counts once: a contrast, or the contrasts of one swept parameter in one cell."""
 
     contrasts: tuple[Contrast, ...]
-    tail: float  # one-sided p of the claim's way
+    tail: float  # one-sided p of the claim's way; above 1 where a correction makes it so
     against: float  # and of its opposite
     decisive: Contrast
     opposing: Contrast
+    tried: tuple[int, int] = (1, 1)  # of how many contrasts `tail` and `against` are the smallest
 
 
 def judge(results: Results) -> list[Judged]:
@@ -93,11 +96,11 @@ def judge(results: Results) -> list[Judged]:
     if subject.paper is None:
         return []
     arms = _Arms(results)
+    dataset = subject.published.dataset if subject.published else ""
     found: list[tuple[Claim, list[_Unit]]] = []
     for claim in subject.paper.claims:
-        dataset = subject.published.dataset if subject.published else ""
         if not claim.dataset or claim.dataset == dataset:
-            units = list(_units(claim, arms, results))
+            units = _beside_print(list(_units(claim, arms)), claim, subject)
             if units:
                 found.append((claim, units))
     tails = [_tails(claim, units) for claim, units in found]
@@ -116,6 +119,19 @@ def counts(judged: Sequence[Judged]) -> str:
     hold = f"{number[HOLDS]} hold{'s' if number[HOLDS] == 1 else ''}"
     fail = f"{number[FAILS]} do{'es' if number[FAILS] == 1 else ''} not hold"
     return f"{hold}, {fail}, {number[UNDECIDED]} undecided"
+
+
+def unread(judged: Sequence[Judged]) -> list[str]:
+    """A line on the files of users' rows that the claims had to do without, where there are any."""
+    reasons = dict.fromkeys(reason for each in judged for contrast in each.contrasts for reason in contrast.lacking)
+    files = [reason.removesuffix(f" {_UNREAD}") for reason in reasons if reason.endswith(_UNREAD)]
+    if not files:
+        return []
+    shown = ", ".join(files[:3]) + (f" and {len(files) - 3} more" if len(files) > 3 else "")
+    return [
+        f"claims: users' rows that cannot be read, so that nothing is measured with them: {shown}; put the files back, or"
+        " delete their runs in MLflow (study ui): `study run` then trains the trials again"
+    ]
 
 
 # --- the verdict --------------------------------------------------------------------------------------------------
@@ -142,51 +158,93 @@ def _judged(
     contrasts = tuple(contrast for unit in units for contrast in unit.contrasts)
     holds, against = tails
     verdict = UNDECIDED if not p < ALPHA else HOLDS if holds <= against else FAILS
-    known = [unit for unit in units if any(contrast.found is not None for contrast in unit.contrasts)] or list(units)
+    least, known = _least(claim, len(units)), [unit for unit in units if _is_measured([unit])] or units[:1]
     if verdict == FAILS:
-        decisive = min(known, key=lambda unit: unit.against).opposing
+        unit = sorted(known, key=lambda unit: unit.against)[len(units) - least]
+        decisive = unit.opposing
     else:
-        decisive = max(known, key=lambda unit: unit.tail).decisive
+        unit = sorted(known, key=lambda unit: unit.tail)[min(least, len(known)) - 1]
+        decisive = unit.decisive
     measured = [contrast for contrast in contrasts if contrast.found is not None]
     agreeing = sum(contrast.found is not None and contrast.found.value > 0 for contrast in measured)
-    why = f"{agreeing} of {len(measured)} comparisons go its way" if len(measured) > 1 else ""
-    if len(measured) < len(contrasts):
-        lacking = list(dict.fromkeys(contrast.lacking for contrast in contrasts if contrast.lacking))
-        shown = "; ".join(lacking[:3]) + (f"; and {len(lacking) - 3} more" if len(lacking) > 3 else "")
-        why = f"{why}; {shown}" if why else shown
+    why = [f"{agreeing} of {len(measured)} comparisons go its way"] if len(measured) > 1 else []
+    if lacking := list(dict.fromkeys(reason for contrast in contrasts for reason in contrast.lacking)):
+        why.append("; ".join(lacking[:3]) + (f"; and {len(lacking) - 3} more" if len(lacking) > 3 else ""))
     if verdict == UNDECIDED and decisive.found is not None:
-        need = _need(decisive, decisive.found, level)
-        why = f"{need}; {why}" if why else need
+        factors = (len(units) - least + 1) * unit.tried[0], least * unit.tried[1]  # see `_tails`
+        need = _need(decisive, decisive.found, (level / factors[0], level / factors[1]))
+        why = [need, *why] if need else why
     return Judged(
-        claim=claim, verdict=verdict, p=p, why=why, decisive=decisive, contrasts=contrasts, agreeing=agreeing,
+        claim=claim, verdict=verdict, p=p, why="; ".join(why), decisive=decisive, contrasts=contrasts, agreeing=agreeing,
         in_print=in_print(claim, subject),
     )  # fmt: skip
 
 
-def _need(contrast: Contrast, found: Effect, level: float) -> str:
-    """What it takes to see the published difference, or the measured one, with POWER."""
+def _need(contrast: Contrast, found: Effect, levels: tuple[float, float]) -> str:
+    """What it takes to see the published difference, or the measured one, with POWER; empty where it is seen by now.
+
+    `levels` are those of two-sided tests of this contrast, for the claim and against it.
+    """
     if math.isnan(found.error):
         return "needs at least 2 seeds: nothing in this cell tells how seeds vary"
+    if any(2 * found.tail(sign) < level for sign, level in zip((1, -1), levels, strict=True)):
+        return ""  # the claim waits for comparisons that are not measured
     published = contrast.printed is not None and contrast.printed > 0
     size, which = (contrast.printed or 0.0, "published") if published else (abs(found.value), "measured")
     if size == 0:
         return "no difference at all was measured"
+    against = not published and found.value < 0
+    level = levels[against]
+    digits = max(4, 1 - math.floor(math.log10(size)))  # two that say something
+    what = f"the {which} difference ({size:.{digits}f}{', against the claim' if against else ''})"
     if published and (chance := power(found, size, level)) >= POWER:
-        return f"the published difference ({size:.4f}) would have been seen (power {chance:.0%}); what there is, is smaller"
+        smaller = "what there is, is smaller" if found.interval().high < size else "it is still within the interval"
+        return f"{what} would have been seen (power {chance:.0%}); {smaller}"
     seeds = seeds_needed(found, size, level)
     if seeds is not None:
-        return f"needs about {seeds} seeds to see the {which} difference ({size:.4f})"
-    users = users_needed(found, size, level)
-    asked = f"about {users:,} users" if users else "another data set"
-    return (
-        f"no number of seeds shows the {which} difference ({size:.4f}) on {found.users or 'these'} users; needs {asked}"
-    )
+        return f"needs about {seeds} seeds to see {what}"
+    asked = "another data set"
+    if (both := users_needed(found, size, level)) is not None:
+        users, seeds = both
+        asked = f"about {users:,} users" + (f" and {seeds:,} seeds" if seeds > found.seeds else "")
+    return f"no number of seeds shows {what} on {found.users:,} users; needs {asked}"
 
 
 # --- its comparisons ----------------------------------------------------------------------------------------------
 
 
-def _units(claim: Claim, arms: _Arms, results: Results) -> Iterator[_Unit]:
+class _Source(ABC):
+    """What a claim's comparisons are filled from."""
+
+    def __init__(self, subject: Subject) -> None:
+        assert subject.paper is not None, "it has claims"
+        self._paper, self._kind = subject.paper, subject.kind
+
+    @abstractmethod
+    def cells(self, claim: Claim) -> list[str]:
+        """Those that the claim speaks of."""
+
+    @abstractmethod
+    def swept(self, part: str, cell: str) -> list[str]:
+        """Values of a sweep, ascending; those that are not numbers are left out."""
+
+    @abstractmethod
+    def _made(self, contrast: Contrast, part: str, ours: tuple[str, str], theirs: tuple[str, str]) -> Contrast:
+        """A contrast, filled from two configurations: (cell, name)."""
+
+    def contrast(self, claim: Claim, cell: str, metric: str, better: str, worse: str) -> Contrast:
+        """Two configurations in one cell."""
+        bare = Contrast(cell=cell, metric=metric, better=better, worse=worse, found=None)
+        return self._made(bare, claim.part, (cell, better), (cell, worse))
+
+    def between_cells(self, claim: Claim, task: str, metric: str, better: str, worse: str) -> Contrast:
+        """The model at two ratios of one task."""
+        bare = Contrast(cell=task, metric=metric, better=better, worse=worse, found=None)
+        ours, theirs = ((f"{task}@{ratio}", self._paper.method) for ratio in (better, worse))
+        return self._made(bare, claim.part, ours, theirs)
+
+
+def _units(claim: Claim, arms: _Source) -> Iterator[_Unit]:
     cells = arms.cells(claim)
     if claim.across == RATIO:
         yield from _across_ratios(claim, arms, cells)
@@ -197,7 +255,7 @@ def _units(claim: Claim, arms: _Arms, results: Results) -> Iterator[_Unit]:
             yield from _within(claim, arms, cell, metric)
 
 
-def _within(claim: Claim, arms: _Arms, cell: str, metric: str) -> Iterator[_Unit]:
+def _within(claim: Claim, arms: _Source, cell: str, metric: str) -> Iterator[_Unit]:
     form = claim.form
     if isinstance(form, Order):
         for better, worse in form.pairs:
@@ -214,13 +272,13 @@ def _within(claim: Claim, arms: _Arms, cell: str, metric: str) -> Iterator[_Unit
         if not inside or not outside:
             what = f"{form.low:g} to {form.high:g} and another" if isinstance(form, Optimum) else "three"
             lacking = f"{cell}: no sweep of {claim.part.partition(':')[2]} with {what}"
-            yield _single(Contrast(cell=cell, metric=metric, better="", worse="", found=None, lacking=lacking))
+            yield _single(Contrast(cell=cell, metric=metric, better="", worse="", found=None, lacking=(lacking,)))
         else:
             yield _peak(claim, arms, cell, metric, inside, outside)
 
 
 def _peak(
-    claim: Claim, arms: _Arms, cell: str, metric: str, inside: Sequence[str], outside: Sequence[str]
+    claim: Claim, arms: _Source, cell: str, metric: str, inside: Sequence[str], outside: Sequence[str]
 ) -> _Unit:  # fmt: skip
     """One of `inside` is better than all of `outside`; against it: one of `outside` is better than all of `inside`."""
     grid = {(v, o): arms.contrast(claim, cell, metric, v, o) for v in inside for o in outside}
@@ -234,10 +292,11 @@ def _peak(
     )
     return _Unit(
         tuple(grid.values()),
-        min(1.0, len(inside) * tail(best, 1)),
-        min(1.0, len(outside) * tail(other, -1)),
+        len(inside) * tail(best, 1),
+        len(outside) * tail(other, -1),
         best,
         other,
+        (len(inside), len(outside)),
     )
 
 
@@ -247,7 +306,7 @@ def _single(contrast: Contrast) -> _Unit:
     return _Unit((contrast,), *tails, contrast, contrast)
 
 
-def _across_ratios(claim: Claim, arms: _Arms, cells: Sequence[str]) -> Iterator[_Unit]:
+def _across_ratios(claim: Claim, arms: _Source, cells: Sequence[str]) -> Iterator[_Unit]:
     """The names of the order are ratios: the model in each task's cells."""
     assert isinstance(claim.form, Order), "across: ratio orders ratios"
     for task in dict.fromkeys(cell.partition("@")[0] for cell in cells):
@@ -255,7 +314,7 @@ def _across_ratios(claim: Claim, arms: _Arms, cells: Sequence[str]) -> Iterator[
             yield _single(arms.between_cells(claim, task, metric, better, worse))
 
 
-def _more_at(claim: Claim, arms: _Arms, cells: Sequence[str]) -> Iterator[_Unit]:
+def _more_at(claim: Claim, arms: _Source, cells: Sequence[str]) -> Iterator[_Unit]:
     """The difference at one ratio less that at another, in each task that has both."""
     assert claim.more_at is not None
     pairs = claim.form.pairs if isinstance(claim.form, Order) else ()
@@ -268,38 +327,35 @@ def _more_at(claim: Claim, arms: _Arms, cells: Sequence[str]) -> Iterator[_Unit]
             yield _single(
                 Contrast(
                     cell=f"{task}@{more} less @{less}", metric=metric, better=better, worse=worse, found=found,
-                    lacking=one.lacking or two.lacking, printed=printed,
+                    lacking=one.lacking + two.lacking, printed=printed,
                 )
             )  # fmt: skip
 
 
-class _Arms:
+class _Arms(_Source):
     """The trained configurations that claims name, each read once."""
 
     def __init__(self, results: Results) -> None:
-        self._results, self._subject = results, results.subject
-        self._published = results.subject.published
-        self._samples: dict[tuple[str, str], dict[str, Sample]] = {}
+        super().__init__(results.subject)
+        self._results = results
+        self._samples: dict[str, dict[str, Sample] | str] = {}
         self._spreads: dict[tuple[str, str], Spread | None] = {}
         finished = results.finished()
         self._runs = {
             (str(run["part"]), str(run["cell"]), self._name(str(run["part"]), str(run["name"]))): run
             for _, run in finished.iterrows()
         }
-        kind = results.subject.kind
-        self._higher = {metric.name: metric.better == "higher" for metric in (*kind.metrics, *kind.full)}
 
     def _name(self, part: str, name: str) -> str:
         """As claims call it: the model's row by the paper's name, a sweep's point by its value."""
-        assert self._subject.paper is not None
         if name.startswith(PREDICTOR):
             return name
         if part in ("score", f"sweep:{RATIO}"):
-            return self._subject.paper.method
+            return self._paper.method
         return _number(name.partition("=")[2]) if part.startswith("sweep:") else name
 
     def cells(self, claim: Claim) -> list[str]:
-        """Of the study, those that the claim speaks of; at other ratios too where it compares ratios."""
+        """Of the study; at other ratios too where the claim compares ratios."""
         rows = self._results.trials
         rows = rows[rows["part"] == claim.part] if claim.part == f"sweep:{RATIO}" else rows
         rows = rows if claim.part == f"sweep:{RATIO}" else rows[rows["part"] != f"sweep:{RATIO}"]
@@ -308,91 +364,49 @@ class _Arms:
         return [cell for cell, task, ratio in found if claim.speaks_of(task, ratio)]
 
     def swept(self, part: str, cell: str) -> list[str]:
-        """Values of a finished sweep, ascending; those that are not numbers are left out."""
+        """Of finished trials."""
         names = [name for p, c, name in self._runs if (p, c) == (part, cell) and _is_number(name)]
         return sorted(names, key=float)
 
-    def contrast(self, claim: Claim, cell: str, metric: str, better: str, worse: str) -> Contrast:
-        """Two configurations in one cell."""
-        found = [self._sample(claim.part, cell, name, metric) for name in (better, worse)]
-        printed = printed_difference(
-            claim, self._published, cell, metric, better, worse, higher=self._is_higher(metric)
-        )
-        return self._made(claim, cell, metric, (better, worse), (cell, cell), found, printed)
-
-    def between_cells(self, claim: Claim, task: str, metric: str, better: str, worse: str) -> Contrast:
-        """The model at two ratios of one task."""
-        assert self._subject.paper is not None
-        method, cells = self._subject.paper.method, (f"{task}@{better}", f"{task}@{worse}")
-        found = [self._sample(claim.part, cell, method, metric) for cell in cells]
-        grid = self._published.comparison if self._published else None
-        one, two = (grid.value(method, cell, metric) if grid else None for cell in cells)
-        sign = 1 if self._is_higher(metric) else -1
-        printed = sign * (one - two) if one is not None and two is not None else None
-        return self._made(claim, task, metric, (better, worse), cells, found, printed)
-
-    def _made(
-        self, claim: Claim, where: str, metric: str, names: tuple[str, str], cells: tuple[str, str],
-        found: Sequence[Sample | str], printed: float | None,
-    ) -> Contrast:  # fmt: skip
-        ours, theirs = found
-        if isinstance(ours, str) or isinstance(theirs, str):
-            lacking = ours if isinstance(ours, str) else str(theirs)
-            return Contrast(
-                cell=where, metric=metric, better=names[0], worse=names[1], found=None, lacking=lacking, printed=printed
-            )
-        spread = self._spread(cells[0], self._column(claim.part, metric))
-        found_effect = effect(ours, theirs, higher=self._is_higher(metric), spread=spread)
-        return Contrast(cell=where, metric=metric, better=names[0], worse=names[1], found=found_effect, printed=printed)
-
-    def _is_higher(self, metric: str) -> bool:
-        return self._higher.get(metric, False)
-
-    def _column(self, part: str, metric: str) -> str:
-        group = self._subject.paper.group if self._subject.paper else ""
-        return f"metrics.{'test' if part == 'score' else 'val'}_{in_group(metric, group)}"
+    def _made(self, contrast: Contrast, part: str, ours: tuple[str, str], theirs: tuple[str, str]) -> Contrast:
+        one, two = (self._sample(part, cell, name, contrast.metric) for cell, name in (ours, theirs))
+        if isinstance(one, str) or isinstance(two, str):
+            return replace(contrast, lacking=tuple(each for each in (one, two) if isinstance(each, str)))
+        column = f"{'test' if part == 'score' else 'val'}_{in_group(contrast.metric, self._paper.group)}"
+        spread = self._spread(ours[0], column)
+        higher = _sign(self._kind, contrast.metric) > 0
+        return replace(contrast, found=effect(one, two, higher=higher, spread=spread))
 
     def _sample(self, part: str, cell: str, name: str, metric: str) -> Sample | str:
         """One arm, or why there is none."""
         run = self._runs.get((part, cell, name))
         if run is None:
             return f"no finished run of {name} in {part}"
-        key = (str(run["run_id"]), part)
-        if key not in self._samples:
-            self._samples[key] = self._read(run, part)
-        if metric in self._samples[key]:
-            return self._samples[key][metric]
-        values = _logged(run, self._column(part, metric))
-        return Sample(values, fixed=str(run["name"]).startswith(PREDICTOR)) if values else f"{name} logged no {metric}"
+        run_id = str(run["run_id"])
+        if run_id not in self._samples:
+            self._samples[run_id] = self._read(run)
+        found = self._samples[run_id]
+        return found if isinstance(found, str) else found.get(metric, f"{name} logged no {metric}")
 
-    def _read(self, run: pd.Series, part: str) -> dict[str, Sample]:
-        """From users' rows; empty where they were not logged or cannot be read."""
-        kind = self._subject.kind
-        group = self._subject.paper.group if self._subject.paper else ""
+    def _read(self, run: pd.Series) -> dict[str, Sample] | str:
+        """Every metric from users' rows, or why there is none."""
+        path = "per_user.csv" if run["part"] == "score" else "val_per_user.csv"
+        column = self._kind.group_column
         try:
-            frame = self._results.per_user(
-                str(run["run_id"]), "per_user.csv" if part == "score" else "val_per_user.csv"
-            )
-            if group and kind.group_column in frame.columns:
-                frame = frame[frame[kind.group_column] == group]
-            errors = UserErrors.from_frame(frame, kind.metrics)
-        except InputError:
-            return {}
+            frame = self._results.per_user(str(run["run_id"]), path)
+            if self._paper.group and column in frame.columns:
+                frame = frame[frame[column] == self._paper.group]
+            errors = UserErrors.from_frame(frame, self._kind.metrics)
+        except InputError:  # the report lists it, see `unread`
+            return f"{run['part']}/{run['cell']}/{run['name']}: {path} {_UNREAD}"
         seeds = sorted(int(seed) for seed in frame["seed"].unique())
         return samples(errors, seeds, fixed=str(run["name"]).startswith(PREDICTOR))
 
     def _spread(self, cell: str, column: str) -> Spread | None:
         if (cell, column) not in self._spreads:
             rows = [run for (_, c, name), run in self._runs.items() if c == cell and not name.startswith(PREDICTOR)]
-            self._spreads[cell, column] = pooled_spread([list(_logged(run, column).values()) for run in rows])
+            self._spreads[cell, column] = pooled_spread([per_seed(run, column) for run in rows])
         return self._spreads[cell, column]
-
-
-def _logged(run: pd.Series, column: str) -> dict[int, float]:
-    """Seed -> value, from the metrics of a run."""
-    named = ((re.fullmatch(re.escape(column) + r"/seed_(-?\d+)", str(name)), name) for name in run.index)
-    found = {int(match[1]): float(run[name]) for match, name in named if match}
-    return {seed: value for seed, value in found.items() if math.isfinite(value)}
 
 
 def _number(text: str) -> str:
@@ -409,71 +423,75 @@ def _is_number(text: str) -> bool:
 # --- in print -----------------------------------------------------------------------------------------------------
 
 
-def printed_difference(
-    claim: Claim, published: Published | None, cell: str, metric: str, better: str, worse: str, *, higher: bool
-) -> float | None:
-    """Above 0 where the paper's numbers go the claim's way; the mean over its cells where it has not this one."""
-    sign = 1 if higher else -1
-    if isinstance(claim.form, Difference) and claim.form.printed is not None:
-        return sign * (claim.form.printed[0] - claim.form.printed[1])
-    if published is None or claim.part.startswith("sweep:"):
-        return None
-    value = _reader(published, claim.part)
-    cells = [cell] if value(better, cell, metric) is not None else list(published.comparison.cells)
-    pairs = [(value(better, each, metric), value(worse, each, metric)) for each in cells]
-    found = [sign * (one - two) for one, two in pairs if one is not None and two is not None]
-    return sum(found) / len(found) if found else None
+class _Print(_Source):
+    """The paper's own tables: contrasts that hold `printed` where they have both numbers."""
+
+    def __init__(self, subject: Subject, published: Published) -> None:
+        super().__init__(subject)
+        self._published = published
+
+    def cells(self, claim: Claim) -> list[str]:
+        """Of the tables that the claim's part has rows in."""
+        cells = dict.fromkeys(cell for grid in self._grids(claim.part) for cell in grid.cells)
+        return [cell for cell in cells if claim.speaks_of(cell.split("@")[0], float(cell.split("@")[1]))]
+
+    def swept(self, part: str, cell: str) -> list[str]:
+        """None: figures print no numbers."""
+        return []
+
+    def _grids(self, part: str) -> list[Grid]:
+        published = self._published
+        cold = [published.cold_items] if published.cold_items is not None else []
+        return [*([published.ablations] if part == "ablate" else []), published.comparison, *cold]
+
+    def _made(self, contrast: Contrast, part: str, ours: tuple[str, str], theirs: tuple[str, str]) -> Contrast:
+        one, two = (self._value(part, cell, name, contrast.metric) for cell, name in (ours, theirs))
+        if one is None or two is None:
+            return contrast
+        return replace(contrast, printed=_sign(self._kind, contrast.metric) * (one - two))
+
+    def _value(self, part: str, cell: str, name: str, metric: str) -> float | None:
+        values = (grid.value(name, cell, metric) for grid in self._grids(part))
+        return next((value for value in values if value is not None), None)
 
 
 def in_print(claim: Claim, subject: Subject) -> tuple[int, int] | None:
     """How many of the paper's own numbers go the claim's way, and of how many; None where it prints none."""
-    published, higher = subject.published, {metric.name: metric.better == "higher" for metric in subject.kind.metrics}
-    if published is None or claim.part.startswith("sweep:") or isinstance(claim.form, Optimum | Unimodal):
-        return None
-    form, value = claim.form, _reader(published, claim.part)
-    pairs = form.pairs if isinstance(form, Order) else ((form.of, form.less),)
-    spoken = [
-        cell for cell in published.comparison.cells if claim.speaks_of(cell.split("@")[0], float(cell.split("@")[1]))
-    ]
-    if published.cold_items is not None and claim.metrics[0] in published.cold_items.columns:
-        spoken = list(published.cold_items.cells)
-    found: list[float] = []
-    for metric in claim.metrics:
-        sign = 1 if higher.get(metric, False) else -1
-        if claim.across == RATIO or claim.more_at is not None:
-            found += [sign * each for each in _between_ratios(claim, published, value, metric, pairs)]
-        else:
-            both = [(value(one, cell, metric), value(two, cell, metric)) for cell in spoken for one, two in pairs]
-            found += [sign * (one - two) for one, two in both if one is not None and two is not None]
-    return (sum(difference > 0 for difference in found), len(found)) if found else None
+    printed = [value for contrast in _of_print(claim, subject) if (value := contrast.printed) is not None]
+    return (sum(value > 0 for value in printed), len(printed)) if printed else None
 
 
-def _between_ratios(
-    claim: Claim, published: Published, value: _Reader, metric: str, pairs: Sequence[tuple[str, str]]
-) -> Iterator[float]:  # fmt: skip
-    for task, (one, two) in itertools.product(published.tasks, pairs):
-        if claim.across == RATIO:
-            values = [value(published.paper.method, f"{task}@{ratio}", metric) for ratio in (one, two)]
-            known = [each for each in values if each is not None]
-            if len(known) == 2:
-                yield known[0] - known[1]
-        elif claim.more_at is not None:
-            four = [value(row, f"{task}@{ratio:g}", metric) for ratio in claim.more_at for row in (one, two)]
-            known = [each for each in four if each is not None]
-            if len(known) == 4:
-                yield (known[0] - known[1]) - (known[2] - known[3])
+def _of_print(claim: Claim, subject: Subject) -> list[Contrast]:
+    if subject.published is None:
+        return []
+    return [each for unit in _units(claim, _Print(subject, subject.published)) for each in unit.contrasts]
 
 
-_Reader = Callable[[str, str, str], float | None]
-"""(row, cell, metric) -> a printed number."""
+def _beside_print(units: Sequence[_Unit], claim: Claim, subject: Subject) -> list[_Unit]:
+    """With the published difference: that of the sentence, else of the cell, else the mean of all the claim's cells."""
+    sentence = claim.form.printed if isinstance(claim.form, Difference) else None
+    found: dict[tuple[str, str, str], dict[str, float]] = {}  # metric, better, worse -> cell -> difference
+    for of in _of_print(claim, subject):
+        if of.printed is not None:
+            found.setdefault((of.metric, of.better, of.worse), {})[of.cell] = of.printed
+
+    def beside(contrast: Contrast) -> Contrast:
+        if sentence is not None:
+            return replace(contrast, printed=_sign(subject.kind, contrast.metric) * (sentence[0] - sentence[1]))
+        cells = found.get((contrast.metric, contrast.better, contrast.worse))
+        if cells is None:
+            return contrast
+        return replace(contrast, printed=cells.get(contrast.cell, sum(cells.values()) / len(cells)))
+
+    return [
+        replace(
+            unit, contrasts=tuple(map(beside, unit.contrasts)), decisive=beside(unit.decisive),
+            opposing=beside(unit.opposing),
+        )
+        for unit in units
+    ]  # fmt: skip
 
 
-def _reader(published: Published, part: str) -> _Reader:
-    """Of the tables that a part's rows stand in; an ablation's rows first."""
-    grids = [published.comparison, *([published.cold_items] if published.cold_items else [])]
-    grids = [published.ablations, *grids] if part == "ablate" else grids
-
-    def value(row: str, cell: str, metric: str) -> float | None:
-        return next((v for grid in grids if (v := grid.value(row, cell, metric)) is not None), None)
-
-    return value
+def _sign(kind: Kind, metric: str) -> int:
+    """1 where higher is better."""
+    return 1 if any(each.name == metric and each.better == "higher" for each in (*kind.metrics, *kind.full)) else -1

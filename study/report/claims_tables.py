@@ -19,8 +19,11 @@ NOTES = (
     " training seeds and users (bootstrap), paired by both where they are the same, Satterthwaite's degrees of"
     " freedom; p doubled for both sides and corrected by Holm for the number of claims measured.",
     "Sweeps and ablations are compared on validation users, scores on test users. Where a trial has one seed, the"
-    " variance over seeds is that of the cell's trials with several. Users 0: users' rows were not logged, and seeds"
-    " alone are tested. In print: how many of the paper's own numbers go the claim's way.",
+    " variance over seeds is that of the cell's trials with several. In print: how many of the paper's own numbers go the"
+    " claim's way.",
+    "What sweeps and ablations start from, where that is the search's best, was chosen on these validation users, so `full`"
+    " and the value that the search chose are favoured: a part of what they are ahead by is luck. Parts that start from the"
+    " plan's own settings (`start: base`) are free of that, and so are scores.",
 )
 
 
@@ -95,7 +98,7 @@ def _record(contrast: Contrast) -> dict[str, Any]:
     else:
         record |= {"seeds": found.seeds, "users": found.users, "p_better": found.tail(), "p_worse": found.tail(-1)}
         record["paired"] = found.paired
-    return record | {"lacking": contrast.lacking}
+    return record | {"lacking": "; ".join(contrast.lacking)}
 
 
 def _arrow(cell: str) -> str:

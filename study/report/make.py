@@ -21,7 +21,7 @@ from mlflow.store.artifact.artifact_repository_registry import get_artifact_repo
 
 from features.errors import InputError
 from study.report import drawing, figures, tables, tradeoffs
-from study.report.claims import Judged, judge
+from study.report.claims import Judged, judge, unread
 from study.report.claims_tables import claims_table, contrasts_table
 from study.report.comparison import Comparison, compare
 from study.report.figures import Figure
@@ -149,6 +149,7 @@ def _make(results: Results, progress: Callable[[int, int], None], staged: Path) 
 
     def claims() -> Table:
         content.claims = tuple(judge(results))
+        content.missing += unread(content.claims)
         return claims_table(results, content.claims)
 
     def less_published() -> Table:

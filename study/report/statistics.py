@@ -180,8 +180,8 @@ class Sample:
     """One metric of one trained configuration in one cell."""
 
     seeds: Mapping[int, float]  # training seed -> value over all users
-    drawn: Floats | None = None  # [B], over resampled users, seeds averaged; None: users' rows were not logged
-    users: tuple[str, ...] = ()  # whose rows they are
+    drawn: Floats  # [B], over resampled users, seeds averaged
+    users: tuple[str, ...]  # whose rows they are
     fixed: bool = False  # a predictor without training: nothing hangs on a seed
 
     @property
@@ -206,7 +206,7 @@ class Effect:
     seeds: int
     seed_variance: float  # of `value`, over the seeds at hand; NaN: one seed, and no trial tells how seeds vary
     seed_freedom: float
-    users: int  # 0: users' rows were not logged, the effect is one on these users
+    users: int
     user_variance: float  # of `value`, over the users at hand
     paired: bool = True  # the same users in both
 
@@ -236,7 +236,11 @@ class Effect:
         return float(stdtr(self.freedom, -sign * self.value / self.error))
 
     def minus(self, other: Effect) -> Effect:
-        """The difference of the effects of two cells, which share no draw."""
+        """The difference of the effects of two cells.
+
+        They share training seeds, and a cell of a higher cold ratio holds the test users of a lower one; what both effects
+        have in common by that cancels here, but is counted in both variances, so that the test errs on the careful side.
+        """
         return Effect(
             value=self.value - other.value, seeds=min(self.seeds, other.seeds),
             seed_variance=self.seed_variance + other.seed_variance,
@@ -247,7 +251,7 @@ class Effect:
     def at(self, seeds: int, users: int | None = None) -> Effect:
         """What this effect would be known by with other numbers of seeds and users."""
         users = users or self.users
-        shared = self.user_variance * self.users / users if self.users else 0.0
+        shared = self.user_variance * self.users / users
         freedom = self.seed_freedom if self.seeds == 1 else self.seed_freedom / max(1, self.seeds - 1) * (seeds - 1)
         return replace(
             self, seeds=seeds, seed_variance=self.seed_variance * self.seeds / seeds, users=users, user_variance=shared,
@@ -271,11 +275,9 @@ def effect(ours: Sample, theirs: Sample, *, higher: bool, spread: Spread | None 
     """
     sign = 1.0 if higher else -1.0
     value = sign * (ours.value - theirs.value)
-    users, user_variance, paired = 0, 0.0, True
-    if ours.drawn is not None and theirs.drawn is not None:
-        users, paired = min(len(ours.users), len(theirs.users)), ours.users == theirs.users
-        drawn = [ours.drawn - theirs.drawn] if paired else [ours.drawn, theirs.drawn]
-        user_variance = sum(float(np.var(each, ddof=1)) for each in drawn)
+    users, paired = min(len(ours.users), len(theirs.users)), ours.users == theirs.users
+    drawn = [ours.drawn - theirs.drawn] if paired else [ours.drawn, theirs.drawn]
+    user_variance = sum(float(np.var(each, ddof=1)) for each in drawn)
     seeds = min(len(each.seeds) for each in (ours, theirs) if not each.fixed or ours.fixed == theirs.fixed)
     seed_variance, freedom = _over_seeds(ours, theirs, spread)
     return Effect(
@@ -352,19 +354,39 @@ def seeds_needed(found: Effect, difference: float, level: float) -> int | None:
     return _smallest(lambda seeds: power(found.at(seeds), difference, level) >= POWER, found.seeds + 1, MOST_SEEDS)
 
 
-def users_needed(found: Effect, difference: float, level: float) -> int | None:
-    """The smallest number of users that lets MOST_SEEDS see `difference`; None: not even a thousand times as many do."""
-    if not found.users:
-        return None
-    seen = lambda users: power(found.at(MOST_SEEDS, users), difference, level) >= POWER  # noqa: E731
-    return _smallest(seen, found.users, 1_000 * found.users)
+def users_needed(found: Effect, difference: float, level: float) -> tuple[int, int] | None:
+    """The fewest users that see `difference` with the seeds at hand, else with as many times more seeds: (users, seeds).
+
+    None: not even a thousand times as many of both do.
+    """
+
+    def seen(users: int, seeds: int) -> bool:
+        return power(found.at(seeds, users), difference, level) >= POWER
+
+    most = 1_000 * found.users
+    users = _smallest(lambda users: seen(users, found.seeds), found.users, most)
+    if users is not None:
+        return users, found.seeds
+    users = _smallest(lambda users: seen(users, _times(found, users)), found.users, most)
+    return None if users is None else (users, _times(found, users))
+
+
+def _times(found: Effect, users: int) -> int:
+    """Seeds that are as many times those at hand as `users` are."""
+    return math.ceil(found.seeds * users / found.users)
 
 
 def _smallest(enough: Callable[[int], bool], low: int, high: int) -> int | None:
-    """The smallest whole number that is enough, by bisection."""
-    if not enough(high):
-        return None
-    while low < high:
-        middle = (low + high) // 2
-        low, high = (low, middle) if enough(middle) else (middle + 1, high)
-    return high
+    """The smallest whole number that is enough, by doubling, then bisection.
+
+    Far too many users can be too few again: the variance that is left is that over few seeds, with few degrees of freedom.
+    """
+    top = low
+    while not enough(top):
+        if top >= high:
+            return None
+        low, top = top + 1, min(2 * top, high)
+    while low < top:
+        middle = (low + top) // 2
+        low, top = (low, middle) if enough(middle) else (middle + 1, top)
+    return top
