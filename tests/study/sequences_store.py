@@ -49,6 +49,11 @@ def around(rng: np.random.Generator, ndcg: float, seeds: int = 3) -> dict[str, f
     return with_seeds(values)
 
 
+def validation_rows(chance: float, draw: int) -> dict[str, str]:
+    """Artifact with the rows of 20 validation users over three seeds; one draw, whatever the chance."""
+    return {"val_per_user.csv": per_row(20, chance, [0, 1, 2], draw).to_csv(index=False)}
+
+
 def sequences_store(folder: Path, users: int = 60) -> Store:
     """Search, sweeps of steps, guidance and ratio, ablations and scores; the model is ahead of the predictors."""
     store = empty_store(folder, model="lgcd")
@@ -63,17 +68,20 @@ def sequences_store(folder: Path, users: int = 60) -> Store:
             store.add("search", task, 1.0, f"{trial:04d}", metrics, config=config, epochs={"val_ndcg10": curve})
         for steps in (10, 50, 100):
             metrics = around(rng, 0.2 - 0.02 * abs(np.log(steps / 100)))
-            store.add("sweep:steps", task, 1.0, f"steps={steps}", metrics, config={**CONFIG, "steps": steps})
+            config = {**CONFIG, "steps": steps}
+            rows = validation_rows(0.4, c)
+            store.add("sweep:steps", task, 1.0, f"steps={steps}", metrics, config=config, artifacts=rows)
         for worse, guidance in enumerate(GUIDANCE):
             config = {**CONFIG, "guidance": guidance}
-            metrics = around(rng, 0.2 - 0.02 * worse)
-            store.add("sweep:guidance", task, 1.0, f"guidance={guidance}", metrics, config=config)
+            metrics, rows = around(rng, 0.2 - 0.02 * worse), validation_rows(0.4 - 0.04 * worse, c)
+            store.add("sweep:guidance", task, 1.0, f"guidance={guidance}", metrics, config=config, artifacts=rows)
         for ratio in RATIOS:
-            metrics = around(rng, 0.15 + 0.05 * ratio)
-            store.add("sweep:ratio", task, ratio, f"ratio={ratio}", metrics, config=CONFIG)
+            metrics, rows = around(rng, 0.15 + 0.05 * ratio), validation_rows(0.3 + 0.1 * ratio, c)
+            store.add("sweep:ratio", task, ratio, f"ratio={ratio}", metrics, config=CONFIG, artifacts=rows)
             store.add("sweep:ratio", task, ratio, "predictor:item_knn", around(rng, 0.1 + 0.08 * ratio, 1), config={})
         for worse, name in ((0.0, "full"), (0.01, "wo_moe"), (0.03, "wo_diffusion")):
-            store.add("ablate", task, 1.0, name, around(rng, 0.2 - worse), config=CONFIG, variant=name)
+            metrics, rows = around(rng, 0.2 - worse), validation_rows(0.4 - 2 * worse, c)
+            store.add("ablate", task, 1.0, name, metrics, config=CONFIG, variant=name, artifacts=rows)
         for draw, (name, chance) in enumerate((("popularity", 0.05), ("item_knn", 0.3), ("item_knn_title", 0.35))):
             artifacts = {"per_user.csv": per_row(users, chance, [-1], 10 * c + draw).to_csv(index=False)}
             metrics = around(rng, chance / 2, 1)

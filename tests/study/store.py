@@ -184,6 +184,11 @@ def seeds_around(rng: np.random.Generator, rmse: float) -> dict[str, float]:
     return with_seeds({"val_rmse": draws, "val_mae": draws * 0.77, "val_ndcg20": 1.04 - 0.1 * draws})
 
 
+def validation_rows(rmse: float, draw: int) -> dict[str, str]:
+    """Artifact with the rows of 30 validation users over three seeds."""
+    return {"val_per_user.csv": per_user(30, rmse, [0, 1, 2], draw).to_csv(index=False)}
+
+
 def fill_search(store: Store, trials: int = 12) -> None:
     """Search trials whose RMSE falls with lr towards 1e-3 and hardly moves with the rest; the best is tagged."""
     for c, (task, ratio) in enumerate(CELLS):
@@ -217,7 +222,8 @@ def fill_sweeps(store: Store) -> None:
         rng = np.random.default_rng(10 + c)
         level = 0.88 + 0.03 * c
         for steps in STEPS:
-            metrics = seeds_around(rng, level + 0.03 * abs(np.log(steps / 10)))
+            rmse = level + 0.03 * abs(np.log(steps / 10))
+            metrics = seeds_around(rng, rmse)
             store.add(
                 "sweep:steps",
                 task,
@@ -226,13 +232,17 @@ def fill_sweeps(store: Store) -> None:
                 metrics,
                 config={**CONFIG, "steps": steps},
                 variant=str(steps),
+                artifacts=validation_rows(rmse, c),
             )
         for worse, activation in enumerate(ACTIVATIONS):
-            metrics = seeds_around(rng, level + 0.02 * worse)
-            config = {**CONFIG, "activation": activation}
-            store.add(
-                "sweep:activation", task, ratio, f"activation={activation}", metrics, config=config, variant=activation
+            rmse = level + 0.02 * worse
+            config, name, rows = (
+                {**CONFIG, "activation": activation},
+                f"activation={activation}",
+                validation_rows(rmse, c),
             )
+            metrics = seeds_around(rng, rmse)
+            store.add("sweep:activation", task, ratio, name, metrics, config=config, variant=activation, artifacts=rows)
 
 
 def fill_rest(store: Store, users: int = 80) -> None:
@@ -240,7 +250,8 @@ def fill_rest(store: Store, users: int = 80) -> None:
     for c, (task, ratio) in enumerate(CELLS):
         rng = np.random.default_rng(20 + c)
         for worse, name in ((0.0, "full"), (0.02, "wo_side"), (0.05, "wo_diffusion")):
-            store.add("ablate", task, ratio, name, seeds_around(rng, 0.9 + worse), variant=name)
+            metrics, rows = seeds_around(rng, 0.9 + worse), validation_rows(0.9 + worse, c)
+            store.add("ablate", task, ratio, name, metrics, variant=name, artifacts=rows)
         for draw, (name, sigma) in enumerate((("global_mean", 1.2), ("item_mean", 1.05), ("source_offset", 0.95))):
             frame = per_user(users, sigma, [-1], 100 * c + draw)
             metrics = {**pooled(frame), "val_rmse": sigma, "val_mae": sigma * 0.8, "val_ndcg20": 0.93}

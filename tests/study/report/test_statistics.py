@@ -154,6 +154,11 @@ def two_ways(rng: np.random.Generator, users: int, seeds: int, better: float) ->
     return found[0], found[1]
 
 
+def of_seeds(*values: float, fixed: bool = False) -> Sample:
+    """One user, so that nothing varies but the seeds."""
+    return Sample(dict(enumerate(values)), np.zeros(2), ("u",), fixed)
+
+
 def test_an_effect_is_paired_by_seed_and_user() -> None:
     frames = [per_user(60, sigma, [0, 1, 2], 3) for sigma in (0.9, 1.0)]
     ours, theirs = (samples(errors_of(frame), [0, 1, 2])["rmse"] for frame in frames)
@@ -172,12 +177,12 @@ def test_an_effect_is_paired_by_seed_and_user() -> None:
 
 def test_seeds_alone_are_a_paired_t_test() -> None:
     ours, theirs = [0.91, 0.93, 0.95, 0.9], [0.96, 0.95, 0.99, 0.97]
-    found = effect(Sample(dict(enumerate(ours))), Sample(dict(enumerate(theirs))), higher=False)
+    found = effect(of_seeds(*ours), of_seeds(*theirs), higher=False)
     want = stats.ttest_rel(theirs, ours)
     assert 2 * found.tail() == pytest.approx(want.pvalue)
     ends = want.confidence_interval(0.95)
     assert (found.interval().low, found.interval().high) == pytest.approx((ends.low, ends.high))
-    assert (found.users, found.freedom) == (0, 3)
+    assert (found.user_variance, found.freedom) == (0, 3)
 
 
 def test_without_an_effect_the_stated_share_is_significant_and_with_one_the_stated_power_is_met() -> None:
@@ -195,7 +200,7 @@ def test_without_an_effect_the_stated_share_is_significant_and_with_one_the_stat
 
 
 def test_one_seed_borrows_the_spread_of_others_or_decides_nothing() -> None:
-    one, two = Sample({0: 0.5}), Sample({0: 0.4})
+    one, two = of_seeds(0.5), of_seeds(0.4)
     alone = effect(one, two, higher=True)
     assert (alone.tail(), alone.tail(-1)) == (1.0, 1.0)
     spread = pooled_spread([[0.1, 0.2, 0.3], [0.5], [0.4, 0.6]])
@@ -203,7 +208,7 @@ def test_one_seed_borrows_the_spread_of_others_or_decides_nothing() -> None:
     found = effect(one, two, higher=True, spread=spread)
     assert found.seed_variance == pytest.approx(2 * 0.04 / 3)
     assert found.freedom == pytest.approx(3)
-    fixed = effect(one, Sample({-1: 0.4}, fixed=True), higher=True, spread=spread)
+    fixed = effect(one, of_seeds(0.4, fixed=True), higher=True, spread=spread)
     assert fixed.seed_variance == pytest.approx(0.04 / 3)
     assert pooled_spread([[0.1]]) is None
 
@@ -211,19 +216,32 @@ def test_one_seed_borrows_the_spread_of_others_or_decides_nothing() -> None:
 @pytest.mark.parametrize(("size", "needed"), [(1.0, 10), (0.8, 15), (0.5, 34)])
 def test_seeds_needed_are_those_of_power_tables(size: float, needed: int) -> None:
     """One-sample t test, two-sided 0.05, power 0.8: Cohen's d and its n."""
-    found = Effect(value=0.1, seeds=3, seed_variance=1 / 3, seed_freedom=2.0, users=0, user_variance=0.0)
+    found = Effect(value=0.1, seeds=3, seed_variance=1 / 3, seed_freedom=2.0, users=1, user_variance=0.0)
     assert seeds_needed(found, size, 0.05) == needed
     assert power(found.at(needed), size, 0.05) >= 0.8 > power(found.at(needed - 1), size, 0.05)
-    assert users_needed(found, size, 0.05) is None
 
 
 def test_more_seeds_do_not_help_where_users_differ_too_much() -> None:
     found = Effect(value=0.1, seeds=3, seed_variance=0.01, seed_freedom=2.0, users=50, user_variance=0.04)
     assert seeds_needed(found, 0.1, 0.05) is None
-    users = users_needed(found, 0.1, 0.05)
-    assert users is not None
-    assert 50 * 0.04 / users * 2.8**2 == pytest.approx(0.01, rel=0.05)  # (1.96 + 0.84) standard errors
-    assert power(found.at(1_000, users), 0.1, 0.05) >= 0.8 > power(found.at(1_000, users - 1), 0.1, 0.05)
+    assert power(found.at(3, 10**7), 0.1, 0.05) < 0.2, "so three seeds are too few for any number of users"
+    both = users_needed(found, 0.1, 0.05)
+    assert both is not None
+    users, seeds = both
+    assert seeds == math.ceil(3 * users / 50)
+    assert 50 * 0.05 / users * 2.8**2 == pytest.approx(0.01, rel=0.05)  # (1.96 + 0.84) standard errors
+    assert power(found.at(seeds, users), 0.1, 0.05) >= 0.8 > power(found.at(seeds, users - 1), 0.1, 0.05)
+    assert users_needed(found, 0.001, 0.05) is None
+
+
+def test_more_users_are_asked_for_at_the_seeds_at_hand_where_they_are_enough() -> None:
+    found = Effect(value=0.1, seeds=3, seed_variance=0.0005, seed_freedom=2.0, users=50, user_variance=0.04)
+    both = users_needed(found, 0.1, 0.05)
+    assert both is not None
+    users, seeds = both
+    assert seeds == 3
+    assert power(found.at(3, users), 0.1, 0.05) >= 0.8 > power(found.at(3, users - 1), 0.1, 0.05)
+    assert power(found.at(3, 50_000), 0.1, 0.05) < 0.7, "three seeds alone have two degrees of freedom"
 
 
 def test_corrections_have_their_textbook_values() -> None:
