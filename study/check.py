@@ -17,7 +17,7 @@ from study import parts
 from study.flow import store_uri
 from study.jobs import PREDICTOR
 from study.outlook import outlook
-from study.plan import Plan
+from study.plan import AblationPlan, Plan, SweepPlan
 from study.prepare import data_folder, unwatched
 from study.subject import subject_of
 from study.tracking.results import load_results
@@ -44,6 +44,7 @@ def describe(plan: Plan, data: Path | None, home: Path) -> Iterator[Table | str]
             config.add_row(f"{name} [dim]{place}[/dim]", str(value))
     yield config
     yield _work(plan)
+    yield from _favoured(plan)
     yield escape(_cost(plan, home))
     if space and plan.search and space.size() is not None:
         yield f"The space holds {space.size():,} configurations; the search tries {plan.search.trials} in each cell."
@@ -103,6 +104,21 @@ def _work(plan: Plan) -> Table:
     metric, direction = load_model(plan.model).SELECTION
     table.caption = f"configurations are selected by {metric} ({direction})"
     return table
+
+
+def _favoured(plan: Plan) -> Iterator[str]:
+    """A line where parts that start from the search's best train its seeds again."""
+    if plan.search is None:
+        return
+    parts: dict[str, SweepPlan | AblationPlan] = {f"sweeps.{name}": sweep for name, sweep in plan.sweeps.items()}
+    parts |= {"ablate": plan.ablate} if plan.ablate else {}
+    searched = set(plan.search.seeds)
+    names = [name for name, part in parts.items() if part.start == "best" and searched & set(part.seeds)]
+    if names:
+        yield (
+            f"seeds: {', '.join(names)} train seeds of the search again, from the best that it found with them on the same"
+            " validation users, so `full` and the value that it chose are favoured; give other seeds, or `start: base`"
+        )
 
 
 def _cost(plan: Plan, home: Path) -> str:

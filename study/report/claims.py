@@ -340,6 +340,8 @@ class _Arms(_Source):
         self._results = results
         self._samples: dict[str, dict[str, Sample] | str] = {}
         self._spreads: dict[tuple[str, str], Spread | None] = {}
+        rows = results.trials[["part", "cell", "task", "ratio"]].drop_duplicates().sort_values(["task", "ratio"])
+        self._cells = [(str(part), str(cell), str(task), float(ratio)) for part, cell, task, ratio in rows.to_numpy()]
         finished = results.finished()
         self._runs = {
             (str(run["part"]), str(run["cell"]), self._name(str(run["part"]), str(run["name"]))): run
@@ -356,12 +358,10 @@ class _Arms(_Source):
 
     def cells(self, claim: Claim) -> list[str]:
         """Of the study; at other ratios too where the claim compares ratios."""
-        rows = self._results.trials
-        rows = rows[rows["part"] == claim.part] if claim.part == f"sweep:{RATIO}" else rows
-        rows = rows if claim.part == f"sweep:{RATIO}" else rows[rows["part"] != f"sweep:{RATIO}"]
-        cells = rows[["cell", "task", "ratio"]].drop_duplicates().sort_values(["task", "ratio"])
-        found = zip(cells["cell"].astype(str), cells["task"].astype(str), cells["ratio"].astype(float), strict=True)
-        return [cell for cell, task, ratio in found if claim.speaks_of(task, ratio)]
+        between = claim.part == f"sweep:{RATIO}"
+        found = [cell for part, cell, task, ratio in self._cells
+                 if (part == f"sweep:{RATIO}") == between and claim.speaks_of(task, ratio)]  # fmt: skip
+        return list(dict.fromkeys(found))
 
     def swept(self, part: str, cell: str) -> list[str]:
         """Of finished trials."""

@@ -82,6 +82,16 @@ def test_time_is_told_from_what_has_run(finished: Finished, tmp_path: Path) -> N
     assert re.search(r"^6 trainings left; at [\d.]+ s each, \d+ side by side, about \d+ min\.", shown, flags=re.M)
 
 
+def test_seeds_of_the_search_are_told_where_a_part_starts_from_its_best(tmp_path: Path) -> None:
+    home, line = tmp_path / "home", "seeds: sweeps.steps, ablate train seeds of the search again, from the best that it"
+    assert line in text(write_plan(tmp_path), None, home)
+    one = write_plan(tmp_path, sweeps__steps__seeds=[1, 2], ablate__seeds=[0, 1])
+    assert "seeds: ablate train seeds of the search again" in text(one, None, home)
+    for changes in ({"ablate__seeds": [1]}, {"ablate__start": "base"}):
+        none = write_plan(tmp_path, sweeps__steps__seeds=[1, 2], **changes)
+        assert "seeds of the search" not in text(none, None, home)
+
+
 def test_the_command_prints_it(tmp_path: Path) -> None:
     ran = study("check", write_plan(tmp_path), "--home", tmp_path / "home")
     assert (ran.code, ran.err) == (0, "")
