@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import math
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 
-from study.published import Claim, Order, load_paper
-from study.report.claims import FAILS, HOLDS, UNDECIDED, Judged, counts, in_print, judge
+from study.published import Claim, Grid, Order, load_paper
+from study.report.claims import FAILS, HOLDS, UNDECIDED, Judged, counts, in_print, judge, unread
 from study.report.claims_tables import claims_table, contrasts_table
 from study.report.statistics import pooled_spread
 from study.subject import Subject, subject_of
@@ -43,7 +44,7 @@ def rows(users: int, sigma: float, seeds: range, draw: int = 3) -> pd.DataFrame:
     return pd.concat(frames, ignore_index=True)
 
 
-def add(store: Store, part: str, ratio: float, name: str, sigma: float, *, seeds: int = 3, draw: int = 3) -> None:
+def add(store: Store, part: str, ratio: float, name: str, sigma: float, *, seeds: int = 3, draw: int = 3) -> str:
     """A trial of a part whose validation rows are those of `sigma`."""
     frame = rows(200, sigma, range(seeds), draw)
     per_seed = [pooled(of_seed)["test_rmse"] for _, of_seed in frame.groupby("seed")]
@@ -51,7 +52,7 @@ def add(store: Store, part: str, ratio: float, name: str, sigma: float, *, seeds
     field, _, value = name.partition("=")
     config = {**CONFIG, field: value} if value else CONFIG
     artifacts = {"val_per_user.csv": frame.to_csv(index=False)}
-    store.add(part, TASK, ratio, name, metrics, config=config, variant=value or name, artifacts=artifacts)
+    return store.add(part, TASK, ratio, name, metrics, config=config, variant=value or name, artifacts=artifacts)
 
 
 def verdicts(store: Store, subject: Subject) -> dict[str, Judged]:
@@ -115,6 +116,48 @@ def test_the_published_difference_is_that_of_the_cell_or_the_mean_of_all(decided
     assert found[f"{TASK}@0.2", "rmse"].printed == pytest.approx(1.0275 - 1.0136)
     assert found[f"{TASK}@0.8", "mae"].printed == pytest.approx(0.8034 - 0.7954)
     assert all(c.printed is None for c in verdicts(decided, subject_of("music"))["wo-diffusion"].contrasts)
+
+
+def test_of_a_task_that_is_not_published_the_difference_is_the_mean_of_those_that_are(tmp_path: Path) -> None:
+    store = empty_store(tmp_path)
+    for ratio in RATIOS:
+        store.add("search", "movies->books", ratio, "0000", {})
+    found = verdicts(store, AMAZON)
+    assert AMAZON.published is not None
+    tables, tasks = AMAZON.published, ("movies->music", "books->movies", "books->music")
+
+    def at(grid: Grid, row: str, ratio: float) -> list[float]:
+        return [grid.rows[row][f"{task}@{ratio}"][0] for task in tasks]  # MAE
+
+    at_80, at_20 = (
+        np.subtract(at(tables.ablations, "wo_side", r), at(tables.ablations, "full", r)) for r in (0.8, 0.2)
+    )
+    side = found["side-users-help-most-with-few-overlapping"].contrasts[0]
+    assert (side.cell, side.metric) == ("movies->books@0.8 less @0.2", "mae")
+    assert side.printed == pytest.approx(np.mean(at_80 - at_20))
+    overlap = found["more-overlap-helps"].contrasts[0]
+    assert (overlap.cell, overlap.metric, overlap.better, overlap.worse) == ("movies->books", "mae", "0.2", "0.5")
+    rows = tables.comparison
+    assert overlap.printed == pytest.approx(np.mean(np.subtract(at(rows, "MuSiC", 0.5), at(rows, "MuSiC", 0.2))))
+
+
+def test_a_lost_file_of_users_rows_decides_nothing_and_is_named(tmp_path: Path) -> None:
+    store = empty_store(tmp_path)
+    runs = {name: add(store, "ablate", 0.2, name, sigma) for sigma, name in ((0.9, "full"), (0.85, "wo_diffusion"))}
+    judged = verdicts(store, AMAZON)
+    assert judged["wo-diffusion"].verdict == FAILS
+    assert unread(list(judged.values())) == []
+    (tmp_path / "artifacts" / runs["wo_diffusion"] / "artifacts" / "val_per_user.csv").unlink()
+    judged = verdicts(store, AMAZON)
+    lost, name = judged["wo-diffusion"], f"ablate/{TASK}@0.2/wo_diffusion"
+    assert (lost.verdict, lost.measured) == (UNDECIDED, 0)
+    assert math.isnan(lost.p)
+    assert lost.why == f"{name}: val_per_user.csv cannot be read"
+    (line,) = unread(list(judged.values()))
+    assert f"nothing is measured with them: {name}: val_per_user.csv; put the files back" in line
+    shutil.rmtree(tmp_path / "artifacts")
+    (line,) = unread(list(verdicts(store, AMAZON).values()))
+    assert f"{TASK}@0.2/full: val_per_user.csv, {name}: val_per_user.csv; put" in line
 
 
 def test_what_the_paper_prints_is_counted() -> None:

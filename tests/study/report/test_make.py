@@ -100,6 +100,7 @@ def test_a_full_study_twice_gives_the_same_bytes_in_one_finished_run(store: Stor
 def test_a_partial_study_says_what_is_missing_and_drops_what_is_stale(tmp_path: Path) -> None:
     store = empty_store(tmp_path)
     fill_search(store, trials=3)
+    store.add("sweep:activation", *CELLS[0], "activation=tanh", {"val_rmse": 0.9})  # without users' rows
     store.client.create_run(store.experiment_id)
     out = tmp_path / "out"
     (out / "figures").mkdir(parents=True)
@@ -111,13 +112,13 @@ def test_a_partial_study_says_what_is_missing_and_drops_what_is_stale(tmp_path: 
     made = report(store.uri, store.experiment, MUSIC, out)
     assert made.run_id == stale.info.run_id
     assert [line.partition(":")[0] for line in made.missing] == [
+        "claims",
         "Table 1",
         "splits",
         "Table 2",
         "Table 3",
         "Table 4",
         "sweep of steps",
-        "sweep of activation",
         "importance",
     ]
     assert "Partial study: 0 trials without a result, 8 figures, tables or parts missing." in made.page.read_text()
