@@ -4,7 +4,8 @@ A claim is a set of comparisons, one in each cell, metric and pair of names (for
 has an effect, above 0 where it goes the claim's way, and two one-sided p values. "Holds" is tested as "true in at least so
 many of them" (all, unless the claim says less), "does not hold" as its opposite, see `statistics.in_at_least`; the smaller
 of the two, doubled, is the claim's p value, and Holm's correction over all claims that were measured comes last. What was
-not measured counts as not shown. Sweeps and ablations are compared on validation users, scores on test users.
+not measured counts as not shown, and so does what has no users' rows: without them a difference is one of these users
+alone. Sweeps and ablations are compared on validation users, scores on test users.
 """
 
 from __future__ import annotations

@@ -154,6 +154,14 @@ def test_what_is_needed_is_what_the_test_of_the_whole_claim_needs(judged: Judge)
         assert f"{found[each.name].why}; ".startswith(text)
 
 
+def test_a_claim_that_waits_for_other_runs_needs_those_and_nothing_else(judged: Judge) -> None:
+    made = (claim("two", Order((("a",), ("b", "z")))), claim("three", Order((("a",), ("b", "c", "z")))))
+    found = judged(made, apart(a=0.0, b=0.1, c=0.2))
+    assert found["two"].why == "no finished run of z in ablate"
+    assert found["three"].why == "2 of 2 comparisons go its way; no finished run of z in ablate"
+    assert {each.verdict for each in found.values()} == {UNDECIDED}
+
+
 def need(
     value: float, *, printed: float | None = None, seed_variance: float = 4e-6, user_variance: float = 4e-6
 ) -> str:
