@@ -468,7 +468,7 @@ def _study(
 ) -> Iterator[Study]:
     from study.flow import Study
     from study.jobs import Cluster
-    from study.plan import load_plan
+    from study.plan import full_name, load_plan
     from study.watching import Watcher
 
     loaded = load_plan(plan)
@@ -477,5 +477,5 @@ def _study(
         watcher = Watcher(bars)
         yield Study(
             loaded, home=home, data=data, cluster=Cluster(address=address, max_concurrent=max_concurrent),
-            watch=watcher.work, watch_jobs=watcher.jobs,
+            watch=watcher.work, watch_jobs=watcher.jobs, named=full_name(plan),
         )  # fmt: skip

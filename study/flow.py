@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -72,8 +73,10 @@ class Study:
 
     def __init__(
         self, plan: Plan, *, home: Path, data: Path | None = None, cluster: Cluster | None = None,
-        watch: Watch | None = None, watch_jobs: WatchJobs | None = None,
+        watch: Watch | None = None, watch_jobs: WatchJobs | None = None, named: str | None = None,
     ) -> None:  # fmt: skip
+        """`named`: what `load_plan` finds the plan by in any folder; default: its name, as of a shipped plan."""
+        self.named = named or plan.name
         self.plan, self.home, self.data = plan, home.absolute(), data  # workers have another working folder
         self.cluster = cluster or Cluster()
         self.watch: Watch = watch or unwatched
@@ -282,6 +285,15 @@ class Study:
             "study.gpus": f"{self.plan.resources.gpus:g}",
         }
 
+    @property
+    def _way(self) -> dict[str, str]:
+        """Tags with the words by which a command finds the study: see `Results.command`."""
+        return {
+            "study.store": tracking.naming(self._server),
+            "study.plan": shlex.join([self.named, "--home", str(self.home)]),
+            "study.data": shlex.join(["--data", str(self.data.absolute())]) if self.data else "",
+        }
+
     def _store(self) -> tuple[Any, str]:
         client = tracking.connect(self.tracking_uri)
         artifacts = self.home / "artifacts" if self._server is None else None
@@ -296,9 +308,11 @@ class Study:
         }  # fmt: skip
         for run in tracking.find_runs(client, experiment, "data"):
             if run.info.status == tracking.FINISHED and tags.items() <= run.data.tags.items():
+                for name, value in self._way.items() - run.data.tags.items():
+                    client.set_tag(run.info.run_id, name, value)
                 return
             client.delete_run(run.info.run_id)
-        run = client.create_run(experiment, run_name="data", tags=tags)
+        run = client.create_run(experiment, run_name="data", tags=tags | self._way)
         for path in describe_data(self.plan, inputs, self.home / "logs" / self.plan.name).values():
             client.log_artifact(run.info.run_id, str(path))
         for name, value in feature_figures(inputs.tables).items():

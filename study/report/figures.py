@@ -349,7 +349,7 @@ def history(results: Results) -> History:
     """Every finished search trial and the best so far, per cell."""
     metric, direction = results.subject.selection
     pick = min if direction == "minimize" else max
-    traces, failed = [], results.trials[results.trials["status"].isin(["FAILED", "KILLED"])]
+    traces, failed = [], results.trials[results.trials["status"].isin(["FAILED", "KILLED", "PRUNED"])]
     for cell, trials in _search_rows(results, metric).groupby("cell", sort=True):
         first = trials.iloc[0]
         x = tuple(int(name) for name in trials["name"])

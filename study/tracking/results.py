@@ -14,7 +14,7 @@ import math
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
@@ -58,11 +58,16 @@ class Results:
     duplicates: tuple[str, ...]  # trials with more than one finished run; the newest one counts
     foreign: int  # runs of the experiment that no study wrote
     objectives: tuple[str, ...] = ()  # metrics that the search optimised together; empty: the selection metric alone
+    way: Mapping[str, str] = field(default_factory=dict)  # store, plan, data -> their words in a command, as last run
 
     def finished(self, part: str | None = None) -> pd.DataFrame:
         """The finished trials (of one part)."""
         rows = self.trials[self.trials["status"] == "FINISHED"]
         return rows if part is None else rows[rows["part"] == part]
+
+    def without_result(self) -> pd.DataFrame:
+        """The trials that have none, but for those that the search gave up (PRUNED), which are not to have one."""
+        return self.trials[~self.trials["status"].isin(["FINISHED", "PRUNED"])]
 
     @property
     def digest(self) -> str:
@@ -102,6 +107,13 @@ class Results:
         names = [str(name) for name in rows.columns if str(name).startswith("params.")]
         varied = [name.removeprefix("params.") for name in names if rows[name].nunique(dropna=False) > 1]
         return sorted(set(varied) - NOT_CONFIG)
+
+    def command(self, verb: str, *options: str) -> str:
+        """What `study VERB` on this study is in a terminal, on the machine that it last ran on."""
+        words = [f"{self.way.get('store', '')}study {verb} {self.way.get('plan', self.experiment)}"]
+        if verb != "report":  # it reads the store alone
+            words += filter(None, [self.way.get("data")])
+        return " ".join([*words, *options])
 
     def epochs(self, run_id: str, metric: str) -> pd.DataFrame:
         """Columns epoch, value: the series `epoch/<metric>` of one run; of a repeated epoch the newest value."""
@@ -150,6 +162,7 @@ def load_results(tracking_uri: str, experiment: str, subject: Subject) -> Result
         duplicates=duplicates,
         foreign=len(runs) - len(ours),
         objectives=_objectives(ours),
+        way=_way(newest),
     )
 
 
@@ -265,7 +278,7 @@ def _row(run: Run) -> dict[str, Any]:
     source, _, target = task.partition("->")
     row: dict[str, Any] = {
         "run_id": run.info.run_id,
-        "status": run.info.status,
+        "status": "PRUNED" if f"{TAG}pruned" in tags else run.info.status,
         "part": part,
         "cell": cell,
         "task": task,
@@ -282,6 +295,11 @@ def _row(run: Run) -> dict[str, Any]:
     }
     row |= {f"params.{name}": value for name, value in params.items()}
     return row | {f"metrics.{name}": value for name, value in run.data.metrics.items() if not name.startswith("epoch/")}
+
+
+def _way(data: Run | None) -> dict[str, str]:
+    tags = data.data.tags if data else {}
+    return {name: tags[f"{TAG}{name}"] for name in ("store", "plan", "data") if f"{TAG}{name}" in tags}
 
 
 def _records(tracking_uri: str, run: Run | None, path: str) -> tuple[Mapping[str, Any], ...]:

@@ -92,6 +92,16 @@ def default_uri(home: Path) -> str:
     return f"sqlite:///{home.absolute() / 'mlflow.db'}"
 
 
+def shown(uri: str) -> str:
+    """A store's address for all readers of a tag or a page: without its password."""
+    return re.sub(r"(//[^/:@]*):[^/]*@", r"\1@", uri)
+
+
+def naming(uri: str | None) -> str:
+    """What a command on a named store begins with; nothing for the file in the home folder."""
+    return f"MLFLOW_TRACKING_URI={shlex.quote(shown(uri))} " if uri else ""
+
+
 def connect(uri: str) -> MlflowClient:
     """A client; a new SQLite store gets its tables here, which takes seconds."""
     with warnings.catch_warnings():
@@ -163,8 +173,7 @@ class PartTracker:
         self._part = part
         self._tags = dict(tags)
         self._metric = metric
-        shown = re.sub(r"(//[^/:@]*):[^/]*@", r"\1@", uri or "")  # no password is for all readers of a tag
-        self._store = f"MLFLOW_TRACKING_URI={shlex.quote(shown)} " if uri else ""
+        self._store = naming(uri)
         self._home = f" --home {shlex.quote(str(home))}" if home else ""
         self._open: dict[str, _Open] = {}
         self._parent: str | None = None

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import html
 import os
+import re
+import shlex
 import shutil
 import signal
 import sqlite3
@@ -124,6 +127,18 @@ def test_the_report_is_drawn(finished: Finished) -> None:
         assert len(list(report.rglob(f"table_{number}*.csv"))) >= 1
     steps = pd.read_csv(next(report.rglob("figure_3_steps*.csv")))
     assert len(steps) >= 4
+
+
+def test_the_pages_commands_work_from_another_folder(
+    finished: Finished, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = html.unescape((finished.home / "reports" / "tiny" / "report.html").read_text())
+    (found,) = re.findall(r"<code>(study sweep .*) && (study report .* --only figure_3_steps)</code>", page)
+    sweep, redraw = (shlex.split(command) for command in found)
+    assert sweep == ["study", "sweep", str(finished.plan), "--home", str(finished.home)]
+    monkeypatch.chdir(tmp_path)
+    ran = study(*redraw[1:])
+    assert (ran.code, ran.out) == (0, f"figure  {finished.home}/reports/tiny/figures/figure_3_steps.png\n")
 
 
 def test_a_second_run_trains_nothing(finished: Finished, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -93,7 +93,10 @@ def test_a_full_study_twice_gives_the_same_bytes_in_one_finished_run(store: Stor
     assert "search books-&gt;movies@0.2 0013 is RUNNING" in text
     assert "<strong>music</strong>" in text
     assert "Partial study: 2 trials without a result, 0 figures" in text
-    assert "study sweep tiny &amp;&amp; study report tiny --only figure_3_steps" in text
+    again = "study report /my/tiny.yaml --home /runs"
+    assert f"<dt>Remade by</dt><dd>{again}</dd>" in text
+    sweep = "study sweep /my/tiny.yaml --home /runs --data '/raw files'"
+    assert f"<code>{sweep} && {again} --only figure_3_steps</code>" in html.unescape(text)
     assert "Published optimum: tanh (every task; 4.4.2, Figure 4)." in text
 
 
@@ -167,6 +170,7 @@ def test_local_files_do_not_matter_and_every_run_counts_once(tmp_path: Path) -> 
     store.add("search", task, ratio, "0003", {"val_rmse": 0.1, "val_ndcg20": 0.9, "seconds": 3.0})
     store.add("search", task, ratio, "0004", {}, status="FAILED", tags={"study.error": "late failure"})
     store.add("search", task, ratio, "0006", {}, status="KILLED")
+    store.add("search", task, ratio, "0007", {}, status="KILLED", tags={"study.pruned": "after epoch 3 by ASHA"})
     store.client.create_run(store.experiment_id)
     first = report(store.uri, store.experiment, MUSIC, tmp_path / "one")
     before = files(tmp_path / "one")
@@ -178,6 +182,10 @@ def test_local_files_do_not_matter_and_every_run_counts_once(tmp_path: Path) -> 
     assert f"search/{task}@{ratio}/0003 finished more than once; its newest run counts" in text
     assert "late failure" not in text, "its finished run counts"
     assert f"search {task}@{ratio} 0006 is KILLED" in text
+    assert "Partial study: 1 trials without a result" in text, "a pruned trial is not to have one"
+    assert "0007 is" not in text
+    assert re.findall(r'<th scope="col">(\w+)</th>', text)[:4] == ["Part", "Finished", "Killed", "Pruned"]
+    assert "<td>search</td><td>24</td><td>1</td><td>1</td>" in text
     assert "1 runs of this experiment were not logged by a study" in text
     points = pd.read_csv(second.out / "figures" / "pareto.csv", dtype={"trial": str}).set_index(["cell", "trial"])
     assert points.loc[(f"{task}@{ratio}", "0003"), "val_rmse"] == 0.1
