@@ -222,7 +222,7 @@ class Cloud:
     x: tuple[float, ...]
     y: tuple[float, ...]
     front: tuple[int, ...]  # trials that no other one beats in both
-    selected: int
+    selected: int | None  # None: it lacks one of the two numbers
 
 
 @dataclass(frozen=True)
@@ -232,6 +232,7 @@ class Tradeoff:
     head: Head
     x: str
     y: str
+    x_higher: bool  # a higher x is better
     clouds: tuple[Cloud, ...]
 
     def points(self) -> pd.DataFrame:

@@ -141,7 +141,7 @@ def is_current(results: Results, out: Path) -> bool:
 
 
 def _make(results: Results, progress: Callable[[int, int], None], staged: Path) -> _Content:
-    content, subject = _Content(), results.subject
+    content, subject = _Content(missing=[*results.lost]), results.subject
 
     def compared() -> Table:
         content.comparison = compare(results)

@@ -189,7 +189,11 @@ def _short(value: object) -> str:
 
 def cost_table(results: Results) -> Table | None:
     """What the trials cost, by part; None where none has ended."""
-    ended = results.trials[results.trials["ended"].notna()] if not results.trials.empty else results.trials
+    if results.trials.empty:
+        return None
+    ended = results.trials[results.trials["ended"].notna()]
+    silent = int(ended["spent"].isna().sum())
+    ended = ended.dropna(subset=["spent"])
     if ended.empty:
         return None
     rows = [_costs(str(part), rows) for part, rows in ended.groupby("part", sort=True)]
@@ -203,16 +207,18 @@ def cost_table(results: Results) -> Table | None:
             "Wall hours": frame["wall_hours"].map("{:.3f}".format),
         }
     )
-    notes = (
-        "Ended trials, failed ones too. Wall hours: time in which at least one of them ran. Extraction is not in it.",
-    )
-    return Table("cost", "What it cost", frame, shown, notes)
+    notes = [
+        "Ended trials, failed ones too, by the time that they ran: none passes between a stop and going on. Wall hours: "
+        "time in which at least one of them ran, each in one stretch up to its end. Extraction is not in it."
+    ]
+    notes += [f"{silent} trials that do not say how long they ran are not in it."] if silent else []
+    return Table("cost", "What it cost", frame, shown, tuple(notes))
 
 
 def _costs(part: str, rows: pd.DataFrame) -> Mapping[str, object]:
-    hours = (rows["ended"] - rows["started"]) / 3.6e6
+    hours = rows["spent"] / 3600
     gpus = pd.to_numeric(rows["gpus"], errors="coerce")
-    spans = sorted(zip(rows["started"], rows["ended"], strict=True))
+    spans = sorted(zip(rows["ended"] - 1000 * rows["spent"], rows["ended"], strict=True))
     wall, until = 0.0, -float("inf")
     for start, end in spans:
         wall += max(0.0, end - max(start, until))

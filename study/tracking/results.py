@@ -34,6 +34,7 @@ TAG = "study."
 NOT_CONFIG = frozenset({"task", "source", "target", "ratio", "seeds", "features"})
 COLUMNS = ("run_id", "status", "part", "cell", "task", "source", "target", "ratio", "name", "variant", "best", "error")
 _PAGE = 1_000
+_REMAKE = "put the file back, or delete the run in MLflow (study ui): `study run` then makes it again"
 
 
 class MissingError(InputError):
@@ -55,6 +56,7 @@ class Results:
     tags: Mapping[
         str, tuple[str, ...]
     ]  # data_key, feature_key, commit, versions, device -> values over finished trials
+    lost: Sequence[str]  # why artifacts of the part "data" cannot be read
     duplicates: tuple[str, ...]  # trials with more than one finished run; the newest one counts
     foreign: int  # runs of the experiment that no study wrote
     objectives: tuple[str, ...] = ()  # metrics that the search optimised together; empty: the selection metric alone
@@ -127,7 +129,14 @@ class Results:
 
     def per_user(self, run_id: str, name: str = "per_user.csv") -> pd.DataFrame:
         """The run's rows of test users (or `val_per_user.csv`): seed, user, and the columns of the study's kind."""
-        return pd.read_csv(io.StringIO(read_artifact(self.tracking_uri, run_id, name)), dtype={"user": str})
+        text = read_artifact(self.tracking_uri, run_id, name)
+        texts = ["user", self.subject.kind.group_column]
+        try:
+            frame = pd.read_csv(io.StringIO(text), dtype=dict.fromkeys(texts, str))
+            frame.drop(columns=texts, errors="ignore").astype(float)
+        except ValueError as error:  # pandas' own errors are its kin
+            raise InputError(f"run {run_id}: {name} is no table of numbers ({_line(error)}); {_REMAKE}") from error
+        return frame
 
 
 def load_results(tracking_uri: str, experiment: str, subject: Subject) -> Results:
@@ -149,14 +158,16 @@ def load_results(tracking_uri: str, experiment: str, subject: Subject) -> Result
     data = [run for run in ours if run.data.tags[f"{TAG}part"] == "data" and run.info.status == "FINISHED"]
     newest = max(data, key=_age) if data else None
     finished = [run for run in trials if run.info.status == "FINISHED"]
+    lost: list[str] = []
     return Results(
         subject=subject,
         tracking_uri=tracking_uri,
         experiment=experiment,
         trials=_frame(trials),
-        domains=_records(tracking_uri, newest, "domains.json"),
-        cells=_records(tracking_uri, newest, "cells.json"),
-        pseudo=_records(tracking_uri, newest, "pseudo.json"),
+        domains=_records(tracking_uri, newest, "domains.json", lost),
+        cells=_records(tracking_uri, newest, "cells.json", lost),
+        pseudo=_records(tracking_uri, newest, "pseudo.json", lost),
+        lost=lost,
         simulated=any(_is_true(run, "simulated") for run in ours if run.data.tags[f"{TAG}part"] != "report"),
         tags={name: _values(finished, name) for name in ("data_key", "feature_key", "commit", "versions", "device")},
         duplicates=duplicates,
@@ -180,7 +191,7 @@ def read_config(tracking_uri: str, run_id: str) -> Mapping[str, Any]:
     try:
         loaded = yaml.safe_load(read_artifact(tracking_uri, run_id, "config.yaml"))
     except yaml.YAMLError as error:
-        raise InputError(f"run {run_id}: its config.yaml is not YAML ({' '.join(str(error).split())})") from error
+        raise InputError(f"run {run_id}: its config.yaml is not YAML ({_line(error)}); {_REMAKE}") from error
     if not isinstance(loaded, dict):
         raise InputError(f"run {run_id}: its config.yaml must be a mapping, is {type(loaded).__name__}")
     return loaded
@@ -198,14 +209,14 @@ def read_artifact(tracking_uri: str, run_id: str, path: str) -> str:
             repository: Any = get_artifact_repository(run.info.artifact_uri, tracking_uri)
             found = repository.download_artifacts(path, None if in_place else folder)
             return Path(found).read_text(encoding="utf-8")
-    except (MlflowException, OSError) as error:
-        remedy = "give the id of a trial"
-        if f"{TAG}trial" in run.data.tags:
-            remedy = (
-                "put the file back, or delete the run in MLflow (study ui): `study run` then trains the trial again"
-            )
-        reason = " ".join(str(error).split())[:200]
-        raise InputError(f"run {run_id}: has no readable artifact {path} ({reason}); {remedy}") from error
+    except (MlflowException, OSError, UnicodeDecodeError) as error:
+        made = f"{TAG}trial" in run.data.tags or run.data.tags.get(f"{TAG}part") == "data"
+        remedy = _REMAKE if made else "give the id of a trial"
+        raise InputError(f"run {run_id}: has no readable artifact {path} ({_line(error)}); {remedy}") from error
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]
 
 
 def _all_runs(client: MlflowClient, experiment_id: str) -> list[Run]:
@@ -289,8 +300,8 @@ def _row(run: Run) -> dict[str, Any]:
         "variant": tags.get(f"{TAG}variant", ""),
         "best": _is_true(run, "best"),
         "error": tags.get(f"{TAG}error", ""),
-        "started": run.info.start_time,
         "ended": run.info.end_time,
+        "spent": _spent(run),
         "gpus": tags.get(f"{TAG}gpus", ""),
     }
     row |= {f"params.{name}": value for name, value in params.items()}
@@ -302,12 +313,27 @@ def _way(data: Run | None) -> dict[str, str]:
     return {name: tags[f"{TAG}{name}"] for name in ("store", "plan", "data") if f"{TAG}{name}" in tags}
 
 
-def _records(tracking_uri: str, run: Run | None, path: str) -> tuple[Mapping[str, Any], ...]:
+def _spent(run: Run) -> float:
+    """Seconds that the trial ran, whatever lay between its attempts; of those that finished, by the trial's own clock."""
+    if run.info.status == "FINISHED":
+        return float(run.data.metrics.get("seconds", math.nan))
+    return float(run.data.tags.get(f"{TAG}spent", math.nan))
+
+
+def _records(tracking_uri: str, run: Run | None, path: str, lost: list[str]) -> tuple[Mapping[str, Any], ...]:
+    """Those of a JSON file; none where there is none, or, which `lost` is told, where it cannot be read."""
     if run is None or not any(
         entry.path == path for entry in MlflowClient(tracking_uri).list_artifacts(run.info.run_id)
     ):
         return ()
-    loaded = json.loads(read_artifact(tracking_uri, run.info.run_id, path))
-    if not isinstance(loaded, list) or not all(isinstance(record, dict) for record in loaded):
-        raise InputError(f"run {run.info.run_id}: {path} must be a list of objects; run the study's data part again")
-    return tuple(loaded)
+    try:
+        loaded = json.loads(read_artifact(tracking_uri, run.info.run_id, path))
+        if not isinstance(loaded, list) or not all(isinstance(record, dict) for record in loaded):
+            raise ValueError("it is no list of objects")
+    except InputError as error:
+        lost.append(str(error))
+    except ValueError as error:
+        lost.append(f"run {run.info.run_id}: {path} cannot be used ({_line(error)}); {_REMAKE}")
+    else:
+        return tuple(loaded)
+    return ()

@@ -138,7 +138,8 @@ def test_the_pages_commands_work_from_another_folder(
     assert sweep == ["study", "sweep", str(finished.plan), "--home", str(finished.home)]
     monkeypatch.chdir(tmp_path)
     ran = study(*redraw[1:])
-    assert (ran.code, ran.out) == (0, f"figure  {finished.home}/reports/tiny/figures/figure_3_steps.png\n")
+    assert ran.code == 0
+    assert f"figure  {finished.home}/reports/tiny/figures/figure_3_steps.png\n" in ran.out
 
 
 def test_a_second_run_trains_nothing(finished: Finished, monkeypatch: pytest.MonkeyPatch) -> None:

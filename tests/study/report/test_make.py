@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import math
 import re
 import shutil
 from dataclasses import replace
@@ -104,6 +105,9 @@ def test_a_partial_study_says_what_is_missing_and_drops_what_is_stale(tmp_path: 
     store = empty_store(tmp_path)
     fill_search(store, trials=3)
     store.client.create_run(store.experiment_id)
+    data = store.add_data()
+    for name in ("cells.json", "domains.json"):
+        store.client.log_text(data, '[{"sou', name)
     out = tmp_path / "out"
     (out / "figures").mkdir(parents=True)
     (out / "figures" / "old.png").write_bytes(b"stale")
@@ -114,6 +118,8 @@ def test_a_partial_study_says_what_is_missing_and_drops_what_is_stale(tmp_path: 
     made = report(store.uri, store.experiment, MUSIC, out)
     assert made.run_id == stale.info.run_id
     assert [line.partition(":")[0] for line in made.missing] == [
+        f"run {data}",
+        f"run {data}",
         "Table 1",
         "splits",
         "Table 2",
@@ -123,7 +129,10 @@ def test_a_partial_study_says_what_is_missing_and_drops_what_is_stale(tmp_path: 
         "sweep of activation",
         "importance",
     ]
-    assert "Partial study: 0 trials without a result, 8 figures, tables or parts missing." in made.page.read_text()
+    assert "Partial study: 0 trials without a result, 10 figures, tables or parts missing." in made.page.read_text()
+    assert re.search(
+        r"domains.json cannot be used \(.*\); put the file back, or delete the run in MLflow", made.missing[0]
+    )
     assert made.comparison is None
     assert "figures/old.png" not in logged(store.client, made.run_id)
     assert not (out / "figures" / "old.png").exists()
@@ -206,13 +215,14 @@ def test_one_figure_is_redrawn_by_its_name(store: Store, tmp_path: Path) -> None
 
 def test_cost_is_the_ended_trials_and_the_time_in_which_any_ran(results: Results) -> None:
     hour = 3_600_000
-    rows = [("search", 0, hour, "2"), ("search", hour // 2, 2 * hour, "2"), ("score", 5 * hour, 6 * hour, "0")]
-    trials = pd.DataFrame(rows, columns=["part", "started", "ended", "gpus"])
+    rows = [("search", hour, 3600, "2"), ("search", 2 * hour, 5400, "2"), ("score", 6 * hour, 3600, "0")]
+    trials = pd.DataFrame([*rows, ("score", 9 * hour, math.nan, "0")], columns=["part", "ended", "spent", "gpus"])
     table = cost_table(replace(results, trials=trials))
     assert table is not None
     frame = table.frame.set_index("part")
     assert frame.loc["search"].tolist() == [2, 2.5, 5.0, 2.0]
     assert frame.loc["all"].tolist() == [3, 3.5, 5.0, 3.0]
+    assert table.notes[1] == "1 trials that do not say how long they ran are not in it."
     unknown = cost_table(replace(results, trials=trials.assign(gpus="")))
     assert unknown is not None
     assert set(unknown.shown["GPU-hours"]) == {"not logged"}
