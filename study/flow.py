@@ -308,8 +308,8 @@ class Study:
         }  # fmt: skip
         for run in tracking.find_runs(client, experiment, "data"):
             if run.info.status == tracking.FINISHED and tags.items() <= run.data.tags.items():
-                for name, value in self._way.items() - run.data.tags.items():
-                    client.set_tag(run.info.run_id, name, value)
+                for tag, words in self._way.items() - run.data.tags.items():
+                    client.set_tag(run.info.run_id, tag, words)
                 return
             client.delete_run(run.info.run_id)
         run = client.create_run(experiment, run_name="data", tags=tags | self._way)
