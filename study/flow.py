@@ -20,7 +20,7 @@ from study.plan import Plan
 from study.prepare import Inputs, Watch, describe_data, feature_figures, prepare, unwatched
 from study.provenance import commit, device, versions
 from study.report.claims import Judged, judge
-from study.report.make import ReportResult, is_current, redraw, report
+from study.report.make import ReportResult, redraw, report
 from study.select import Best, best_per_cell
 from study.starts import config_of_run
 from study.subject import Subject, subject_of
@@ -159,10 +159,6 @@ class Study:
     def redraw(self, figure: str) -> Path:
         """One figure of the report, drawn anew from MLflow alone."""
         return redraw(self.tracking_uri, self.plan.name, self.subject, self.report_folder, figure)
-
-    def report_is_current(self) -> bool:
-        """Whether the report shows the trials as they stand now."""
-        return is_current(self.results(), self.report_folder)
 
     # --- reading back ---------------------------------------------------------------------------------------------
 

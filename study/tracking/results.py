@@ -7,7 +7,6 @@ Columns of `Results.trials`: those of `COLUMNS`, then `params.<field>` (text, as
 from __future__ import annotations
 
 import gc
-import hashlib
 import io
 import json
 import math
@@ -70,12 +69,6 @@ class Results:
     def without_result(self) -> pd.DataFrame:
         """The trials that have none, but for those that the search gave up (PRUNED), which are not to have one."""
         return self.trials[~self.trials["status"].isin(["FINISHED", "PRUNED"])]
-
-    @property
-    def digest(self) -> str:
-        """Of which trials finished and which did not: what a report is drawn from."""
-        text = "\n".join(sorted(self.trials["run_id"] + " " + self.trials["status"]))
-        return hashlib.sha256(text.encode()).hexdigest()
 
     def validation(self, part: str = "search") -> pd.DataFrame:
         """Finished trials of a part without any test column: the only thing that selection is given."""

@@ -146,7 +146,12 @@ def test_a_second_run_trains_nothing(finished: Finished, monkeypatch: pytest.Mon
     def no_ray(*_: Any, **__: Any) -> None:
         raise AssertionError("nothing is left to launch")
 
+    def judged_again(*_: Any) -> None:
+        raise AssertionError("the report run says how many claims hold")
+
     monkeypatch.setattr("study.engine.launch.launch", no_ray)
+    monkeypatch.setattr("study.report.make.judge", judged_again)
+    monkeypatch.setattr("study.flow.judge", judged_again)
     before = {run.info.run_id: run.info.end_time for run in runs(finished.home)}
     began = time.process_time()
     ran = study("run", finished.plan, "--home", finished.home)
@@ -155,6 +160,9 @@ def test_a_second_run_trains_nothing(finished: Finished, monkeypatch: pytest.Mon
     assert ran.out.count("nothing left to do") == len(WORK)
     assert "Nothing was left to train" in ran.out
     assert "source_offset" in ran.out
+    claims = re.search(r"claims: .* undecided", finished.ran.out)
+    assert claims is not None
+    assert claims[0] in ran.out
     assert {run.info.run_id: run.info.end_time for run in runs(finished.home)} == before
 
 

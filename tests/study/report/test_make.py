@@ -6,6 +6,7 @@ import html
 import math
 import re
 import shutil
+import sqlite3
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -17,10 +18,12 @@ from mlflow import MlflowClient
 from features.errors import InputError
 from study.report import make as module
 from study.report import page as page_module
-from study.report.make import redraw, report
+from study.report.claims import counts
+from study.report.make import current, redraw, report
 from study.report.page import cost_table
 from study.report.tradeoffs import front
-from study.tracking.results import Results
+from study.subject import subject_of
+from study.tracking.results import Results, load_results
 
 from ..store import CELLS, MUSIC, Store, empty_store, fill_search
 
@@ -79,6 +82,7 @@ def test_a_full_study_twice_gives_the_same_bytes_in_one_finished_run(store: Stor
     run = store.client.get_run(first.run_id)
     assert run.info.status == "FINISHED"
     assert (run.data.tags["study.part"], run.data.tags["study.simulated"]) == ("report", "true")
+    assert run.data.tags["study.claims"] == counts(first.claims)
     assert logged(store.client, first.run_id) == {*made, "figures", "tables"}
 
     text = first.page.read_text(encoding="utf-8")
@@ -151,24 +155,57 @@ def test_an_empty_study_has_a_report(tmp_path: Path) -> None:
     assert "Simulated" not in text
 
 
-def test_a_report_that_breaks_closes_its_run_as_failed_and_leaves_the_old_page(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_store_that_takes_no_report_costs_the_page_nothing(tmp_path: Path) -> None:
+    store = empty_store(tmp_path)
+    report(store.uri, store.experiment, MUSIC, tmp_path / "out")
+    with sqlite3.connect(tmp_path / "mlflow.db") as base:
+        base.execute("create trigger no before update on runs begin select raise(abort, 'read only'); end")
+    (tmp_path / "out" / "report.html").write_text("old", encoding="utf-8")
+    made = report(store.uri, store.experiment, MUSIC, tmp_path / "out")
+    assert made.run_id == ""
+    assert re.fullmatch(
+        rf"MLflow at {store.uri} does not take the report \(.*read only.*\); only .*/out has it", made.unlogged
+    )
+    assert "No trial has been logged." in made.page.read_text(encoding="utf-8")
+
+
+def test_a_report_that_is_logged_in_part_has_a_failed_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store: Store = empty_store(tmp_path)
-    out = tmp_path / "out"
-    out.mkdir()
-    (out / "report.html").write_text("old", encoding="utf-8")
 
     def broken(*_: object) -> None:
         raise OSError("disk full")
 
     monkeypatch.setattr(module, "_log", broken)
-    with pytest.raises(OSError, match="disk full"):
-        report(store.uri, store.experiment, MUSIC, out)
+    made = report(store.uri, store.experiment, MUSIC, tmp_path / "out")
+    assert (made.run_id, made.page.is_file()) == ("", True)
+    assert "does not take the report (disk full)" in made.unlogged
     (run,) = store.client.search_runs([store.experiment_id])
     assert run.info.status == "FAILED"
-    assert [path.name for path in out.iterdir()] == ["report.html"]
-    assert (out / "report.html").read_text(encoding="utf-8") == "old"
+    assert current(made.results, tmp_path / "out") is None, "the next study run tries again"
+
+
+def test_a_page_is_current_until_anything_that_it_shows_changes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, out = empty_store(tmp_path), tmp_path / "out"
+    results = report(store.uri, store.experiment, MUSIC, out).results
+    tags = current(load_results(store.uri, store.experiment, MUSIC), out)
+    assert tags is not None
+    assert tags["study.claims"] == ""
+    amazon = subject_of("music", "music/amazon")
+    assert MUSIC.paper is not None
+    sentence = replace(MUSIC.paper.claims[0], sentence="otherwise")
+    for changed in (
+        replace(results, subject=amazon),
+        replace(
+            results, subject=replace(MUSIC, paper=replace(MUSIC.paper, claims=(sentence, *MUSIC.paper.claims[1:])))
+        ),
+        replace(results, cells=({"source": "books", "train_users": 3},)),
+        replace(results, way={"plan": "/other.yaml"}),
+    ):
+        assert current(changed, out) is None
+    monkeypatch.setattr(module, "commit", lambda: "another")
+    assert current(results, out) is None
 
 
 def test_local_files_do_not_matter_and_every_run_counts_once(tmp_path: Path) -> None:
