@@ -6,6 +6,7 @@ same bytes: no date, no random number, a fixed order.
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import tempfile
@@ -93,11 +94,11 @@ def report(
         _move(staged, out)
     run_id = unlogged = ""
     try:
-        with _report_run(results, content.claims) as (client, run_id):
+        with _untold(), _report_run(results, content.claims) as (client, run_id):
             _log(client, tracking_uri, run_id, out)
     except (MlflowException, OSError) as error:
         run_id = ""
-        reason = " ".join(str(error).split())[:200]
+        reason = " ".join(str(error).split())[:300]
         unlogged = f"MLflow at {shown(tracking_uri)} does not take the report ({reason}); only {out} has it"
     return ReportResult(
         out=out,
@@ -218,6 +219,18 @@ def _make(results: Results, progress: Callable[[int, int], None], staged: Path) 
                 content.figures.append(made)
         progress(done, len(makers))
     return content
+
+
+@contextmanager
+def _untold() -> Iterator[None]:
+    """MLflow's own words on a database that refuses, a traceback of a page, are kept from the terminal."""
+    logger = logging.getLogger("mlflow.store.db")
+    before = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
 
 
 @contextmanager

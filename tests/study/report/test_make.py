@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import logging
 import math
 import re
 import shutil
@@ -155,7 +156,7 @@ def test_an_empty_study_has_a_report(tmp_path: Path) -> None:
     assert "Simulated" not in text
 
 
-def test_a_store_that_takes_no_report_costs_the_page_nothing(tmp_path: Path) -> None:
+def test_a_store_that_takes_no_report_costs_the_page_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     store = empty_store(tmp_path)
     report(store.uri, store.experiment, MUSIC, tmp_path / "out")
     with sqlite3.connect(tmp_path / "mlflow.db") as base:
@@ -163,6 +164,7 @@ def test_a_store_that_takes_no_report_costs_the_page_nothing(tmp_path: Path) -> 
     (tmp_path / "out" / "report.html").write_text("old", encoding="utf-8")
     made = report(store.uri, store.experiment, MUSIC, tmp_path / "out")
     assert made.run_id == ""
+    assert [record for record in caplog.records if record.levelno >= logging.ERROR] == [], "one line of ours says it"
     assert re.fullmatch(
         rf"MLflow at {store.uri} does not take the report \(.*read only.*\); only .*/out has it", made.unlogged
     )
