@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from study.flow import Study, Summary
     from study.plan import Plan
     from study.prepare import Inputs
-    from study.report.claims import Judged
     from study.watching import LiveBars
 
 console = Console()
@@ -202,8 +201,11 @@ def _ablate(study: Study) -> None:
 
 @_verb("score", "Score: the best configuration and the simple predictors on test.")
 def _score(study: Study) -> None:
+    from study.report.claims import counts
+
     summary = _shown(study.score())
-    _claims(study.claims())
+    judged = study.claims()
+    _claims(counts(judged) if judged else "")
     _end([summary])
 
 
@@ -406,21 +408,28 @@ def _shown(summary: Summary) -> Summary:
 
 
 def _report(study: Study, *, fresh: bool) -> None:
-    """Draw the report, unless it shows the trials as they are; print the table, the figures and the way on."""
+    """Draw the report, unless it shows the study as it is; print the table, the figures and the way on."""
+    from features.errors import InputError
+    from study.report.claims import counts
+    from study.report.make import CLAIMS, current
     from study.report.tables import summary_table
-    from study.tracking.results import MissingError
 
     page = study.report_folder / "report.html"
-    comparison = judged = None
-    if fresh or not study.report_is_current():
+    results, comparison = None if fresh else study.results(), None
+    drawn = None if results is None else current(results, study.report_folder)
+    if results is None or drawn is None:
         with _bars() as bars:
             task = bars.add_task("drawing the report", total=None)
             made = study.report(lambda done, total: bars.update(task, completed=done, total=total))
-        comparison, judged = made.comparison, made.claims
-    _claims(study.claims() if judged is None else judged)
+        results, comparison = made.results, made.comparison
+        _claims(counts(made.claims) if made.claims else "")
+        if made.unlogged:
+            console.print(made.unlogged, markup=False, soft_wrap=True)
+    else:
+        _claims(drawn[CLAIMS])
     try:
-        console.print(summary_table(study.results(), comparison))
-    except MissingError as missing:
+        console.print(summary_table(results, comparison))
+    except InputError as missing:
         console.print(str(missing), markup=False, soft_wrap=True)
     for path in sorted((study.report_folder / "figures").glob("*.png")):
         console.print(f"figure  {path}", markup=False, soft_wrap=True, highlight=False)
@@ -434,19 +443,18 @@ def _report(study: Study, *, fresh: bool) -> None:
 def _way_to_mlflow(study: Study) -> str:
     """What opens the study's store: a server's address, or a command."""
     from study.flow import store_uri
+    from study.tracking.runs import shown
 
     uri = study.tracking_uri
     if uri.startswith("http"):
-        return uri
+        return shown(uri)
     return f"study ui --home {study.home}" if uri == store_uri(study.home) else f"mlflow ui --backend-store-uri {uri}"
 
 
-def _claims(judged: Sequence[Judged]) -> None:
+def _claims(counted: str) -> None:
     """How many of the paper's claims hold, in a line."""
-    from study.report.claims import counts
-
-    if judged:
-        console.print(f"claims: {counts(judged)} (study report)")
+    if counted:
+        console.print(f"claims: {counted} (study report)")
 
 
 def _bars() -> LiveBars:
@@ -468,7 +476,7 @@ def _study(
 ) -> Iterator[Study]:
     from study.flow import Study
     from study.jobs import Cluster
-    from study.plan import load_plan
+    from study.plan import full_name, load_plan
     from study.watching import Watcher
 
     loaded = load_plan(plan)
@@ -477,5 +485,5 @@ def _study(
         watcher = Watcher(bars)
         yield Study(
             loaded, home=home, data=data, cluster=Cluster(address=address, max_concurrent=max_concurrent),
-            watch=watcher.work, watch_jobs=watcher.jobs,
+            watch=watcher.work, watch_jobs=watcher.jobs, named=full_name(plan),
         )  # fmt: skip

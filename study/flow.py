@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -19,7 +20,7 @@ from study.plan import Plan
 from study.prepare import Inputs, Watch, describe_data, feature_figures, prepare, unwatched
 from study.provenance import commit, device, versions
 from study.report.claims import Judged, judge
-from study.report.make import ReportResult, is_current, redraw, report
+from study.report.make import ReportResult, redraw, report
 from study.select import Best, best_per_cell
 from study.starts import config_of_run
 from study.subject import Subject, subject_of
@@ -72,8 +73,10 @@ class Study:
 
     def __init__(
         self, plan: Plan, *, home: Path, data: Path | None = None, cluster: Cluster | None = None,
-        watch: Watch | None = None, watch_jobs: WatchJobs | None = None,
+        watch: Watch | None = None, watch_jobs: WatchJobs | None = None, named: str | None = None,
     ) -> None:  # fmt: skip
+        """`named`: what `load_plan` finds the plan by in any folder; default: its name, as of a shipped plan."""
+        self.named = named or plan.name
         self.plan, self.home, self.data = plan, home.absolute(), data  # workers have another working folder
         self.cluster = cluster or Cluster()
         self.watch: Watch = watch or unwatched
@@ -156,10 +159,6 @@ class Study:
     def redraw(self, figure: str) -> Path:
         """One figure of the report, drawn anew from MLflow alone."""
         return redraw(self.tracking_uri, self.plan.name, self.subject, self.report_folder, figure)
-
-    def report_is_current(self) -> bool:
-        """Whether the report shows the trials as they stand now."""
-        return is_current(self.results(), self.report_folder)
 
     # --- reading back ---------------------------------------------------------------------------------------------
 
@@ -282,6 +281,15 @@ class Study:
             "study.gpus": f"{self.plan.resources.gpus:g}",
         }
 
+    @property
+    def _way(self) -> dict[str, str]:
+        """Tags with the words by which a command finds the study: see `Results.command`."""
+        return {
+            "study.store": tracking.naming(self._server),
+            "study.plan": shlex.join([self.named, "--home", str(self.home)]),
+            "study.data": shlex.join(["--data", str(self.data.absolute())]) if self.data else "",
+        }
+
     def _store(self) -> tuple[Any, str]:
         client = tracking.connect(self.tracking_uri)
         artifacts = self.home / "artifacts" if self._server is None else None
@@ -296,9 +304,11 @@ class Study:
         }  # fmt: skip
         for run in tracking.find_runs(client, experiment, "data"):
             if run.info.status == tracking.FINISHED and tags.items() <= run.data.tags.items():
+                for tag, words in self._way.items() - run.data.tags.items():
+                    client.set_tag(run.info.run_id, tag, words)
                 return
             client.delete_run(run.info.run_id)
-        run = client.create_run(experiment, run_name="data", tags=tags)
+        run = client.create_run(experiment, run_name="data", tags=tags | self._way)
         for path in describe_data(self.plan, inputs, self.home / "logs" / self.plan.name).values():
             client.log_artifact(run.info.run_id, str(path))
         for name, value in feature_figures(inputs.tables).items():

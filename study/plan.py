@@ -242,6 +242,11 @@ def shipped_plans() -> list[str]:
     return sorted(path.stem for path in FOLDER.glob("*.yaml"))
 
 
+def full_name(name_or_path: str) -> str:
+    """What `load_plan` takes in any folder: a shipped plan's name, or the file's whole path."""
+    return name_or_path if name_or_path in shipped_plans() else str(Path(name_or_path).absolute())
+
+
 def load_plan(name_or_path: str) -> Plan:
     """Read a shipped plan by name, or a YAML file. Raises PlanError with every fault, those of its space included."""
     path = FOLDER / f"{name_or_path}.yaml"

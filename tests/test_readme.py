@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 import yaml
 
+from features.simulate import _latent
 from study.cli import cli
+from study.plan import load_plan
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -71,6 +73,18 @@ def test_every_link_and_picture_is_there() -> None:
     targets = [target for target in re.findall(r"\]\(([^)]+)\)", README) if not target.startswith("http")]
     assert targets
     assert [target for target in targets if not (ROOT / target).exists()] == []
+
+
+def test_the_user_and_the_items_to_try_are_simulated_by_the_plan() -> None:
+    simulated = load_plan("quickstart-lgcd").simulate
+    assert simulated is not None
+    books = _latent(simulated, "books")
+    (user,) = re.findall(r"^study recommend quickstart-lgcd --user (\S+)", README, flags=re.MULTILINE)
+    (history,) = re.findall(r'"history": \[\[(.*)\]\]', README)
+    assert user in books.user_ids.to_pylist()
+    items = re.findall(r'"(\w+)"', history)
+    assert len(items) == 2
+    assert set(items) <= set(books.item_ids.to_pylist())
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")

@@ -110,10 +110,19 @@ def _measure_ratings(held_out: task.HeldOut, predict: Predict, of: task.Task, se
 
 def _rating_query(users: pd.DataFrame, numbers: Mapping[str, int]) -> task.RatingQuery:
     """Columns features (raw source-domain vector) and source_offset."""
-    return task.RatingQuery(
-        features=torch.from_numpy(np.stack([np.asarray(row, np.float32) for row in users["features"]])),
+    rows = [np.asarray(row, np.float32) for row in users["features"]]
+    if len(widths := {len(row) for row in rows}) > 1:
+        raise InputError(
+            f"features: have {min(widths)} to {max(widths)} numbers; give each user as many as the model reads"
+        )
+    query = task.RatingQuery(
+        features=torch.from_numpy(np.stack(rows)),
         source_offset=torch.from_numpy(users["source_offset"].to_numpy(np.float32, copy=True)),
     )
+    for name, known in (("features", query.features), ("source_offset", query.source_offset[:, None])):
+        if not (finite := known.isfinite().all(dim=1)).all():
+            raise InputError(f"{name}: row {int(finite.int().argmin())} has a number that is not finite; leave it out")
+    return query
 
 
 RATINGS = Kind(

@@ -41,10 +41,13 @@ class Served:
         """The `n` best items of each row: columns items (ids), titles, scores, each a list, best first.
 
         `users`: the columns of the kind's query, and, where only some items are asked about, their ids as `candidates`.
-        Scores of ratings are within the rating scale. Raises InputError for unknown items.
+        Scores of ratings are within the rating scale. Raises InputError for no row, unknown items, and what is no number
+        or not of the model's width.
         """
         if n < 1:
             raise InputError(f"n is {n}; give at least 1")
+        if users.empty:
+            raise InputError("users: there is no row; give one for each user")
         scores_UJ = self._score(self._kind.query(users, self._numbers))
         if "candidates" in users:
             scores_UJ = self._among(scores_UJ, users["candidates"])

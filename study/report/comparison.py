@@ -186,7 +186,7 @@ def shown_name(results: Results, run: pd.Series) -> str:
     name = str(run["name"])
     if name.startswith(PREDICTOR):
         return name.removeprefix(PREDICTOR)
-    return str(results.config(str(run["run_id"])).get("model", name)) if name == "best" else name
+    return results.subject.model if name == "best" else name
 
 
 def over_seeds(run: pd.Series, metric: str) -> Interval:

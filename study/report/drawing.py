@@ -285,9 +285,11 @@ def _tradeoff(figure: Tradeoff) -> Canvas:
             colour, shape = _colour(palette, task), _shape(palette, cloud.ratio)
             axes.plot(cloud.x, cloud.y, color=colour, marker=shape["marker"], linestyle="", alpha=0.35, markersize=5)
             front = sorted((cloud.x[k], cloud.y[k]) for k in cloud.front)
-            axes.plot(*zip(*front, strict=True), color=colour, markeredgecolor="white", drawstyle="steps-post", **shape)
-            k = cloud.selected
-            axes.plot([cloud.x[k]], [cloud.y[k]], "o", markersize=13, markerfacecolor="none", color="#000000")
+            # Between two points of the front only the worse y of both is attained, at the better x.
+            steps = "steps-pre" if figure.x_higher else "steps-post"
+            axes.plot(*zip(*front, strict=True), color=colour, markeredgecolor="white", drawstyle=steps, **shape)
+            if (k := cloud.selected) is not None:
+                axes.plot([cloud.x[k]], [cloud.y[k]], "o", markersize=13, markerfacecolor="none", color="#000000")
         axes.set_title(_task(task))
         axes.set(xlabel=label(figure.x), ylabel=label(figure.y))
         axes.margins(0.08)

@@ -222,7 +222,7 @@ class Cloud:
     x: tuple[float, ...]
     y: tuple[float, ...]
     front: tuple[int, ...]  # trials that no other one beats in both
-    selected: int
+    selected: int | None  # None: it lacks one of the two numbers
 
 
 @dataclass(frozen=True)
@@ -232,6 +232,7 @@ class Tradeoff:
     head: Head
     x: str
     y: str
+    x_higher: bool  # a higher x is better
     clouds: tuple[Cloud, ...]
 
     def points(self) -> pd.DataFrame:
@@ -349,7 +350,7 @@ def history(results: Results) -> History:
     """Every finished search trial and the best so far, per cell."""
     metric, direction = results.subject.selection
     pick = min if direction == "minimize" else max
-    traces, failed = [], results.trials[results.trials["status"].isin(["FAILED", "KILLED"])]
+    traces, failed = [], results.trials[results.trials["status"].isin(["FAILED", "KILLED", "PRUNED"])]
     for cell, trials in _search_rows(results, metric).groupby("cell", sort=True):
         first = trials.iloc[0]
         x = tuple(int(name) for name in trials["name"])

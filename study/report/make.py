@@ -6,10 +6,11 @@ same bytes: no date, no random number, a fixed order.
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -17,11 +18,14 @@ from pathlib import Path
 from typing import Any
 
 from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
 from features.errors import InputError
+from features.store import digest
+from study.provenance import commit
 from study.report import drawing, figures, tables, tradeoffs
-from study.report.claims import Judged, judge, unread
+from study.report.claims import Judged, counts, judge, unread
 from study.report.claims_tables import claims_table, contrasts_table
 from study.report.comparison import Comparison, compare
 from study.report.figures import Figure
@@ -29,9 +33,11 @@ from study.report.page import Content, cost_table, page
 from study.report.tables import Table
 from study.subject import Subject
 from study.tracking.results import TAG, Results, load_results
+from study.tracking.runs import shown
 
 PAGE = "report.html"
-DRAWN_FROM = f"{TAG}drawn_from"  # tag of the report run: the trials it shows
+DRAWN_FROM = f"{TAG}drawn_from"  # tag of the report run: hash of all that it shows
+CLAIMS = f"{TAG}claims"  # tag of the report run: how many of the paper's claims hold
 _FOLDERS = ("figures", "tables")
 
 
@@ -44,7 +50,9 @@ class ReportResult:
     figures: tuple[Path, ...]  # the PNGs
     tables: tuple[Path, ...]  # the Markdown files
     missing: tuple[str, ...]
-    run_id: str
+    run_id: str  # empty where the report could not be logged
+    unlogged: str  # why that is, in one line
+    results: Results  # that it was made from
     comparison: Comparison | None  # for the table that a study ends with; None where nothing is scored
     claims: tuple[Judged, ...]
 
@@ -71,7 +79,7 @@ def report(
     """Write figures/, tables/ and report.html to `out` and log them as the study's report run.
 
     `progress(done, total)` is called after each figure and table. Raises InputError where the store does not hold the
-    experiment; anything else that is lacking is listed in `missing`.
+    experiment; anything else that is lacking is listed in `missing`. What cannot be logged is in `out` all the same.
     """
     results = load_results(tracking_uri, experiment, subject)
     out.mkdir(parents=True, exist_ok=True)
@@ -80,13 +88,18 @@ def report(
         for folder in _FOLDERS:
             (staged / folder).mkdir()
         content = _make(results, progress or (lambda done, total: None), staged)
-        shown = Content(
-            figures=content.figures, tables=content.tables, missing=content.missing, cost=_cost(results, staged)
-        )
-        (staged / PAGE).write_text(page(results, shown, staged / "figures"), encoding="utf-8")
-        with _report_run(tracking_uri, experiment, results) as (client, run_id):
-            _log(client, tracking_uri, run_id, staged)
+        cost = _cost(results, staged)
+        all_ = Content(figures=content.figures, tables=content.tables, missing=content.missing, cost=cost)
+        (staged / PAGE).write_text(page(results, all_, staged / "figures"), encoding="utf-8")
         _move(staged, out)
+    run_id = unlogged = ""
+    try:
+        with _untold(), _report_run(results, content.claims) as (client, run_id):
+            _log(client, tracking_uri, run_id, out)
+    except (MlflowException, OSError) as error:
+        run_id = ""
+        reason = " ".join(str(error).split())[:300]
+        unlogged = f"MLflow at {shown(tracking_uri)} does not take the report ({reason}); only {out} has it"
     return ReportResult(
         out=out,
         page=out / PAGE,
@@ -94,6 +107,8 @@ def report(
         tables=tuple(out / "tables" / f"{table.name}.md" for table in content.tables),
         missing=tuple(content.missing),
         run_id=run_id,
+        unlogged=unlogged,
+        results=results,
         comparison=content.comparison,
         claims=content.claims,
     )
@@ -130,18 +145,33 @@ def _cost(results: Results, staged: Path) -> Table | None:
     return table
 
 
-def is_current(results: Results, out: Path) -> bool:
-    """Whether the report in `out` shows the trials as they stand now."""
+def current(results: Results, out: Path) -> Mapping[str, str] | None:
+    """The tags of the report run whose page is in `out`; None where the page would be another one now."""
     client = MlflowClient(results.tracking_uri)
     found = client.get_experiment_by_name(results.experiment)
     if found is None or not (out / PAGE).is_file():
-        return False
+        return None
     runs = client.search_runs([found.experiment_id], f"tags.`{TAG}trial` = 'report'")
-    return any(run.info.status == "FINISHED" and run.data.tags.get(DRAWN_FROM) == results.digest for run in runs)
+    finished = (run.data.tags for run in runs if run.info.status == "FINISHED")
+    now = _drawn_from(results)
+    return next((tags for tags in finished if tags.get(DRAWN_FROM) == now), None)
+
+
+def _drawn_from(results: Results) -> str:
+    """Hash of all that a report is made from: trials, data, what was published, and the code."""
+    subject, trials = results.subject, results.trials
+    return digest(
+        {
+            "trials": sorted(trials["run_id"] + " " + trials["status"]),
+            "others": [results.foreign, results.domains, results.cells, results.pseudo, results.lost, results.way],
+            "published": [repr(subject.published), repr(subject.paper)],
+            "commit": commit(),
+        }
+    )
 
 
 def _make(results: Results, progress: Callable[[int, int], None], staged: Path) -> _Content:
-    content, subject = _Content(), results.subject
+    content, subject = _Content(missing=[*results.lost]), results.subject
 
     def compared() -> Table:
         content.comparison = compare(results)
@@ -193,10 +223,22 @@ def _make(results: Results, progress: Callable[[int, int], None], staged: Path) 
 
 
 @contextmanager
-def _report_run(tracking_uri: str, experiment: str, results: Results) -> Iterator[tuple[MlflowClient, str]]:
+def _untold() -> Iterator[None]:
+    """MLflow's own words on a database that refuses, a traceback of a page, are kept from the terminal."""
+    logger = logging.getLogger("mlflow.store.db")
+    before = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
+
+
+@contextmanager
+def _report_run(results: Results, claims: Sequence[Judged]) -> Iterator[tuple[MlflowClient, str]]:
     """The study's one report run, continued where there is one; FINISHED at the end, FAILED where the body raises."""
-    client = MlflowClient(tracking_uri)
-    found = client.get_experiment_by_name(experiment)
+    client = MlflowClient(results.tracking_uri)
+    found = client.get_experiment_by_name(results.experiment)
     assert found is not None, "the results were read from it"
     runs = client.search_runs([found.experiment_id], f"tags.`{TAG}trial` = 'report'", order_by=["start_time ASC"])
     if runs:
@@ -205,7 +247,8 @@ def _report_run(tracking_uri: str, experiment: str, results: Results) -> Iterato
     else:
         tags = {f"{TAG}part": "report", f"{TAG}trial": "report"}
         run_id = str(client.create_run(found.experiment_id, tags=tags, run_name="report").info.run_id)
-    client.set_tag(run_id, DRAWN_FROM, results.digest)
+    client.set_tag(run_id, DRAWN_FROM, _drawn_from(results))
+    client.set_tag(run_id, CLAIMS, counts(claims) if claims else "")
     client.set_tag(run_id, f"{TAG}simulated", str(results.simulated).lower())
     status = "FAILED"
     try:
@@ -218,10 +261,12 @@ def _report_run(tracking_uri: str, experiment: str, results: Results) -> Iterato
         client.set_terminated(run_id, status)
 
 
-def _log(client: MlflowClient, tracking_uri: str, run_id: str, staged: Path) -> None:
+def _log(client: MlflowClient, tracking_uri: str, run_id: str, out: Path) -> None:
     """Log the files, and remove those of an earlier report that this one does not have."""
-    client.log_artifacts(run_id, str(staged))
-    kept = {path.relative_to(staged).as_posix() for path in staged.rglob("*")}
+    client.log_artifact(run_id, str(out / PAGE))
+    for folder in _FOLDERS:
+        client.log_artifacts(run_id, str(out / folder), folder)
+    kept = {path.relative_to(out).as_posix() for folder in _FOLDERS for path in (out / folder).iterdir()}
     stale = [
         entry.path for folder in _FOLDERS for entry in client.list_artifacts(run_id, folder) if entry.path not in kept
     ]

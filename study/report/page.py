@@ -90,7 +90,7 @@ def _banners(results: Results, content: Content) -> str:
     lines = []
     if results.simulated:
         lines.append("Simulated data: nothing on this page says anything about real users.")
-    open_ = int((results.trials["status"] != "FINISHED").sum()) if not results.trials.empty else 0
+    open_ = len(results.without_result())
     if open_ or content.missing:
         lines.append(
             f"Partial study: {open_} trials without a result, {len(content.missing)} figures, tables or parts missing."
@@ -99,7 +99,7 @@ def _banners(results: Results, content: Content) -> str:
 
 
 def _facts(results: Results) -> str:
-    facts = {"Remade by": f"study report {results.experiment}"}
+    facts = {"Remade by": results.command("report")}
     facts |= {name.replace("_", " ").capitalize(): ", ".join(values) for name, values in results.tags.items() if values}
     return "<dl>" + "".join(f"<dt>{escape(k)}</dt><dd>{escape(v)}</dd>" for k, v in facts.items()) + "</dl>\n"
 
@@ -113,7 +113,7 @@ def _state(results: Results) -> str:
     frame = counts.reset_index().rename(columns=lambda name: str(name).capitalize())
     body = _grid("Trials per part and status", frame)
     lines = []
-    for _, row in trials[trials["status"] != "FINISHED"].sort_values(["part", "cell", "name"]).iterrows():
+    for _, row in results.without_result().sort_values(["part", "cell", "name"]).iterrows():
         reason = f": {row['error']}" if row["error"] else ""
         lines.append(f"{row['part']} {row['cell']} {row['name']} is {row['status']}{reason}")
     lines += [f"{name} finished more than once; its newest run counts" for name in results.duplicates]
@@ -180,7 +180,7 @@ def _figure(results: Results, figure: Figure, folder: Path) -> str:
 def _command(results: Results, figure: Figure) -> str:
     """What runs the part that the figure shows, and draws it."""
     part = "sweep" if isinstance(figure, Sensitivity) else "search"
-    return f"study {part} {results.experiment} && study report {results.experiment} --only {figure.head.name}"
+    return f"{results.command(part)} && {results.command('report', '--only', figure.head.name)}"
 
 
 def _short(value: object) -> str:
@@ -189,7 +189,11 @@ def _short(value: object) -> str:
 
 def cost_table(results: Results) -> Table | None:
     """What the trials cost, by part; None where none has ended."""
-    ended = results.trials[results.trials["ended"].notna()] if not results.trials.empty else results.trials
+    if results.trials.empty:
+        return None
+    ended = results.trials[results.trials["ended"].notna()]
+    silent = int(ended["spent"].isna().sum())
+    ended = ended.dropna(subset=["spent"])
     if ended.empty:
         return None
     rows = [_costs(str(part), rows) for part, rows in ended.groupby("part", sort=True)]
@@ -203,16 +207,18 @@ def cost_table(results: Results) -> Table | None:
             "Wall hours": frame["wall_hours"].map("{:.3f}".format),
         }
     )
-    notes = (
-        "Ended trials, failed ones too. Wall hours: time in which at least one of them ran. Extraction is not in it.",
-    )
-    return Table("cost", "What it cost", frame, shown, notes)
+    notes = [
+        "Ended trials, failed ones too, by the time that they ran: none passes between a stop and going on. Wall hours: "
+        "time in which at least one of them ran, each in one stretch up to its end. Extraction is not in it."
+    ]
+    notes += [f"{silent} trials that do not say how long they ran are not in it."] if silent else []
+    return Table("cost", "What it cost", frame, shown, tuple(notes))
 
 
 def _costs(part: str, rows: pd.DataFrame) -> Mapping[str, object]:
-    hours = (rows["ended"] - rows["started"]) / 3.6e6
+    hours = rows["spent"] / 3600
     gpus = pd.to_numeric(rows["gpus"], errors="coerce")
-    spans = sorted(zip(rows["started"], rows["ended"], strict=True))
+    spans = sorted(zip(rows["ended"] - 1000 * rows["spent"], rows["ended"], strict=True))
     wall, until = 0.0, -float("inf")
     for start, end in spans:
         wall += max(0.0, end - max(start, until))

@@ -54,7 +54,7 @@ class Table:
 def domains_table(results: Results) -> Table:
     """Table 1: users, items and interactions of both domains of every task, after the filters, and their overlap."""
     if not results.domains or not results.cells:
-        raise MissingError("Table 1: no finished run of part data; run `study extract`")
+        raise MissingError("Table 1: no finished run of part data with domains and cells; run `study extract`")
     last = {str(domain["name"]): domain["counts"][-1] for domain in results.domains}
     notes = [_raw(domain) for domain in results.domains]
     rows: dict[tuple[str, str], dict[str, Any]] = {}
@@ -77,7 +77,7 @@ def domains_table(results: Results) -> Table:
 def splits_table(results: Results) -> Table:
     """What the part "data" counted per cell (train, validation, test and side users, ratings), as logged."""
     if not results.cells:
-        raise MissingError("splits: no finished run of part data; run `study extract`")
+        raise MissingError("splits: no finished run of part data with cells; run `study extract`")
     frame = pd.DataFrame([{k: v for k, v in cell.items() if not isinstance(v, (dict, list))} for cell in results.cells])
     frame = frame.sort_values(["source", "target", "ratio"], ignore_index=True)
     shown = pd.DataFrame(

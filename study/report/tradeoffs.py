@@ -40,23 +40,23 @@ def _tradeoff(results: Results, name: str, title: str, x: str, y: str, notes: tu
         raise MissingError(f"{title.lower()}: no finished search trial with {x} and {y}; run `study search`")
     rows = rows[rows[columns].map(math.isfinite).all(axis=1)].sort_values(["cell", "name"])
     best = best_per_cell(results.validation(), *results.subject.selection)
-    clouds = [_cloud(results, of_cell, columns, best[str(cell)].run_id) for cell, of_cell in rows.groupby("cell")]
+    higher = [_is_higher(results, column) for column in columns]
+    clouds = [_cloud(of_cell, columns, higher, best[str(cell)].run_id) for cell, of_cell in rows.groupby("cell")]
     alt = f"{title}: one point per trial, one panel per task; " + "; ".join(
         f"{cloud.cell}: {len(cloud.front)} of {len(cloud.trials)} trials on the front" for cloud in clouds
     )
     simulated = " — simulated data" if results.simulated else ""
-    return Tradeoff(
-        Head(results.subject, name, title + simulated, alt + ".", palette_of(results), notes), x, y, tuple(clouds)
-    )
+    head = Head(results.subject, name, title + simulated, alt + ".", palette_of(results), notes)
+    return Tradeoff(head, x, y, higher[0], tuple(clouds))
 
 
-def _cloud(results: Results, rows: pd.DataFrame, columns: Sequence[str], selected: str) -> Cloud:
+def _cloud(rows: pd.DataFrame, columns: Sequence[str], higher: Sequence[bool], selected: str) -> Cloud:
     x, y = (tuple(float(value) for value in rows[column]) for column in columns)
-    signs = [1 if _is_higher(results, column) else -1 for column in columns]
-    first = rows.iloc[0]
+    up = [[value if is_higher else -value for value in of] for of, is_higher in zip((x, y), higher, strict=True)]
+    first, ids = rows.iloc[0], list(rows["run_id"])
     return Cloud(
-        str(first["cell"]), str(first["task"]), float(first["ratio"]), tuple(rows["name"]), x, y,
-        front([signs[0] * value for value in x], [signs[1] * value for value in y]), list(rows["run_id"]).index(selected),
+        str(first["cell"]), str(first["task"]), float(first["ratio"]), tuple(rows["name"]), x, y, front(*up),
+        ids.index(selected) if selected in ids else None,
     )  # fmt: skip
 
 

@@ -30,6 +30,7 @@ from features.errors import InputError
 from features.pseudo import item_titles
 from study.jobs import Cell
 from study.tracking.results import Results, read_config
+from study.tracking.runs import shown
 from trainables.door import kept_at, load_model
 from trainables.kinds import KINDS, kind_at
 from trainables.task import load_array, load_rows, read_meta
@@ -80,7 +81,12 @@ def register(results: Results, domains: Mapping[str, Domain], home: Path) -> lis
         if not hasattr(load_model(document["model"]), "unpack"):
             continue
         name = model_name(results.experiment, Cell(**document["cell"]))
-        if client.search_model_versions(f"name = '{name}' and run_id = '{row['run_id']}'"):
+        if versions := client.search_model_versions(f"name = '{name}' and run_id = '{row['run_id']}'"):
+            newest = str(max(int(version.version) for version in versions))
+            # It may have died before it set the alias, or somebody deleted or moved it.
+            if str(client.get_registered_model(name).aliases.get(ALIAS)) != newest:
+                client.set_registered_model_alias(name, ALIAS, newest)
+                said.append(f"{row['cell']}: {name}, version {newest} has the alias {ALIAS} again")
             continue
         kept = kept_at(document["model"], document["config"], document["task_dir"], document["seeds"])
         if not kept.is_file():
@@ -226,7 +232,7 @@ def _described(
     table = "".join(f"| {key} | {value:.4f} |\n" for key, value in main.items())
     return (
         f"Best configuration of **{tags['study.cell']}** by `{metric}`; trained again: `{tags['study.command']}`.\n\n"
-        f"```python\nmlflow.set_tracking_uri({client.tracking_uri!r})\n"
+        f"```python\nmlflow.set_tracking_uri({shown(client.tracking_uri)!r})\n"
         f'mlflow.pyfunc.load_model("models:/{name}@{ALIAS}")\n```\n\n'
         f"| metric (mean over seeds) | value |\n|---|---|\n{table}\n```yaml\n{config}```\n"
     )

@@ -7,14 +7,13 @@ Columns of `Results.trials`: those of `COLUMNS`, then `params.<field>` (text, as
 from __future__ import annotations
 
 import gc
-import hashlib
 import io
 import json
 import math
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
@@ -34,6 +33,7 @@ TAG = "study."
 NOT_CONFIG = frozenset({"task", "source", "target", "ratio", "seeds", "features"})
 COLUMNS = ("run_id", "status", "part", "cell", "task", "source", "target", "ratio", "name", "variant", "best", "error")
 _PAGE = 1_000
+_REMAKE = "put the file back, or delete the run in MLflow (study ui): `study run` then makes it again"
 
 
 class MissingError(InputError):
@@ -55,20 +55,20 @@ class Results:
     tags: Mapping[
         str, tuple[str, ...]
     ]  # data_key, feature_key, commit, versions, device -> values over finished trials
+    lost: Sequence[str]  # why artifacts of the part "data" cannot be read
     duplicates: tuple[str, ...]  # trials with more than one finished run; the newest one counts
     foreign: int  # runs of the experiment that no study wrote
     objectives: tuple[str, ...] = ()  # metrics that the search optimised together; empty: the selection metric alone
+    way: Mapping[str, str] = field(default_factory=dict)  # store, plan, data -> their words in a command, as last run
 
     def finished(self, part: str | None = None) -> pd.DataFrame:
         """The finished trials (of one part)."""
         rows = self.trials[self.trials["status"] == "FINISHED"]
         return rows if part is None else rows[rows["part"] == part]
 
-    @property
-    def digest(self) -> str:
-        """Of which trials finished and which did not: what a report is drawn from."""
-        text = "\n".join(sorted(self.trials["run_id"] + " " + self.trials["status"]))
-        return hashlib.sha256(text.encode()).hexdigest()
+    def without_result(self) -> pd.DataFrame:
+        """The trials that have none, but for those that the search gave up (PRUNED), which are not to have one."""
+        return self.trials[~self.trials["status"].isin(["FINISHED", "PRUNED"])]
 
     def validation(self, part: str = "search") -> pd.DataFrame:
         """Finished trials of a part without any test column: the only thing that selection is given."""
@@ -103,6 +103,13 @@ class Results:
         varied = [name.removeprefix("params.") for name in names if rows[name].nunique(dropna=False) > 1]
         return sorted(set(varied) - NOT_CONFIG)
 
+    def command(self, verb: str, *options: str) -> str:
+        """What `study VERB` on this study is in a terminal, on the machine that it last ran on."""
+        words = [f"{self.way.get('store', '')}study {verb} {self.way.get('plan', self.experiment)}"]
+        if verb != "report":  # it reads the store alone
+            words += filter(None, [self.way.get("data")])
+        return " ".join([*words, *options])
+
     def epochs(self, run_id: str, metric: str) -> pd.DataFrame:
         """Columns epoch, value: the series `epoch/<metric>` of one run; of a repeated epoch the newest value."""
         history = MlflowClient(self.tracking_uri).get_metric_history(run_id, f"epoch/{metric}")
@@ -115,7 +122,14 @@ class Results:
 
     def per_user(self, run_id: str, name: str = "per_user.csv") -> pd.DataFrame:
         """The run's rows of test users (or `val_per_user.csv`): seed, user, and the columns of the study's kind."""
-        return pd.read_csv(io.StringIO(read_artifact(self.tracking_uri, run_id, name)), dtype={"user": str})
+        text = read_artifact(self.tracking_uri, run_id, name)
+        texts = ["user", self.subject.kind.group_column]
+        try:
+            frame = pd.read_csv(io.StringIO(text), dtype=dict.fromkeys(texts, str))
+            frame.drop(columns=texts, errors="ignore").astype(float)
+        except ValueError as error:  # pandas' own errors are its kin
+            raise InputError(f"run {run_id}: {name} is no table of numbers ({_line(error)}); {_REMAKE}") from error
+        return frame
 
 
 def load_results(tracking_uri: str, experiment: str, subject: Subject) -> Results:
@@ -137,19 +151,22 @@ def load_results(tracking_uri: str, experiment: str, subject: Subject) -> Result
     data = [run for run in ours if run.data.tags[f"{TAG}part"] == "data" and run.info.status == "FINISHED"]
     newest = max(data, key=_age) if data else None
     finished = [run for run in trials if run.info.status == "FINISHED"]
+    lost: list[str] = []
     return Results(
         subject=subject,
         tracking_uri=tracking_uri,
         experiment=experiment,
         trials=_frame(trials),
-        domains=_records(tracking_uri, newest, "domains.json"),
-        cells=_records(tracking_uri, newest, "cells.json"),
-        pseudo=_records(tracking_uri, newest, "pseudo.json"),
+        domains=_records(tracking_uri, newest, "domains.json", lost),
+        cells=_records(tracking_uri, newest, "cells.json", lost),
+        pseudo=_records(tracking_uri, newest, "pseudo.json", lost),
+        lost=lost,
         simulated=any(_is_true(run, "simulated") for run in ours if run.data.tags[f"{TAG}part"] != "report"),
         tags={name: _values(finished, name) for name in ("data_key", "feature_key", "commit", "versions", "device")},
         duplicates=duplicates,
         foreign=len(runs) - len(ours),
         objectives=_objectives(ours),
+        way=_way(newest),
     )
 
 
@@ -167,7 +184,7 @@ def read_config(tracking_uri: str, run_id: str) -> Mapping[str, Any]:
     try:
         loaded = yaml.safe_load(read_artifact(tracking_uri, run_id, "config.yaml"))
     except yaml.YAMLError as error:
-        raise InputError(f"run {run_id}: its config.yaml is not YAML ({' '.join(str(error).split())})") from error
+        raise InputError(f"run {run_id}: its config.yaml is not YAML ({_line(error)}); {_REMAKE}") from error
     if not isinstance(loaded, dict):
         raise InputError(f"run {run_id}: its config.yaml must be a mapping, is {type(loaded).__name__}")
     return loaded
@@ -185,14 +202,14 @@ def read_artifact(tracking_uri: str, run_id: str, path: str) -> str:
             repository: Any = get_artifact_repository(run.info.artifact_uri, tracking_uri)
             found = repository.download_artifacts(path, None if in_place else folder)
             return Path(found).read_text(encoding="utf-8")
-    except (MlflowException, OSError) as error:
-        remedy = "give the id of a trial"
-        if f"{TAG}trial" in run.data.tags:
-            remedy = (
-                "put the file back, or delete the run in MLflow (study ui): `study run` then trains the trial again"
-            )
-        reason = " ".join(str(error).split())[:200]
-        raise InputError(f"run {run_id}: has no readable artifact {path} ({reason}); {remedy}") from error
+    except (MlflowException, OSError, UnicodeDecodeError) as error:
+        made = f"{TAG}trial" in run.data.tags or run.data.tags.get(f"{TAG}part") == "data"
+        remedy = _REMAKE if made else "give the id of a trial"
+        raise InputError(f"run {run_id}: has no readable artifact {path} ({_line(error)}); {remedy}") from error
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]
 
 
 def _all_runs(client: MlflowClient, experiment_id: str) -> list[Run]:
@@ -265,7 +282,7 @@ def _row(run: Run) -> dict[str, Any]:
     source, _, target = task.partition("->")
     row: dict[str, Any] = {
         "run_id": run.info.run_id,
-        "status": run.info.status,
+        "status": "PRUNED" if f"{TAG}pruned" in tags else run.info.status,
         "part": part,
         "cell": cell,
         "task": task,
@@ -276,20 +293,40 @@ def _row(run: Run) -> dict[str, Any]:
         "variant": tags.get(f"{TAG}variant", ""),
         "best": _is_true(run, "best"),
         "error": tags.get(f"{TAG}error", ""),
-        "started": run.info.start_time,
         "ended": run.info.end_time,
+        "spent": _spent(run),
         "gpus": tags.get(f"{TAG}gpus", ""),
     }
     row |= {f"params.{name}": value for name, value in params.items()}
     return row | {f"metrics.{name}": value for name, value in run.data.metrics.items() if not name.startswith("epoch/")}
 
 
-def _records(tracking_uri: str, run: Run | None, path: str) -> tuple[Mapping[str, Any], ...]:
+def _way(data: Run | None) -> dict[str, str]:
+    tags = data.data.tags if data else {}
+    return {name: tags[f"{TAG}{name}"] for name in ("store", "plan", "data") if f"{TAG}{name}" in tags}
+
+
+def _spent(run: Run) -> float:
+    """Seconds that the trial ran, whatever lay between its attempts; of those that finished, by the trial's own clock."""
+    if run.info.status == "FINISHED":
+        return float(run.data.metrics.get("seconds", math.nan))
+    return float(run.data.tags.get(f"{TAG}spent", math.nan))
+
+
+def _records(tracking_uri: str, run: Run | None, path: str, lost: list[str]) -> tuple[Mapping[str, Any], ...]:
+    """Those of a JSON file; none where there is none, or, which `lost` is told, where it cannot be read."""
     if run is None or not any(
         entry.path == path for entry in MlflowClient(tracking_uri).list_artifacts(run.info.run_id)
     ):
         return ()
-    loaded = json.loads(read_artifact(tracking_uri, run.info.run_id, path))
-    if not isinstance(loaded, list) or not all(isinstance(record, dict) for record in loaded):
-        raise InputError(f"run {run.info.run_id}: {path} must be a list of objects; run the study's data part again")
-    return tuple(loaded)
+    try:
+        loaded = json.loads(read_artifact(tracking_uri, run.info.run_id, path))
+        if not isinstance(loaded, list) or not all(isinstance(record, dict) for record in loaded):
+            raise ValueError("it is no list of objects")
+    except InputError as error:
+        lost.append(str(error))
+    except ValueError as error:
+        lost.append(f"run {run.info.run_id}: {path} cannot be used ({_line(error)}); {_REMAKE}")
+    else:
+        return tuple(loaded)
+    return ()

@@ -71,6 +71,8 @@ class TrialRun:
     """One line, when it failed."""
     pruned: bool
     """Stopped early by the search's pruner; such a run is KILLED and has no result."""
+    spent: float
+    """Seconds that earlier attempts without a result took."""
     seeds: tuple[int, ...]
     """Training seeds."""
     metrics: Mapping[str, float]
@@ -85,11 +87,24 @@ class _Open:
     """Last epoch that was taken, also from an earlier attempt that was interrupted; none is logged a second time."""
     pending: list[EpochReport] = field(default_factory=list)
     flushed: float = field(default_factory=time.monotonic)
+    began: float = field(default_factory=time.monotonic)
+    spent: float = 0.0
+    """Seconds of earlier attempts."""
 
 
 def default_uri(home: Path) -> str:
     """The store without a server: SQLite in the study's home."""
     return f"sqlite:///{home.absolute() / 'mlflow.db'}"
+
+
+def shown(uri: str) -> str:
+    """A store's address for all readers of a tag or a page: without its password."""
+    return re.sub(r"(//[^/:@]*):[^/]*@", r"\1@", uri)
+
+
+def naming(uri: str | None) -> str:
+    """What a command on a named store begins with; nothing for the file in the home folder."""
+    return f"MLFLOW_TRACKING_URI={shlex.quote(shown(uri))} " if uri else ""
 
 
 def connect(uri: str) -> MlflowClient:
@@ -163,8 +178,7 @@ class PartTracker:
         self._part = part
         self._tags = dict(tags)
         self._metric = metric
-        shown = re.sub(r"(//[^/:@]*):[^/]*@", r"\1@", uri or "")  # no password is for all readers of a tag
-        self._store = f"MLFLOW_TRACKING_URI={shlex.quote(shown)} " if uri else ""
+        self._store = naming(uri)
         self._home = f" --home {shlex.quote(str(home))}" if home else ""
         self._open: dict[str, _Open] = {}
         self._parent: str | None = None
@@ -253,7 +267,9 @@ class PartTracker:
             for tag in ("study.error", "study.failure"):
                 if earlier.failure is not None:
                     self._write.delete_tag(earlier.run_id, tag)
-            self._open[job.trial] = _Open(run_id=earlier.run_id, logged_epoch=self._logged[job.trial])
+            self._open[job.trial] = _Open(
+                run_id=earlier.run_id, logged_epoch=self._logged[job.trial], spent=earlier.spent
+            )  # fmt: skip
             return
         assert self._parent is not None, "start_part comes first"
         tags = {**self._tags, **_job_tags(job), "study.fingerprint": fingerprint, "mlflow.parentRunId": self._parent}
@@ -313,6 +329,8 @@ class PartTracker:
     def _close(self, trial: str, status: str) -> None:
         open_ = self._open[trial]
         self._flush(open_)
+        if status != FINISHED:  # then its metric `seconds` says what it took
+            self._log(open_.run_id, tags={"study.spent": f"{open_.spent + time.monotonic() - open_.began:.3f}"})
         self._write.set_terminated(open_.run_id, status)
         del self._open[trial]
 
@@ -389,6 +407,7 @@ def _trial_run(run: Run, status: str) -> TrialRun:
         failure=tags.get("study.failure"),
         reason=tags.get("study.error"),
         pruned="study.pruned" in tags,
+        spent=float(tags.get("study.spent", 0.0)),
         seeds=tuple(map(int, run.data.params["seeds"].split(","))) if "seeds" in run.data.params else (),
         metrics=run.data.metrics,
     )

@@ -13,58 +13,109 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
+import pandas as pd
 from mlflow import MlflowClient
 
 CELLS = [(f"{source}->{target}", ratio) for source, target in (("books", "movies"), ("movies", "books"))
          for ratio in (0.2, 0.5, 0.8)]  # fmt: skip
+USERS = 300
+COMPARED = [
+    *(("sweep:steps", f"steps={steps}") for steps in (2, 5, 10, 20, 50)),
+    *(("sweep:activation", f"activation={name}") for name in ("tanh", "relu", "softmax")),
+    *(("ablate", name) for name in ("full", "wo_mllm", "wo_diffusion", "wo_side")),
+    *(("score", name) for name in ("best", "predictor:global_mean", "predictor:item_mean", "predictor:source_offset")),
+]  # part and name of what each cell has beside its search
 
 
 def fill(folder: Path, trials: int, epochs: int) -> str:
-    """A store with `trials` finished search trials over six cells; returns its address."""
+    """A store with `trials` finished trials over six cells; returns its address.
+
+    In each cell two sweeps, the ablations and the scores, of 3 seeds with their users' rows; all others are search trials.
+    """
     uri = f"sqlite:///{folder / 'mlflow.db'}"
     experiment = MlflowClient(uri).create_experiment("large", artifact_location=str(folder / "artifacts"))
     rng = np.random.default_rng(0)
     with sqlite3.connect(folder / "mlflow.db") as base:
         for number in range(trials):
-            task, ratio = CELLS[number % len(CELLS)]
-            run, cell, start = f"{number:032x}", f"{task}@{ratio:g}", 1_000 * number
-            base.execute(
-                "insert into runs (run_uuid, name, status, start_time, end_time, lifecycle_stage, artifact_uri,"
-                " experiment_id, source_type, user_id) values (?, ?, 'FINISHED', ?, ?, 'active', ?, ?, 'LOCAL', 'bench')",
-                (run, f"search {cell}", start, start + 60_000, str(folder / "artifacts" / run), int(experiment)),
-            )
-            name = f"{number // len(CELLS):04d}"
-            tags = {
-                "part": "search",
-                "cell": cell,
-                "task": task,
-                "ratio": f"{ratio:g}",
-                "trial": f"search/{cell}/{name}",
-            }
-            base.executemany(
-                "insert into tags (key, value, run_uuid) values (?, ?, ?)",
-                [(f"study.{k}", v, run) for k, v in tags.items()],
-            )
+            cell, place = CELLS[number % len(CELLS)], number // len(CELLS)
             lr, dropout, steps = 10 ** rng.uniform(-5, -3), rng.uniform(0.1, 0.5), int(rng.integers(2, 51))
-            params = {"lr": lr, "dropout": dropout, "steps": steps, "task": task, "ratio": ratio, "seeds": "0"}
-            base.executemany(
-                "insert into params (key, value, run_uuid) values (?, ?, ?)",
-                [(k, str(v), run) for k, v in params.items()],
-            )
             rmse = 0.9 - 0.02 * np.log10(lr) + 0.1 * dropout + rng.normal(0, 0.01)
-            last = {"val_rmse": rmse, "val_ndcg20": 1.5 - rmse, "val_rmse/seed_0": rmse, "seconds": 20.0 + steps}
-            curve = rmse + np.exp(-np.arange(epochs) / 10)
-            series = [("epoch/val_rmse", float(v), start + k, k) for k, v in enumerate(curve)]
-            series += [("epoch/train_loss", float(v), start + k, k) for k, v in enumerate(curve)]
-            rows = [(k, float(v), start, 0) for k, v in last.items()]
-            columns = "(key, value, timestamp, step, run_uuid, is_nan)"
-            base.executemany(f"insert into metrics {columns} values (?, ?, ?, ?, '{run}', 0)", rows + series)
-            newest = [*rows, series[epochs - 1], series[-1]]
-            base.executemany(f"insert into latest_metrics {columns} values (?, ?, ?, ?, '{run}', 0)", newest)
+            params: dict[str, object] = {
+                "lr": lr,
+                "dropout": dropout,
+                "steps": steps,
+                "activation": "tanh",
+                "seeds": "0",
+            }
+            part, name = COMPARED[place] if place < len(COMPARED) else ("search", f"{place - len(COMPARED):04d}")
+            if part != "search":
+                field, _, value = name.partition("=")
+                params |= {"seeds": "0,1,2"} | ({field: value} if value else {})
+            run = f"{number:032x}"
+            _log(base, folder / "artifacts" / run, int(experiment), number, cell, part, name, params)
+            seeds = {seed: rmse + rng.normal(0, 0.005) for seed in range(1 if part == "search" else 3)}
+            if part != "search":
+                rows = _rows(rng, seeds)
+                for file in ("val_per_user.csv", "per_user.csv")[: 1 + (part == "score")]:
+                    (folder / "artifacts" / run).mkdir(parents=True, exist_ok=True)
+                    rows.to_csv(folder / "artifacts" / run / file, index=False)
+            last = {"val_rmse": rmse, "val_mae": 0.8 * rmse, "val_ndcg20": 1.5 - rmse, "seconds": 20.0 + steps}
+            last |= {
+                f"val_{k}/seed_{seed}": v * f for seed, v in seeds.items() for k, f in (("rmse", 1.0), ("mae", 0.8))
+            }
+            _measure(base, run, 1_000 * number, last, rmse + np.exp(-np.arange(epochs) / 10))
     return uri
+
+
+def _log(
+    base: sqlite3.Connection, artifacts: Path, experiment: int, number: int, of: tuple[str, float], part: str, name: str,
+    params: Mapping[str, object],
+) -> None:  # fmt: skip
+    """The run of a trial without its metrics."""
+    (task, ratio), run, start = of, artifacts.name, 1_000 * number
+    cell = f"{task}@{ratio:g}"
+    base.execute(
+        "insert into runs (run_uuid, name, status, start_time, end_time, lifecycle_stage, artifact_uri,"
+        " experiment_id, source_type, user_id) values (?, ?, 'FINISHED', ?, ?, 'active', ?, ?, 'LOCAL', 'bench')",
+        (run, f"{part} {cell}", start, start + 60_000, str(artifacts), experiment),
+    )
+    tags = {"part": part, "cell": cell, "task": task, "ratio": f"{ratio:g}", "trial": f"{part}/{cell}/{name}"}
+    tags["variant"] = name.partition("=")[2] or name
+    base.executemany(
+        "insert into tags (key, value, run_uuid) values (?, ?, ?)", [(f"study.{k}", v, run) for k, v in tags.items()]
+    )
+    base.executemany(
+        "insert into params (key, value, run_uuid) values (?, ?, ?)",
+        [(k, str(v), run) for k, v in {**params, "task": task, "ratio": ratio}.items()],
+    )
+
+
+def _measure(
+    base: sqlite3.Connection, run: str, start: int, last: Mapping[str, float], curve: npt.NDArray[np.float64]
+) -> None:
+    """A trial's final metrics and its epochs."""
+    series = [("epoch/val_rmse", float(v), start + k, k) for k, v in enumerate(curve)]
+    series += [("epoch/train_loss", float(v), start + k, k) for k, v in enumerate(curve)]
+    rows = [(k, float(v), start, 0) for k, v in last.items()]
+    columns = "(key, value, timestamp, step, run_uuid, is_nan)"
+    base.executemany(f"insert into metrics {columns} values (?, ?, ?, ?, '{run}', 0)", rows + series)
+    newest = [*rows, series[len(curve) - 1], series[-1]]
+    base.executemany(f"insert into latest_metrics {columns} values (?, ?, ?, ?, '{run}', 0)", newest)
+
+
+def _rows(rng: np.random.Generator, seeds: Mapping[int, float]) -> pd.DataFrame:
+    """What each user contributes to an RMSE of about that of the seed."""
+    frames = []
+    for seed, rmse in seeds.items():
+        error = np.abs(rng.normal(0, rmse, (USERS, 8)))
+        known = {"n": 8, "sum_abs_error": error.sum(axis=1), "sum_squared_error": (error**2).sum(axis=1), "ndcg20": 0.9}
+        frames.append(pd.DataFrame({"seed": seed, "user": range(USERS), **known}))
+    return pd.concat(frames)
 
 
 BEGIN = """

@@ -119,7 +119,8 @@ class Store:
             }
             for task, ratio in cells
         ]
-        run = self.client.create_run(self.experiment_id, tags={"study.part": "data", "study.trial": "data"})
+        way = {"study.store": "", "study.plan": "/my/tiny.yaml --home /runs", "study.data": "--data '/raw files'"}
+        run = self.client.create_run(self.experiment_id, tags={"study.part": "data", "study.trial": "data", **way})
         self.client.log_text(run.info.run_id, json.dumps(domains), "domains.json")
         self.client.log_text(run.info.run_id, json.dumps(counts), "cells.json")
         self.client.set_terminated(run.info.run_id)

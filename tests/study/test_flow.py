@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import html
 import os
+import re
+import shlex
 import shutil
 import signal
 import sqlite3
@@ -126,11 +129,29 @@ def test_the_report_is_drawn(finished: Finished) -> None:
     assert len(steps) >= 4
 
 
+def test_the_pages_commands_work_from_another_folder(
+    finished: Finished, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = html.unescape((finished.home / "reports" / "tiny" / "report.html").read_text())
+    (found,) = re.findall(r"<code>(study sweep .*) && (study report .* --only figure_3_steps)</code>", page)
+    sweep, redraw = (shlex.split(command) for command in found)
+    assert sweep == ["study", "sweep", str(finished.plan), "--home", str(finished.home)]
+    monkeypatch.chdir(tmp_path)
+    ran = study(*redraw[1:])
+    assert ran.code == 0
+    assert f"figure  {finished.home}/reports/tiny/figures/figure_3_steps.png\n" in ran.out
+
+
 def test_a_second_run_trains_nothing(finished: Finished, monkeypatch: pytest.MonkeyPatch) -> None:
     def no_ray(*_: Any, **__: Any) -> None:
         raise AssertionError("nothing is left to launch")
 
+    def judged_again(*_: Any) -> None:
+        raise AssertionError("the report run says how many claims hold")
+
     monkeypatch.setattr("study.engine.launch.launch", no_ray)
+    monkeypatch.setattr("study.report.make.judge", judged_again)
+    monkeypatch.setattr("study.flow.judge", judged_again)
     before = {run.info.run_id: run.info.end_time for run in runs(finished.home)}
     began = time.process_time()
     ran = study("run", finished.plan, "--home", finished.home)
@@ -139,6 +160,9 @@ def test_a_second_run_trains_nothing(finished: Finished, monkeypatch: pytest.Mon
     assert ran.out.count("nothing left to do") == len(WORK)
     assert "Nothing was left to train" in ran.out
     assert "source_offset" in ran.out
+    claims = re.search(r"claims: .* undecided", finished.ran.out)
+    assert claims is not None
+    assert claims[0] in ran.out
     assert {run.info.run_id: run.info.end_time for run in runs(finished.home)} == before
 
 

@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as functional
 from torch import Tensor, nn
 
+from features.errors import InputError
 from trainables.checks import at_least, choice, dropout_share, refuse, step_size, variance_range
 from trainables.diffusion import SCHEDULES, Diffusion, Noise, SameForAll, normal, timestep_embedding, variances
 from trainables.door import Epoch, Figure, State, Underway, Variant, validate
@@ -328,6 +329,11 @@ def unpack(config: Config, state: Mapping[str, Any], seed: int) -> Callable[[Rat
 
     @torch.no_grad()
     def rate(users: RatingQuery) -> Tensor:
+        given, read = users.features.shape[1], len(state["user_centre"])
+        if given != read:
+            raise InputError(
+                f"features: have {given} numbers, and the model reads {read}; take the vectors it was trained on"
+            )
         raw_UF = (users.features - state["user_centre"]) / state["user_scale"]
         vectors = model.vectors(raw_UF, SameForAll(torch.Generator().manual_seed(seed)))
         offset = model.offset(torch.arange(len(state["items"])), None)

@@ -9,10 +9,24 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.cbook import STEP_LOOKUP_MAP
 
 from study.report.drawing import COLOURS, draw, save
-from study.report.figures import Sensitivity, curves, history, importance, parallel, sensitivity, value_text
+from study.report.figures import (
+    Cloud,
+    Head,
+    Palette,
+    Sensitivity,
+    Tradeoff,
+    curves,
+    history,
+    importance,
+    parallel,
+    sensitivity,
+    value_text,
+)
 from study.report.statistics import seed_interval
+from study.report.tradeoffs import cost
 from study.tracking.results import MissingError, Results, load_results
 
 from ..store import ACTIVATIONS, CELLS, CONFIG, MUSIC, STEPS, empty_store, fill_search, with_seeds
@@ -53,6 +67,31 @@ def test_figure_4_holds_rmse_per_activation_in_the_papers_order(results: Results
     for line in figure.panels[0].lines:
         means = [y.value for y in line.y]
         assert means == sorted(means)  # the store says tanh < relu < softmax
+
+
+@pytest.mark.parametrize(
+    ("name", "higher", "y"), [("val_mae", False, (3.0, 2.0, 1.0)), ("val_ndcg20", True, (1.0, 2.0, 3.0))]
+)
+def test_the_line_of_a_front_promises_only_what_a_trial_attains(name: str, higher: bool, y: tuple[float, ...]) -> None:
+    x, sign = (1.0, 2.0, 4.0), -1 if higher else 1
+    cloud = Cloud("a->b@0.2", "a->b", 0.2, ("0", "1", "2"), x, y, (0, 1, 2), 1)
+    figure = Tradeoff(
+        Head(MUSIC, "pareto", "Front", "Front.", Palette(("a->b",), (0.2,))), name, "val_rmse", higher, (cloud,)
+    )
+    _, line, marked = draw(figure).axes[0].get_lines()
+    corners = STEP_LOOKUP_MAP[line.get_drawstyle()](*line.get_data())
+    for at, promised in zip(*corners, strict=True):
+        assert any(sign * x[k] <= sign * at and y[k] <= promised for k in range(3)), (at, promised)
+    assert (list(marked.get_xdata()), list(marked.get_ydata())) == ([x[1]], [y[1]])
+
+
+def test_a_selected_trial_without_the_cost_is_not_marked(tmp_path: Path) -> None:
+    store = empty_store(tmp_path)
+    store.add("search", "a->b", 0.2, "0000", {"val_rmse": 0.8})
+    store.add("search", "a->b", 0.2, "0001", {"val_rmse": 0.9, "seconds": 5.0})
+    figure = cost(load_results(store.uri, store.experiment, MUSIC))
+    assert figure.points()[["trial", "selected"]].values.tolist() == [["0001", False]]
+    assert len(draw(figure).axes[0].get_lines()) == 2
 
 
 def test_a_partial_sweep_names_what_is_missing_and_wide_intervals_do_not_flatten_it(tmp_path: Path) -> None:

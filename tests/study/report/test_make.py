@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import html
+import logging
+import math
 import re
 import shutil
+import sqlite3
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -16,10 +19,12 @@ from mlflow import MlflowClient
 from features.errors import InputError
 from study.report import make as module
 from study.report import page as page_module
-from study.report.make import redraw, report
+from study.report.claims import counts
+from study.report.make import current, redraw, report
 from study.report.page import cost_table
 from study.report.tradeoffs import front
-from study.tracking.results import Results
+from study.subject import subject_of
+from study.tracking.results import Results, load_results
 
 from ..store import CELLS, MUSIC, Store, empty_store, fill_search
 
@@ -78,6 +83,7 @@ def test_a_full_study_twice_gives_the_same_bytes_in_one_finished_run(store: Stor
     run = store.client.get_run(first.run_id)
     assert run.info.status == "FINISHED"
     assert (run.data.tags["study.part"], run.data.tags["study.simulated"]) == ("report", "true")
+    assert run.data.tags["study.claims"] == counts(first.claims)
     assert logged(store.client, first.run_id) == {*made, "figures", "tables"}
 
     text = first.page.read_text(encoding="utf-8")
@@ -93,7 +99,10 @@ def test_a_full_study_twice_gives_the_same_bytes_in_one_finished_run(store: Stor
     assert "search books-&gt;movies@0.2 0013 is RUNNING" in text
     assert "<strong>music</strong>" in text
     assert "Partial study: 2 trials without a result, 0 figures" in text
-    assert "study sweep tiny &amp;&amp; study report tiny --only figure_3_steps" in text
+    again = "study report /my/tiny.yaml --home /runs"
+    assert f"<dt>Remade by</dt><dd>{again}</dd>" in text
+    sweep = "study sweep /my/tiny.yaml --home /runs --data '/raw files'"
+    assert f"<code>{sweep} && {again} --only figure_3_steps</code>" in html.unescape(text)
     assert "Published optimum: tanh (every task; 4.4.2, Figure 4)." in text
 
 
@@ -102,6 +111,9 @@ def test_a_partial_study_says_what_is_missing_and_drops_what_is_stale(tmp_path: 
     fill_search(store, trials=3)
     store.add("sweep:activation", *CELLS[0], "activation=tanh", {"val_rmse": 0.9})  # without users' rows
     store.client.create_run(store.experiment_id)
+    data = store.add_data()
+    for name in ("cells.json", "domains.json"):
+        store.client.log_text(data, '[{"sou', name)
     out = tmp_path / "out"
     (out / "figures").mkdir(parents=True)
     (out / "figures" / "old.png").write_bytes(b"stale")
@@ -112,6 +124,8 @@ def test_a_partial_study_says_what_is_missing_and_drops_what_is_stale(tmp_path: 
     made = report(store.uri, store.experiment, MUSIC, out)
     assert made.run_id == stale.info.run_id
     assert [line.partition(":")[0] for line in made.missing] == [
+        f"run {data}",
+        f"run {data}",
         "claims",
         "Table 1",
         "splits",
@@ -121,7 +135,10 @@ def test_a_partial_study_says_what_is_missing_and_drops_what_is_stale(tmp_path: 
         "sweep of steps",
         "importance",
     ]
-    assert "Partial study: 0 trials without a result, 8 figures, tables or parts missing." in made.page.read_text()
+    assert "Partial study: 0 trials without a result, 10 figures, tables or parts missing." in made.page.read_text()
+    assert re.search(
+        r"domains.json cannot be used \(.*\); put the file back, or delete the run in MLflow", made.missing[0]
+    )
     assert made.comparison is None
     assert "figures/old.png" not in logged(store.client, made.run_id)
     assert not (out / "figures" / "old.png").exists()
@@ -140,24 +157,58 @@ def test_an_empty_study_has_a_report(tmp_path: Path) -> None:
     assert "Simulated" not in text
 
 
-def test_a_report_that_breaks_closes_its_run_as_failed_and_leaves_the_old_page(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_store_that_takes_no_report_costs_the_page_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    store = empty_store(tmp_path)
+    report(store.uri, store.experiment, MUSIC, tmp_path / "out")
+    with sqlite3.connect(tmp_path / "mlflow.db") as base:
+        base.execute("create trigger no before update on runs begin select raise(abort, 'read only'); end")
+    (tmp_path / "out" / "report.html").write_text("old", encoding="utf-8")
+    made = report(store.uri, store.experiment, MUSIC, tmp_path / "out")
+    assert made.run_id == ""
+    assert [record for record in caplog.records if record.levelno >= logging.ERROR] == [], "one line of ours says it"
+    assert re.fullmatch(
+        rf"MLflow at {store.uri} does not take the report \(.*read only.*\); only .*/out has it", made.unlogged
+    )
+    assert "No trial has been logged." in made.page.read_text(encoding="utf-8")
+
+
+def test_a_report_that_is_logged_in_part_has_a_failed_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store: Store = empty_store(tmp_path)
-    out = tmp_path / "out"
-    out.mkdir()
-    (out / "report.html").write_text("old", encoding="utf-8")
 
     def broken(*_: object) -> None:
         raise OSError("disk full")
 
     monkeypatch.setattr(module, "_log", broken)
-    with pytest.raises(OSError, match="disk full"):
-        report(store.uri, store.experiment, MUSIC, out)
+    made = report(store.uri, store.experiment, MUSIC, tmp_path / "out")
+    assert (made.run_id, made.page.is_file()) == ("", True)
+    assert "does not take the report (disk full)" in made.unlogged
     (run,) = store.client.search_runs([store.experiment_id])
     assert run.info.status == "FAILED"
-    assert [path.name for path in out.iterdir()] == ["report.html"]
-    assert (out / "report.html").read_text(encoding="utf-8") == "old"
+    assert current(made.results, tmp_path / "out") is None, "the next study run tries again"
+
+
+def test_a_page_is_current_until_anything_that_it_shows_changes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, out = empty_store(tmp_path), tmp_path / "out"
+    results = report(store.uri, store.experiment, MUSIC, out).results
+    tags = current(load_results(store.uri, store.experiment, MUSIC), out)
+    assert tags is not None
+    assert tags["study.claims"] == ""
+    amazon = subject_of("music", "music/amazon")
+    assert MUSIC.paper is not None
+    sentence = replace(MUSIC.paper.claims[0], sentence="otherwise")
+    for changed in (
+        replace(results, subject=amazon),
+        replace(
+            results, subject=replace(MUSIC, paper=replace(MUSIC.paper, claims=(sentence, *MUSIC.paper.claims[1:])))
+        ),
+        replace(results, cells=({"source": "books", "train_users": 3},)),
+        replace(results, way={"plan": "/other.yaml"}),
+    ):
+        assert current(changed, out) is None
+    monkeypatch.setattr(module, "commit", lambda: "another")
+    assert current(results, out) is None
 
 
 def test_local_files_do_not_matter_and_every_run_counts_once(tmp_path: Path) -> None:
@@ -168,6 +219,7 @@ def test_local_files_do_not_matter_and_every_run_counts_once(tmp_path: Path) -> 
     store.add("search", task, ratio, "0003", {"val_rmse": 0.1, "val_ndcg20": 0.9, "seconds": 3.0})
     store.add("search", task, ratio, "0004", {}, status="FAILED", tags={"study.error": "late failure"})
     store.add("search", task, ratio, "0006", {}, status="KILLED")
+    store.add("search", task, ratio, "0007", {}, status="KILLED", tags={"study.pruned": "after epoch 3 by ASHA"})
     store.client.create_run(store.experiment_id)
     first = report(store.uri, store.experiment, MUSIC, tmp_path / "one")
     before = files(tmp_path / "one")
@@ -179,6 +231,10 @@ def test_local_files_do_not_matter_and_every_run_counts_once(tmp_path: Path) -> 
     assert f"search/{task}@{ratio}/0003 finished more than once; its newest run counts" in text
     assert "late failure" not in text, "its finished run counts"
     assert f"search {task}@{ratio} 0006 is KILLED" in text
+    assert "Partial study: 1 trials without a result" in text, "a pruned trial is not to have one"
+    assert "0007 is" not in text
+    assert re.findall(r'<th scope="col">(\w+)</th>', text)[:4] == ["Part", "Finished", "Killed", "Pruned"]
+    assert "<td>search</td><td>24</td><td>1</td><td>1</td>" in text
     assert "1 runs of this experiment were not logged by a study" in text
     points = pd.read_csv(second.out / "figures" / "pareto.csv", dtype={"trial": str}).set_index(["cell", "trial"])
     assert points.loc[(f"{task}@{ratio}", "0003"), "val_rmse"] == 0.1
@@ -199,13 +255,14 @@ def test_one_figure_is_redrawn_by_its_name(store: Store, tmp_path: Path) -> None
 
 def test_cost_is_the_ended_trials_and_the_time_in_which_any_ran(results: Results) -> None:
     hour = 3_600_000
-    rows = [("search", 0, hour, "2"), ("search", hour // 2, 2 * hour, "2"), ("score", 5 * hour, 6 * hour, "0")]
-    trials = pd.DataFrame(rows, columns=["part", "started", "ended", "gpus"])
+    rows = [("search", hour, 3600, "2"), ("search", 2 * hour, 5400, "2"), ("score", 6 * hour, 3600, "0")]
+    trials = pd.DataFrame([*rows, ("score", 9 * hour, math.nan, "0")], columns=["part", "ended", "spent", "gpus"])
     table = cost_table(replace(results, trials=trials))
     assert table is not None
     frame = table.frame.set_index("part")
     assert frame.loc["search"].tolist() == [2, 2.5, 5.0, 2.0]
     assert frame.loc["all"].tolist() == [3, 3.5, 5.0, 3.0]
+    assert table.notes[1] == "1 trials that do not say how long they ran are not in it."
     unknown = cost_table(replace(results, trials=trials.assign(gpus="")))
     assert unknown is not None
     assert set(unknown.shown["GPU-hours"]) == {"not logged"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from pathlib import Path
 
 import numpy as np
@@ -69,7 +70,11 @@ def test_table_2_of_a_partial_study_names_what_is_missing(tmp_path: Path) -> Non
         artifacts = {"per_user.csv": frame.to_csv(index=False)}
         store.add("score", task, 0.2, "predictor:source_offset", {"val_rmse": 1.0}, artifacts=artifacts)
     ours = {"per_user.csv": per_user(6, 1.0, [0], 1).to_csv(index=False)}
-    store.add("score", "a->b", 0.2, "best", seeds_around(np.random.default_rng(0), 0.9), artifacts=ours)
+    best = store.add("score", "a->b", 0.2, "best", seeds_around(np.random.default_rng(0), 0.9), artifacts=ours)
+    (tmp_path / "artifacts" / best / "artifacts" / "config.yaml").unlink()
+    for cell, text in (("a->b", ""), ("b->a", ours["per_user.csv"][:-5] + "e-")):
+        spoilt = {"per_user.csv": text}
+        store.add("score", cell, 0.2, "predictor:global_mean", {"val_rmse": 1.0}, artifacts=spoilt)
     store.add("score", "a->b", 0.2, "predictor:item_mean", {"val_rmse": 1.0})
     comparison = compare(load_results(store.uri, store.experiment, MUSIC))
     assert [(row.cell, row.name) for row in comparison.rows] == [
@@ -79,7 +84,11 @@ def test_table_2_of_a_partial_study_names_what_is_missing(tmp_path: Path) -> Non
     ]
     assert comparison.rows[1].difference is None
     notes = "\n".join(comparison.notes)
-    assert "a->b@0.2: no score of global_mean." in notes
+    assert re.search(
+        r"a->b@0\.2, global_mean: run \w+: per_user.csv is no table of numbers \(No columns to parse", notes
+    )
+    assert re.search(r"b->a@0\.2, global_mean: run \w+: per_user.csv is no table of numbers \(could not convert", notes)
+    assert "b->a@0.2: no score of item_mean." in notes
     assert "a->b@0.2, item_mean: run" in notes
     assert "a->b@0.2, music: paired difference: both rows need the same test users" in notes
     assert "b->a@0.2: no score of the model." in notes

@@ -220,6 +220,24 @@ def test_leaving_a_part_closes_its_runs_as_killed(part: Part) -> None:
     assert part.series(trial_run.info.run_id, "epoch/val_rmse") == [(1, 1.5)], "what was reported is kept"
 
 
+def test_what_a_trial_cost_is_the_time_it_ran_and_not_the_time_between(part: Part) -> None:
+    def stopped(*, seconds: float | None = None) -> float:
+        """What the trial took by then."""
+        tracker = part.open()
+        tracker.start_part()
+        start(tracker, job("0000"))
+        if seconds is not None:
+            tracker.finish(job("0000").trial, replace(final(1.0), metrics={"val_rmse": 1.0, "seconds": seconds}))
+        tracker.end_part("KILLED")
+        (spent,) = results.load_results(part.client.tracking_uri, part.experiment, MUSIC).trials["spent"]
+        return float(spent)
+
+    assert 0 <= stopped() < 100
+    part.client.set_tag(part.runs()["books->movies@0.2 search 0000"].info.run_id, "study.spent", "1000")
+    assert 1000 <= stopped() < 1100
+    assert stopped(seconds=42.0) == 42.0, "the worker's clock goes on from its checkpoint"
+
+
 def test_other_parts_are_left_alone(part: Part) -> None:
     search = part.open("search")
     search.start_part()
