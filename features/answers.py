@@ -16,7 +16,7 @@ import torch
 from features.generator import Generator, ResolvedGenerator, load_generator
 from features.store import KEY_BYTES, KEY_TYPE, check_mark, clean_shards, digest, mark_store, read_shards, write_shard
 from features.wishes import Wish
-from features.workers import Progress, result, run_blocks
+from features.workers import Actors, Progress, result, run_blocks
 
 _BLOCK_WISHES = (32, 512)  # few enough to lose to a kill, enough for full batches
 _BLOCKS = 16  # and small jobs are cut into this many
@@ -33,7 +33,7 @@ def answer(
     store: Path,
     *,
     progress: Progress | None = None,
-    workers: int | None = None,
+    workers: int | Actors | None = None,
     use_ray: bool | None = None,
     loader: Callable[[ResolvedGenerator], Generator] = load_generator,
 ) -> list[str]:

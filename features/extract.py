@@ -60,7 +60,7 @@ from features.store import (
     table_path,
     write_table,
 )
-from features.workers import Done, Progress, result, run_blocks
+from features.workers import Actors, Done, Progress, result, run_blocks
 
 if TYPE_CHECKING:
     from features.domain import Domain
@@ -201,15 +201,15 @@ def extract(
     *,
     progress: Progress | None = None,
     image_progress: Callable[[int, int], None] | None = None,
-    workers: int | None = None,
+    workers: int | Actors | None = None,
     use_ray: bool | None = None,
     loader: Callable[[ResolvedEncoder], Encoder] = load_encoder,
 ) -> FeatureTable:
     """The feature table of `domain`, extracted if it is not in the store; only rows that no shard holds are encoded.
 
     progress: called with (texts done, texts to do, tokens read); image_progress: with (images done, images to do), before
-    that. workers: threads, or Ray actors (default: one per GPU if there are any, else one per core). use_ray: None lets
-    the number of texts decide.
+    that. workers: threads, or Ray actors (default: one per GPU if there are any, else one per core; `Actors`: of a
+    cluster that may still grow). use_ray: None lets the number of texts decide.
     Raises InputError: encoder missing or not what it should be, empty domain, too many failed rows, another's store.
     """
     start = time.monotonic()
@@ -253,7 +253,7 @@ def encode_rows(
     store: Path,
     *,
     progress: Progress | None = None,
-    workers: int | None = None,
+    workers: int | Actors | None = None,
     use_ray: bool | None = None,
     loader: Callable[[ResolvedEncoder], Encoder] = load_encoder,
 ) -> tuple[RowStore, dict[bytes, str]]:

@@ -94,12 +94,12 @@ def _workers(cluster: Cluster) -> tuple[int, Callable[..., Rate]]:
         return count_threads(), measure_rate
     import ray
 
-    from study.engine.launch import connect
+    from study.engine.launch import connect, most_actors
 
     connect(cluster)
-    count, on_gpu = count_actors()
-    remote = ray.remote(num_cpus=1, num_gpus=int(on_gpu))(measure_rate)
-    return count, lambda *what: ray.get(remote.remote(*what))
+    actors = most_actors(cluster) or count_actors()
+    remote = ray.remote(num_cpus=1, num_gpus=int(actors.on_gpu))(measure_rate)
+    return actors.count, lambda *what: ray.get(remote.remote(*what))
 
 
 def users_to_ask_for(plan: Plan, domains: Mapping[str, Domain], folder: Path) -> dict[str, int]:

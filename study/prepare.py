@@ -24,6 +24,7 @@ from features.pseudo_table import PseudoTable
 from features.simulate import simulate
 from features.splits import read_split
 from features.store import FeatureTable, digest
+from features.workers import Actors
 from study import parts
 from study.engine.shipping import bring_home, locate, task_server
 from study.jobs import PREDICTOR, Cell, Resources
@@ -120,9 +121,14 @@ def estimates(plan: Plan, domains: Mapping[str, Domain], home: Path) -> dict[tup
     }  # fmt: skip
 
 
-def prepare(plan: Plan, data: Path | None, home: Path, watch: Watch, *, on_ray: bool = False) -> Inputs:
-    """Everything the plan's trials read, made where it is missing."""
-    made = _Made(plan, data, home, watch, on_ray, prepare_domains(plan, data, home, watch))
+def prepare(
+    plan: Plan, data: Path | None, home: Path, watch: Watch, *, on_ray: bool = False, actors: Actors | None = None
+) -> Inputs:
+    """Everything the plan's trials read, made where it is missing.
+
+    on_ray: by the cluster that this process has joined. actors: that extract there (None: as many as it holds now).
+    """
+    made = _Made(plan, data, home, watch, on_ray, actors, prepare_domains(plan, data, home, watch))
     maker = _Sequences(made) if plan.kind.name == "sequences" else _Ratings(made)
     wanted = [(cell, flavour) for cell in plan.cells for flavour in flavours(plan)]
     wanted += [(cell, plan.features.main) for cell in plan.swept_cells]
@@ -151,6 +157,7 @@ class _Made:
     home: Path
     watch: Watch
     on_ray: bool
+    actors: Actors | None
     domains: Mapping[str, Domain]
 
     @cached_property
@@ -162,7 +169,7 @@ class _Made:
             assert text is not None
             told = _by_phase(self.watch, f"{kind} of {name}")
             tables[name, kind] = extract(
-                text.spec(kind), self.domains[name], self.home / "store", use_ray=self.on_ray or None,
+                text.spec(kind), self.domains[name], self.home / "store", workers=self.actors, use_ray=self.on_ray or None,
                 progress=partial(told, "encoding"), image_progress=partial(told, "finding images"),
             )  # fmt: skip
         return tables
@@ -235,7 +242,8 @@ class _Sequences:
         assert text is not None, "the plan's checks ask for it"
         found = training_users(made.plan.sequences.at(ratio), made.domains[source], made.domains[target], self._split)
         name = pair_name(pair, ratio)
-        means = Means(progress=_by_phase(made.watch, f"pseudo-items of {name}"), use_ray=made.on_ray or None)
+        told = _by_phase(made.watch, f"pseudo-items of {name}")
+        means = Means(progress=told, workers=made.actors, use_ray=made.on_ray or None)
         titles = {domain: item_titles(made.domains[domain]) for domain in pair}
         tables = {domain: made.tables[domain, "items"] for domain in pair}
         encoder = text.spec("items").encoder
