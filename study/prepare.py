@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from features.domain import Domain, prepare_domain
+from features.encoder import EncoderSpec
 from features.errors import InputError
-from features.extract import Estimate, estimate, extract
+from features.extract import Estimate, estimate, extract_tables
 from features.folders import write_json
 from features.generator import GeneratorSpec
 from features.pseudo import History, Means, describe_generator, item_titles, make_pseudo, read_value
@@ -164,15 +165,21 @@ class _Made:
     def tables(self) -> Mapping[tuple[str, str], FeatureTable]:
         """(domain, items | users) -> its vectors."""
         text = self.plan.features.text
-        tables = {}
-        for name, kind in _tables(self.plan) if text else ():
-            assert text is not None
-            told = _by_phase(self.watch, f"{kind} of {name}")
-            tables[name, kind] = extract(
-                text.spec(kind), self.domains[name], self.home / "store", workers=self.actors, use_ray=self.on_ray or None,
-                progress=partial(told, "encoding"), image_progress=partial(told, "finding images"),
+        if text is None:
+            return {}
+        by_encoder: dict[EncoderSpec, list[tuple[str, str]]] = {}
+        for name, kind in _tables(self.plan):
+            by_encoder.setdefault(text.spec(kind).encoder, []).append((name, kind))
+        tables: dict[tuple[str, str], FeatureTable] = {}
+        for names in by_encoder.values():
+            told = _by_phase(self.watch, " and ".join(dict.fromkeys(kind for _, kind in names)))
+            made = extract_tables(
+                [(text.spec(kind), self.domains[name]) for name, kind in names], self.home / "store",
+                workers=self.actors, use_ray=self.on_ray or None, progress=partial(told, "encoding"),
+                image_progress=lambda domain, *count, told=told: told(f"finding images of {domain}", *count),
             )  # fmt: skip
-        return tables
+            tables |= zip(names, made, strict=True)
+        return {which: tables[which] for which in _tables(self.plan)}
 
     @property
     def feature_keys(self) -> dict[str, str]:

@@ -23,7 +23,7 @@ from features import extract as module
 from features.domain import Domain
 from features.encoder import Encoded, Encoder, EncoderSpec, ResolvedEncoder, load_encoder, resolve_encoder
 from features.errors import InputError
-from features.extract import FeatureSpec, estimate, extract, feature_key, find_table, shortfall
+from features.extract import FeatureSpec, estimate, extract, extract_tables, feature_key, find_table, shortfall
 from features.prompts import Row
 from features.speed import matrix_peak, measure_rate, operations_per_token
 from features.store import RowStore, row_key
@@ -250,6 +250,54 @@ def test_the_share_of_the_peak_counts_the_matrices_of_the_blocks(tiny_bert, make
     peak = matrix_peak(torch.device("cpu"), torch.float32)
     expected = operations_per_token(model) * speed["tokens"] / peak / speed["busy_seconds"]
     assert speed["share_of_peak"] == pytest.approx(expected, rel=0.3, abs=1e-4)
+
+
+# --- several tables of one encoder --------------------------------------------------------------------------------
+
+
+def test_tables_of_one_encoder_are_one_job_and_as_if_made_one_by_one(tiny_bert, make_domain, tmp_path) -> None:
+    """Books and films share 30 users with the same words, one of which no model here can read."""
+    shared = [*reviews(30, 4), ("x1", "i000", "w1 broken")]
+    books = make_domain([*shared, *[(f"b{n}", "i000", words(("b", n))) for n in range(300)]])
+    films = make_domain([*shared, *[(f"f{n}", "i000", words(("f", n))) for n in range(9)]], name="films")
+    spec = spec_of(tiny_bert, max_failed_fraction=0.1)
+    wanted = [(spec, books), (replace(spec, kind="items"), books), (spec, films)]
+    with pytest.raises(InputError, match="no title, categories or desc"):  # told before the first of them is encoded
+        extract_tables(wanted, tmp_path / "none", loader=lambda resolved: pytest.fail("loaded"))
+    loaded: list[ResolvedEncoder] = []
+    seen: list[Row] = []
+
+    def load(resolved: ResolvedEncoder) -> Encoder:
+        loaded.append(resolved)
+        return Counting(resolved, seen)
+
+    calls: list[tuple[int, ...]] = []
+    both = extract_tables(wanted[::2], tmp_path / "one", loader=load, progress=lambda *call: calls.append(call))
+    assert len(loaded) == 1
+    assert len(seen) == len({row.texts for row in seen}) == 31 + 300 + 9
+    assert (calls[0][:2], calls[-1][:2]) == ((0, 430), (430, 430))
+    for (of, domain), table in zip(wanted[::2], both, strict=True):
+        alone = extract(of, domain, tmp_path / "alone")
+        np.testing.assert_array_equal(table.vectors, alone.vectors)
+        assert (table.ids, table.key) == (alone.ids, alone.key)
+        assert table.manifest["rows"] == alone.manifest["rows"]
+        assert [row["id"] for row in table.manifest["rows"]["failed"]] == ["x1"]
+    shards = [RowStore.of(tmp_path / store, resolve_encoder(spec.encoder).key).folder for store in ("one", "alone")]
+    assert {p.name: p.read_bytes() for p in shards[0].iterdir()} == {
+        p.name: p.read_bytes() for p in shards[1].iterdir()
+    }
+
+
+def test_a_job_that_is_stopped_for_one_table_s_failures_says_so(tiny_bert, make_domain, tmp_path) -> None:
+    """All rows of films fail, and the job is over before the last of the books."""
+    books = make_domain(reviews(900, 1))
+    films = make_domain([(f"f{n}", "i000", f"w1 broken w{n % 90} w{n // 90}") for n in range(600)], name="films")
+    spec = spec_of(tiny_bert)
+    with pytest.raises(
+        InputError, match=r"^features of films users: \d+ of 600 rows failed, and encoder.max_failed_fr"
+    ):
+        extract_tables([(spec, books), (spec, films)], tmp_path, workers=1)
+    assert 0 < len(RowStore.of(tmp_path, resolve_encoder(spec.encoder).key).index()) < 900
 
 
 # --- killed, and run again ----------------------------------------------------------------------------------------

@@ -6,14 +6,18 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from features import workers
 from features.errors import InputError
+from features.workers import Actors, Done
 from study.jobs import Cluster
 from study.outlook import extraction
 from study.plan import Plan, load_plan
 from study.prepare import (
+    Told,
     data_folder,
     describe_data,
     estimates,
@@ -135,8 +139,9 @@ def test_flavours_are_those_of_the_plan_and_its_ablations(tmp_path: Path) -> Non
 
 
 def test_texts_are_encoded_for_users_of_both_domains_and_items_of_the_target(
-    tmp_path: Path, raw: Path, home: Path
+    tmp_path: Path, raw: Path, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """By one job, for one encoder reads them all."""
     encoder = {"model": str(save_encoder(tmp_path / "bert", "bert")), "max_tokens": 16, "max_failed_fraction": 1.0}
     plan = load_plan(
         str(
@@ -151,7 +156,23 @@ def test_texts_are_encoded_for_users_of_both_domains_and_items_of_the_target(
     left = estimates(plan, domains, home)
     assert set(left) == expected
     assert all(estimate.rows_left > 0 for estimate in left.values())
-    inputs = prepare(plan, raw, home, unwatched)
+    jobs: list[dict[str, Any]] = []
+
+    def run_blocks(*work: Any, **how: Any) -> Done:
+        jobs.append(how)
+        return workers.run_blocks(*work, **{**how, "workers": None})
+
+    monkeypatch.setattr("features.extract.run_blocks", run_blocks)
+    bars: list[str] = []
+
+    def watch(what: str, size: int) -> Told:
+        bars.append(what)
+        return unwatched(what, size)
+
+    inputs = prepare(plan, raw, home, watch, actors=Actors(3, on_gpu=True))
+    assert [(job["name"], job["workers"]) for job in jobs] == [("EncodeItemsAndUsers", Actors(3, on_gpu=True))]
+    assert bars == ["reading books", "reading movies", "users and items: encoding", "building tasks"]
+    assert list(inputs.tables) == ["books-users", "movies-users", "movies-items"]
     assert list(inputs.tasks) == [("books->movies@0.5", "text"), ("books->movies@0.5", "ratings")]
     assert made(home)["store/features"] == ["books-users", "movies-items", "movies-users"]
     assert {estimate.rows_left for estimate in estimates(plan, domains, home).values()} == {0}
