@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
@@ -39,7 +40,8 @@ def answer(
 ) -> list[str]:
     """The answer to each wish; those that the store holds are not generated again.
 
-    progress: called with (texts done, texts to do in this call, 0). The other arguments are those of `features.extract`.
+    progress: called with (texts done, texts to do in this call, 0, seconds of work). The other arguments are those of
+    `features.extract`.
     """
     folder = store / "answers" / resolved.key[:12]
     clean_shards(folder)
@@ -96,7 +98,9 @@ class AnswerWorker:
             Wish(user=row["user"], source=row["source"], target=row["target"], titles=tuple(row["titles"]))
             for row in rows
         ]
+        start = time.perf_counter()
         answers = pa.array(self.generator.generate(wishes), pa.large_string())
+        seconds = time.perf_counter() - start
         made = pa.table({"key": block["key"].combine_chunks(), "answer": answers})
         write_shard(self.folder, made, "generator", self.generator_key)
-        return result(figures={"texts": self.texts * len(rows)})
+        return result(figures={"texts": self.texts * len(rows), "seconds": seconds})

@@ -220,9 +220,9 @@ def extract_tables(
     """Feature tables of one encoder, those that the store lacks extracted; only rows that no shard holds are encoded.
 
     All are planned before any is encoded, then they are one job: its workers start and load the model once.
-    progress: called with (texts done, texts to do, tokens read); image_progress: with (domain, images done, images to do),
-    before that. workers: threads, or Ray actors (default: one per GPU if there are any, else one per core; `Actors`: of a
-    cluster that may still grow). use_ray: None lets the number of texts decide.
+    progress: called with (texts done, texts to do, tokens read, seconds of work); image_progress: with (domain, images
+    done, images to do), before that. workers: threads, or Ray actors (default: one per GPU if there are any, else one per
+    core; `Actors`: of a cluster that may still grow). use_ray: None lets the number of texts decide.
     Raises InputError: encoder missing or not what it should be, empty domain, too many failed rows, another's store.
     """
     start = time.monotonic()
@@ -459,13 +459,15 @@ def _check_failed(plan: Plan, failed: Mapping[str, str]) -> None:
         )
 
 
-def _speed(run: Done, seconds: float) -> dict[str, float | None]:
+def _speed(run: Done) -> dict[str, float | None]:
+    """Images are found and workers start before the seconds that are counted here."""
     share = run.share_of_peak
     return {
         "texts": run.texts,
         "tokens": run.tokens,
-        "texts_per_second": round(run.texts / seconds, 3),
-        "tokens_per_second": round(run.tokens / seconds, 3),
+        "texts_per_second": round(run.texts / run.elapsed, 3) if run.elapsed else None,
+        "tokens_per_second": round(run.tokens / run.elapsed, 3) if run.elapsed else None,
+        "working_seconds": round(run.elapsed, 3),
         "busy_seconds": round(run.seconds, 3),  # of all workers
         "share_of_peak": None if share is None else round(share, 4),
     }
@@ -528,7 +530,7 @@ def _finish(
         | ({"without_image": dict(sorted(plan.without_image.items()))} if spec.encoder.looks else {}),
         "tokens": sum(done[k] for k in unique),
         "seconds": round(seconds, 3),  # of the call that finished the table, and others of its encoder
-        "speed": _speed(run, seconds),  # of that call as well
+        "speed": _speed(run),  # of that call as well
         "versions": {
             name: importlib.metadata.version(name) for name in ("torch", "transformers", "numpy", "pyarrow", "ray")
         },

@@ -9,6 +9,7 @@ import logging
 import math
 import os
 import socket
+import time
 import traceback
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
@@ -23,7 +24,8 @@ import torch
 from features.errors import InputError
 from features.store import KEY_TYPE
 
-Progress = Callable[[int, int, int], None]  # texts done, texts to do in this call, tokens read or written so far
+# texts done, texts to do in this call, tokens read or written so far, seconds since the first worker began
+Progress = Callable[[int, int, int, float], None]
 Worker = Callable[[pa.Table], pa.Table]  # a block -> its `result`
 
 RAY_TEXTS = 100_000  # fewer texts than this are done before Ray's 5 to 7 s of start-up have paid off
@@ -46,6 +48,8 @@ class Done:
     texts: int = 0
     tokens: int = 0  # real ones, padding not counted
     seconds: float = 0.0  # that workers were busy, summed over them
+    began: float = math.inf  # `time.monotonic` of the first worker's begin, as its answer tells: start-up is not work
+    elapsed: float = 0.0  # seconds from there to the last answer
     operations: float = 0.0  # floating-point operations of the model on these tokens
     peak: float = 0.0  # operations that the devices' measured matrix peaks would have done meanwhile
     failed: dict[bytes, str] = field(default_factory=dict)  # row key -> reason
@@ -55,6 +59,9 @@ class Done:
         self.failed |= zip(answer["failed"], answer["reasons"], strict=True)
         for name in ("texts", "tokens", "seconds", "operations", "peak"):
             setattr(self, name, getattr(self, name) + answer[name])
+        now = time.monotonic()
+        self.began = min(self.began, now - answer["seconds"])
+        self.elapsed = now - self.began
 
     @property
     def share_of_peak(self) -> float | None:
@@ -95,7 +102,7 @@ def run_blocks(
     texts: what is to do in all. name: of the work, as Ray's dashboard shows it. workers: threads, or Ray actors (None:
     one per GPU if there are any, else one per core); `Actors` may be more than the cluster holds now, and then asks its
     autoscaler for them all. use_ray: None lets the number of texts decide. progress: called with (texts done, texts,
-    tokens), first when the work begins.
+    tokens, seconds of work), first with zeros while the workers start.
     Raises InputError: what a worker raised, or one that died again and again.
     """
     by_ray = texts >= RAY_TEXTS if use_ray is None else use_ray
@@ -103,7 +110,7 @@ def run_blocks(
     if not blocks:
         return done
     if progress is not None:
-        progress(0, texts, 0)
+        progress(0, texts, 0, 0.0)
     if by_ray:
         answers = _run_ray(blocks, make_worker, workers, name)
     else:
@@ -112,7 +119,7 @@ def run_blocks(
         for answer in answers:
             done.add(answer)
             if progress is not None:
-                progress(done.texts, texts, done.tokens)
+                progress(done.texts, texts, done.tokens, done.elapsed)
             if len(done.failed) > most_failed:
                 break
     return done

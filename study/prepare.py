@@ -37,9 +37,9 @@ from trainables.task import TaskFolders, TextVectors, build_task
 
 
 class Told(Protocol):
-    """Takes how much is done, and how many tokens that were, where they are counted."""
+    """Takes how much is done, and where it is known how many tokens that were, and how long workers have worked on it."""
 
-    def __call__(self, done: int, tokens: int = 0, /) -> None: ...
+    def __call__(self, done: int, tokens: int = 0, seconds: float | None = None, /) -> None: ...
 
 
 Watch = Callable[[str, int], Told]
@@ -48,7 +48,7 @@ Watch = Callable[[str, int], Told]
 
 def unwatched(what: str, size: int) -> Told:
     """A `Watch` that shows nothing."""
-    return lambda done, tokens=0: None
+    return lambda done, tokens=0, seconds=None: None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -349,13 +349,13 @@ def histories(found: TrainingUsers, pair: tuple[str, str]) -> list[History]:
 
 
 def _by_phase(watch: Watch, what: str) -> Callable[..., None]:
-    """One bar after the other for (phase, done, total[, tokens])."""
+    """One bar after the other for (phase, done, total[, tokens, seconds])."""
     bars: dict[str, Told] = {}
 
-    def told(phase: str, done: int, total: int, tokens: int = 0) -> None:
+    def told(phase: str, done: int, total: int, *more: Any) -> None:
         if phase not in bars:
             bars[phase] = watch(f"{what}: {phase}", total)
-        bars[phase](done, tokens)
+        bars[phase](done, *more)
 
     return told
 

@@ -30,7 +30,7 @@ from features.extract import FeatureSpec, extract, find_table
 from features.folders import mapped_array
 from features.prompts import Row
 from features.store import RowStore, row_key
-from features.workers import Actors, _Actor, _Tries, result, run_blocks
+from features.workers import Actors, Done, _Actor, _Tries, result, run_blocks
 
 ROOT = Path(__file__).parents[2]
 
@@ -341,6 +341,18 @@ def test_texts_are_held_until_they_are_done_and_once() -> None:
 
     done = run_blocks(blocks, lambda: work, 5, name="W", workers=1, use_ray=False, progress=None)
     assert (done.texts, [block() for block in alive]) == (5, [None] * 5)
+
+
+def test_time_is_counted_from_when_the_first_worker_began(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two workers begin 100 s after the driver; the first answer is of the one that began later."""
+    clock = iter([130.0, 140.0, 160.0])
+    monkeypatch.setattr("features.workers.time", SimpleNamespace(monotonic=lambda: next(clock)))
+    done, elapsed = Done(), []
+    for seconds in (20.0, 40.0, 30.0):
+        (answer,) = result(figures={"texts": 5, "seconds": seconds}).to_pylist()
+        done.add(answer)
+        elapsed.append(done.elapsed)
+    assert elapsed == [20.0, 40.0, 60.0]
 
 
 def read(log: Path) -> list[list[str]]:

@@ -81,7 +81,7 @@ def test_everything_is_made_once(plan: Plan, raw: Path, home: Path) -> None:
     told: list[tuple[str, int]] = []
 
     def watch(what: str, size: int) -> Callable[..., None]:
-        return lambda done, tokens=0: told.append((what, done))
+        return lambda done, *more: told.append((what, done))
 
     inputs = prepare(plan, raw, home, watch)
     assert made(home) == {
