@@ -47,7 +47,7 @@ from features.prompts import (
     seen_rows,
     user_rows,
 )
-from features.speed import matrix_peak, operations_per_token
+from features.speed import Operations, matrix_peak
 from features.store import (
     KEY_TYPE,
     FeatureTable,
@@ -60,6 +60,7 @@ from features.store import (
     table_path,
     write_table,
 )
+from features.vision import ImageTextEncoder
 from features.workers import Actors, Done, Progress, result, run_blocks
 
 if TYPE_CHECKING:
@@ -409,10 +410,11 @@ class ShardWorker:
 
     def __init__(self, load: Callable[[], Encoder], shards: RowStore, store_dtype: str, mark: Path) -> None:
         check_mark(mark)
-        self.encoder = load()
+        self.encoder = encoder = load()
         self.shards = shards
         self.dtype = np.dtype(store_dtype)
         self.seconds = 0.0  # of work
+        self.operations = Operations(encoder.model) if isinstance(encoder, TextEncoder | ImageTextEncoder) else None
 
     def __call__(self, block: pa.Table) -> pa.Table:
         # One thread per worker, said out loud: Ray's OMP_NUM_THREADS=1 holds in actors only, two threads on a busy
@@ -434,19 +436,18 @@ class ShardWorker:
         tokens = int(encoded.tokens.sum())
         return result(
             {keys[i]: reason for i, reason in failed.items()},
-            figures={"texts": _texts(block), "tokens": tokens, "seconds": seconds, **self._share(tokens, seconds)},
+            figures={"texts": _texts(block), "tokens": tokens, "seconds": seconds, **self._share(seconds)},
         )
 
-    def _share(self, tokens: int, seconds: float) -> dict[str, float]:
-        """Operations done, and those that the measured peak would have done; nothing for short work, nor for images."""
-        self.seconds += seconds
-        if self.seconds < _PEAK_AFTER or not isinstance(self.encoder, TextEncoder):
+    def _share(self, seconds: float) -> dict[str, float]:
+        """Operations done, and those that the measured peak would have done; nothing for short work."""
+        if self.operations is None:
             return {}
-        model = self.encoder.model
-        return {
-            "operations": float(operations_per_token(model)) * tokens,
-            "peak": matrix_peak(self.encoder.device, model.dtype) * seconds,
-        }
+        done, model = float(self.operations.taken()), self.operations.model
+        self.seconds += seconds
+        if self.seconds < _PEAK_AFTER:
+            return {}
+        return {"operations": done, "peak": matrix_peak(model.device, model.dtype) * seconds}
 
 
 def _check_failed(plan: Plan, failed: Mapping[str, str]) -> None:

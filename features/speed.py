@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -41,11 +42,25 @@ def measure_rate(
     return Rate(sum(len(row.texts) for row in rows) / seconds, int(encoded.tokens.sum()) / seconds)
 
 
-def operations_per_token(model: Any) -> int:
-    """Floating-point operations of the blocks' matrices on one token; attention among tokens is left out (a few %)."""
-    skipped = {model.get_input_embeddings(), model.get_output_embeddings()}
-    layers = (layer for layer in model.modules() if isinstance(layer, torch.nn.Linear) and layer not in skipped)
-    return 2 * sum(layer.weight.numel() for layer in layers)
+class Operations:
+    """Counts the floating-point operations of a model's matrices as it computes, each thread for itself.
+
+    Attention among tokens is left out (a few %).
+    """
+
+    def __init__(self, model: Any) -> None:
+        self.model, self._mine = model, threading.local()
+        for layer in model.modules():
+            if isinstance(layer, torch.nn.Linear):
+                layer.register_forward_hook(self._count)
+
+    def taken(self) -> int:
+        """Those of this thread since it asked last."""
+        count: int = self._mine.__dict__.pop("count", 0)
+        return count
+
+    def _count(self, layer: torch.nn.Linear, inputs: Any, output: torch.Tensor) -> None:
+        self._mine.count = getattr(self._mine, "count", 0) + 2 * layer.in_features * output.numel()
 
 
 @cache

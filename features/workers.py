@@ -50,7 +50,7 @@ class Done:
     seconds: float = 0.0  # that workers were busy, summed over them
     began: float = math.inf  # `time.monotonic` of the first worker's begin, as its answer tells: start-up is not work
     elapsed: float = 0.0  # seconds from there to the last answer
-    operations: float = 0.0  # floating-point operations of the model on these tokens
+    operations: float = 0.0  # floating-point operations of the model's matrices, on padding too, once for a shared text
     peak: float = 0.0  # operations that the devices' measured matrix peaks would have done meanwhile
     failed: dict[bytes, str] = field(default_factory=dict)  # row key -> reason
 

@@ -23,10 +23,19 @@ from features import extract as module
 from features.domain import Domain
 from features.encoder import Encoded, Encoder, EncoderSpec, ResolvedEncoder, load_encoder, resolve_encoder
 from features.errors import InputError
-from features.extract import FeatureSpec, estimate, extract, extract_tables, feature_key, find_table, shortfall
+from features.extract import (
+    FeatureSpec,
+    ShardWorker,
+    estimate,
+    extract,
+    extract_tables,
+    feature_key,
+    find_table,
+    shortfall,
+)
 from features.prompts import Row
-from features.speed import matrix_peak, measure_rate, operations_per_token
-from features.store import RowStore, row_key
+from features.speed import Operations, measure_rate
+from features.store import RowStore, mark_store, row_key
 
 MakeDomain = Callable[..., Domain]
 
@@ -241,15 +250,32 @@ def test_estimate_counts_what_is_left_without_a_model(tiny_bert, make_domain, tm
     assert (done.rows, done.rows_left, done.texts_left, done.tokens_left) == (120, 0, 0, 0)
 
 
-def test_the_share_of_the_peak_counts_the_matrices_of_the_blocks(tiny_bert, make_domain, tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr(module, "_PEAK_AFTER", 0.0)
+def test_operations_are_those_of_the_matrices_of_the_blocks(tiny_bert) -> None:
     model = load_encoder(resolve_encoder(spec_of(tiny_bert).encoder)).model
     blocks = 3 * (4 * 32 * 32 + 2 * 32 * 64)  # query, key, value, output; in and out
-    assert operations_per_token(model) == 2 * (blocks + 32 * 32)  # and the pooler
-    speed = extract(spec_of(tiny_bert), make_domain(reviews(6, 5)), tmp_path, workers=1).manifest["speed"]
-    peak = matrix_peak(torch.device("cpu"), torch.float32)
-    expected = operations_per_token(model) * speed["tokens"] / peak / speed["busy_seconds"]
-    assert speed["share_of_peak"] == pytest.approx(expected, rel=0.3, abs=1e-4)
+    operations = Operations(model)
+    model.set_attn_implementation("eager")  # ours is for texts in one row
+    model(input_ids=torch.ones((2, 7), dtype=torch.long))
+    assert operations.taken() == 2 * (2 * 7 * blocks + 2 * 32 * 32), "the pooler reads a token of each text"
+    assert operations.taken() == 0
+
+
+def test_a_text_of_two_rows_is_computed_and_counted_once(tiny_bert, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(module, "_PEAK_AFTER", 0.0)
+    monkeypatch.setattr(module, "matrix_peak", lambda device, dtype: 1e9)
+    resolved, shards = resolve_encoder(spec_of(tiny_bert).encoder), RowStore(tmp_path, "e" * 64)
+    worker = ShardWorker(lambda: load_encoder(resolved), shards, "float32", mark_store(tmp_path))
+    one, two, three = (words(n, 20) for n in range(3))
+    shared = [Row(texts=(one, two, three)), Row(texts=(one, two))]
+
+    def figures(rows: list[Row]) -> dict[str, Any]:
+        (answer,) = worker(module._block([(row_key(row), row) for row in rows])).to_pylist()
+        return answer
+
+    twice, once = figures(shared), figures([Row(texts=(text,)) for text in (one, two, three)])
+    assert twice["operations"] == once["operations"] > 0
+    assert twice["peak"] == 1e9 * twice["seconds"]
+    assert (twice["texts"], once["texts"]) == (5, 3)
 
 
 # --- several tables of one encoder --------------------------------------------------------------------------------
