@@ -16,6 +16,8 @@ from features.encoder import Encoder, EncoderSpec, ResolvedEncoder, load_encoder
 from features.images import images_folder
 from features.prompts import Row
 
+_SECONDS = 10.0  # after which a measurement begins no more texts
+
 
 @dataclass(frozen=True)
 class Rate:
@@ -28,18 +30,26 @@ class Rate:
 def measure_rate(
     spec: EncoderSpec, rows: Sequence[Row], store: Path, loader: Callable[[ResolvedEncoder], Encoder] = load_encoder
 ) -> Rate:
-    """Encode a sample with one thread (or on the GPU); loading and the first row are not counted."""
+    """Encode texts of a sample with one thread (or on the GPU), twice as many each time; the rate of the most at a time.
+
+    That is until `_SECONDS` have passed, for a large model on a CPU may need a minute for one; loading and a first text
+    are not counted.
+    """
     encoder = loader(replace(resolve_encoder(spec), images=images_folder(store)))
+    texts = [Row(texts=(text,), image=row.image) for row in rows for text in row.texts]
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        encoder.encode(rows[:1])
-        start = time.perf_counter()
-        encoded = encoder.encode(rows)
-        seconds = time.perf_counter() - start
+        encoder.encode(texts[:1])
+        start, done, most = time.perf_counter(), 0, (0, 0, 0.0)
+        while done < len(texts) and (begun := time.perf_counter()) - start < _SECONDS:
+            read = encoder.encode(texts[done : 2 * done + 1]).tokens
+            most = max(most, (len(read), int(read.sum()), time.perf_counter() - begun))
+            done += len(read)
     finally:
         torch.set_num_threads(before)
-    return Rate(sum(len(row.texts) for row in rows) / seconds, int(encoded.tokens.sum()) / seconds)
+    count, tokens, seconds = most
+    return Rate(count / seconds, tokens / seconds)
 
 
 class Operations:

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -243,11 +244,30 @@ def test_estimate_counts_what_is_left_without_a_model(tiny_bert, make_domain, tm
     assert left.tokens_left == pytest.approx(total, rel=0.1)
     assert (left.bytes_left, left.images_left, len(left.sample)) == (120 * 32 * 4, 0, 60)
     rate = measure_rate(spec.encoder, left.sample, tmp_path)
-    read = load_encoder(resolve_encoder(spec.encoder)).encode(left.sample).tokens.sum() / (60 * 12)
-    assert rate.tokens_per_second / rate.texts_per_second == pytest.approx(read)
+    texts = [Row(texts=(text,)) for row in left.sample for text in row.texts]
+    read = load_encoder(resolve_encoder(spec.encoder)).encode(texts[255:511]).tokens.mean()
+    assert rate.tokens_per_second / rate.texts_per_second == pytest.approx(read), "the most texts at a time"
     extract(spec, domain, tmp_path)
     done = estimate(spec, domain, tmp_path)
     assert (done.rows, done.rows_left, done.texts_left, done.tokens_left) == (120, 0, 0, 0)
+
+
+def test_a_rate_is_measured_for_ten_seconds_or_so_however_slow_the_model(tiny_bert, tmp_path, monkeypatch) -> None:
+    now, asked = [0.0], []
+
+    class Slow:
+        """3 seconds a text."""
+
+        def encode(self, rows: Sequence[Row]) -> Encoded:
+            asked.append(len(rows))
+            now[0] += 3.0 * len(rows)
+            return Encoded(np.zeros((len(rows), 4), np.float32), np.full(len(rows), 60, np.int32), 60 * len(rows), {})
+
+    monkeypatch.setattr("features.speed.time", SimpleNamespace(perf_counter=lambda: now[0]))
+    sample = [Row(texts=tuple(f"{user} {n}" for n in range(500))) for user in range(64)]
+    rate = measure_rate(spec_of(tiny_bert).encoder, sample, tmp_path, loader=lambda resolved: Slow())
+    assert asked == [1, 1, 2, 4]
+    assert (rate.texts_per_second, rate.tokens_per_second) == pytest.approx((1 / 3, 20))
 
 
 def test_operations_are_those_of_the_matrices_of_the_blocks(tiny_bert) -> None:
@@ -331,6 +351,7 @@ def test_a_job_that_is_stopped_for_one_table_s_failures_says_so(tiny_bert, make_
 KILLED = """
     import sys, time
     from pathlib import Path
+from types import SimpleNamespace
     from features.domain import open_domain
     from features.encoder import EncoderSpec, load_encoder
     from features.extract import FeatureSpec, extract

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +12,9 @@ from typing import Any
 import pytest
 
 from features import workers
+from features.encoder import EncoderSpec
 from features.errors import InputError
+from features.speed import Rate
 from features.workers import Actors, Done
 from study.jobs import Cluster
 from study.outlook import extraction
@@ -178,7 +181,9 @@ def test_texts_are_encoded_for_users_of_both_domains_and_items_of_the_target(
     assert {estimate.rows_left for estimate in estimates(plan, domains, home).values()} == {0}
 
 
-def test_items_are_read_with_their_images_by_an_encoder_of_their_own(tmp_path: Path, home: Path) -> None:
+def test_items_are_read_with_their_images_by_an_encoder_of_their_own(
+    tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """MuSiC's setting: users by a text model of width 32, items by a vision-language model of width 48, and a training."""
     (tmp_path / "sees").mkdir()
     users = {"model": str(save_encoder(tmp_path / "bert", "bert")), "max_tokens": 16, "max_failed_fraction": 1.0}
@@ -190,9 +195,24 @@ def test_items_are_read_with_their_images_by_an_encoder_of_their_own(tmp_path: P
         str(write_plan(tmp_path, features=features, simulate=simulate, ratios=[0.5], drop=("ablate", "sweeps")))
     )
     domains = prepare_domains(plan, None, home, unwatched)
-    said = list(extraction(plan, domains, home, Cluster()))
+    measured: list[str] = []
+
+    def measure(encoder: EncoderSpec, *sample: Any) -> Rate:
+        measured.append(encoder.model)
+        return Rate(texts_per_second=5.0, tokens_per_second=2.0)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("study.outlook.measure_rate", measure)
+        patch.setattr("study.outlook.count_threads", lambda: 3)
+        said = list(extraction(plan, domains, home, Cluster()))
     assert len(said) == 3
-    assert sum("min on" in line and "tokens/s" in line for line in said) == 2
+    assert measured == [users["model"]], "once for each encoder, and for none that has images to find"
+    for line in said[:2]:
+        tokens, minutes = re.search(
+            r"about ([\d,]+) tokens, .*; about ([\d.]+) min on 3 workers at 2 tok", line
+        ).groups()  # type: ignore[union-attr]
+        assert float(minutes) == pytest.approx(int(tokens.replace(",", "")) / 2 / 3 / 60, abs=0.06)
+    assert "tokens without those of images" in said[2]
     assert sum("40 images to find first" in line for line in said) == 1
     inputs = prepare(plan, None, home, unwatched)
     table = inputs.tables["movies-items"]
