@@ -1,8 +1,9 @@
 """What an encoder reads: the texts of one item or of one user of one domain.
 
-MuSiC section 4.1: item features from title, description and categories; user features from the user's review texts of
-one domain. A prompt is data, has a name, and its very words are part of every feature key (design section 5), so an
-edited prompt re-extracts and an unchanged one never does.
+MuSiC sections 3.2 and 4.1.1: item features from title, description and categories; user features from the user's review
+texts of one domain, which are read as they are (the paper's prompt for users is not printed). A prompt is data, has a
+name, and its very words are part of every feature key (design section 5), so an edited prompt re-extracts and an
+unchanged one never does.
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ PROMPTS: Mapping[str, Prompt] = {
     "plain-1": Prompt(title="{}", categories="{}", description="{}", review="{}"),
     # Field names for language models, which can use them.
     "named-1": Prompt(title="Title: {}", categories="Categories: {}", description="Description: {}", review="{}"),
-    # MuSiC section 4.1: the model is guided to summarise the key features from image and text. The words are ours.
+    # MuSiC section 3.2: the model is guided to summarise the key features from image and text. The words are ours.
     "key-features-1": Prompt(
         ask="Summarize the key features of this item, from its image and its text.",
         title="Title: {}",

@@ -5,6 +5,9 @@ generate    a prompt per single-domain user -> an answer of n_K lines (eq. 4), k
 encode      every different text once, by the encoder of the item tables (eq. 5), kept block by block
 retrieve    each text takes its most similar real item that the user's list does not hold yet (eq. 6)
 
+One query a text is (ours): eqs. 5 and 6 make one vector of all of a user's texts and take its n_K nearest items, which are
+like each other; here n_K of the sweeps means the first n_K texts.
+
 Kill it anywhere and start it again: what is on disk is not done again. Only the users that are handed in are read: the
 caller hands in training users, so no validation or test user is in any prompt or in any text that a model is trained on.
 """

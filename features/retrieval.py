@@ -1,4 +1,4 @@
-"""From generated texts to real items (LGCD eqs. 5 and 6): cosine, best first, every item once per user.
+"""From generated texts to real items (after LGCD eqs. 5 and 6, text by text): cosine, best first, every item once per user.
 
 Legend: T texts, I items of a domain, F width of the vectors, K items kept per text.
 """

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from features.encoder import Encoder, EncoderSpec, ResolvedEncoder, load_encoder, resolve_encoder
+from features.encoder import Encoder, ResolvedEncoder, load_encoder
 from features.images import images_folder
 from features.prompts import Row
 
@@ -28,14 +28,18 @@ class Rate:
 
 
 def measure_rate(
-    spec: EncoderSpec, rows: Sequence[Row], store: Path, loader: Callable[[ResolvedEncoder], Encoder] = load_encoder
+    resolved: ResolvedEncoder,
+    rows: Sequence[Row],
+    store: Path,
+    loader: Callable[[ResolvedEncoder], Encoder] = load_encoder,
 ) -> Rate:
     """Encode texts of a sample with one thread (or on the GPU), twice as many each time; the rate of the most at a time.
 
     That is until `_SECONDS` have passed, for a large model on a CPU may need a minute for one; loading and a first text
     are not counted.
+    resolved: by the driver, as the extraction's is: a worker's own "auto" might be another type.
     """
-    encoder = loader(replace(resolve_encoder(spec), images=images_folder(store)))
+    encoder = loader(replace(resolved, images=images_folder(store)))
     texts = [Row(texts=(text,), image=row.image) for row in rows for text in row.texts]
     before = torch.get_num_threads()
     torch.set_num_threads(1)

@@ -1,4 +1,4 @@
-"""Vectors of texts with images by a vision-language model of transformers (MuSiC section 4.1).
+"""Vectors of texts with images by a vision-language model of transformers (MuSiC section 3.2).
 
 The prompt is the model's own chat template around one image and one text; first_last_avg as in `features.encoder`, with
 h_1 and h_L of the language model's blocks, over all tokens of the prompt or over those that are not the image's. A text

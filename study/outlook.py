@@ -8,7 +8,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from features.domain import Domain, prepare_domain
-from features.encoder import EncoderSpec
+from features.encoder import EncoderSpec, resolve_encoder
 from features.speed import Rate, measure_rate
 from features.workers import count_actors, count_threads
 from study.jobs import Cluster
@@ -85,7 +85,9 @@ def extraction(plan: Plan, domains: Mapping[str, Domain], home: Path, cluster: C
         if left.images_left:
             yield f"{line}, {left.images_left:,} images to find first"
         elif left.sample:
-            rate = rates[encoder] = rates.get(encoder) or measure(encoder, left.sample, home / "store")
+            if encoder not in rates:
+                rates[encoder] = measure(resolve_encoder(encoder), left.sample, home / "store")
+            rate = rates[encoder]
             if encoder.looks:  # only the sample tells what an image is in tokens
                 seconds = left.texts_left / rate.texts_per_second
             else:  # texts of one table are longer than those of another

@@ -1,8 +1,8 @@
 """Sequence encoders of LGCD (arXiv 2604.05365): an ID and a text Transformer, fused, pretrained by next-item prediction.
 
 One table numbers the items of both domains, and one pair of encoders reads sequences of either, so a merged history
-and the part of it that lies in one domain are encoded alike (ours; the paper trains a pair per domain, which is
-`sequences: separate`: each domain's own sequences only).
+and the part of it that lies in one domain are encoded alike (ours; the paper trains a pair per domain). `sequences:
+separate` comes near that: pretraining sees each domain's own sequences only, by one pair of encoders all the same.
 Pretraining depends on nothing that a trial varies, so it is done once per task and seed and kept beside the task
 (`pretrained`); every trial on every node loads the same file.
 Shapes: B sequences, L positions, N items, F text width, D vector width.
@@ -117,7 +117,7 @@ class Encoders(nn.Module):
         self.text_map: nn.Module = nn.Linear(text_NF.shape[1], spec.width)
         self.id_encoder, self.text_encoder = Transformer(spec), Transformer(spec)
         self.fusion = nn.Linear(2 * spec.width, spec.width)  # of sequences
-        self.item_fusion = nn.Linear(2 * spec.width, spec.width)  # of items, E_fusion in eq. 3
+        self.item_fusion = nn.Linear(2 * spec.width, spec.width)  # of items, E_fusion in eq. 3; a map of its own (ours)
         self.max_length = spec.max_length
 
     @classmethod

@@ -21,6 +21,7 @@ import pytest
 import torch
 
 from features import extract as module
+from features.checkpoints import resolve_dtype
 from features.domain import Domain
 from features.encoder import Encoded, Encoder, EncoderSpec, ResolvedEncoder, load_encoder, resolve_encoder
 from features.errors import InputError
@@ -243,9 +244,14 @@ def test_estimate_counts_what_is_left_without_a_model(tiny_bert, make_domain, tm
     assert (left.rows, left.rows_left, left.texts_left) == (120, 120, 1440)
     assert left.tokens_left == pytest.approx(total, rel=0.1)
     assert (left.bytes_left, left.images_left, len(left.sample)) == (120 * 32 * 4, 0, 60)
-    rate = measure_rate(spec.encoder, left.sample, tmp_path)
+    resolved = resolve_encoder(spec.encoder)
+    rate = measure_rate(resolved, left.sample, tmp_path)
+    other = "float32" if resolve_dtype("auto") == "bfloat16" else "bfloat16"
+    of_the_driver = replace(resolved, spec=replace(spec.encoder, dtype="auto"), dtype=other)
+    with pytest.raises(InputError, match=f"and {other} where the work began"):
+        measure_rate(of_the_driver, left.sample, tmp_path)
     texts = [Row(texts=(text,)) for row in left.sample for text in row.texts]
-    read = load_encoder(resolve_encoder(spec.encoder)).encode(texts[255:511]).tokens.mean()
+    read = load_encoder(resolved).encode(texts[255:511]).tokens.mean()
     assert rate.tokens_per_second / rate.texts_per_second == pytest.approx(read), "the most texts at a time"
     extract(spec, domain, tmp_path)
     done = estimate(spec, domain, tmp_path)
@@ -265,7 +271,8 @@ def test_a_rate_is_measured_for_ten_seconds_or_so_however_slow_the_model(tiny_be
 
     monkeypatch.setattr("features.speed.time", SimpleNamespace(perf_counter=lambda: now[0]))
     sample = [Row(texts=tuple(f"{user} {n}" for n in range(500))) for user in range(64)]
-    rate = measure_rate(spec_of(tiny_bert).encoder, sample, tmp_path, loader=lambda resolved: Slow())
+    resolved = resolve_encoder(spec_of(tiny_bert).encoder)
+    rate = measure_rate(resolved, sample, tmp_path, loader=lambda _: Slow())
     assert asked == [1, 1, 2, 4]
     assert (rate.texts_per_second, rate.tokens_per_second) == pytest.approx((1 / 3, 20))
 

@@ -199,6 +199,18 @@ def test_a_store_written_by_another_encoder(tmp_path: Path, home: Path) -> None:
     assert made(home) == {**NOTHING, "domains": ["books", "movies"]}
 
 
+def test_tables_that_are_not_whole_are_named_with_what_to_do(
+    plan: Path, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = {"failed": [{"id": "a", "reason": "RuntimeError: out of luck"}, {"id": "b", "reason": "no review text"}]}
+    whole = SimpleNamespace(path=home / "whole", manifest={"rows": {"failed": []}})
+    table = SimpleNamespace(path=home / "table", manifest={"rows": rows})
+    inputs = SimpleNamespace(tables={"books-users": table, "movies-users": whole}, tasks={})
+    monkeypatch.setattr("study.flow.Study.inputs", inputs)
+    told = f"features of books-users: 1 rows failed; delete {home / 'table'} to try them again"
+    assert study("extract", plan, "--home", home).out.splitlines() == [told]
+
+
 # --- plans and spaces ---------------------------------------------------------------------------------------------
 
 PLANS: dict[str, tuple[dict[str, Any], str]] = {

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from features import workers
-from features.encoder import EncoderSpec
+from features.encoder import ResolvedEncoder
 from features.errors import InputError
 from features.speed import Rate
 from features.workers import Actors, Done
@@ -197,8 +197,8 @@ def test_items_are_read_with_their_images_by_an_encoder_of_their_own(
     domains = prepare_domains(plan, None, home, unwatched)
     measured: list[str] = []
 
-    def measure(encoder: EncoderSpec, *sample: Any) -> Rate:
-        measured.append(encoder.model)
+    def measure(resolved: ResolvedEncoder, *sample: Any) -> Rate:
+        measured.append(resolved.spec.model)
         return Rate(texts_per_second=5.0, tokens_per_second=2.0)
 
     with monkeypatch.context() as patch:

@@ -175,7 +175,9 @@ def test_without_scaling_even_the_best_denoiser_misses_the_mean(steps: int) -> N
 
 
 def test_a_schedule_that_does_not_exist_is_refused() -> None:
-    with pytest.raises(InputError, match=r"^schedule: unknown 'cosine'; choose from linear, linear_scaled, linear_sqrt$"):
+    with pytest.raises(
+        InputError, match=r"^schedule: unknown 'cosine'; choose from linear, linear_scaled, linear_sqrt$"
+    ):
         variances(10, START, END, "cosine")
 
 

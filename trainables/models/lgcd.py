@@ -87,12 +87,12 @@ FIGURES = {
 class Config:
     """Hyperparameters. The defaults are the paper's where it gives a value; (ours) marks where it is silent."""
 
-    pseudo_items: int = 10  # n_K, generated items that are inserted per single-domain user (Figure 3)
+    pseudo_items: int = 10  # n_K, generated items that are inserted per single-domain user, one a text (Figure 3)
     min_similarity: float = 0.0  # least cosine of text and item for one to be inserted: n_K per user (ours)
     steps: int = 100  # T, diffusion steps (Figure 3)
     variance_start: float = 1e-4  # beta_1 (settings)
     variance_end: float = 0.1  # beta_T (settings)
-    start_ratio: float = 0.5  # lambda: the reverse process starts at lambda T (Figure 3)
+    start_ratio: float = 0.5  # lambda: the reverse process starts at lambda T (food's optimum in Figure 3)
     sampler_steps: int = 0  # S, steps of the deterministic strided sampler; 0: every step, eqs. 19-20 (ours)
     guidance: str = "cross_attention"  # id | text | cfg | linear | cross_attention (Figure 4)
     guidance_weight: float = 0.5  # w of classifier-free guidance; read by `cfg` only (ours)
@@ -298,7 +298,9 @@ class Network(nn.Module):
         return final
 
     def losses(self, rows: Rows, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """h_final of the rows [B, D], and the sum of all losses but L_rec (eqs. 17, 21, 22), each a mean over D and B.
+        """h_final of the rows [B, D], and the sum of all losses but L_rec (eqs. 17, 21, 22).
+
+        Each is a mean over D and the rows that it is about; the equations' norms are sums over D (ours; LOG 2026-11-26).
 
         `train_reverse` says which h_rev the experts and L_align see: `one_step` the prediction that L_diff is about, which
         starts from the true feature; `guess` one prediction from the noised guess at lambda T, where inference starts;

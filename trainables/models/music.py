@@ -180,7 +180,7 @@ class Constants:
 
     @classmethod
     def of(cls, config: Config, task: Task) -> Constants:
-        """Those of a task, as far as the config lets training see it."""
+        """Those of a task, as far as the config lets training see it; but the slope, which side users helped to fit."""
         mean, item_offset = task.mean, task.item_offset
         if not config.side:  # rating-based vectors alone still know side users: they are made once for all trials
             known = task.overlapping
