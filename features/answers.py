@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
@@ -16,7 +17,7 @@ import torch
 from features.generator import Generator, ResolvedGenerator, load_generator
 from features.store import KEY_BYTES, KEY_TYPE, check_mark, clean_shards, digest, mark_store, read_shards, write_shard
 from features.wishes import Wish
-from features.workers import Progress, result, run_blocks
+from features.workers import Actors, Progress, result, run_blocks
 
 _BLOCK_WISHES = (32, 512)  # few enough to lose to a kill, enough for full batches
 _BLOCKS = 16  # and small jobs are cut into this many
@@ -33,13 +34,14 @@ def answer(
     store: Path,
     *,
     progress: Progress | None = None,
-    workers: int | None = None,
+    workers: int | Actors | None = None,
     use_ray: bool | None = None,
     loader: Callable[[ResolvedGenerator], Generator] = load_generator,
 ) -> list[str]:
     """The answer to each wish; those that the store holds are not generated again.
 
-    progress: called with (texts done, texts to do in this call, 0). The other arguments are those of `features.extract`.
+    progress: called with (texts done, texts to do in this call, 0, seconds of work). The other arguments are those of
+    `features.extract`.
     """
     folder = store / "answers" / resolved.key[:12]
     clean_shards(folder)
@@ -96,7 +98,9 @@ class AnswerWorker:
             Wish(user=row["user"], source=row["source"], target=row["target"], titles=tuple(row["titles"]))
             for row in rows
         ]
+        start = time.perf_counter()
         answers = pa.array(self.generator.generate(wishes), pa.large_string())
+        seconds = time.perf_counter() - start
         made = pa.table({"key": block["key"].combine_chunks(), "answer": answers})
         write_shard(self.folder, made, "generator", self.generator_key)
-        return result(figures={"texts": self.texts * len(rows)})
+        return result(figures={"texts": self.texts * len(rows), "seconds": seconds})

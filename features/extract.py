@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import islice, pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -47,7 +47,7 @@ from features.prompts import (
     seen_rows,
     user_rows,
 )
-from features.speed import matrix_peak, operations_per_token
+from features.speed import Operations, matrix_peak
 from features.store import (
     KEY_TYPE,
     FeatureTable,
@@ -60,7 +60,8 @@ from features.store import (
     table_path,
     write_table,
 )
-from features.workers import Done, Progress, result, run_blocks
+from features.vision import ImageTextEncoder
+from features.workers import Actors, Done, Progress, result, run_blocks
 
 if TYPE_CHECKING:
     from features.domain import Domain
@@ -129,6 +130,8 @@ class Estimate:
 class Plan:
     """All rows of a table, and the macro-batches that are still to be encoded."""
 
+    spec: FeatureSpec
+    domain: Domain
     ids: list[str]  # sorted
     keys: list[bytes | None]  # row key of each id; None where the row failed before any encoder saw it
     failed: dict[str, str]  # id -> reason
@@ -156,9 +159,14 @@ def _feature_key(spec: FeatureSpec, domain: Domain, resolved: ResolvedEncoder) -
 
 def find_table(spec: FeatureSpec, domain: Domain, store: Path) -> FeatureTable | None:
     """The finished table, or None if it is still to be extracted. Raises InputError for a broken one."""
-    key = feature_key(spec, domain)
-    path = table_path(store, domain.name, spec.kind, key)
+    path, key = _place(spec, domain, resolve_encoder(spec.encoder), store)
     return open_table(path, key) if path.exists() else None
+
+
+def _place(spec: FeatureSpec, domain: Domain, resolved: ResolvedEncoder, store: Path) -> tuple[Path, str]:
+    """The folder of a table, and its key."""
+    key = _feature_key(spec, domain, resolved)
+    return table_path(store, domain.name, spec.kind, key), key
 
 
 def shortfall(table: FeatureTable) -> str | None:
@@ -194,51 +202,78 @@ def estimate(spec: FeatureSpec, domain: Domain, store: Path) -> Estimate:
     )
 
 
-def extract(
-    spec: FeatureSpec,
-    domain: Domain,
+def extract(spec: FeatureSpec, domain: Domain, store: Path, **means: Any) -> FeatureTable:
+    """The feature table of one domain; how, and what is raised: see `extract_tables`."""
+    (table,) = extract_tables([(spec, domain)], store, **means)
+    return table
+
+
+def extract_tables(
+    wanted: Sequence[tuple[FeatureSpec, Domain]],
     store: Path,
     *,
     progress: Progress | None = None,
-    image_progress: Callable[[int, int], None] | None = None,
-    workers: int | None = None,
+    image_progress: Callable[[str, int, int], None] | None = None,
+    workers: int | Actors | None = None,
     use_ray: bool | None = None,
     loader: Callable[[ResolvedEncoder], Encoder] = load_encoder,
-) -> FeatureTable:
-    """The feature table of `domain`, extracted if it is not in the store; only rows that no shard holds are encoded.
+) -> list[FeatureTable]:
+    """Feature tables of one encoder, those that the store lacks extracted; only rows that no shard holds are encoded.
 
-    progress: called with (texts done, texts to do, tokens read); image_progress: with (images done, images to do), before
-    that. workers: threads, or Ray actors (default: one per GPU if there are any, else one per core). use_ray: None lets
-    the number of texts decide.
+    All are planned before any is encoded, then they are one job: its workers start and load the model once.
+    progress: called with (texts done, texts to do, tokens read, seconds of work); image_progress: with (domain, images
+    done, images to do), before that. workers: threads, or Ray actors (default: one per GPU if there are any, else one per
+    core; `Actors`: of a cluster that may still grow). use_ray: None lets the number of texts decide.
     Raises InputError: encoder missing or not what it should be, empty domain, too many failed rows, another's store.
     """
     start = time.monotonic()
-    resolved = replace(resolve_encoder(spec.encoder), images=images_folder(store))
-    key = _feature_key(spec, domain, resolved)
-    path = table_path(store, domain.name, spec.kind, key)
-    if path.exists():
-        return open_table(path, key)
-    shards = RowStore.of(store, resolved.key)
+    (encoder,) = {spec.encoder for spec, _ in wanted}
+    resolved = replace(resolve_encoder(encoder), images=images_folder(store))
+    places = [_place(spec, domain, resolved, store) for spec, domain in wanted]
+    left = [each for each, (path, _) in zip(wanted, places, strict=True) if not path.exists()]
+    if left:
+        shards = RowStore.of(store, resolved.key)
+        plans = _plan_tables(left, shards, store, image_progress)
+        texts, blocks = sum(plan.texts_left for plan in plans), []
+        for plan in plans:
+            blocks += plan.blocks
+            plan.blocks.clear()
+        make_worker = partial(ShardWorker, partial(loader, resolved), shards, encoder.store_dtype, mark_store(store))
+        most = sum(encoder.max_failed_fraction * len(plan.ids) - len(plan.failed) for plan in plans)
+        run = run_blocks(
+            blocks, make_worker, texts, name="Encode" + "And".join(sorted({spec.kind.title() for spec, _ in left})),
+            workers=workers, use_ray=use_ray, progress=progress, most_failed=most,
+        )  # fmt: skip
+        _finish_tables(plans, run, resolved, shards, store, start)
+    return [open_table(path, key) for path, key in places]
+
+
+def _plan_tables(
+    wanted: Sequence[tuple[FeatureSpec, Domain]],
+    shards: RowStore,
+    store: Path,
+    image_progress: Callable[[str, int, int], None] | None,
+) -> list[Plan]:
+    """What each table needs that neither a shard holds nor a table before it needs."""
     shards.check_writable()
     shards.clean()
-    gathered = _gather(spec, domain, store, image_progress)
-    plan = make_plan(spec, domain, shards.index(), gathered)
-    _check_failed(spec, domain, plan, plan.failed)  # before hours of encoding, not after
-
-    make_worker = partial(ShardWorker, partial(loader, resolved), shards, spec.encoder.store_dtype, mark_store(store))
-    most = spec.encoder.max_failed_fraction * len(plan.ids) - len(plan.failed)
-    done = run_blocks(
-        plan.blocks, make_worker, plan.texts_left, name=f"Encode{spec.kind.title()}", workers=workers, use_ray=use_ray,
-        progress=progress, most_failed=most,
-    )  # fmt: skip
-    return _finish(spec, domain, resolved, plan, done, path, shards, key, time.monotonic() - start)
+    images = [_gather(spec, domain, store, image_progress) for spec, domain in wanted]
+    done, plans = shards.index(), []
+    for (spec, domain), of_domain in zip(wanted, images, strict=True):
+        plans.append(plan := make_plan(spec, domain, done, of_domain))
+        _check_failed(plan, plan.failed)  # before hours of encoding, not after
+        done |= {key: 0 for key in plan.keys if key is not None}
+    return plans
 
 
-def _gather(spec: FeatureSpec, domain: Domain, store: Path, progress: Callable[[int, int], None] | None) -> Gathered:
+def _gather(
+    spec: FeatureSpec, domain: Domain, store: Path, progress: Callable[[str, int, int], None] | None
+) -> Gathered:
     """The items' images, where the encoder sees them."""
     if not spec.encoder.looks:
         return Gathered({}, {})
-    gathered = gather_images(_references(domain), domain.data_folder, store, spec.images, progress)
+    told = partial(progress, domain.name) if progress is not None else None
+    gathered = gather_images(_references(domain), domain.data_folder, store, spec.images, told)
     gathered.check(f"features of {domain.name} {spec.kind}", spec.images)
     return gathered
 
@@ -253,7 +288,7 @@ def encode_rows(
     store: Path,
     *,
     progress: Progress | None = None,
-    workers: int | None = None,
+    workers: int | Actors | None = None,
     use_ray: bool | None = None,
     loader: Callable[[ResolvedEncoder], Encoder] = load_encoder,
 ) -> tuple[RowStore, dict[bytes, str]]:
@@ -317,7 +352,7 @@ def make_plan(spec: FeatureSpec, domain: Domain, done: Mapping[bytes, int], imag
     assert all(a < b for a, b in pairwise(ids))
     without = _without_image(domain, ids, images) if spec.encoder.looks else {}
     blocks = _macro_batches(pa.concat_tables(left), texts, _MACRO_IMAGES if spec.encoder.looks else _MACRO_TEXTS)
-    return Plan(ids=ids, keys=keys, failed=failed, without_image=without, blocks=blocks)
+    return Plan(spec=spec, domain=domain, ids=ids, keys=keys, failed=failed, without_image=without, blocks=blocks)
 
 
 def _without_image(domain: Domain, ids: Sequence[str], images: Gathered) -> dict[str, str]:
@@ -375,10 +410,11 @@ class ShardWorker:
 
     def __init__(self, load: Callable[[], Encoder], shards: RowStore, store_dtype: str, mark: Path) -> None:
         check_mark(mark)
-        self.encoder = load()
+        self.encoder = encoder = load()
         self.shards = shards
         self.dtype = np.dtype(store_dtype)
         self.seconds = 0.0  # of work
+        self.operations = Operations(encoder.model) if isinstance(encoder, TextEncoder | ImageTextEncoder) else None
 
     def __call__(self, block: pa.Table) -> pa.Table:
         # One thread per worker, said out loud: Ray's OMP_NUM_THREADS=1 holds in actors only, two threads on a busy
@@ -400,62 +436,75 @@ class ShardWorker:
         tokens = int(encoded.tokens.sum())
         return result(
             {keys[i]: reason for i, reason in failed.items()},
-            figures={"texts": _texts(block), "tokens": tokens, "seconds": seconds, **self._share(tokens, seconds)},
+            figures={"texts": _texts(block), "tokens": tokens, "seconds": seconds, **self._share(seconds)},
         )
 
-    def _share(self, tokens: int, seconds: float) -> dict[str, float]:
-        """Operations done, and those that the measured peak would have done; nothing for short work, nor for images."""
-        self.seconds += seconds
-        if self.seconds < _PEAK_AFTER or not isinstance(self.encoder, TextEncoder):
+    def _share(self, seconds: float) -> dict[str, float]:
+        """Operations done, and those that the measured peak would have done; nothing for short work."""
+        if self.operations is None:
             return {}
-        model = self.encoder.model
-        return {
-            "operations": float(operations_per_token(model)) * tokens,
-            "peak": matrix_peak(self.encoder.device, model.dtype) * seconds,
-        }
+        done, model = float(self.operations.taken()), self.operations.model
+        self.seconds += seconds
+        if self.seconds < _PEAK_AFTER:
+            return {}
+        return {"operations": done, "peak": matrix_peak(model.device, model.dtype) * seconds}
 
 
-def _check_failed(spec: FeatureSpec, domain: Domain, plan: Plan, failed: Mapping[str, str]) -> None:
-    allowed = spec.encoder.max_failed_fraction
+def _check_failed(plan: Plan, failed: Mapping[str, str]) -> None:
+    allowed = plan.spec.encoder.max_failed_fraction
     if len(failed) > allowed * len(plan.ids) or len(failed) == len(plan.ids):
         name, reason = min(failed.items())
         raise InputError(
-            f"features of {domain.name} {spec.kind}: {len(failed)} of {len(plan.ids)} rows failed, and "
+            f"features of {plan.domain.name} {plan.spec.kind}: {len(failed)} of {len(plan.ids)} rows failed, and "
             f"encoder.max_failed_fraction is {allowed:g}; first {name!r}: {reason}; mend or filter them, or raise it"
         )
 
 
-def _speed(run: Done, seconds: float) -> dict[str, float | None]:
+def _speed(run: Done) -> dict[str, float | None]:
+    """Images are found and workers start before the seconds that are counted here."""
     share = run.share_of_peak
     return {
         "texts": run.texts,
         "tokens": run.tokens,
-        "texts_per_second": round(run.texts / seconds, 3),
-        "tokens_per_second": round(run.tokens / seconds, 3),
+        "texts_per_second": round(run.texts / run.elapsed, 3) if run.elapsed else None,
+        "tokens_per_second": round(run.tokens / run.elapsed, 3) if run.elapsed else None,
+        "working_seconds": round(run.elapsed, 3),
         "busy_seconds": round(run.seconds, 3),  # of all workers
         "share_of_peak": None if share is None else round(share, 4),
     }
 
 
-def _finish(
-    spec: FeatureSpec,
-    domain: Domain,
-    resolved: ResolvedEncoder,
-    plan: Plan,
-    run: Done,
-    path: Path,
-    shards: RowStore,
-    key: str,
-    seconds: float,
-) -> FeatureTable:
-    """Check that every planned row is on disk or failed, and publish the table."""
+def _finish_tables(
+    plans: Sequence[Plan], run: Done, resolved: ResolvedEncoder, shards: RowStore, store: Path, start: float
+) -> None:
+    """Check that every planned row is on disk or failed, and publish the tables."""
     shards.check_writable()  # a new file, so that a network's file system lists the folder anew
     done = shards.index()
-    failed = dict(plan.failed)
-    for name, k in zip(plan.ids, plan.keys, strict=True):
-        if k in run.failed and k not in done:  # another extraction may have stored what failed here
-            failed[name] = run.failed[k]
-    _check_failed(spec, domain, plan, failed)
+    failed = [_failed(plan, run, done) for plan in plans]
+    for plan, of_plan in zip(plans, failed, strict=True):  # all of them first: a run that was stopped lacks rows of any
+        _check_failed(plan, of_plan)
+    for plan, of_plan in zip(plans, failed, strict=True):
+        _finish(plan, of_plan, done, run, resolved, shards, store, time.monotonic() - start)
+
+
+def _failed(plan: Plan, run: Done, done: Mapping[bytes, int]) -> dict[str, str]:
+    """Id -> reason; another extraction may have stored what failed here."""
+    keys = zip(plan.ids, plan.keys, strict=True)
+    return plan.failed | {name: run.failed[k] for name, k in keys if k in run.failed and k not in done}
+
+
+def _finish(
+    plan: Plan,
+    failed: Mapping[str, str],
+    done: Mapping[bytes, int],
+    run: Done,
+    resolved: ResolvedEncoder,
+    shards: RowStore,
+    store: Path,
+    seconds: float,
+) -> None:
+    spec, domain = plan.spec, plan.domain
+    path, key = _place(spec, domain, resolved, store)
     kept = [(name, k) for name, k in zip(plan.ids, plan.keys, strict=True) if k is not None and k in done]
     if len(kept) + len(failed) != len(plan.ids):
         raise RuntimeError(
@@ -481,10 +530,10 @@ def _finish(
         }
         | ({"without_image": dict(sorted(plan.without_image.items()))} if spec.encoder.looks else {}),
         "tokens": sum(done[k] for k in unique),
-        "seconds": round(seconds, 3),  # of the call that finished the table
-        "speed": _speed(run, seconds),  # of that call as well
+        "seconds": round(seconds, 3),  # of the call that finished the table, and others of its encoder
+        "speed": _speed(run),  # of that call as well
         "versions": {
             name: importlib.metadata.version(name) for name in ("torch", "transformers", "numpy", "pyarrow", "ray")
         },
     }
-    return write_table(path, [name for name, _ in kept], pa.array([k for _, k in kept], KEY_TYPE), shards, manifest)
+    write_table(path, [name for name, _ in kept], pa.array([k for _, k in kept], KEY_TYPE), shards, manifest)

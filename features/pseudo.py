@@ -45,6 +45,7 @@ from features.retrieval import Nearest, choose_items, nearest_of_keys
 from features.store import FeatureTable, RowStore, digest, row_key
 from features.value import Pair, measure_value
 from features.wishes import Wish, find_words, parse_texts, short_title
+from features.workers import Actors
 
 if TYPE_CHECKING:
     from features.domain import Domain
@@ -67,8 +68,8 @@ class Means:
     """How the work is done; changes nothing of what is made."""
 
     progress: Progress | None = None
-    workers: int | None = None  # threads, or Ray actors (None: one per GPU if there are any, else one per core)
-    use_ray: bool | None = None  # None lets the number of texts decide
+    workers: int | Actors | None = None  # as in `features.extract.extract`, and the same with
+    use_ray: bool | None = None
     load_generator: Callable[[ResolvedGenerator], Generator] = load_generator
     load_encoder: Callable[[ResolvedEncoder], Encoder] = load_encoder
 

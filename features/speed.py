@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -14,6 +15,8 @@ import torch
 from features.encoder import Encoder, ResolvedEncoder, load_encoder
 from features.images import images_folder
 from features.prompts import Row
+
+_SECONDS = 10.0  # after which a measurement begins no more texts
 
 
 @dataclass(frozen=True)
@@ -30,28 +33,48 @@ def measure_rate(
     store: Path,
     loader: Callable[[ResolvedEncoder], Encoder] = load_encoder,
 ) -> Rate:
-    """Encode a sample with one thread (or on the GPU); loading and the first row are not counted.
+    """Encode texts of a sample with one thread (or on the GPU), twice as many each time; the rate of the most at a time.
 
+    That is until `_SECONDS` have passed, for a large model on a CPU may need a minute for one; loading and a first text
+    are not counted.
     resolved: by the driver, as the extraction's is: a worker's own "auto" might be another type.
     """
     encoder = loader(replace(resolved, images=images_folder(store)))
+    texts = [Row(texts=(text,), image=row.image) for row in rows for text in row.texts]
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        encoder.encode(rows[:1])
-        start = time.perf_counter()
-        encoded = encoder.encode(rows)
-        seconds = time.perf_counter() - start
+        encoder.encode(texts[:1])
+        start, done, most = time.perf_counter(), 0, (0, 0, 0.0)
+        while done < len(texts) and (begun := time.perf_counter()) - start < _SECONDS:
+            read = encoder.encode(texts[done : 2 * done + 1]).tokens
+            most = max(most, (len(read), int(read.sum()), time.perf_counter() - begun))
+            done += len(read)
     finally:
         torch.set_num_threads(before)
-    return Rate(sum(len(row.texts) for row in rows) / seconds, int(encoded.tokens.sum()) / seconds)
+    count, tokens, seconds = most
+    return Rate(count / seconds, tokens / seconds)
 
 
-def operations_per_token(model: Any) -> int:
-    """Floating-point operations of the blocks' matrices on one token; attention among tokens is left out (a few %)."""
-    skipped = {model.get_input_embeddings(), model.get_output_embeddings()}
-    layers = (layer for layer in model.modules() if isinstance(layer, torch.nn.Linear) and layer not in skipped)
-    return 2 * sum(layer.weight.numel() for layer in layers)
+class Operations:
+    """Counts the floating-point operations of a model's matrices as it computes, each thread for itself.
+
+    Attention among tokens is left out (a few %).
+    """
+
+    def __init__(self, model: Any) -> None:
+        self.model, self._mine = model, threading.local()
+        for layer in model.modules():
+            if isinstance(layer, torch.nn.Linear):
+                layer.register_forward_hook(self._count)
+
+    def taken(self) -> int:
+        """Those of this thread since it asked last."""
+        count: int = self._mine.__dict__.pop("count", 0)
+        return count
+
+    def _count(self, layer: torch.nn.Linear, inputs: Any, output: torch.Tensor) -> None:
+        self._mine.count = getattr(self._mine, "count", 0) + 2 * layer.in_features * output.numel()
 
 
 @cache

@@ -103,11 +103,13 @@ class Study:
     def inputs(self) -> Inputs:
         """Verb `extract`: everything that trials read, made where it is missing, and described in MLflow."""
         refuse_second(self.home, self.plan.name)  # it would describe its data in the other's experiment
-        if self.cluster.address is not None:
-            from study.engine.launch import connect
+        on_ray, actors = self.cluster.address is not None, None
+        if on_ray:
+            from study.engine.launch import connect, most_actors
 
             connect(self.cluster)
-        inputs = prepare(self.plan, self.data, self.home, self.watch, on_ray=self.cluster.address is not None)
+            actors = most_actors(self.cluster)
+        inputs = prepare(self.plan, self.data, self.home, self.watch, on_ray=on_ray, actors=actors)
         self._log_data(inputs)
         return inputs
 

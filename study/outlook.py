@@ -8,7 +8,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from features.domain import Domain, prepare_domain
-from features.encoder import resolve_encoder
+from features.encoder import EncoderSpec, resolve_encoder
 from features.speed import Rate, measure_rate
 from features.workers import count_actors, count_threads
 from study.jobs import Cluster
@@ -67,7 +67,8 @@ def outlook(plan: Plan, data: Path | None, home: Path) -> Outlook | None:
 def extraction(plan: Plan, domains: Mapping[str, Domain], home: Path, cluster: Cluster) -> Iterator[str]:
     """A line for each feature table: what is left to encode, and how long it takes the cluster at hand.
 
-    The time is measured: one worker encodes a sample of what is left, here or, on a cluster, where workers run.
+    The time is measured, once for each encoder: one worker encodes a sample of what is left of its first table, here or,
+    on a cluster, where workers run.
     """
     found = estimates(plan, domains, home)
     text = plan.features.text
@@ -75,16 +76,24 @@ def extraction(plan: Plan, domains: Mapping[str, Domain], home: Path, cluster: C
         yield "rating-based vectors: no texts to encode"
         return
     workers, measure = _workers(cluster)
+    rates: dict[EncoderSpec, Rate] = {}
     for (name, kind), left in found.items():
         line = f"{kind} of {name}: {left.rows_left:,} of {left.rows:,} rows to encode, {left.texts_left:,} texts, "
-        line += f"about {left.tokens_left:,} tokens, {left.bytes_left / 1e6:,.1f} MB of vectors"
+        encoder = text.spec(kind).encoder
+        line += f"about {left.tokens_left:,} tokens{' without those of images' if encoder.looks else ''}, "
+        line += f"{left.bytes_left / 1e6:,.1f} MB of vectors"
         if left.images_left:
             yield f"{line}, {left.images_left:,} images to find first"
         elif left.sample:
-            rate: Rate = measure(resolve_encoder(text.spec(kind).encoder), left.sample, home / "store")
-            seconds = left.texts_left / rate.texts_per_second / workers
-            speed = f"{workers} workers at {rate.tokens_per_second:,.0f} tokens/s"
-            yield f"{line}; about {seconds / 60:,.1f} min on {speed}"
+            if encoder not in rates:
+                rates[encoder] = measure(resolve_encoder(encoder), left.sample, home / "store")
+            rate = rates[encoder]
+            if encoder.looks:  # only the sample tells what an image is in tokens
+                seconds = left.texts_left / rate.texts_per_second
+            else:  # texts of one table are longer than those of another
+                seconds = left.tokens_left / rate.tokens_per_second
+            speed = f"{rate.tokens_per_second:,.0f} tokens/s{' with them' if encoder.looks else ''}"
+            yield f"{line}; about {seconds / workers / 60:,.1f} min on {workers} workers at {speed}"
         else:
             yield line
 
@@ -95,12 +104,12 @@ def _workers(cluster: Cluster) -> tuple[int, Callable[..., Rate]]:
         return count_threads(), measure_rate
     import ray
 
-    from study.engine.launch import connect
+    from study.engine.launch import connect, most_actors
 
     connect(cluster)
-    count, on_gpu = count_actors()
-    remote = ray.remote(num_cpus=1, num_gpus=int(on_gpu))(measure_rate)
-    return count, lambda *what: ray.get(remote.remote(*what))
+    actors = most_actors(cluster) or count_actors()
+    remote = ray.remote(num_cpus=1, num_gpus=int(actors.on_gpu))(measure_rate)
+    return actors.count, lambda *what: ray.get(remote.remote(*what))
 
 
 def users_to_ask_for(plan: Plan, domains: Mapping[str, Domain], folder: Path) -> dict[str, int]:

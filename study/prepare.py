@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from features.domain import Domain, prepare_domain
+from features.encoder import EncoderSpec
 from features.errors import InputError
-from features.extract import Estimate, estimate, extract
+from features.extract import Estimate, estimate, extract_tables
 from features.folders import write_json
 from features.generator import GeneratorSpec
 from features.pseudo import History, Means, describe_generator, item_titles, make_pseudo, read_value
@@ -24,6 +25,7 @@ from features.pseudo_table import PseudoTable
 from features.simulate import simulate
 from features.splits import read_split
 from features.store import FeatureTable, digest
+from features.workers import Actors
 from study import parts
 from study.engine.shipping import bring_home, locate, task_server
 from study.jobs import PREDICTOR, Cell, Resources
@@ -35,9 +37,9 @@ from trainables.task import TaskFolders, TextVectors, build_task
 
 
 class Told(Protocol):
-    """Takes how much is done, and how many tokens that were, where they are counted."""
+    """Takes how much is done, and where it is known how many tokens that were, and how long workers have worked on it."""
 
-    def __call__(self, done: int, tokens: int = 0, /) -> None: ...
+    def __call__(self, done: int, tokens: int = 0, seconds: float | None = None, /) -> None: ...
 
 
 Watch = Callable[[str, int], Told]
@@ -46,7 +48,7 @@ Watch = Callable[[str, int], Told]
 
 def unwatched(what: str, size: int) -> Told:
     """A `Watch` that shows nothing."""
-    return lambda done, tokens=0: None
+    return lambda done, tokens=0, seconds=None: None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,9 +122,14 @@ def estimates(plan: Plan, domains: Mapping[str, Domain], home: Path) -> dict[tup
     }  # fmt: skip
 
 
-def prepare(plan: Plan, data: Path | None, home: Path, watch: Watch, *, on_ray: bool = False) -> Inputs:
-    """Everything the plan's trials read, made where it is missing."""
-    made = _Made(plan, data, home, watch, on_ray, prepare_domains(plan, data, home, watch))
+def prepare(
+    plan: Plan, data: Path | None, home: Path, watch: Watch, *, on_ray: bool = False, actors: Actors | None = None
+) -> Inputs:
+    """Everything the plan's trials read, made where it is missing.
+
+    on_ray: by the cluster that this process has joined. actors: that extract there (None: as many as it holds now).
+    """
+    made = _Made(plan, data, home, watch, on_ray, actors, prepare_domains(plan, data, home, watch))
     maker = _Sequences(made) if plan.kind.name == "sequences" else _Ratings(made)
     wanted = [(cell, flavour) for cell in plan.cells for flavour in flavours(plan)]
     wanted += [(cell, plan.features.main) for cell in plan.swept_cells]
@@ -151,21 +158,28 @@ class _Made:
     home: Path
     watch: Watch
     on_ray: bool
+    actors: Actors | None
     domains: Mapping[str, Domain]
 
     @cached_property
     def tables(self) -> Mapping[tuple[str, str], FeatureTable]:
         """(domain, items | users) -> its vectors."""
         text = self.plan.features.text
-        tables = {}
-        for name, kind in _tables(self.plan) if text else ():
-            assert text is not None
-            told = _by_phase(self.watch, f"{kind} of {name}")
-            tables[name, kind] = extract(
-                text.spec(kind), self.domains[name], self.home / "store", use_ray=self.on_ray or None,
-                progress=partial(told, "encoding"), image_progress=partial(told, "finding images"),
+        if text is None:
+            return {}
+        by_encoder: dict[EncoderSpec, list[tuple[str, str]]] = {}
+        for name, kind in _tables(self.plan):
+            by_encoder.setdefault(text.spec(kind).encoder, []).append((name, kind))
+        tables: dict[tuple[str, str], FeatureTable] = {}
+        for names in by_encoder.values():
+            told = _by_phase(self.watch, " and ".join(dict.fromkeys(kind for _, kind in names)))
+            made = extract_tables(
+                [(text.spec(kind), self.domains[name]) for name, kind in names], self.home / "store",
+                workers=self.actors, use_ray=self.on_ray or None, progress=partial(told, "encoding"),
+                image_progress=lambda domain, *count, told=told: told(f"finding images of {domain}", *count),
             )  # fmt: skip
-        return tables
+            tables |= zip(names, made, strict=True)
+        return {which: tables[which] for which in _tables(self.plan)}
 
     @property
     def feature_keys(self) -> dict[str, str]:
@@ -235,7 +249,8 @@ class _Sequences:
         assert text is not None, "the plan's checks ask for it"
         found = training_users(made.plan.sequences.at(ratio), made.domains[source], made.domains[target], self._split)
         name = pair_name(pair, ratio)
-        means = Means(progress=_by_phase(made.watch, f"pseudo-items of {name}"), use_ray=made.on_ray or None)
+        told = _by_phase(made.watch, f"pseudo-items of {name}")
+        means = Means(progress=told, workers=made.actors, use_ray=made.on_ray or None)
         titles = {domain: item_titles(made.domains[domain]) for domain in pair}
         tables = {domain: made.tables[domain, "items"] for domain in pair}
         encoder = text.spec("items").encoder
@@ -334,13 +349,13 @@ def histories(found: TrainingUsers, pair: tuple[str, str]) -> list[History]:
 
 
 def _by_phase(watch: Watch, what: str) -> Callable[..., None]:
-    """One bar after the other for (phase, done, total[, tokens])."""
+    """One bar after the other for (phase, done, total[, tokens, seconds])."""
     bars: dict[str, Told] = {}
 
-    def told(phase: str, done: int, total: int, tokens: int = 0) -> None:
+    def told(phase: str, done: int, total: int, *more: Any) -> None:
         if phase not in bars:
             bars[phase] = watch(f"{what}: {phase}", total)
-        bars[phase](done, tokens)
+        bars[phase](done, *more)
 
     return told
 

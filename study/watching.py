@@ -77,9 +77,10 @@ class Watcher:
         """A bar for something that is prepared, with its speed and the time left."""
         task, began = self._task(what, size or None), time.monotonic()
 
-        def told(done: int, tokens: int = 0, /) -> None:
-            speed = speed_of(done, size, tokens, time.monotonic() - began)
-            self._bars.update(task, completed=done, speed=speed)
+        def told(done: int, tokens: int = 0, seconds: float | None = None, /) -> None:
+            """Nodes and models take minutes to start, which says nothing of the time left: workers count their own."""
+            speed = speed_of(done, size, tokens, time.monotonic() - began if seconds is None else seconds)
+            self._bars.update(task, completed=done, speed="starting workers" if seconds == done == 0 else speed)
 
         return told
 

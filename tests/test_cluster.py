@@ -7,8 +7,9 @@ import pytest
 import yaml
 
 from features.errors import InputError
+from features.workers import Actors
 from study.engine.cluster import NodeType, autoscaled, check_cluster
-from study.engine.launch import _concurrency
+from study.engine.launch import _concurrency, most_actors
 from study.jobs import Cluster, Resources
 
 ROOT = Path(__file__).parents[1]
@@ -133,6 +134,19 @@ def test_a_cluster_without_a_worker_yet_may_grow(tmp_path: Path, monkeypatch: py
     assert _concurrency(Cluster(address="auto", max_concurrent=5), Resources()) == 5
     with pytest.raises(InputError, match=r"asks for 1 CPU and 2 GPU, .* nodes of 0 CPU and 0 GPU; 8 CPU and 1 GPU$"):
         _concurrency(here, Resources(cpus=1, gpus=2))
+
+
+def test_the_workers_of_an_extraction_are_those_of_the_grown_cluster(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    there(monkeypatch, {})
+    here = Cluster(address="auto", max_concurrent=2)  # which is of trials
+    assert most_actors(here) is None, "nobody tells"
+    (tmp_path / "ray_bootstrap_config.yaml").write_text((ROOT / "cluster.yaml").read_text())
+    assert most_actors(here) == Actors(8, on_gpu=True)
+    left_by_ray_up(tmp_path, 3, large=({"CPU": 16}, 2), small=({"CPU": 4}, 8))
+    assert most_actors(here) == Actors(36, on_gpu=False)
 
 
 def test_nothing_is_refused_where_the_file_leaves_it_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,11 +10,13 @@ import signal
 import threading
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 from features.errors import InputError
+from features.workers import Actors
 from study.engine.cluster import NodeType, autoscaled
 from study.engine.searcher import JobCallback, JobScheduler, JobSearcher, Ledger, SilentCallback
 from study.engine.shipping import task_server
@@ -133,6 +135,15 @@ def _concurrency(cluster: Cluster, resources: Resources) -> int | None:
             held, at_head = (sum(_fits(node["Resources"], resources) for node in nodes) for nodes in (alive, heads))
             return max(held, at_head + _at_most(growing, workers, resources))
     return cluster.max_concurrent
+
+
+def most_actors(cluster: Cluster) -> Actors | None:
+    """Workers of an extraction on the joined cluster when it has grown; None where it does not, or nobody tells."""
+    for gpus in (1, 0):
+        with contextlib.suppress(InputError):  # no node will have a GPU, or none a core
+            count = _concurrency(replace(cluster, max_concurrent=None), Resources(cpus=1, gpus=gpus))
+            return None if count is None else Actors(count, gpus > 0)
+    return None
 
 
 def _wanted(resources: Resources) -> dict[str, float]:

@@ -38,7 +38,7 @@ from features.errors import InputError
 from features.extract import FeatureSpec, extract
 from features.packing import NAME
 from features.prompts import Row
-from features.speed import matrix_peak, operations_per_token
+from features.speed import Operations, matrix_peak
 
 CPU = torch.device("cpu")
 BATCHES = (32, 64)
@@ -108,15 +108,16 @@ def one_thread(name: str, encoder: TextEncoder, texts: list[str]) -> None:
         waste[way] = sum(len(batch) * int(lengths[batch].max()) for batch in batches) / few
     rates["alone"] = real / cpu_seconds(lambda: [usual(encoder, [text]) for text in texts])
     encoder.model.set_attn_implementation(NAME)
-    made, rows = [], [Row(texts=(text,)) for text in texts]
+    made, rows, operations = [], [Row(texts=(text,)) for text in texts], Operations(encoder.model)
     rates["ours"] = real / cpu_seconds(lambda: made.append(encoder.encode(rows)))
     waste["ours"] = made[0].padded / real
+    per_token = operations.taken() / len(made) / real
     dtype = encoder.model.dtype
     peak = matrix_peak(CPU, dtype)
     print(f"\n{name}, {dtype}: {len(texts)} texts, {real} tokens (median {np.median(lengths):.0f}, mean "
           f"{lengths.mean():.0f}, longest {lengths.max()}); matrix peak {peak / 1e9:.0f} GFLOP/s")  # fmt: skip
     for way, rate in rates.items():
-        share = rate * operations_per_token(encoder.model) / peak
+        share = rate * per_token / peak
         times = "  ".join(f"{rate / rates[other]:5.2f} x {other}" for other in rates if other != "ours")
         print(
             f"  {way:6} {rate:7.0f} tokens/s  {times}  padded/real {waste[way]:.2f}  {share:.0%} of the peak",

@@ -26,7 +26,7 @@ from features.encoder import EncoderSpec, load_encoder, resolve_encoder
 from features.extract import FeatureSpec, extract, make_plan
 from features.images import Gathered
 from features.prompts import Row
-from features.speed import matrix_peak, operations_per_token
+from features.speed import Operations, matrix_peak
 from features.workers import result, run_blocks
 
 CPU = torch.device("cpu")
@@ -50,11 +50,12 @@ def precision() -> None:
     for name in ("float32", "bfloat16"):
         encoder = load_encoder(resolve_encoder(EncoderSpec(model="minilm", dtype=name)))
         encoder.encode(rows[:4])
+        operations = Operations(encoder.model)
         start = time.process_time()
         encoded = encoder.encode(rows)
         seconds, tokens = time.process_time() - start, int(encoded.tokens.sum())
         peak = matrix_peak(CPU, getattr(torch, name))
-        share = operations_per_token(encoder.model) * tokens / seconds / peak
+        share = operations.taken() / seconds / peak
         print(f"{name}: {tokens / seconds:,.0f} tokens/s, {share:.0%} of {peak / 1e9:.0f} GFLOP/s measured", flush=True)
         made[name] = encoded.vectors
     found = cosines(made["float32"], made["bfloat16"])

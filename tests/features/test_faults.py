@@ -10,9 +10,11 @@ import sys
 import textwrap
 import threading
 import time
+import weakref
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -28,7 +30,7 @@ from features.extract import FeatureSpec, extract, find_table
 from features.folders import mapped_array
 from features.prompts import Row
 from features.store import RowStore, row_key
-from features.workers import _Actor, _packed
+from features.workers import Actors, Done, _Actor, _Tries, result, run_blocks
 
 ROOT = Path(__file__).parents[2]
 
@@ -140,13 +142,19 @@ def test_a_node_that_does_not_see_the_store_says_so_before_any_work(
         AnswerWorker(lambda: pytest.fail("loaded"), away, "key", 1, away / marks[0][0].name)
 
 
+def actor_without_ray(monkeypatch: pytest.MonkeyPatch, worker: Callable[[Any], Any], *blocks: Any) -> _Actor:
+    monkeypatch.setattr("ray.get", lambda answer: answer)
+    begun = _Tries()
+    return _Actor(lambda: worker, blocks, SimpleNamespace(begin=SimpleNamespace(remote=begun.begin)))
+
+
 def test_an_actor_whose_device_is_broken_ends_its_process(monkeypatch, capsys) -> None:
     def broken(block: pa.Table) -> pa.Table:
         raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
 
     ends: list[int] = []
     monkeypatch.setattr(os, "_exit", ends.append)
-    _Actor(lambda: broken)(_packed(pa.table({"key": [b"k"]})))
+    actor_without_ray(monkeypatch, broken, pa.table({"key": [b"k"]}))(pa.table({"item": [0]}))
     assert ends == [1]
     assert "an illegal memory access was encountered" in capsys.readouterr().err
 
@@ -265,6 +273,86 @@ def test_a_killed_actor_and_a_lost_node_cost_a_macro_batch_each(tiny_bert, make_
     whole = extract(spec, domain, tmp_path / "whole", use_ray=False)
     np.testing.assert_array_equal(made[0].vectors, whole.vectors)
     assert bytes_of(made[0]) == bytes_of(whole)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning", "ignore::FutureWarning")
+def test_a_cluster_that_begins_empty_is_used_as_it_grows(tiny_bert, make_domain, tmp_path, monkeypatch) -> None:
+    """A head without cores; three workers are wanted, and two nodes come while they are."""
+    import ray
+    from ray.cluster_utils import Cluster
+
+    domain, spec, log = make_domain(reviews(900)), spec_of(tiny_bert), tmp_path / "log"
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
+    try:
+        ray.init(address=cluster.address, log_to_driver=False)
+        made: list[Any] = []
+        means: dict[str, Any] = {"workers": Actors(3, on_gpu=True), "use_ray": True, "loader": slowly(log)}
+        work = threading.Thread(target=lambda: made.append(extract(spec, domain, tmp_path / "store", **means)))
+        work.start()
+        for n in range(2):
+            time.sleep(2)  # so that the work has begun without it
+            cluster.add_node(num_cpus=1, num_gpus=1, env_vars={"NODE": f"n{n}"})
+            wait_for(log, lambda lines: len({line[1] for line in lines}) == n + 1)  # noqa: B023
+        work.join(180)
+        assert made, "not finished"
+    finally:
+        ray.shutdown()
+        cluster.shutdown()
+    assert {line[1] for line in read(log)} == {"n0", "n1"}
+    assert bytes_of(made[0]) == bytes_of(extract(spec, domain, tmp_path / "whole", use_ray=False))
+
+
+class Deadly:
+    """A worker whose process ends at one macro-batch."""
+
+    def __call__(self, block: pa.Table) -> pa.Table:
+        if block["texts"].to_pylist() == ["deadly"]:
+            os._exit(7)
+        return result(figures={"texts": 1})
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:ray")
+def test_a_macro_batch_that_ends_every_worker_ends_the_extraction() -> None:
+    blocks = [pa.table({"texts": [text]}) for text in ("one", "deadly", "two")]
+    told: list[tuple[int, ...]] = []
+    with pytest.raises(InputError, match=r"^4 workers died at the same macro-batch, the last on .* the logs there say"):
+        run_blocks(blocks, Deadly, 3, name="D", workers=1, use_ray=True, progress=lambda *call: told.append(call))
+    assert told[-1][0] >= 1, "others are done meanwhile"
+
+
+def test_a_macro_batch_that_was_begun_too_often_is_begun_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the one above, without processes that die."""
+    actor = actor_without_ray(monkeypatch, lambda block: block, "block 0", "block 1")
+    assert [actor(pa.table({"item": [1]})) for _ in range(4)] == ["block 1"] * 4
+    (reason,) = actor(pa.table({"item": [1]}))["refused"].to_pylist()
+    assert reason.startswith("4 workers died at the same macro-batch, the last on ")
+    assert actor(pa.table({"item": [0]})) == "block 0", "each is counted apart"
+
+
+def test_texts_are_held_until_they_are_done_and_once() -> None:
+    blocks = [pa.table({"texts": [str(n)]}) for n in range(5)]
+    alive = [weakref.ref(block) for block in blocks]
+
+    def work(block: pa.Table) -> pa.Table:
+        return result(figures={"texts": 1})
+
+    done = run_blocks(blocks, lambda: work, 5, name="W", workers=1, use_ray=False, progress=None)
+    assert (done.texts, [block() for block in alive]) == (5, [None] * 5)
+
+
+def test_time_is_counted_from_when_the_first_worker_began(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two workers begin 100 s after the driver; the first answer is of the one that began later."""
+    clock = iter([130.0, 140.0, 160.0])
+    monkeypatch.setattr("features.workers.time", SimpleNamespace(monotonic=lambda: next(clock)))
+    done, elapsed = Done(), []
+    for seconds in (20.0, 40.0, 30.0):
+        (answer,) = result(figures={"texts": 5, "seconds": seconds}).to_pylist()
+        done.add(answer)
+        elapsed.append(done.elapsed)
+    assert elapsed == [20.0, 40.0, 60.0]
 
 
 def read(log: Path) -> list[list[str]]:

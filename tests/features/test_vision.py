@@ -232,6 +232,23 @@ def test_items_without_a_readable_image_are_read_by_their_text_and_flagged(one_s
     np.testing.assert_allclose(table.vectors, load(spec.encoder, tmp_path).encode(rows).vectors, atol=TOLERANCE)
 
 
+def test_the_share_of_the_peak_counts_the_tokens_and_patches_of_images(
+    one_seeing, domain_of, tmp_path, monkeypatch
+) -> None:
+    monkeypatch.setattr("features.extract._PEAK_AFTER", 0.0)
+    monkeypatch.setattr("features.extract.matrix_peak", lambda device, dtype: 1.0)
+
+    def operations(name: str, image: bytes | None) -> float:
+        speed = extract(items_spec(one_seeing), domain_of({"a": image}), tmp_path / name, workers=1).manifest["speed"]
+        return speed["share_of_peak"] * speed["busy_seconds"]
+
+    model = load_encoder(replace(resolve_encoder(spec_of(one_seeing)), images=tmp_path)).model
+    layers = [layer for layer in model.get_decoder().modules() if isinstance(layer, torch.nn.Linear)]
+    per_token = 2 * sum(layer.weight.numel() for layer in layers)
+    assert operations("blind", None) > 10 * per_token
+    assert operations("seen", png(0)) > operations("blind", None) + 10 * per_token
+
+
 def test_too_many_missing_images_are_an_error_before_any_model_is_loaded(one_seeing, domain_of, tmp_path) -> None:
     domain = domain_of({"a": png(0), "b": b"not an image", "c": None})
     message = (

@@ -19,8 +19,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from features.errors import InputError
+from features.workers import Actors
 from study.engine.draws import open_journal
 from study.flow import Study
+from study.jobs import Cluster
 from study.plan import load_plan
 from study.tracking.results import Results, load_results
 from study.tracking.runs import connect, default_uri, find_runs
@@ -58,6 +61,20 @@ def test_everything_is_finished_once(finished: Finished, results: Results) -> No
     assert set(parents) == {"data", "report", *WORK}
     for run in runs(finished.home):
         assert run.data.tags["mlflow.parentRunId"] == parents[run.data.tags["study.part"]]
+
+
+def test_an_extraction_on_a_cluster_asks_for_what_it_may_become(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def prepare(*_: Any, **how: Any) -> None:
+        raise InputError(f"{how}")
+
+    monkeypatch.setattr("study.engine.launch.connect", lambda cluster: None)
+    monkeypatch.setattr("study.engine.launch.most_actors", lambda cluster: Actors(5, on_gpu=True))
+    monkeypatch.setattr("study.flow.prepare", prepare)
+    study = Study(load_plan(str(write_plan(tmp_path))), home=tmp_path, cluster=Cluster(address="auto"))
+    with pytest.raises(InputError, match=r"^\{'on_ray': True, 'actors': Actors\(count=5, on_gpu=True\)\}$"):
+        _ = study.inputs
 
 
 def test_names_and_configurations(results: Results) -> None:

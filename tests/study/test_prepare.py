@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from features import workers
+from features.encoder import ResolvedEncoder
 from features.errors import InputError
+from features.speed import Rate
+from features.workers import Actors, Done
 from study.jobs import Cluster
 from study.outlook import extraction
 from study.plan import Plan, load_plan
 from study.prepare import (
+    Told,
     data_folder,
     describe_data,
     estimates,
@@ -77,7 +84,7 @@ def test_everything_is_made_once(plan: Plan, raw: Path, home: Path) -> None:
     told: list[tuple[str, int]] = []
 
     def watch(what: str, size: int) -> Callable[..., None]:
-        return lambda done, tokens=0: told.append((what, done))
+        return lambda done, *more: told.append((what, done))
 
     inputs = prepare(plan, raw, home, watch)
     assert made(home) == {
@@ -135,8 +142,9 @@ def test_flavours_are_those_of_the_plan_and_its_ablations(tmp_path: Path) -> Non
 
 
 def test_texts_are_encoded_for_users_of_both_domains_and_items_of_the_target(
-    tmp_path: Path, raw: Path, home: Path
+    tmp_path: Path, raw: Path, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """By one job, for one encoder reads them all."""
     encoder = {"model": str(save_encoder(tmp_path / "bert", "bert")), "max_tokens": 16, "max_failed_fraction": 1.0}
     plan = load_plan(
         str(
@@ -151,13 +159,31 @@ def test_texts_are_encoded_for_users_of_both_domains_and_items_of_the_target(
     left = estimates(plan, domains, home)
     assert set(left) == expected
     assert all(estimate.rows_left > 0 for estimate in left.values())
-    inputs = prepare(plan, raw, home, unwatched)
+    jobs: list[dict[str, Any]] = []
+
+    def run_blocks(*work: Any, **how: Any) -> Done:
+        jobs.append(how)
+        return workers.run_blocks(*work, **{**how, "workers": None})
+
+    monkeypatch.setattr("features.extract.run_blocks", run_blocks)
+    bars: list[str] = []
+
+    def watch(what: str, size: int) -> Told:
+        bars.append(what)
+        return unwatched(what, size)
+
+    inputs = prepare(plan, raw, home, watch, actors=Actors(3, on_gpu=True))
+    assert [(job["name"], job["workers"]) for job in jobs] == [("EncodeItemsAndUsers", Actors(3, on_gpu=True))]
+    assert bars == ["reading books", "reading movies", "users and items: encoding", "building tasks"]
+    assert list(inputs.tables) == ["books-users", "movies-users", "movies-items"]
     assert list(inputs.tasks) == [("books->movies@0.5", "text"), ("books->movies@0.5", "ratings")]
     assert made(home)["store/features"] == ["books-users", "movies-items", "movies-users"]
     assert {estimate.rows_left for estimate in estimates(plan, domains, home).values()} == {0}
 
 
-def test_items_are_read_with_their_images_by_an_encoder_of_their_own(tmp_path: Path, home: Path) -> None:
+def test_items_are_read_with_their_images_by_an_encoder_of_their_own(
+    tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """MuSiC's setting: users by a text model of width 32, items by a vision-language model of width 48, and a training."""
     (tmp_path / "sees").mkdir()
     users = {"model": str(save_encoder(tmp_path / "bert", "bert")), "max_tokens": 16, "max_failed_fraction": 1.0}
@@ -169,9 +195,24 @@ def test_items_are_read_with_their_images_by_an_encoder_of_their_own(tmp_path: P
         str(write_plan(tmp_path, features=features, simulate=simulate, ratios=[0.5], drop=("ablate", "sweeps")))
     )
     domains = prepare_domains(plan, None, home, unwatched)
-    said = list(extraction(plan, domains, home, Cluster()))
+    measured: list[str] = []
+
+    def measure(resolved: ResolvedEncoder, *sample: Any) -> Rate:
+        measured.append(resolved.spec.model)
+        return Rate(texts_per_second=5.0, tokens_per_second=2.0)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("study.outlook.measure_rate", measure)
+        patch.setattr("study.outlook.count_threads", lambda: 3)
+        said = list(extraction(plan, domains, home, Cluster()))
     assert len(said) == 3
-    assert sum("min on" in line and "tokens/s" in line for line in said) == 2
+    assert measured == [users["model"]], "once for each encoder, and for none that has images to find"
+    for line in said[:2]:
+        tokens, minutes = re.search(
+            r"about ([\d,]+) tokens, .*; about ([\d.]+) min on 3 workers at 2 tok", line
+        ).groups()  # type: ignore[union-attr]
+        assert float(minutes) == pytest.approx(int(tokens.replace(",", "")) / 2 / 3 / 60, abs=0.06)
+    assert "tokens without those of images" in said[2]
     assert sum("40 images to find first" in line for line in said) == 1
     inputs = prepare(plan, None, home, unwatched)
     table = inputs.tables["movies-items"]

@@ -62,7 +62,7 @@ def test_everything_is_made_once(make: Callable[..., Plan], raw: Path, tmp_path:
     plan = make(drop=("ablate",), sweeps=sweep)
 
     def watch(what: str, size: int) -> Callable[..., None]:
-        return lambda done, tokens=0: told.append((what, done))
+        return lambda done, *more: told.append((what, done))
 
     inputs = prepare(plan, raw, home, watch)
     tables = sorted(path.name.rpartition("-")[0] for path in (home / "store" / "features").iterdir())

@@ -59,17 +59,29 @@ def test_speed_and_time_left_of_what_is_prepared() -> None:
 
 
 def test_a_bar_of_an_extraction_shows_its_speed(monkeypatch: pytest.MonkeyPatch) -> None:
-    clock = iter([0.0, 0.0, 60.0])
+    clock = iter([0.0, 60.0])
     console = Console(file=io.StringIO(), force_terminal=True, width=160)
     assert isinstance(console.file, io.StringIO)
     with LiveBars(console) as bars:
         watcher = Watcher(bars)
         monkeypatch.setattr("study.watching.time", SimpleNamespace(monotonic=lambda: next(clock)))
         told = watcher.work("users of books: encoding", 5400)
-        told(0, 0)
         told(1800, 120_000)
         bars.refresh()
         assert "1800/5400" in console.file.getvalue()
+        assert "30/s, 2,000 tokens/s, 2 min left" in console.file.getvalue()
+
+
+def test_the_time_that_workers_take_to_start_is_not_taken_for_slow_work() -> None:
+    console = Console(file=io.StringIO(), force_terminal=True, width=160)
+    assert isinstance(console.file, io.StringIO)
+    with LiveBars(console) as bars:
+        told = Watcher(bars).work("users: encoding", 5400)
+        told(0, 0, 0.0)
+        bars.refresh()
+        assert "starting workers" in console.file.getvalue()
+        told(1800, 120_000, 60.0)  # a model loads for minutes, then a minute of work
+        bars.refresh()
         assert "30/s, 2,000 tokens/s, 2 min left" in console.file.getvalue()
 
 
