@@ -10,8 +10,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import cached_property, partial
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
+from multiprocessing.process import BaseProcess
 from pathlib import Path
+from threading import Thread
 from typing import Any, Protocol
 
 from features.domain import Domain, prepare_domain
@@ -305,7 +307,7 @@ def _called(
     if not on_ray:
         processes = max(1, min(len(calls), len(os.sched_getaffinity(0)) // resources.threads))
         with ProcessPoolExecutor(
-            processes, mp_context=get_context("spawn"), initializer=_use_threads, initargs=(resources.threads,)
+            processes, mp_context=get_context("spawn"), initializer=_begin, initargs=(resources.threads,)
         ) as pool:
             for future in [pool.submit(function, *call) for call in calls]:
                 yield future.result()
@@ -317,10 +319,17 @@ def _called(
         yield ray.get(reference)
 
 
-def _use_threads(count: int) -> None:
+def _begin(threads: int) -> None:
+    """Each process ends with the one that started it, whatever ended that: an idle one would wait for work for ever."""
     import torch
 
-    torch.set_num_threads(count)
+    torch.set_num_threads(threads)
+    Thread(target=_end_with, args=(parent_process(),), daemon=True).start()
+
+
+def _end_with(process: BaseProcess) -> None:
+    process.join()
+    os._exit(1)
 
 
 def pairs_of(plan: Plan) -> list[tuple[str, str]]:

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -174,3 +178,40 @@ def test_generators_read_training_users_alone(make: Callable[..., Plan], raw: Pa
         for domain in ("film", "song"):
             own = rows[(rows["user_id"] == user) & (rows["domain"] == domain)]
             assert items[domain] == own["item_id"].tolist()
+
+
+SLEEPING = """
+import time
+from study.jobs import Resources
+from study.prepare import _called
+if __name__ == "__main__":
+    list(_called(time.sleep, [(0.0,), (600.0,)], Resources(), False))
+"""
+
+
+def test_processes_end_with_a_killed_driver(tmp_path: Path) -> None:
+    (tmp_path / "driver.py").write_text(SLEEPING)
+    root = str(Path(__file__).parents[2])
+    driver = subprocess.Popen([sys.executable, tmp_path / "driver.py"], env={**os.environ, "PYTHONPATH": root})
+    children = Path(f"/proc/{driver.pid}/task/{driver.pid}/children")
+
+    def workers() -> list[Path]:
+        pids = [Path("/proc") / pid for pid in children.read_text().split()]
+        return [pid for pid in pids if b"spawn_main" in (pid / "cmdline").read_bytes()]
+
+    try:
+        wait_for(lambda: bool(workers()))
+        found = workers()
+        # An initializer that has begun its thread: torch is imported, and a second thread is there.
+        wait_for(lambda: all(len(list((pid / "task").iterdir())) > 1 for pid in found))
+    finally:
+        driver.kill()
+        driver.wait()
+    wait_for(lambda: not any(pid.exists() for pid in found))
+
+
+def wait_for(condition: Callable[[], bool], seconds: float = 60) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.05)
