@@ -21,9 +21,9 @@ NOTES = (
     "Sweeps and ablations are compared on validation users, scores on test users. Where a trial has one seed, the"
     " variance over seeds is that of the cell's trials with several. In print: how many of the paper's own numbers go the"
     " claim's way.",
-    "What sweeps and ablations start from, where that is the search's best, was chosen on these validation users, so `full`"
-    " and the value that the search chose are favoured: a part of what they are ahead by is luck. Parts that start from the"
-    " plan's own settings (`start: base`) are free of that, and so are scores.",
+    "What sweeps and ablations start from, where that is the search's best, was chosen on these validation users, so the"
+    " full model and the value that the search chose are favoured: a part of what they are ahead by is luck. Parts that"
+    " start from the plan's base are free of that, and so are scores.",
 )
 
 

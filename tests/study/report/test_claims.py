@@ -236,7 +236,7 @@ def test_the_tables_hold_every_claim_and_every_comparison(decided: Store) -> Non
     judged = judge(results)
     table, behind = claims_table(results, judged), contrasts_table(results, judged)
     assert table.caption == f"Claims of MuSiC (arXiv 2507.04000): {counts(judged)} — simulated data"
-    assert any("`full` and the value that the search chose are favoured" in note for note in table.notes)
+    assert any("full model and the value that the search chose are favoured" in note for note in table.notes)
     assert counts(judged) == f"6 hold, 1 does not hold, {len(judged) - 7} undecided"
     frame = table.frame.set_index("claim")
     line = frame.loc["tanh-is-best"]
