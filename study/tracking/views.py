@@ -29,7 +29,9 @@ def describe(
 ) -> None:  # fmt: skip
     """Write the description and the views of a search: its finished trials, and the best one of each cell."""
     varied = _varied(finished)
-    measured = sorted({name for run in finished for name in run.data.metrics if _is_main(name)} - {metric})
+    main = {name for run in finished for name in run.data.metrics if _is_main(name)} | {metric}
+    # MLflow orders columns by name; those of one protocol alone would push the one that selects out of sight.
+    measured = sorted(name for name in main - {metric} if not any(name.startswith(f"{other}_") for other in main))
     columns = [f"metrics.`{name}`" for name in (metric, *measured)] + [f"params.`{name}`" for name in varied]
     scores = [f"metrics.`{name.replace('val_', 'test_', 1)}`" for name in (metric, *measured)]
     order = {"orderByKey": f"metrics.`{metric}`", "orderByAsc": direction == "minimize"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from types import SimpleNamespace
 from typing import Any
 
@@ -50,3 +51,17 @@ def test_a_table_that_is_too_long_says_what_is_left_out() -> None:
     assert views == 3, "those of the earlier plan are gone"
     assert text.count("| books->") == 3
     assert "more" not in text
+
+
+def test_columns_of_one_protocol_do_not_hide_the_metric_that_selects() -> None:
+    client, names = (
+        Client(),
+        ("val_hr5", "val_hr5_inter", "val_ndcg10", "val_ndcg10_inter", "val_ndcg10_std", "test_hr5"),
+    )
+    data = SimpleNamespace(tags={}, metrics=dict.fromkeys(names, 1.0), params={"lr": "1"})
+    run: Any = SimpleNamespace(data=data)
+    describe(client, "1", finished=[run], best={}, metric="val_ndcg10", direction="maximize")  # type: ignore[arg-type]
+    view = json.loads(json.loads(client.tags["mlflow.sharedViewState.search"])["state"])
+    assert view["selectedColumns"] == ["metrics.`val_ndcg10`", "metrics.`val_hr5`"]
+    scores = json.loads(json.loads(client.tags["mlflow.sharedViewState.score"])["state"])
+    assert scores["selectedColumns"] == ["metrics.`test_ndcg10`", "metrics.`test_hr5`"]
