@@ -358,7 +358,6 @@ def test_a_job_that_is_stopped_for_one_table_s_failures_says_so(tiny_bert, make_
 KILLED = """
     import sys, time
     from pathlib import Path
-from types import SimpleNamespace
     from features.domain import open_domain
     from features.encoder import EncoderSpec, load_encoder
     from features.extract import FeatureSpec, extract

@@ -66,6 +66,7 @@ class MemoryTracker:
             "pruned": False,
             "run_id": trial,
             "seeds": (),
+            "spent": 0.0,
         }
         if trial in self.runs:
             given["fingerprint"] = self.runs[trial].fingerprint

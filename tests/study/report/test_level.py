@@ -46,7 +46,8 @@ def judged(monkeypatch: pytest.MonkeyPatch) -> Judge:
         assert MUSIC.paper is not None
         results = Results(
             subject=replace(MUSIC, paper=replace(MUSIC.paper, claims=made)), tracking_uri="", experiment="e",
-            trials=pd.DataFrame(rows), domains=(), cells=(), pseudo=(), simulated=True, tags={}, duplicates=(), foreign=0,
+            trials=pd.DataFrame(rows), domains=(), cells=(), pseudo=(), simulated=True, tags={}, duplicates=(),
+            foreign=0, lost=(),
         )  # fmt: skip
         return {each.claim.name: each for each in judge(results)}
 
