@@ -107,7 +107,9 @@ def by_ray() -> None:
             for workers in (1, 2):
                 marks: list[tuple[float, int]] = []
 
-                def mark(done: int, todo: int, tokens: int, marks: list[tuple[float, int]] = marks) -> None:
+                def mark(
+                    done: int, todo: int, tokens: int, seconds: float, marks: list[tuple[float, int]] = marks
+                ) -> None:
                     if done:
                         marks.append((time.monotonic(), done))
 
@@ -169,13 +171,13 @@ def nothing(block: pa.Table) -> pa.Table:
 
 
 def costs() -> tuple[float, float, float, float]:
-    """Texts per second of one worker, spread of a macro-batch's time, start-up, and Ray Data's time for a macro-batch."""
+    """Texts per second of one worker, spread of a macro-batch's time, start-up, Ray Data's time for a macro-batch."""
     import ray
 
     marks: list[float] = []
     spec = FeatureSpec(kind="users", encoder=EncoderSpec(model="minilm", dtype="float32"))
     with tempfile.TemporaryDirectory() as name:
-        domain, start = domain_of(Path(name) / "d", review_like(2560), 10), time.monotonic()
+        domain = domain_of(Path(name) / "d", review_like(2560), 10)
         extract(
             spec, domain, Path(name) / "s", workers=1, use_ray=False, progress=lambda *_: marks.append(time.monotonic())
         )
@@ -189,7 +191,8 @@ def costs() -> tuple[float, float, float, float]:
         seconds[count] = time.monotonic() - begun
     ray.shutdown()
     dispatch = (seconds[320] - seconds[64]) / 256
-    return 256 / taken.mean(), taken.std(ddof=1) / taken.mean(), marks[0] - start, dispatch
+    loading, starting = marks[1] - marks[0] - taken.mean(), seconds[64] - 64 * dispatch
+    return 256 / taken.mean(), taken.std(ddof=1) / taken.mean(), loading + starting, dispatch
 
 
 def workers() -> None:
