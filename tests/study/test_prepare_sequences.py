@@ -200,18 +200,18 @@ def test_processes_end_with_a_killed_driver(tmp_path: Path) -> None:
         return [pid for pid in pids if b"spawn_main" in (pid / "cmdline").read_bytes()]
 
     try:
-        wait_for(lambda: bool(workers()))
+        assert comes_true(lambda: bool(workers()))
         found = workers()
         # An initializer that has begun its thread: torch is imported, and a second thread is there.
-        wait_for(lambda: all(len(list((pid / "task").iterdir())) > 1 for pid in found))
+        assert comes_true(lambda: all(len(list((pid / "task").iterdir())) > 1 for pid in found))
     finally:
         driver.kill()
         driver.wait()
-    wait_for(lambda: not any(pid.exists() for pid in found))
+    assert comes_true(lambda: not any(pid.exists() for pid in found))
 
 
-def wait_for(condition: Callable[[], bool], seconds: float = 60) -> None:
+def comes_true(condition: Callable[[], bool], seconds: float = 60) -> bool:
     end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end
+    while not (true := condition()) and time.monotonic() < end:
         time.sleep(0.05)
+    return true
