@@ -14,10 +14,10 @@ from rich.console import Console
 from rich.table import Table
 
 if TYPE_CHECKING:
-    from study.flow import Study, Summary
-    from study.plan import Plan
-    from study.prepare import Inputs
-    from study.watching import LiveBars
+    from study.data.prepare import Inputs
+    from study.plan.schema import Plan
+    from study.progress import LiveBars
+    from study.study import Study, Summary
 
 console = Console()
 errors = Console(stderr=True)
@@ -86,7 +86,7 @@ def cli(debug: bool) -> None:
 @cli.command()
 def plans() -> None:
     """List the plans that come with the package."""
-    from study.plan import FOLDER, shipped_plans
+    from study.plan.load import FOLDER, shipped_plans
 
     for name in shipped_plans():
         console.print(f"{name}  [dim]{FOLDER / f'{name}.yaml'}[/dim]", soft_wrap=True)
@@ -105,8 +105,8 @@ def simulate(
     out: Path, users: int, items: int, ratings: int, overlap: int, domains: str, images: float, seed: int
 ) -> None:
     """Write SIMULATED domains in the Amazon Reviews 2023 layout to the folder OUT."""
-    from features.simulate import DomainSize, SimulateSpec
-    from features.simulate import simulate as write
+    from features.simulate.simulator import DomainSize, SimulateSpec
+    from features.simulate.simulator import simulate as write
 
     size = DomainSize(users=users, items=items, ratings=ratings)
     names = {name.strip(): size for name in domains.split(",") if name.strip()}
@@ -128,8 +128,8 @@ def simulate(
 )
 def check(plan: str, data: Path | None, home: Path, cluster: Path | None) -> None:
     """Validate everything, print cells, ranges, trials and cost, and run nothing."""
-    from study.check import describe
-    from study.plan import load_plan
+    from study.plan.load import load_plan
+    from study.show import describe
 
     loaded = load_plan(plan)
     _show_changes(loaded, home)
@@ -168,8 +168,8 @@ def extract(plan: str, data: Path | None, home: Path, address: str | None, dry_r
     """Make the domains, feature tables and tasks that the plan needs."""
     with _study(plan, data, home, address, None) as study:
         if dry_run:
-            from study.outlook import extraction, users_to_ask_for
-            from study.prepare import data_folder, prepare_domains
+            from study.data.prepare import data_folder, prepare_domains
+            from study.data.preview import extraction, users_to_ask_for
 
             domains = prepare_domains(study.plan, data, home, study.watch)
             for line in extraction(study.plan, domains, home, study.cluster):
@@ -201,7 +201,7 @@ def _ablate(study: Study) -> None:
 
 @_verb("score", "Score: the best configuration and the simple predictors on test.")
 def _score(study: Study) -> None:
-    from study.report.claims import counts
+    from study.report.claims.judge import counts
 
     summary = _shown(study.score())
     judged = study.claims()
@@ -254,8 +254,8 @@ def _redraw(plan: str, home: Path, only: str | None) -> None:
 @HOME
 def status(plan: str, home: Path) -> None:
     """Say what is done, running, failed and left."""
-    from study.flow import Study
-    from study.plan import load_plan
+    from study.plan.load import load_plan
+    from study.study import Study
 
     table = Table("part", *(f"{name}" for name in ("planned", "finished", "failed", "running", "left")))
     for row in Study(load_plan(plan), home=home).status():
@@ -275,9 +275,9 @@ def status(plan: str, home: Path) -> None:
 def best(plan: str, home: Path, export: Path | None) -> None:
     """Print the best configuration of each cell: the `base` of a plan that starts from them."""
     from features.errors import InputError
-    from study.flow import Study
-    from study.plan import load_plan
-    from study.starts import fragment
+    from study.plan.load import load_plan
+    from study.plan.start import fragment
+    from study.study import Study
 
     study = Study(load_plan(plan), home=home)
     found = study.best()
@@ -322,8 +322,8 @@ def rerun(run_id: str, home: Path) -> None:
 @click.option("-n", "count", type=click.IntRange(1), default=10, show_default=True, help="Items to recommend.")
 def recommend(plan: str, home: Path, user: str, cell: str | None, count: int) -> None:
     """Show a user's source-domain history and the best target-domain items, by the registered model."""
-    from study.flow import Study
-    from study.plan import load_plan
+    from study.plan.load import load_plan
+    from study.study import Study
 
     home = home.absolute()
     if not (home / "tasks").is_dir():
@@ -351,7 +351,7 @@ def ui(home: Path, port: int, host: str) -> None:
     import subprocess
 
     from features.errors import InputError
-    from study.flow import named_uri, store_uri
+    from study.study import named_uri, store_uri
 
     uri = store_uri(home)
     if uri.startswith("http"):
@@ -370,7 +370,7 @@ def ui(home: Path, port: int, host: str) -> None:
 
 def _inputs(study: Study) -> Inputs:
     """What trials read; says which feature tables are not whole."""
-    from features.extract import shortfall
+    from features.extraction.extract import shortfall
 
     for name, table in study.inputs.tables.items():
         if (missing := shortfall(table)) is not None:
@@ -410,8 +410,8 @@ def _shown(summary: Summary) -> Summary:
 def _report(study: Study, *, fresh: bool) -> None:
     """Draw the report, unless it shows the study as it is; print the table, the figures and the way on."""
     from features.errors import InputError
-    from study.report.claims import counts
-    from study.report.make import CLAIMS, current
+    from study.report.claims.judge import counts
+    from study.report.report import CLAIMS, current
     from study.report.tables import summary_table
 
     page = study.report_folder / "report.html"
@@ -442,7 +442,7 @@ def _report(study: Study, *, fresh: bool) -> None:
 
 def _way_to_mlflow(study: Study) -> str:
     """What opens the study's store: a server's address, or a command."""
-    from study.flow import store_uri
+    from study.study import store_uri
     from study.tracking.runs import shown
 
     uri = study.tracking_uri
@@ -458,13 +458,13 @@ def _claims(counted: str) -> None:
 
 
 def _bars() -> LiveBars:
-    from study.watching import LiveBars
+    from study.progress import LiveBars
 
     return LiveBars(console)
 
 
 def _show_changes(plan: Plan, home: Path) -> None:
-    from study.changes import changes
+    from study.plan.diff import changes
 
     for line in changes(plan, home):
         console.print(f"changed since the last run: {line}", markup=False, highlight=False, soft_wrap=True)
@@ -474,10 +474,10 @@ def _show_changes(plan: Plan, home: Path) -> None:
 def _study(
     plan: str, data: Path | None, home: Path, address: str | None, max_concurrent: int | None
 ) -> Iterator[Study]:
-    from study.flow import Study
-    from study.jobs import Cluster
-    from study.plan import full_name, load_plan
-    from study.watching import Watcher
+    from study.plan.load import full_name, load_plan
+    from study.progress import Watcher
+    from study.specs import Cluster
+    from study.study import Study
 
     loaded = load_plan(plan)
     _show_changes(loaded, home)

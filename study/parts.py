@@ -6,10 +6,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from study.jobs import PREDICTOR, RATIO, Cell, Job, trial_name
-from study.plan import Plan
-from trainables.door import load_model
-from trainables.task import TaskFolders
+from study.plan.schema import Plan
+from study.specs import PREDICTOR, RATIO, Cell, Job, trial_name
+from trainables.interface import load_model
+from trainables.tasks.rating import TaskFolders
 
 Folders = Callable[[Cell, str], TaskFolders | None]
 """(cell, flavour) -> its task, or None where only names are asked for."""

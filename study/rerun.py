@@ -11,9 +11,9 @@ import torch
 
 from features.errors import InputError
 from study.engine.worker import reset, resolve
-from study.flow import DOOR, PREDICTOR_DOOR, named_uri, store_uri
-from study.jobs import Resources
 from study.provenance import commit, device, versions
+from study.specs import Resources
+from study.study import DOOR, PREDICTOR_DOOR, named_uri, store_uri
 from study.tracking import runs as tracking
 from study.tracking.results import read_config
 

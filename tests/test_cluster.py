@@ -7,10 +7,10 @@ import pytest
 import yaml
 
 from features.errors import InputError
-from features.workers import Actors
+from features.extraction.workers import Actors
 from study.engine.cluster import NodeType, autoscaled, check_cluster
 from study.engine.launch import _concurrency, most_actors
-from study.jobs import Cluster, Resources
+from study.specs import Cluster, Resources
 
 ROOT = Path(__file__).parents[1]
 FILES = ("cluster.yaml", "cluster-onprem.yaml")

@@ -14,8 +14,8 @@ from click.testing import CliRunner
 from search_spaces import load_space
 from study import parts
 from study.cli import cli
-from study.plan import FOLDER, load_plan, shipped_plans
-from trainables.door import load_model, make_config
+from study.plan.load import FOLDER, load_plan, shipped_plans
+from trainables.interface import load_model, make_config
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 SPACES = Path(__file__).parents[1] / "search_spaces"

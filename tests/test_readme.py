@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from features.simulate import _latent
+from features.simulate.simulator import _latent
 from study.cli import cli
-from study.plan import load_plan
+from study.plan.load import load_plan
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()

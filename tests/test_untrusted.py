@@ -12,8 +12,8 @@ import yaml
 from features.errors import InputError
 from search_spaces.reader import _UniqueKeyLoader
 from study.engine.checkpoints import checkpoint_path
-from study.jobs import Cell, Job
-from study.plan import PlanError, load_plan
+from study.plan.load import PlanError, load_plan
+from study.specs import Cell, Job
 from tests.study import tiny
 
 ROOT = Path(__file__).parents[1]
@@ -62,7 +62,7 @@ def test_the_rule_sees_each_of_them(text: str) -> None:
 
 
 def test_no_query_of_mlflow_is_built_from_a_name_that_was_not_checked() -> None:
-    """Filters are built in four places alone, over parts and trials, whose alphabet `study.jobs` checks."""
+    """Filters are built in four places alone, over parts and trials, whose alphabet `study.specs` checks."""
     users = {
         path.name
         for path in MODULES

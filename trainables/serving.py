@@ -1,6 +1,6 @@
 """A kept model in use: what is known of users in their source domain -> the best items of the target domain.
 
-    <folder>/weights.pt       what `trainables.door` kept of a scored trial
+    <folder>/weights.pt       what `trainables.trial` kept of a scored trial
              items.parquet    item_id, title, in_target: all items that the model numbers, in that order
 
 Shapes: U users, J items of the target domain.
@@ -15,8 +15,8 @@ import pandas as pd
 import torch
 
 from features.errors import InputError
-from trainables.door import load_model, make_config
-from trainables.kinds import KINDS, item_numbers
+from trainables.interface import load_model, make_config
+from trainables.task_types import KINDS, item_numbers
 
 
 class Served:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from features.folders import FULL
+from features.store.folders import FULL
 
 Message = tuple[int, dict[str, float], bool, dict[str, str | bytes], int]
 """An epoch as it travels to the driver: number, metrics, final, artifacts, wall clock in milliseconds."""
@@ -32,7 +32,7 @@ class Checkpoint:
     """What a file holds."""
 
     state: Mapping[str, Any]
-    """Of `trainables.door.Report.state`."""
+    """Of `trainables.trial.Report.state`."""
     epochs: Sequence[Message]
     """All reports up to it."""
 

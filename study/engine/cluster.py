@@ -10,7 +10,7 @@ from typing import Any
 
 from features.errors import InputError
 from search_spaces import parse_yaml
-from study.jobs import Resources
+from study.specs import Resources
 
 _LENGTH = 200  # characters of jsonschema's message; its own text repeats the whole file and schema
 

@@ -16,12 +16,12 @@ from types import FrameType
 from typing import Any
 
 from features.errors import InputError
-from features.workers import Actors
+from features.extraction.workers import Actors
 from study.engine.cluster import NodeType, autoscaled
-from study.engine.searcher import JobCallback, JobScheduler, JobSearcher, Ledger, SilentCallback
-from study.engine.shipping import task_server
+from study.engine.node_cache import task_server
+from study.engine.ray_tune import JobCallback, JobScheduler, JobSearcher, Ledger, SilentCallback
 from study.engine.worker import train
-from study.jobs import Cluster, Job, Resources
+from study.specs import Cluster, Job, Resources
 
 
 def launch(

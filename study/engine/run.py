@@ -20,10 +20,10 @@ from optuna.trial import FrozenTrial
 
 from features.errors import InputError
 from search_spaces import Space
-from study.engine.draws import close_storage, open_database, open_journal
-from study.engine.ledger import Failure, PartLedger, Progress, Recipe
-from study.engine.warm import warm_trials
-from study.jobs import Cluster, Direction, Faults, Job, Resources, SearchSpec
+from study.engine.optuna_study import close_storage, open_database, open_journal
+from study.engine.reconcile import Failure, PartLedger, Progress, Recipe
+from study.engine.warm_start import warm_trials
+from study.specs import Cluster, Direction, Faults, Job, Resources, SearchSpec
 from study.tracking import runs as tracking
 
 __all__ = ["Failure", "Progress", "RunSummary", "at_work", "refuse_second", "run_jobs"]
@@ -67,7 +67,7 @@ def run_jobs(
 ) -> RunSummary:
     """Finish `jobs`, all of one part, and say what became of them.
 
-    `trainable` is `module:function`, importable on the workers, with the signature of `trainables.door.run`. A job's
+    `trainable` is `module:function`, importable on the workers, with the signature of `trainables.trial.run`. A job's
     configuration is `base` with its own (or its drawn) fields over it. Jobs without a configuration are drawn from
     `space` as `search` says; their names are the trial numbers 0000, 0001, ... of their cell.
 

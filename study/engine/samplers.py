@@ -16,7 +16,7 @@ from optuna.samplers import BaseSampler, PartialFixedSampler
 
 from features.errors import InputError
 from search_spaces import Space, SpaceError
-from study.jobs import SearchSpec
+from study.specs import SearchSpec
 
 # Samplers whose draws depend on the seed and the told trials alone. True: the seed names one sequence that all trials
 # share (scrambled Sobol points are only spread out within one scrambling), so it must not change from trial to trial.

@@ -15,10 +15,10 @@ from optuna.trial import TrialState
 
 from features.errors import InputError
 from search_spaces import Space
-from study.engine.draws import check_database
+from study.engine.optuna_study import check_database
 from study.engine.samplers import GRID, PRUNERS, SAMPLERS, fixed_points, make_pruner, make_sampler
-from study.jobs import Direction, SearchSpec
-from trainables.door import number_hint
+from study.specs import Direction, SearchSpec
+from trainables.interface import number_hint
 
 _PLAIN: Mapping[str, Any] = {"int": int, "float": int | float, "bool": bool, "str": str, "None": type(None)}
 _PROBE = 3  # random trials that a sampler is shown, when a plan is checked, before it draws one

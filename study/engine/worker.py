@@ -18,11 +18,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
-from features.folders import FULL
+from features.store.folders import FULL
 from study.engine.checkpoints import Keeper, Message, read_checkpoint
-from study.engine.shipping import bring_home, cached, locate
+from study.engine.node_cache import bring_home, cached, locate
 from study.provenance import device, versions
-from trainables import door as doors
+from trainables import interface, trial
 
 _MIN_INTERVAL_S, _MAX_INTERVAL_S, _INTERVAL_SHARE, _WAITS = 0.5, 10.0, 0.05, 10.0
 
@@ -65,7 +65,7 @@ def resolve(path: str) -> Callable[..., Iterator[Any]]:
 def train(config: dict[str, Any], server: Any = None) -> None:
     """The Ray Tune trainable; `config["payload"]` is what `PartLedger.start` returned.
 
-    server: of `study.engine.shipping`, for nodes that do not see the home folder. Raises NodeError.
+    server: of `study.engine.node_cache`, for nodes that do not see the home folder. Raises NodeError.
     """
     from ray import tune
 
@@ -139,12 +139,12 @@ class Place:
         self.task_dir = str(task)
         checkpoint = Path(payload["checkpoint"]["path"])
         self.checkpoint = cached(checkpoint) if self._sent else checkpoint
-        if self._sent and payload["model"] in doors.model_names():
+        if self._sent and payload["model"] in interface.model_names():
             model, config, seeds = payload["model"], payload["config"], payload["seeds"]
             with _node_errors():
-                for folder in doors.shared(model, config, self.task_dir, seeds):
+                for folder in trial.shared(model, config, self.task_dir, seeds):
                     locate(home.parent.parent / folder, server)
-            self._kept = doors.kept_at(model, config, payload["task_dir"], seeds)
+            self._kept = trial.kept_at(model, config, payload["task_dir"], seeds)
 
     def finish(self) -> None:
         """Before the result counts, bring home what scoring has kept."""

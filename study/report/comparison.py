@@ -10,11 +10,11 @@ from functools import cached_property
 import pandas as pd
 
 from features.errors import InputError
-from study.jobs import PREDICTOR
+from study.labels import Subject, in_group
 from study.report.statistics import Interval, UserErrors, bootstrap, paired_difference, seed_interval
-from study.subject import Subject, in_group
+from study.specs import PREDICTOR
 from study.tracking.results import MissingError, Results, per_seed
-from trainables.kinds import Metric
+from trainables.task_types import Metric
 
 
 @dataclass(frozen=True)

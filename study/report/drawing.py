@@ -1,4 +1,4 @@
-"""Draws the numbers of `study.report.figures`: one style, matplotlib's object interface, the same bytes each time.
+"""Draws the numbers of `study.report.figures.figures`: one style, matplotlib's object interface, the same bytes each time.
 
 Colours are Okabe and Ito's (distinct for colour-blind readers): a task has one colour, a ratio one marker and line style,
 whatever the figure. Legends stand outside the axes.
@@ -22,8 +22,7 @@ from matplotlib.figure import Figure as Canvas
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, MaxNLocator, NullFormatter, NullLocator
 
-from study.jobs import RATIO
-from study.report.figures import (
+from study.report.figures.figures import (
     Curves,
     Figure,
     History,
@@ -37,6 +36,7 @@ from study.report.figures import (
     Tradeoff,
     value_text,
 )
+from study.specs import RATIO
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pandas as pd
 
-from study.report.claims import FAILS, HOLDS, UNDECIDED
+from study.report.claims.judge import FAILS, HOLDS, UNDECIDED
 from study.report.drawing import DPI
-from study.report.figures import Figure, Sensitivity
+from study.report.figures.figures import Figure, Sensitivity
 from study.report.tables import Table
 from study.tracking.results import Results
 

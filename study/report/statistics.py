@@ -23,7 +23,7 @@ import pandas as pd
 from scipy.special import stdtr, stdtrit
 
 from features.errors import InputError
-from trainables.kinds import Metric
+from trainables.task_types import Metric
 
 Floats = npt.NDArray[np.float64]
 

@@ -17,12 +17,12 @@ import pandas as pd
 from rich.table import Table as Terminal
 from rich.text import Text
 
-from study.jobs import PREDICTOR
+from study.labels import Subject, in_group, scale
 from study.report.comparison import Comparison, Row, compare, over_seeds, printed, shown_name
 from study.report.statistics import Interval
-from study.subject import Subject, in_group, scale
+from study.specs import PREDICTOR
 from study.tracking.results import MissingError, Results, per_seed
-from trainables.kinds import Metric
+from trainables.task_types import Metric
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from study.jobs import Objective
+from study.specs import Objective
 from study.tracking.runs import FINISHED, find_runs
 
 if TYPE_CHECKING:

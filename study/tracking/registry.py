@@ -25,15 +25,16 @@ import yaml
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
-from features.domain import Domain, open_domain
+from features.domains.domain import Domain, open_domain
 from features.errors import InputError
-from features.pseudo import item_titles
-from study.jobs import Cell
+from features.pseudo.generate import item_titles
+from study.specs import Cell
 from study.tracking.results import Results, read_config
 from study.tracking.runs import shown
-from trainables.door import kept_at, load_model
-from trainables.kinds import KINDS, kind_at
-from trainables.task import load_array, load_rows, read_meta
+from trainables.interface import load_model
+from trainables.task_types import KINDS, kind_at
+from trainables.tasks.rating import load_array, load_rows, read_meta
+from trainables.trial import kept_at
 
 ALIAS = "best"
 PACKAGES = (

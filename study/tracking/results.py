@@ -26,8 +26,8 @@ from mlflow.exceptions import MlflowException
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
 from features.errors import InputError
-from study.jobs import RATIO
-from study.subject import Subject
+from study.labels import Subject
+from study.specs import RATIO
 
 TAG = "study."
 NOT_CONFIG = frozenset({"task", "source", "target", "ratio", "seeds", "features"})

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from features.errors import InputError
-from study.jobs import Direction, Job
+from study.specs import Direction, Job
 from study.tracking.spool import Spool
 from study.tracking.views import describe
 
@@ -137,7 +137,7 @@ def open_experiment(client: MlflowClient, name: str, artifacts: Path | None) -> 
 
 def find_runs(client: MlflowClient, experiment_id: str, part: str | None = None) -> Iterator[Run]:
     """All active runs of the experiment or of one part, newest first."""
-    # Part names hold no quotes (study.jobs checks them), so the filter cannot be broken out of.
+    # Part names hold no quotes (study.specs checks them), so the filter cannot be broken out of.
     filter_string = f"tags.`study.part` = '{part}'" if part else ""
     token = None
     while True:

@@ -207,7 +207,7 @@ class Spool:
     def _created(self, experiment_id: str, run_name: str, tags: dict[str, str]) -> str:
         """The server's id of a new run; of one that is there already where the answer to its making was lost."""
         if self._repeated:
-            names = ("study.part", "study.trial")  # whose alphabet needs no escaping, see study.jobs
+            names = ("study.part", "study.trial")  # whose alphabet needs no escaping, see study.specs
             query = " AND ".join(f"tags.`{name}` = '{tags[name]}'" for name in names if name in tags)
             for run in self._client.search_runs([experiment_id], query):
                 if ("study.trial" in run.data.tags) == ("study.trial" in tags):

@@ -10,7 +10,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from study.jobs import Direction
+from study.specs import Direction
 
 if TYPE_CHECKING:
     from mlflow.entities import Run

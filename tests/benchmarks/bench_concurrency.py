@@ -27,7 +27,7 @@ def trial(model: str, config: dict[str, Any], task_dir: str, threads: int) -> fl
     """Train; CPU seconds."""
     import torch
 
-    from trainables.door import run
+    from trainables.trial import run
 
     torch.set_num_threads(threads)
     began = time.process_time()

@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from trainables.sequence_metrics import SequenceErrors, sequence_errors
-from trainables.sequences import HeldOut, Sequences
+from trainables.metrics.sequential import SequenceErrors, sequence_errors
+from trainables.tasks.sequential import HeldOut, Sequences
 
 USERS, NEGATIVES, ITEMS, HISTORY = 937, 999, 27_637, 16
 REPEATS = 7

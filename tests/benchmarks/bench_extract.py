@@ -31,14 +31,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from features.batches import pool
-from features.domain import Domain
-from features.encoder import EncoderSpec, TextEncoder, load_encoder, resolve_encoder
+from features.domains.domain import Domain
+from features.encoders.batches import pool
+from features.encoders.encoder import EncoderSpec, TextEncoder, load_encoder, resolve_encoder
+from features.encoders.packing import NAME
+from features.encoders.throughput import Operations, matrix_peak
 from features.errors import InputError
-from features.extract import FeatureSpec, extract
-from features.packing import NAME
-from features.prompts import Row
-from features.speed import Operations, matrix_peak
+from features.extraction.extract import FeatureSpec, extract
+from features.extraction.prompts import Row
 
 CPU = torch.device("cpu")
 BATCHES = (32, 64)

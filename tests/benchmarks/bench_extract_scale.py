@@ -21,13 +21,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from features.domain import Domain
-from features.encoder import EncoderSpec, load_encoder, resolve_encoder
-from features.extract import FeatureSpec, extract, make_plan
-from features.images import Gathered
-from features.prompts import Row
-from features.speed import Operations, matrix_peak
-from features.workers import result, run_blocks
+from features.domains.domain import Domain
+from features.encoders.encoder import EncoderSpec, load_encoder, resolve_encoder
+from features.encoders.throughput import Operations, matrix_peak
+from features.extraction.extract import FeatureSpec, extract, make_plan
+from features.extraction.prompts import Row
+from features.extraction.workers import result, run_blocks
+from features.images.gather import Gathered
 
 CPU = torch.device("cpu")
 

@@ -37,7 +37,7 @@ def measure(home: Path, trials: int, cells: int, concurrent: int) -> list[tuple[
     """(wall, driver CPU, MiB) when the first trial has started and after each that ended."""
     from search_spaces import load_space
     from study.engine.run import Progress, run_jobs
-    from study.jobs import Cell, Cluster, Job, SearchSpec, trial_name
+    from study.specs import Cell, Cluster, Job, SearchSpec, trial_name
 
     (home / "space.yaml").write_text(SPACE)
     marks: list[tuple[float, float, float]] = []

@@ -69,7 +69,7 @@ def ours(home: Path, trials: int, seconds: float, name: str) -> list[tuple[float
     """(wall, driver CPU) at the start of the first trial and at the end of each, trials one after the other."""
     from search_spaces import load_space
     from study.engine.run import Progress, run_jobs
-    from study.jobs import Cell, Cluster, Job, SearchSpec, trial_name
+    from study.specs import Cell, Cluster, Job, SearchSpec, trial_name
 
     cell = Cell(source="a", target="b", ratio=0.5)
     (home / "space.yaml").write_text(SPACE)
@@ -123,7 +123,7 @@ def main() -> None:
         wall, cpu = (wall_end - wall) / args.trials, (cpu_end - cpu) / args.trials
         print(f"s per trivial trial of {EPOCHS} epochs: ours {wall:.2f}", flush=True)
 
-        from study.engine.searcher import JobScheduler
+        from study.engine.ray_tune import JobScheduler
 
         spent: list[float] = []
         JobScheduler.on_trial_result = timed(JobScheduler.on_trial_result, spent)  # type: ignore[method-assign]

@@ -20,9 +20,9 @@ from typing import Any
 
 import numpy as np
 
-from features.domain import DomainSpec, FilterSpec, prepare_domain
-from features.readers import read_interactions
-from features.simulate import DomainSize, SimulateSpec, simulate
+from features.domains.domain import DomainSpec, FilterSpec, prepare_domain
+from features.domains.readers import read_interactions
+from features.simulate.simulator import DomainSize, SimulateSpec, simulate
 
 SIZES = (100_000, 300_000, 1_000_000, 3_000_000)
 # MuSiC Table 1, Task 2, shared out over its two domains

@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from study.plan import load_plan
+from study.plan.load import load_plan
 from study.tracking.registry import model_name
 from study.tracking.results import read_config
 from study.tracking.runs import default_uri

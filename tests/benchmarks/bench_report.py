@@ -121,8 +121,8 @@ def _rows(rng: np.random.Generator, seeds: Mapping[int, float]) -> pd.DataFrame:
 BEGIN = """
 import sys, time
 from pathlib import Path
-from study.report.make import redraw, report
-from study.subject import subject_of
+from study.report.report import redraw, report
+from study.labels import subject_of
 from study.tracking.runs import connect
 uri, out = sys.argv[1], Path(sys.argv[2])
 connect(uri).get_experiment_by_name("large")

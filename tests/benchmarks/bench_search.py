@@ -28,7 +28,7 @@ def search(home: Path, name: str, trials: int, seed: int, **how: object) -> None
 
     from search_spaces import load_space
     from study.engine.run import run_jobs
-    from study.jobs import Cell, Job, SearchSpec, trial_name
+    from study.specs import Cell, Job, SearchSpec, trial_name
 
     (home / "space.yaml").write_text(analytic.SPACE)
     cell = Cell(source="books", target="movies", ratio=0.2)
@@ -56,7 +56,7 @@ def best_within(home: Path, name: str, budget: int) -> float:
     import analytic
     import optuna
 
-    from study.engine.draws import open_journal
+    from study.engine.optuna_study import open_journal
     from study.tracking import runs as tracking
 
     storage = open_journal(home / "optuna" / f"{name}.log")

@@ -22,9 +22,9 @@ import torch.nn.functional as functional
 from torch import Tensor
 
 from trainables.diffusion import timestep_embedding
-from trainables.door import validate
 from trainables.models.music import Config, _Trainer
-from trainables.task import Task, load_task
+from trainables.tasks.rating import Task, load_task
+from trainables.trial import validate
 
 
 class Batched:

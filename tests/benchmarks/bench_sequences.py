@@ -21,10 +21,10 @@ import torch.nn.functional as functional
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from trainables.models.lgcd import Config, _Trainer
-from trainables.sequence_encoders import Encoders, PretrainSpec, batches, padded, pretraining_loss, windows
-from trainables.sequences import HeldOut, Sequences, SequenceTask
-from trainables.task import FeatureRows
+from trainables.models.lgcd.encoders import Encoders, PretrainSpec, batches, padded, pretraining_loss, windows
+from trainables.models.lgcd.model import Config, _Trainer
+from trainables.tasks.rating import FeatureRows
+from trainables.tasks.sequential import HeldOut, Sequences, SequenceTask
 
 FOOD, KITCHEN, TEXT = 8_661, 27_637, 384  # items, items, width of MiniLM's vectors
 SPEC = PretrainSpec()

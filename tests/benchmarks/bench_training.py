@@ -21,9 +21,9 @@ import torch.nn.functional as functional
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from trainables.door import score
 from trainables.models.music import Config, MuSiC, _Trainer, train
-from trainables.task import FeatureRows, HeldOut, Ratings, Task
+from trainables.tasks.rating import FeatureRows, HeldOut, Ratings, Task
+from trainables.trial import score
 
 WIDTH = 384  # of MiniLM's vectors
 CONFIG = Config(epochs=1, feature_epochs=0, side_epochs=0)

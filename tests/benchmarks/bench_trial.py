@@ -60,7 +60,7 @@ def write_ratings(folder: Path, counts: np.ndarray, draw: np.random.Generator) -
 
 
 def write_task(folder: Path) -> Path:
-    """Task 1 as `trainables.task` lays it out; returns the search side."""
+    """Task 1 as `trainables.tasks.rating` lays it out; returns the search side."""
     draw = np.random.default_rng(0)
     test = round(OVERLAP * RATIO)
     validation = round((OVERLAP - test) * VALIDATION)
@@ -90,7 +90,7 @@ def trial(task_dir: str, threads: int) -> dict[str, float]:
     """The trial in this process."""
     import torch
 
-    from trainables.door import run
+    from trainables.trial import run
 
     torch.set_num_threads(threads)
     began, epochs = time.perf_counter(), 0

@@ -27,8 +27,8 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from features.domain import Domain, DomainSpec, prepare_domain
-from features.embedded import train_tokenizer
+from features.domains.domain import Domain, DomainSpec, prepare_domain
+from features.pseudo.local_model import train_tokenizer
 
 WORDS = [f"w{i}" for i in range(90)]
 SPECIAL = [

@@ -18,11 +18,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from features import domain as domain_module
-from features.arrange import write_in_order
-from features.domain import Domain, DomainSpec, FilterSpec, domain_key, open_domain, prepare_domain
+from features.domains import domain as domain_module
+from features.domains.domain import Domain, DomainSpec, FilterSpec, domain_key, open_domain, prepare_domain
 from features.errors import InputError
-from features.simulate import SimulateSpec, simulate
+from features.simulate.simulator import SimulateSpec, simulate
+from features.store.external_sort import write_in_order
 
 FOOD_KITCHEN = Path(__file__).parents[2].parent / "shared" / "data" / "food-kitchen"
 REAL = Path(__file__).parents[2].parent / "shared" / "data" / "books-movies-ratings"
@@ -175,7 +175,7 @@ def test_prepared_once(data: Path, store: Path, monkeypatch: pytest.MonkeyPatch)
         raise AssertionError("prepared or hashed again")
 
     monkeypatch.setattr(domain_module, "_prepare", never)
-    monkeypatch.setattr("features.domain.hashlib.file_digest", never)
+    monkeypatch.setattr("features.domains.domain.hashlib.file_digest", never)
     second = prepare_domain(SPEC, data, store)
     assert second == first
     assert open_domain(first.path) == first
@@ -328,7 +328,7 @@ def test_a_source_that_changes_meanwhile_is_refused(data: Path, store: Path) -> 
 def test_a_kill_leaves_no_folder_that_looks_finished(data: Path, store: Path) -> None:
     """SIGKILL in the middle; the next call clears what is left and finishes."""
     code = (
-        "import sys, time; from pathlib import Path; from features.domain import *\n"
+        "import sys, time; from pathlib import Path; from features.domains.domain import *\n"
         "def wait(rows): print('reading', flush=True); time.sleep(60)\n"
         "prepare_domain(DomainSpec(name='toy', reader='table', interactions='toy.csv'), Path(sys.argv[1]), "
         "Path(sys.argv[2]), wait)"
@@ -376,8 +376,8 @@ def test_against_pandas(data: Path, store: Path, monkeypatch: pytest.MonkeyPatch
         }
     )
     frame.to_parquet(data / "toy.parquet")
-    monkeypatch.setattr("features.arrange.BUCKET", 1 << 16)
-    monkeypatch.setattr("features.readers.TABLE_ROWS", 1000)
+    monkeypatch.setattr("features.store.external_sort.BUCKET", 1 << 16)
+    monkeypatch.setattr("features.domains.readers.TABLE_ROWS", 1000)
     toy = prepare_domain(replace(SPEC, interactions="toy.parquet"), data, store)
     groups = frame.sort_values("timestamp").groupby(["user_id", "item_id"])
     expected = groups.agg({"rating": "mean", "text": "last", "timestamp": "last"}).reset_index()
@@ -390,7 +390,7 @@ def test_against_pandas(data: Path, store: Path, monkeypatch: pytest.MonkeyPatch
 
 @pytest.mark.parametrize(("rows", "bucket"), [(1, 1), (7, 1), (1000, 300), (1000, 10**9)])
 def test_write_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rows: int, bucket: int) -> None:
-    monkeypatch.setattr("features.arrange.BUCKET", bucket)
+    monkeypatch.setattr("features.store.external_sort.BUCKET", bucket)
     position = np.random.default_rng(0).permutation(rows)
     whole = pa.table({"value": [f"v{n}" for n in position], "position": position})
     parts = (whole.slice(start, 13) for start in range(0, rows, 13))

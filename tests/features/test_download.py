@@ -17,10 +17,10 @@ from pathlib import Path
 
 import pytest
 
-from features import images
-from features.download import DownloadError, DownloadSpec, download, is_public
 from features.errors import InputError
-from features.images import ImageSpec, gather_images, image_path, images_folder, known_images
+from features.images import gather as images
+from features.images.download import DownloadError, DownloadSpec, download, is_public
+from features.images.gather import ImageSpec, gather_images, image_path, images_folder, known_images
 from tests.features.seeing import picture
 
 
@@ -192,7 +192,7 @@ def test_what_another_try_cannot_change_is_asked_once(
         asked.append(url)
         raise error
 
-    monkeypatch.setattr("features.download._ask", ask)
+    monkeypatch.setattr("features.images.download._ask", ask)
     with pytest.raises(DownloadError, match=f"^{type(error).__name__}: "):
         download("http://example.com/x", spec_of())
     assert len(asked) == tries
@@ -211,7 +211,7 @@ def test_private_addresses_are_refused_also_behind_names_and_redirects(
             download(url, closed)
     assert server.asked == {}
     # The first host is taken for a public one; what it redirects to is looked at anew.
-    monkeypatch.setattr("features.download.is_public", lambda address: address == "127.0.0.1")
+    monkeypatch.setattr("features.images.download.is_public", lambda address: address == "127.0.0.1")
     with pytest.raises(DownloadError, match=r"10\.0\.0\.1 is the private address 10\.0\.0\.1"):
         download(server.url("to-private"), closed)
     assert server.asked == {"/to-private": 1}
@@ -228,7 +228,7 @@ def test_the_address_that_was_checked_is_the_one_that_is_asked(server: Server, m
         return real(host, *rest, **more)
 
     monkeypatch.setattr(socket, "getaddrinfo", rebinding)
-    monkeypatch.setattr("features.download.is_public", lambda address: address == "127.0.0.1")
+    monkeypatch.setattr("features.images.download.is_public", lambda address: address == "127.0.0.1")
     url = f"http://rebind.example:{server.server_port}/good-2"
     assert download(url, spec_of(private_addresses=False)) == jpeg(2)
     assert lookups == ["rebind.example"]

@@ -12,10 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
-from features.embedded import EmbeddedSpec, Example, contrastive_loss, train_embedded, train_tokenizer
 from features.errors import InputError
-from features.generator import GeneratorSpec, load_generator, resolve_generator
-from features.wishes import Wish, find_words
+from features.pseudo.generator import GeneratorSpec, load_generator, resolve_generator
+from features.pseudo.local_model import EmbeddedSpec, Example, contrastive_loss, train_embedded, train_tokenizer
+from features.pseudo.prompts import Wish, find_words
 
 from .conftest import TITLES
 

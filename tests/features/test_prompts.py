@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from features.errors import InputError
-from features.prompts import NO_REVIEW, NO_TEXT, Row, clean, find_prompt, item_rows, item_text, user_rows
+from features.extraction.prompts import NO_REVIEW, NO_TEXT, Row, clean, find_prompt, item_rows, item_text, user_rows
 
 ITEM = {"title": "A title", "categories": "Books > Crime", "description": " Long. "}
 

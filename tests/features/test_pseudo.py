@@ -21,17 +21,17 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from features import pseudo as module
-from features.domain import Domain
-from features.embedded import EmbeddedSpec, Example, train_embedded
-from features.encoder import EncoderSpec
+from features.domains.domain import Domain
+from features.encoders.encoder import EncoderSpec
 from features.errors import InputError
-from features.extract import FeatureSpec, extract
-from features.generator import GeneratorSpec, ResolvedGenerator, load_generator
-from features.pseudo import History, Means, item_titles, make_pseudo, read_value
-from features.pseudo_table import PseudoTable
-from features.store import FeatureTable
-from features.wishes import Wish
+from features.extraction.extract import FeatureSpec, extract
+from features.pseudo import generate as module
+from features.pseudo.generate import History, Means, item_titles, make_pseudo, read_value
+from features.pseudo.generator import GeneratorSpec, ResolvedGenerator, load_generator
+from features.pseudo.local_model import EmbeddedSpec, Example, train_embedded
+from features.pseudo.prompts import Wish
+from features.pseudo.table import PseudoTable
+from features.store.tables import FeatureTable
 
 ITEMS = 30
 EMBEDDED = EmbeddedSpec(width=32, layers=1, epochs=2, vocabulary=600)
@@ -259,8 +259,8 @@ def test_what_is_made_is_opened_and_what_changes_makes_anew_only_what_changed(wo
 KILLED = """
     import sys, time, pickle
     from pathlib import Path
-    from features.generator import load_generator
-    from features.pseudo import Means, make_pseudo
+    from features.pseudo.generator import load_generator
+    from features.pseudo.generate import Means, make_pseudo
 
     class Slow:
         def __init__(self, resolved): self.generator = load_generator(resolved)
@@ -337,7 +337,7 @@ def test_input_that_does_not_fit(world: World, tmp_path: Path) -> None:
 
 
 def test_lost_answers_are_noticed(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from features import answers
+    from features.pseudo import generation_cache as answers
 
     monkeypatch.setattr(answers, "write_shard", lambda *_: None)
     with pytest.raises(RuntimeError, match=r"38 of 38 answers were lost; run it again"):

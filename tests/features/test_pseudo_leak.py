@@ -10,14 +10,14 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from features.domain import Domain, DomainSpec, prepare_domain
-from features.embedded import EmbeddedSpec
-from features.encoder import EncoderSpec
-from features.extract import FeatureSpec, extract
-from features.generator import GeneratorSpec
-from features.pseudo import History, item_titles, make_pseudo
-from trainables.sequence_build import training_users
-from trainables.sequences import SequenceSpec
+from features.domains.domain import Domain, DomainSpec, prepare_domain
+from features.encoders.encoder import EncoderSpec
+from features.extraction.extract import FeatureSpec, extract
+from features.pseudo.generate import History, item_titles, make_pseudo
+from features.pseudo.generator import GeneratorSpec
+from features.pseudo.local_model import EmbeddedSpec
+from trainables.tasks.sequential import SequenceSpec
+from trainables.tasks.sequential_build import training_users
 
 DOMAINS = ("books", "movies")
 SPEC = SequenceSpec(ratio=0.8)

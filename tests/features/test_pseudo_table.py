@@ -8,7 +8,7 @@ import pyarrow as pa
 import pytest
 
 from features.errors import InputError
-from features.pseudo_table import PseudoTable, open_pseudo, write_pseudo
+from features.pseudo.table import PseudoTable, open_pseudo, write_pseudo
 
 ROWS = {
     "user_id": ["u", "v", "w"],

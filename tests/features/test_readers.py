@@ -11,9 +11,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from features import readers
+from features.domains import readers
+from features.domains.readers import INTERACTIONS, ITEMS, count_words, read_interactions, read_items
 from features.errors import InputError
-from features.readers import INTERACTIONS, ITEMS, count_words, read_interactions, read_items
 
 SCALE = (1.0, 5.0)
 

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from features.retrieval import choose_items, nearest_items, nearest_of_keys
-from features.store import RowStore
+from features.pseudo.retrieval import choose_items, nearest_items, nearest_of_keys
+from features.store.tables import RowStore
 
 
 def vectors(rows: int, seed: int, width: int = 16) -> NDArray[np.float16]:

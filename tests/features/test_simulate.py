@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from features import phrases
 from features.errors import InputError
-from features.simulate import LABEL, DomainSize, SimulateSpec, _by_taste, _latent, _match, simulate
+from features.simulate import vocabulary as phrases
+from features.simulate.simulator import LABEL, DomainSize, SimulateSpec, _by_taste, _latent, _match, simulate
 
 SIZE = {"users": 60, "items": 40, "ratings": 500}
 
@@ -96,7 +96,7 @@ def test_images_show_the_factors(small: Path, tmp_path: Path) -> None:
 
 def test_bytes_depend_on_the_spec_alone(tmp_path: Path) -> None:
     code = (
-        "import sys; from pathlib import Path; from features.simulate import *\n"
+        "import sys; from pathlib import Path; from features.simulate.simulator import *\n"
         f"spec = SimulateSpec(domains={{'books': {SIZE}, 'movies': {SIZE}}}, overlap=25, seed=int(sys.argv[1]))\n"
         "simulate(spec, Path(sys.argv[2]))"
     )
@@ -177,7 +177,7 @@ def test_choice_by_taste_keeps_every_count_and_raises_the_liking() -> None:
 
 def test_exchanges_reach_the_distribution_that_they_name(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two users, two items, one each: the match that is liked more by 4 is exp(4 * choice) times as likely."""
-    monkeypatch.setattr("features.simulate.SWEEPS", 12)
+    monkeypatch.setattr("features.simulate.simulator.SWEEPS", 12)
     spec = SimulateSpec(domains={"d": SIZE}, overlap=0)
     opposite = np.array([[1.0], [-1.0]], np.float32)
     latent = replace(_latent(spec, "d"), taste=opposite, factors=opposite, popularity=np.array([1, 1]))

@@ -7,8 +7,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from features.domains.splits import read_split
 from features.errors import InputError
-from features.splits import read_split
 
 USERS = pd.DataFrame({"user_id": ["u1", "007", "NA"], "split": ["train", "test", "valid"], "group": [1, 2, 3]})
 FOOD_KITCHEN = Path(__file__).parents[2].parent / "shared" / "data" / "food-kitchen" / "users.parquet"

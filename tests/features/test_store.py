@@ -15,8 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from features.errors import InputError
-from features.prompts import Row
-from features.store import KEY_BYTES, KEY_TYPE, FeatureTable, RowStore, digest, open_table, row_key, write_table
+from features.extraction.prompts import Row
+from features.store.tables import KEY_BYTES, KEY_TYPE, FeatureTable, RowStore, digest, open_table, row_key, write_table
 
 ENCODER = "e" * 64
 KEYS = [bytes([i]) * KEY_BYTES for i in range(6)]

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from features.store import FeatureTable
-from features.value import Pair, measure_value
+from features.pseudo.recall import Pair, measure_value
+from features.store.tables import FeatureTable
 
 
 def table(ids: list[str], rows: list[list[float]]) -> FeatureTable:

@@ -18,13 +18,13 @@ import torch
 from numpy.typing import NDArray
 from transformers import AutoModelForImageTextToText
 
-from features.checkpoints import load_processor_of
-from features.encoder import EncoderSpec, load_encoder, resolve_encoder
+from features.encoders.encoder import EncoderSpec, load_encoder, resolve_encoder
+from features.encoders.vision import ImageTextEncoder
+from features.encoders.weights import load_processor_of
 from features.errors import InputError
-from features.extract import FeatureSpec, estimate, extract, feature_key, shortfall
-from features.images import ImageSpec, gather_images, images_folder, open_image
-from features.prompts import PROMPTS, Row
-from features.vision import ImageTextEncoder
+from features.extraction.extract import FeatureSpec, estimate, extract, feature_key, shortfall
+from features.extraction.prompts import PROMPTS, Row
+from features.images.gather import ImageSpec, gather_images, images_folder, open_image
 from tests.features.seeing import SEEING, picture, save_seeing
 
 TOLERANCE = 1e-5  # of a component, float32 against float64; components are about 1
@@ -235,8 +235,8 @@ def test_items_without_a_readable_image_are_read_by_their_text_and_flagged(one_s
 def test_the_share_of_the_peak_counts_the_tokens_and_patches_of_images(
     one_seeing, domain_of, tmp_path, monkeypatch
 ) -> None:
-    monkeypatch.setattr("features.extract._PEAK_AFTER", 0.0)
-    monkeypatch.setattr("features.extract.matrix_peak", lambda device, dtype: 1.0)
+    monkeypatch.setattr("features.extraction.extract._PEAK_AFTER", 0.0)
+    monkeypatch.setattr("features.extraction.extract.matrix_peak", lambda device, dtype: 1.0)
 
     def operations(name: str, image: bytes | None) -> float:
         speed = extract(items_spec(one_seeing), domain_of({"a": image}), tmp_path / name, workers=1).manifest["speed"]

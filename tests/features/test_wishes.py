@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from features.errors import InputError
-from features.wishes import LONGEST, Wish, ask, find_words, parse_texts, short_title
+from features.pseudo.prompts import LONGEST, Wish, ask, find_words, parse_texts, short_title
 
 WISH = Wish(user="u", source="food", target="kitchen", titles=("Green Tea", "Rice"))
 THREE = ["Tea Kettle", "3-Tier Stand, White", "9-Inch Pan"]

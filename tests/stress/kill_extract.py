@@ -27,12 +27,12 @@ import pyarrow.parquet as pq
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from features.batches import Encoded
-from features.domain import Domain
-from features.encoder import EncoderSpec, ResolvedEncoder, load_encoder, resolve_encoder
-from features.extract import FeatureSpec, extract
-from features.prompts import Row
-from features.store import RowStore, row_key
+from features.domains.domain import Domain
+from features.encoders.batches import Encoded
+from features.encoders.encoder import EncoderSpec, ResolvedEncoder, load_encoder, resolve_encoder
+from features.extraction.extract import FeatureSpec, extract
+from features.extraction.prompts import Row
+from features.store.tables import RowStore, row_key
 from tests.features.conftest import save_encoder
 
 USERS, EACH, WORKERS = 3000, 6, 2

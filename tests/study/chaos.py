@@ -100,7 +100,7 @@ def check(home: Path, cells: int, trials: int) -> None:
     """Every planned trial once, finished, and equal in both stores; nothing is open."""
     import optuna
 
-    from study.engine.draws import open_journal
+    from study.engine.optuna_study import open_journal
     from study.tracking import runs as tracking
 
     client = tracking.connect(tracking.default_uri(home))

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from features.simulate import SimulateSpec, simulate
+from features.simulate.simulator import SimulateSpec, simulate
 from study.tracking.results import Results, load_results
 
 from . import tiny

@@ -13,10 +13,10 @@ from optuna.storages import BaseStorage
 from ray.tune.utils.util import flatten_dict
 
 from search_spaces import Space
-from study.engine.ledger import PartLedger, Recipe
-from study.engine.searcher import JobScheduler, JobSearcher
+from study.engine.ray_tune import JobScheduler, JobSearcher
+from study.engine.reconcile import PartLedger, Recipe
 from study.engine.worker import Outbox, run_trial
-from study.jobs import Cell, Faults, Job, SearchSpec, trial_name
+from study.specs import Cell, Faults, Job, SearchSpec, trial_name
 from study.tracking.runs import FAILED, FINISHED, KILLED, RUNNING, EpochReport, TrialRun
 
 sys.path.insert(0, str(Path(__file__).parent / "fakes"))

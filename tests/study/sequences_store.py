@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from study.subject import subject_of
-from trainables.kinds import SEQUENCES
+from study.labels import subject_of
+from trainables.task_types import SEQUENCES
 
 from .store import Store, empty_store, with_seeds
 

@@ -16,7 +16,7 @@ import yaml
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, RunTag
 
-from study.subject import subject_of
+from study.labels import subject_of
 
 CELLS = (("books->movies", 0.2), ("books->movies", 0.5), ("movies->books", 0.2), ("movies->books", 0.5))
 STEPS = (2, 5, 10, 20, 50)
@@ -119,7 +119,11 @@ class Store:
             }
             for task, ratio in cells
         ]
-        way = {"study.store": "", "study.plan": "/my/tiny.yaml --home /runs", "study.data": "--data '/raw files'"}
+        way = {
+            "study.store": "",
+            "study.plan": "/my/tiny.yaml --home /runs",
+            "study.data": "--data '/raw files'",
+        }
         run = self.client.create_run(self.experiment_id, tags={"study.part": "data", "study.trial": "data", **way})
         self.client.log_text(run.info.run_id, json.dumps(domains), "domains.json")
         self.client.log_text(run.info.run_id, json.dumps(counts), "cells.json")

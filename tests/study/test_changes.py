@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from study.changes import changes, remember
-from study.plan import load_plan
+from study.plan.diff import changes, remember
+from study.plan.load import load_plan
 from study.provenance import commit
 
 from . import tiny
@@ -49,11 +49,11 @@ def test_each_changed_field_is_named_with_what_it_costs(tmp_path: Path) -> None:
 
 def test_other_code_and_packages_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     plan = load_plan(str(tiny.write_plan(tmp_path)))
-    monkeypatch.setattr("study.changes.commit", lambda: "abc1234")
-    monkeypatch.setattr("study.changes.versions", lambda: "torch=2.13.0 ray=2.60.0")
+    monkeypatch.setattr("study.plan.diff.commit", lambda: "abc1234")
+    monkeypatch.setattr("study.plan.diff.versions", lambda: "torch=2.13.0 ray=2.60.0")
     remember(plan, tmp_path)
-    monkeypatch.setattr("study.changes.commit", lambda: "def5678+0123456789ab")
-    monkeypatch.setattr("study.changes.versions", lambda: "torch=2.14.0 ray=2.60.0")
+    monkeypatch.setattr("study.plan.diff.commit", lambda: "def5678+0123456789ab")
+    monkeypatch.setattr("study.plan.diff.versions", lambda: "torch=2.14.0 ray=2.60.0")
     means = "results stay; a trial that was in progress begins anew: checkpoints of other code are not used"
     assert changes(plan, tmp_path) == [
         f'commit: "abc1234" -> "def5678+0123456789ab"; {means}', f'versions.torch: "2.13.0" -> "2.14.0"; {means}',

@@ -10,8 +10,8 @@ import pytest
 from rich.console import Console
 
 from features.errors import InputError
-from study.check import describe
-from study.plan import load_plan
+from study.plan.load import load_plan
+from study.show import describe
 
 from .conftest import Finished
 from .tiny import study, write_plan

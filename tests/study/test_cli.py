@@ -20,12 +20,12 @@ import pytest
 import torch
 import yaml
 
-from features.encoder import EncoderSpec, resolve_encoder
+from features.encoders.encoder import EncoderSpec, resolve_encoder
 from features.errors import InputError
-from features.store import RowStore
+from features.store.tables import RowStore
 from study.cli import _way_to_mlflow, cli, ui
-from study.flow import Study, commit, versions
-from study.plan import load_plan
+from study.plan.load import load_plan
+from study.study import Study, commit, versions
 from study.tracking.runs import connect, default_uri
 
 from ..features.conftest import save_encoder
@@ -206,7 +206,7 @@ def test_tables_that_are_not_whole_are_named_with_what_to_do(
     whole = SimpleNamespace(path=home / "whole", manifest={"rows": {"failed": []}})
     table = SimpleNamespace(path=home / "table", manifest={"rows": rows})
     inputs = SimpleNamespace(tables={"books-users": table, "movies-users": whole}, tasks={})
-    monkeypatch.setattr("study.flow.Study.inputs", inputs)
+    monkeypatch.setattr("study.study.Study.inputs", inputs)
     told = f"features of books-users: 1 rows failed; delete {home / 'table'} to try them again"
     assert study("extract", plan, "--home", home).out.splitlines() == [told]
 
@@ -411,7 +411,7 @@ def test_an_error_of_ours_is_not_dressed_up(monkeypatch: pytest.MonkeyPatch) -> 
     def broken(name: str) -> None:
         raise ValueError("a bug")
 
-    monkeypatch.setattr("study.plan.load_plan", broken)
+    monkeypatch.setattr("study.plan.load.load_plan", broken)
     with pytest.raises(ValueError, match="a bug"):
         study("check", "quickstart")
 

@@ -20,14 +20,14 @@ import pandas as pd
 import pytest
 
 from features.errors import InputError
-from features.workers import Actors
-from study.engine.draws import open_journal
-from study.flow import Study
-from study.jobs import Cluster
-from study.plan import load_plan
+from features.extraction.workers import Actors
+from study.engine.optuna_study import open_journal
+from study.plan.load import load_plan
+from study.specs import Cluster
+from study.study import Study
 from study.tracking.results import Results, load_results
 from study.tracking.runs import connect, default_uri, find_runs
-from trainables.predictors import PREDICTORS
+from trainables.baselines.rating import PREDICTORS
 
 from .conftest import Finished
 from .store import MUSIC
@@ -71,7 +71,7 @@ def test_an_extraction_on_a_cluster_asks_for_what_it_may_become(
 
     monkeypatch.setattr("study.engine.launch.connect", lambda cluster: None)
     monkeypatch.setattr("study.engine.launch.most_actors", lambda cluster: Actors(5, on_gpu=True))
-    monkeypatch.setattr("study.flow.prepare", prepare)
+    monkeypatch.setattr("study.study.prepare", prepare)
     study = Study(load_plan(str(write_plan(tmp_path))), home=tmp_path, cluster=Cluster(address="auto"))
     with pytest.raises(InputError, match=r"^\{'on_ray': True, 'actors': Actors\(count=5, on_gpu=True\)\}$"):
         _ = study.inputs
@@ -167,8 +167,8 @@ def test_a_second_run_trains_nothing(finished: Finished, monkeypatch: pytest.Mon
         raise AssertionError("the report run says how many claims hold")
 
     monkeypatch.setattr("study.engine.launch.launch", no_ray)
-    monkeypatch.setattr("study.report.make.judge", judged_again)
-    monkeypatch.setattr("study.flow.judge", judged_again)
+    monkeypatch.setattr("study.report.report.judge", judged_again)
+    monkeypatch.setattr("study.study.judge", judged_again)
     before = {run.info.run_id: run.info.end_time for run in runs(finished.home)}
     began = time.process_time()
     ran = study("run", finished.plan, "--home", finished.home)

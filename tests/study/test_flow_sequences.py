@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from study.subject import subject_of
+from study.labels import subject_of
 from study.tracking.results import Results, load_results
 from study.tracking.runs import default_uri
-from trainables.kinds import SEQUENCES
+from trainables.task_types import SEQUENCES
 
 from . import tiny
 from .tiny_sequences import write_raw, write_sequences

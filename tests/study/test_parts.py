@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 
 from study import parts
-from study.jobs import Cell, Job
-from study.plan import Plan, load_plan
-from trainables.kinds import RATINGS
-from trainables.task import TaskFolders
+from study.plan.load import load_plan
+from study.plan.schema import Plan
+from study.specs import Cell, Job
+from trainables.task_types import RATINGS
+from trainables.tasks.rating import TaskFolders
 
 from .tiny import WORK, write_plan
 

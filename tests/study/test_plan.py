@@ -13,8 +13,9 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from study import plan as plans
-from study.plan import FOLDER, Plan, PlanError, load_plan, shipped_plans
+from study.plan import load as plans
+from study.plan.load import FOLDER, PlanError, load_plan, shipped_plans
+from study.plan.schema import Plan
 
 from .tiny import PLAN, study, write_plan
 

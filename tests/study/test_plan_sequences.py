@@ -9,11 +9,12 @@ from typing import Any
 import pytest
 
 from study import parts
-from study.jobs import Cell
-from study.plan import Plan, PlanError, SequencePlan, SplitPlan, load_plan
-from trainables.kinds import RATINGS, SEQUENCES
-from trainables.sequences import SequenceSpec
-from trainables.task import SplitSpec, TaskFolders
+from study.plan.load import PlanError, load_plan
+from study.plan.schema import Plan, SequencePlan, SplitPlan
+from study.specs import Cell
+from trainables.task_types import RATINGS, SEQUENCES
+from trainables.tasks.rating import SplitSpec, TaskFolders
+from trainables.tasks.sequential import SequenceSpec
 
 from . import tiny
 from .tiny_sequences import WORK, write_sequences

@@ -11,15 +11,12 @@ from typing import Any
 
 import pytest
 
-from features import workers
-from features.encoder import ResolvedEncoder
+from features.encoders.encoder import ResolvedEncoder
+from features.encoders.throughput import Rate
 from features.errors import InputError
-from features.speed import Rate
-from features.workers import Actors, Done
-from study.jobs import Cluster
-from study.outlook import extraction
-from study.plan import Plan, load_plan
-from study.prepare import (
+from features.extraction import workers
+from features.extraction.workers import Actors, Done
+from study.data.prepare import (
     Told,
     data_folder,
     describe_data,
@@ -30,8 +27,12 @@ from study.prepare import (
     prepare_domains,
     unwatched,
 )
-from trainables.door import run
-from trainables.task import load_task
+from study.data.preview import extraction
+from study.plan.load import load_plan
+from study.plan.schema import Plan
+from study.specs import Cluster
+from trainables.tasks.rating import load_task
+from trainables.trial import run
 
 from ..features.conftest import save_encoder
 from ..features.seeing import save_seeing
@@ -165,7 +166,7 @@ def test_texts_are_encoded_for_users_of_both_domains_and_items_of_the_target(
         jobs.append(how)
         return workers.run_blocks(*work, **{**how, "workers": None})
 
-    monkeypatch.setattr("features.extract.run_blocks", run_blocks)
+    monkeypatch.setattr("features.extraction.extract.run_blocks", run_blocks)
     bars: list[str] = []
 
     def watch(what: str, size: int) -> Told:
@@ -202,8 +203,8 @@ def test_items_are_read_with_their_images_by_an_encoder_of_their_own(
         return Rate(texts_per_second=5.0, tokens_per_second=2.0)
 
     with monkeypatch.context() as patch:
-        patch.setattr("study.outlook.measure_rate", measure)
-        patch.setattr("study.outlook.count_threads", lambda: 3)
+        patch.setattr("study.data.preview.measure_rate", measure)
+        patch.setattr("study.data.preview.count_threads", lambda: 3)
         said = list(extraction(plan, domains, home, Cluster()))
     assert len(said) == 3
     assert measured == [users["model"]], "once for each encoder, and for none that has images to find"

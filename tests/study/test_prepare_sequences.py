@@ -16,10 +16,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from features.domains.splits import read_split
 from features.errors import InputError
-from features.splits import read_split
-from study.plan import Plan, load_plan
-from study.prepare import (
+from study.data.prepare import (
     Inputs,
     data_folder,
     describe_data,
@@ -29,8 +28,10 @@ from study.prepare import (
     prepare_domains,
     unwatched,
 )
-from trainables.kinds import SEQUENCES
-from trainables.sequence_build import training_users
+from study.plan.load import load_plan
+from study.plan.schema import Plan
+from trainables.task_types import SEQUENCES
+from trainables.tasks.sequential_build import training_users
 
 from ..trainables.models_in_files import POPULAR, drop
 from .tiny_sequences import PSEUDO, write_raw, write_sequences
@@ -47,7 +48,7 @@ def raw(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Plan]:
     """Plans of a model that counts items; what its trials share is made in this process, for no other knows the model."""
     drop("popular", POPULAR, tmp_path, monkeypatch)
-    monkeypatch.setattr("study.prepare.ProcessPoolExecutor", lambda processes, **settings: ThreadPoolExecutor(1))
+    monkeypatch.setattr("study.data.prepare.ProcessPoolExecutor", lambda processes, **settings: ThreadPoolExecutor(1))
 
     def plan(**changes: Any) -> Plan:
         own = {"model": "popular", "base": {"epochs": 1}, "space_file": SPACE, "drop": ("ablate", "sweeps")}
@@ -182,8 +183,8 @@ def test_generators_read_training_users_alone(make: Callable[..., Plan], raw: Pa
 
 SLEEPING = """
 import time
-from study.jobs import Resources
-from study.prepare import _called
+from study.specs import Resources
+from study.data.prepare import _called
 if __name__ == "__main__":
     list(_called(time.sleep, [(0.0,), (600.0,)], Resources(), False))
 """

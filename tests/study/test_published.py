@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from features.errors import InputError
-from study.published import (
+from study.papers.reader import (
     FOLDER,
     Difference,
     Grid,
@@ -21,8 +21,8 @@ from study.published import (
     parse_paper,
     published_names,
 )  # fmt: skip
-from trainables.door import load_model, model_names
-from trainables.kinds import KINDS
+from trainables.interface import load_model, model_names
+from trainables.task_types import KINDS
 
 TEXTS = Path(__file__).parents[3] / "shared" / "papers"
 MODELS = sorted(path.stem for path in FOLDER.glob("*.yaml"))

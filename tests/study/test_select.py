@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from features.errors import InputError
-from study.select import best_per_cell
+from study.selection import best_per_cell
 from study.tracking.results import Results
 
 pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy:DeprecationWarning")

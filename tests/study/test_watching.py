@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 
 from study.engine.run import Progress
-from study.watching import LiveBars, Watcher, cells_table, speed_of
+from study.progress import LiveBars, Watcher, cells_table, speed_of
 
 HALF = Progress(
     total=20, done=8, failed=1, running={"a->b@0.2": 2}, best={"a->b@0.2": 0.75},
@@ -64,7 +64,7 @@ def test_a_bar_of_an_extraction_shows_its_speed(monkeypatch: pytest.MonkeyPatch)
     assert isinstance(console.file, io.StringIO)
     with LiveBars(console) as bars:
         watcher = Watcher(bars)
-        monkeypatch.setattr("study.watching.time", SimpleNamespace(monotonic=lambda: next(clock)))
+        monkeypatch.setattr("study.progress.time", SimpleNamespace(monotonic=lambda: next(clock)))
         told = watcher.work("users of books: encoding", 5400)
         told(1800, 120_000)
         bars.refresh()

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from trainables.sequences import HeldOut, SequenceTask, load_held_out, load_task
-from trainables.task import TaskFolders
+from trainables.tasks.rating import TaskFolders
+from trainables.tasks.sequential import HeldOut, SequenceTask, load_held_out, load_task
 
 from .sequence_worlds import make_sequence_task
 from .worlds import World, build, make_world

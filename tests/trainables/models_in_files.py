@@ -13,7 +13,8 @@ CONSTANT = '''
 """Ratings: predicts a constant that its configuration holds."""
 from dataclasses import dataclass
 import torch
-from trainables.door import Epoch, Variant, validation_metrics
+from trainables.interface import Epoch, Variant
+from trainables.trial import validation_metrics
 
 KIND = "ratings"
 SELECTION = ("val_mae", "minimize")
@@ -40,8 +41,9 @@ POPULAR = '''
 from dataclasses import dataclass
 from pathlib import Path
 import torch
-from trainables.door import Epoch, Figure, Variant, validation_metrics
-from trainables.sequences import OVERLAPPING
+from trainables.interface import Epoch, Figure, Variant
+from trainables.trial import validation_metrics
+from trainables.tasks.sequential import OVERLAPPING
 
 KIND = "sequences"
 SELECTION = ("val_ndcg10", "maximize")

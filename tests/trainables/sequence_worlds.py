@@ -10,12 +10,12 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from features.domain import Domain, DomainSpec, prepare_domain
-from features.pseudo_table import SCHEMA, PseudoTable, write_pseudo
-from features.store import FeatureTable, digest
-from trainables.sequence_build import build_sequences, training_users
-from trainables.sequences import OVERLAPPING, SOURCE_ONLY, TARGET_ONLY, SequenceSpec
-from trainables.task import TaskFolders
+from features.domains.domain import Domain, DomainSpec, prepare_domain
+from features.pseudo.table import SCHEMA, PseudoTable, write_pseudo
+from features.store.tables import FeatureTable, digest
+from trainables.tasks.rating import TaskFolders
+from trainables.tasks.sequential import OVERLAPPING, SOURCE_ONLY, TARGET_ONLY, SequenceSpec
+from trainables.tasks.sequential_build import build_sequences, training_users
 
 GENRES = 4  # of items; a user stays with one of them most of the time
 WIDTH = 16  # of text vectors

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from trainables.models.music import Config, MuSiC, shrunken_slope
-from trainables.task import Task
+from trainables.tasks.rating import Task
 
 from .worlds import random_task
 

@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.trainables.sequence_worlds import make_sequence_task
-from trainables.conditions import insert, newest, pseudo_rows, real_rows
-from trainables.sequence_encoders import Encoders, PretrainSpec, represent
-from trainables.sequences import OVERLAPPING, Sequences, SequenceTask, load_task
+from trainables.models.lgcd.conditions import insert, newest, pseudo_rows, real_rows
+from trainables.models.lgcd.encoders import Encoders, PretrainSpec, represent
+from trainables.tasks.sequential import OVERLAPPING, Sequences, SequenceTask, load_task
 
 
 @pytest.fixture(scope="module")

@@ -12,9 +12,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from trainables.door import Epoch, Underway, run
+from trainables.interface import Epoch, Underway
 from trainables.models.music import Config, train
-from trainables.task import Task, TaskFolders, load_task
+from trainables.tasks.rating import Task, TaskFolders, load_task
+from trainables.trial import run
 
 from .worlds import World, build
 

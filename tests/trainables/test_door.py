@@ -14,23 +14,13 @@ import pytest
 import torch
 
 from features.errors import InputError
-from trainables import door
-from trainables.door import (
-    Report,
-    has_shared,
-    load_model,
-    make_config,
-    model_names,
-    prepare,
-    run,
-    run_predictor,
-    score,
-    shared,
-)
-from trainables.kinds import SEQUENCES, kind_at
-from trainables.predictors import PREDICTORS
-from trainables.sequences import PROTOCOLS
-from trainables.task import FeatureRows, TaskFolders, load_held_out, load_task
+from trainables import trial
+from trainables.baselines.rating import PREDICTORS
+from trainables.interface import load_model, make_config, model_names
+from trainables.task_types import SEQUENCES, kind_at
+from trainables.tasks.rating import FeatureRows, TaskFolders, load_held_out, load_task
+from trainables.tasks.sequential import PROTOCOLS
+from trainables.trial import Report, has_shared, prepare, run, run_predictor, score, shared
 
 from .models_in_files import CONSTANT, POPULAR, drop
 from .sequence_worlds import make_sequence_task
@@ -305,7 +295,7 @@ def assert_goes_on(
         assert rest[-1].artifacts == whole[-1].artifacts
         assert rest[-1].metrics["seconds"] > state["seconds"], "time before the stop counts"
     # Trials of a process share the open task: none leaves a trace in it.
-    shared, fresh = tensors(door._task(task_dir)), tensors(task)
+    shared, fresh = tensors(trial._task(task_dir)), tensors(task)
     assert len(shared) == len(fresh) > 10
     assert all(map(torch.equal, shared, fresh))
 

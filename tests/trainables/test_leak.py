@@ -10,9 +10,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from features.store import open_table
-from trainables.door import Report, run
-from trainables.task import TaskFolders, load_held_out
+from features.store.tables import open_table
+from trainables.tasks.rating import TaskFolders, load_held_out
+from trainables.trial import Report, run
 
 from .worlds import DISLIKED, LIKED, World, build
 

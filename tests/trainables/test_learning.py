@@ -6,9 +6,9 @@ import math
 
 import pytest
 
-from trainables.door import run, score
-from trainables.predictors import as_predict
-from trainables.task import TaskFolders, load_held_out, load_task
+from trainables.baselines.rating import as_predict
+from trainables.tasks.rating import TaskFolders, load_held_out, load_task
+from trainables.trial import run, score
 
 from .worlds import build, make_world
 

@@ -14,12 +14,12 @@ import torch.nn.functional as functional
 from torch import nn
 
 from features.errors import InputError
-from trainables.conditions import Rows
 from trainables.diffusion import timestep_embedding
 from trainables.models import lgcd
-from trainables.models.lgcd import GUIDANCE, WIDTH, Condition, Config, Network, train
-from trainables.sequence_encoders import pretrained
-from trainables.sequences import HeldOut, SequenceTask
+from trainables.models.lgcd.conditions import Rows
+from trainables.models.lgcd.encoders import pretrained
+from trainables.models.lgcd.model import GUIDANCE, WIDTH, Condition, Config, Network, train
+from trainables.tasks.sequential import HeldOut, SequenceTask
 
 QUICK = Config(epochs=2, encoder_epochs=2, batch=16, negatives=10, steps=8)
 

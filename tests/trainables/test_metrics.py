@@ -8,7 +8,7 @@ from itertools import pairwise, permutations
 import numpy as np
 import pytest
 
-from trainables.metrics import ndcg, user_errors
+from trainables.metrics.rating import ndcg, user_errors
 
 
 def dcg(gains: list[float], at: int) -> float:

@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 import torch
 
-from trainables.door import Epoch
+from trainables.interface import Epoch
 from trainables.models import music
 from trainables.models.music import ABLATIONS, ACTIVATIONS, Config, FeatureMLP, MuSiC, VectorUNet, train
-from trainables.task import Task
+from trainables.tasks.rating import Task
 
 from .worlds import random_task, rows_of
 

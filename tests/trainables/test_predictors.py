@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from trainables.door import score
-from trainables.predictors import PREDICTORS, as_predict
-from trainables.task import TaskFolders, load_held_out, load_task
+from trainables.baselines.rating import PREDICTORS, as_predict
+from trainables.tasks.rating import TaskFolders, load_held_out, load_task
+from trainables.trial import score
 
 
 def test_predictors_against_a_loop(folders: TaskFolders) -> None:

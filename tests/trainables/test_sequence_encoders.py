@@ -16,8 +16,8 @@ import torch
 import torch.nn.functional as functional
 
 from tests.trainables.sequence_worlds import make_sequence_task
-from trainables import sequence_encoders
-from trainables.sequence_encoders import (
+from trainables.models.lgcd import encoders as sequence_encoders
+from trainables.models.lgcd.encoders import (
     Encoders,
     PretrainSpec,
     encoders_folder,
@@ -28,7 +28,7 @@ from trainables.sequence_encoders import (
     represent,
     within,
 )
-from trainables.sequences import Sequences, SequenceTask, load_task
+from trainables.tasks.sequential import Sequences, SequenceTask, load_task
 
 QUICK = PretrainSpec(width=8, epochs=2, batch=16, negatives=10, max_length=6)
 

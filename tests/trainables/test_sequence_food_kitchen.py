@@ -7,14 +7,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from features.domain import Domain, DomainSpec, prepare_domain
-from features.splits import read_split
-from features.store import FeatureTable
-from trainables.sequence_build import build_sequences, training_users
-from trainables.sequence_metrics import sequence_errors
-from trainables.sequence_predictors import as_predict
-from trainables.sequences import OVERLAPPING, SOURCE_ONLY, TARGET_ONLY, SequenceSpec, load_held_out, load_task
-from trainables.task import TaskFolders
+from features.domains.domain import Domain, DomainSpec, prepare_domain
+from features.domains.splits import read_split
+from features.store.tables import FeatureTable
+from trainables.baselines.sequential import as_predict
+from trainables.metrics.sequential import sequence_errors
+from trainables.tasks.rating import TaskFolders
+from trainables.tasks.sequential import OVERLAPPING, SOURCE_ONLY, TARGET_ONLY, SequenceSpec, load_held_out, load_task
+from trainables.tasks.sequential_build import build_sequences, training_users
 
 DATA = Path(__file__).parents[2].parent / "shared" / "data" / "food-kitchen"
 pytestmark = pytest.mark.skipif(not DATA.is_dir(), reason=f"Food-Kitchen is not at {DATA}")

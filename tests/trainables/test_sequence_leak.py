@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from trainables.sequence_build import training_users
-from trainables.sequences import load_held_out, load_task
-from trainables.task import TaskFolders
+from trainables.tasks.rating import TaskFolders
+from trainables.tasks.sequential import load_held_out, load_task
+from trainables.tasks.sequential_build import training_users
 
 from .sequence_worlds import SPEC, SequenceWorld, build_world, make_sequence_world, sequence_domains
 

@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from trainables.sequence_metrics import SequenceErrors, hit_rate, ndcg, sequence_errors, target_ranks
-from trainables.sequences import HeldOut, Sequences
+from trainables.metrics.sequential import SequenceErrors, hit_rate, ndcg, sequence_errors, target_ranks
+from trainables.tasks.sequential import HeldOut, Sequences
 
 
 def ranks(scores: list[list[float]], target: list[int] | None = None) -> tuple[list[int], list[int]]:

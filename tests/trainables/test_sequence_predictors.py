@@ -10,14 +10,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from features.domain import Domain, DomainSpec, FilterSpec, prepare_domain
-from features.simulate import SimulateSpec, simulate
-from features.store import FeatureTable
-from trainables.sequence_build import build_sequences
-from trainables.sequence_metrics import sequence_errors
-from trainables.sequence_predictors import MIXES, PREDICTORS, RECENCY, as_predict, title_similarity
-from trainables.sequences import LAST, HeldOut, Sequences, SequenceSpec, SequenceTask, load_held_out, load_task
-from trainables.task import TaskFolders
+from features.domains.domain import Domain, DomainSpec, FilterSpec, prepare_domain
+from features.simulate.simulator import SimulateSpec, simulate
+from features.store.tables import FeatureTable
+from trainables.baselines.sequential import MIXES, PREDICTORS, RECENCY, as_predict, title_similarity
+from trainables.metrics.sequential import sequence_errors
+from trainables.tasks.rating import TaskFolders
+from trainables.tasks.sequential import LAST, HeldOut, Sequences, SequenceSpec, SequenceTask, load_held_out, load_task
+from trainables.tasks.sequential_build import build_sequences
 
 from .sequence_worlds import build_world, make_sequence_world
 
@@ -77,7 +77,7 @@ def test_blocks_do_not_change_a_score(
     name: str, task: SequenceTask, scored: HeldOut, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = as_predict(name)(scored, task, 0, None)
-    monkeypatch.setattr("trainables.sequence_predictors._ROWS", 3)
+    monkeypatch.setattr("trainables.baselines.sequential._ROWS", 3)
     torch.testing.assert_close(as_predict(name)(scored, task, 0, None), whole)
 
 

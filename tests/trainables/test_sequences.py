@@ -14,12 +14,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from features.domain import DomainSpec, prepare_domain
+from features.domains.domain import DomainSpec, prepare_domain
 from features.errors import InputError
-from features.pseudo_table import write_pseudo
-from features.store import FeatureTable
-from trainables.sequence_build import build_sequences, training_users
-from trainables.sequences import (
+from features.pseudo.table import write_pseudo
+from features.store.tables import FeatureTable
+from trainables.tasks.rating import TaskFolders
+from trainables.tasks.sequential import (
     OVERLAPPING,
     SOURCE_ONLY,
     TARGET_ONLY,
@@ -29,7 +29,7 @@ from trainables.sequences import (
     load_held_out,
     load_task,
 )
-from trainables.task import TaskFolders
+from trainables.tasks.sequential_build import build_sequences, training_users
 
 from .sequence_worlds import (
     SPEC,

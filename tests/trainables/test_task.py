@@ -15,8 +15,8 @@ import pytest
 import torch
 
 from features.errors import InputError
-from features.store import FeatureTable
-from trainables.task import (
+from features.store.tables import FeatureTable
+from trainables.tasks.rating import (
     SHRINKAGE,
     FeatureRows,
     HeldOut,
@@ -205,7 +205,7 @@ def test_wide_tables_read_from_disk_as_narrow_ones_from_memory(monkeypatch: pyte
     vectors, centre = draw.normal(size=(50, 9)).astype(np.float16), draw.normal(size=9).astype(np.float32)
     places = np.append(draw.permutation(50)[:30], -1)
     held = FeatureRows(vectors, places, centre, 1.7)
-    monkeypatch.setattr("trainables.task.DENSE_BYTES", 0)
+    monkeypatch.setattr("trainables.tasks.rating.DENSE_BYTES", 0)
     read = FeatureRows(vectors, places, centre, 1.7)
     index = torch.tensor([3, 30, 0, 3, 17])
     assert torch.equal(held[index], read[index])

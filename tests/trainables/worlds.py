@@ -11,13 +11,13 @@ import numpy as np
 import pandas as pd
 import torch
 
-from features.domain import Domain, DomainSpec, prepare_domain
-from features.encoder import Encoded, EncoderSpec, ResolvedEncoder
-from features.extract import FeatureSpec, extract
+from features.domains.domain import Domain, DomainSpec, prepare_domain
+from features.encoders.encoder import Encoded, EncoderSpec, ResolvedEncoder
+from features.extraction.extract import FeatureSpec, extract
+from features.extraction.prompts import Row
 from features.factorisation import FactorSpec
-from features.prompts import Row
-from features.store import FeatureTable
-from trainables.task import FeatureRows, HeldOut, Ratings, SplitSpec, Task, TaskFolders, TextVectors, build_task
+from features.store.tables import FeatureTable
+from trainables.tasks.rating import FeatureRows, HeldOut, Ratings, SplitSpec, Task, TaskFolders, TextVectors, build_task
 
 WIDTH = 24  # of the fake encoder's vectors
 FACTORS = FactorSpec(factors=3)

@@ -18,11 +18,12 @@ import torch
 import torch.nn.functional as functional
 from torch import Tensor, nn
 
+from features.checks import at_least, choice, dropout_share, refuse, step_size, variance_range
 from features.errors import InputError
-from trainables.checks import at_least, choice, dropout_share, refuse, step_size, variance_range
 from trainables.diffusion import SCHEDULES, Diffusion, Noise, SameForAll, normal, timestep_embedding, variances
-from trainables.door import Epoch, Figure, State, Underway, Variant, validate
-from trainables.task import HeldOut, RatingQuery, Ratings, Task, shrunken_means
+from trainables.interface import Epoch, Figure, State, Underway, Variant
+from trainables.tasks.rating import HeldOut, RatingQuery, Ratings, Task, shrunken_means
+from trainables.trial import validate
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "tanh": torch.tanh,

@@ -25,8 +25,8 @@ def test_a_cluster_refuses_at_once_what_no_node_holds(tmp_path: Path) -> None:
     from ray.cluster_utils import Cluster
 
     from study.engine.launch import _concurrency
-    from study.jobs import Cluster as Where
-    from study.jobs import Resources
+    from study.specs import Cluster as Where
+    from study.specs import Resources
 
     ray.shutdown()
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})

@@ -109,7 +109,7 @@ def test_a_trial_goes_on_and_sends_its_epochs_again(tmp_path: Path, monkeypatch:
 
 
 STAGED = """
-from trainables.door import Report
+from trainables.trial import Report
 
 def run(model, config, task_dir, seeds, test_dir=None, rows=False, state=None):
     for place in range(state["place"] + 1 if state else 0, 3):

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from search_spaces import Space, load_space
-from study.engine.draws import CellSearch, close_storage, open_database, open_journal
-from study.jobs import SearchSpec
+from study.engine.optuna_study import CellSearch, close_storage, open_database, open_journal
+from study.specs import SearchSpec
 
 BIN = next(iter(sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)), Path("/nowhere"))
 

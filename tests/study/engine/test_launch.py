@@ -12,7 +12,7 @@ from ray import tune
 
 from features.errors import InputError
 from study.engine.launch import connect, launch
-from study.jobs import Cluster, Resources
+from study.specs import Cluster, Resources
 
 
 def test_without_an_address_no_cluster_that_happens_to_run_is_joined(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,7 +18,7 @@ import ray.util
 import yaml
 
 from study.engine.run import Progress, run_jobs
-from study.jobs import Cell, Cluster, Job, Resources
+from study.specs import Cell, Cluster, Job, Resources
 from study.tracking import runs as tracking
 
 from .. import tiny

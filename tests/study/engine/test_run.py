@@ -22,10 +22,10 @@ import pytest
 
 from features.errors import InputError
 from search_spaces import load_space
-from study.engine.draws import close_storage, open_database, open_journal
+from study.engine.optuna_study import close_storage, open_database, open_journal
 from study.engine.run import Progress, run_jobs
-from study.jobs import Cell, Cluster, Faults, Job, Resources, SearchSpec, trial_name
 from study.provenance import device
+from study.specs import Cell, Cluster, Faults, Job, Resources, SearchSpec, trial_name
 from study.tracking import results
 from study.tracking import runs as tracking
 

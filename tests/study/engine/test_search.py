@@ -15,10 +15,10 @@ from optuna.trial import TrialState
 from scipy.stats import wilcoxon
 
 from search_spaces import Space, load_space
-from study.engine.draws import open_journal
-from study.engine.ledger import PartLedger
+from study.engine.optuna_study import open_journal
+from study.engine.reconcile import PartLedger
 from study.engine.worker import reset
-from study.jobs import Budget, Objective, SearchSpec
+from study.specs import Budget, Objective, SearchSpec
 
 from .. import inline
 from ..inline import MemoryTracker, analytic
@@ -167,7 +167,7 @@ def test_a_budget_stops_a_search_that_a_larger_one_continues(
         now += 100.0  # seconds between two looks at the clock
         return now
 
-    monkeypatch.setattr("study.engine.ledger.time.monotonic", tick)
+    monkeypatch.setattr("study.engine.reconcile.time.monotonic", tick)
     storage, tracker = InMemoryStorage(), MemoryTracker()
     first, _, trials = search(space, spec(30, budget=Budget(**limit)), storage=storage, tracker=tracker)
     assert first.complete

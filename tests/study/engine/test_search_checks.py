@@ -10,7 +10,7 @@ import pytest
 from search_spaces import Space, load_space
 from study.engine.samplers import PRUNERS, SAMPLERS, fixed_points
 from study.engine.search_checks import check_search
-from study.jobs import Budget, Objective, SearchSpec, WarmStart
+from study.specs import Budget, Objective, SearchSpec, WarmStart
 
 SPACE = """
 v:

@@ -16,12 +16,12 @@ from optuna.trial import FrozenTrial, TrialState
 
 from features.errors import InputError
 from search_spaces import Space, load_space
-from study.engine.draws import CellSearch, close_storage, open_database, open_journal
-from study.engine.ledger import PartLedger, Recipe
+from study.engine.optuna_study import CellSearch, close_storage, open_database, open_journal
+from study.engine.ray_tune import JobSearcher
+from study.engine.reconcile import PartLedger, Recipe
 from study.engine.samplers import SAMPLERS, make_sampler
-from study.engine.searcher import JobSearcher
-from study.engine.warm import warm_trials
-from study.jobs import Cell, Faults, Job, SearchSpec, WarmStart, trial_name
+from study.engine.warm_start import warm_trials
+from study.specs import Cell, Faults, Job, SearchSpec, WarmStart, trial_name
 from study.tracking.runs import EpochReport
 
 SPACE = """

@@ -19,18 +19,18 @@ import numpy as np
 import pytest
 import torch
 
-from features.store import FeatureTable
-from study.engine import shipping
+from features.store.tables import FeatureTable
+from study.data.prepare import _prepare_one
+from study.engine import node_cache as shipping
 from study.engine.checkpoints import Keeper
-from study.engine.shipping import TaskServer, cached, locate, pack
+from study.engine.node_cache import TaskServer, cached, locate, pack
 from study.engine.worker import Outbox, Place, run_trial
-from study.prepare import _prepare_one
 from study.tracking.runs import connect, default_uri, find_runs
 from tests.trainables.sequence_worlds import make_sequence_task
 from tests.trainables.worlds import SPLIT, domains_of, make_world, text_vectors
-from trainables import sequence_encoders
-from trainables.door import kept_at
-from trainables.task import TaskFolders, build_task, find_vectors, load_held_out, load_task
+from trainables.models.lgcd import encoders as sequence_encoders
+from trainables.tasks.rating import TaskFolders, build_task, find_vectors, load_held_out, load_task
+from trainables.trial import kept_at
 
 from .. import tiny
 
@@ -179,7 +179,7 @@ def test_a_kept_model_goes_home_and_leaves_the_node(blind: tuple[Server, Path], 
 
 
 STAGED = """
-from trainables.door import Report
+from trainables.trial import Report
 
 def run(model, config, task_dir, seeds, test_dir=None, rows=False, state=None):
     yield Report(epoch=1, metrics={"val_rmse": 1.0}, state=lambda: {"place": 1})

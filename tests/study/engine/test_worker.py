@@ -15,8 +15,9 @@ from ray import tune
 from ray.exceptions import ActorDiedError, ObjectLostError, RayTaskError
 from ray.tune.utils.util import flatten_dict
 
-from study.engine import shipping, worker
-from study.engine.searcher import JobScheduler
+from study.engine import node_cache as shipping
+from study.engine import worker
+from study.engine.ray_tune import JobScheduler
 from study.engine.worker import NodeError, Outbox, train
 from study.tracking.runs import EpochReport
 

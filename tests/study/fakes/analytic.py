@@ -1,4 +1,4 @@
-"""An objective with a known optimum and conditional parameters, with the signature of `trainables.door.run`."""
+"""An objective with a known optimum and conditional parameters, with the signature of `trainables.trial.run`."""
 
 from __future__ import annotations
 

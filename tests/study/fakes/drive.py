@@ -9,7 +9,7 @@ from typing import Any
 
 from search_spaces import load_space
 from study.engine.run import Progress, RunSummary, run_jobs
-from study.jobs import Cell, Cluster, Faults, Job, SearchSpec, trial_name
+from study.specs import Cell, Cluster, Faults, Job, SearchSpec, trial_name
 
 CELLS = tuple(Cell(source="books", target="movies", ratio=ratio) for ratio in (0.2, 0.5))
 BASE = {"x": 0.5, "epochs": 4, "seconds": 0.0, "fail": ""}

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from search_spaces import load_space
 from study.engine.run import run_jobs
-from study.jobs import Cell, Cluster, Faults, Job, SearchSpec, trial_name
+from study.specs import Cell, Cluster, Faults, Job, SearchSpec, trial_name
 
 SPACE = "v:\n  x: {FloatDistribution: {low: 0.0, high: 1.0}}\n"
 

@@ -1,4 +1,4 @@
-"""A trainable without a model, with the signature and the reports of `trainables.door.run`."""
+"""A trainable without a model, with the signature and the reports of `trainables.trial.run`."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import WebDriverWait
 
-from study.select import best_per_cell
+from study.selection import best_per_cell
 from study.tracking.results import load_results
 from study.tracking.runs import default_uri
 
@@ -166,7 +166,7 @@ def test_the_best_trial_is_found_in_mlflow(finished: Finished, browser: Chrome, 
     click(names[best[cell].run_id])
     wait("study.command", f"study rerun {best[cell].run_id}")
     browser.get(f"{mlflow_ui}/#/experiments/1/runs/{best[cell].run_id}/artifacts/config.yaml")
-    wait("task_dir", "trainable: trainables.door:run")
+    wait("task_dir", "trainable: trainables.trial:run")
     blocks = [e.get_attribute("textContent") for e in browser.find_elements(By.TAG_NAME, "pre")]  # type: ignore[no-untyped-call]
     (document,) = [yaml.safe_load(block) for block in blocks if block.startswith("model: music")]
     assert document == results.config(best[cell].run_id)

@@ -11,11 +11,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from study.published import Claim, Grid, Order, load_paper
-from study.report.claims import FAILS, HOLDS, UNDECIDED, Judged, counts, in_print, judge, unread
-from study.report.claims_tables import claims_table, contrasts_table
+from study.labels import Subject, subject_of
+from study.papers.reader import Claim, Grid, Order, load_paper
+from study.report.claims.judge import FAILS, HOLDS, UNDECIDED, Judged, counts, in_print, judge, unread
+from study.report.claims.tables import claims_table, contrasts_table
 from study.report.statistics import pooled_spread
-from study.subject import Subject, subject_of
 from study.tracking.results import MissingError, load_results
 
 from ..sequences_store import LGCD, per_row, sequences_store

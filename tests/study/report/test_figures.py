@@ -12,7 +12,7 @@ import pytest
 from matplotlib.cbook import STEP_LOOKUP_MAP
 
 from study.report.drawing import COLOURS, draw, save
-from study.report.figures import (
+from study.report.figures.figures import (
     Cloud,
     Head,
     Palette,
@@ -25,8 +25,8 @@ from study.report.figures import (
     sensitivity,
     value_text,
 )
+from study.report.figures.tradeoffs import cost
 from study.report.statistics import seed_interval
-from study.report.tradeoffs import cost
 from study.tracking.results import MissingError, Results, load_results
 
 from ..store import ACTIVATIONS, CELLS, CONFIG, MUSIC, STEPS, empty_store, fill_search, with_seeds

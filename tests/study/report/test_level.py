@@ -11,11 +11,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from study.published import Claim, Form, Optimum, Order
-from study.report import claims
-from study.report.claims import FAILS, HOLDS, UNDECIDED, Contrast, Judged, judge
+from study.labels import subject_of
+from study.papers.reader import Claim, Form, Optimum, Order
+from study.report.claims import judge as claims
+from study.report.claims.judge import FAILS, HOLDS, UNDECIDED, Contrast, Judged, judge
 from study.report.statistics import Effect, Sample, effect, power, seeds_needed
-from study.subject import subject_of
 from study.tracking.results import Results
 
 MUSIC = subject_of("music")

@@ -17,13 +17,13 @@ import pytest
 from mlflow import MlflowClient
 
 from features.errors import InputError
-from study.report import make as module
+from study.labels import subject_of
 from study.report import page as page_module
-from study.report.claims import counts
-from study.report.make import current, redraw, report
+from study.report import report as module
+from study.report.claims.judge import counts
+from study.report.figures.tradeoffs import front
 from study.report.page import cost_table
-from study.report.tradeoffs import front
-from study.subject import subject_of
+from study.report.report import current, redraw, report
 from study.tracking.results import Results, load_results
 
 from ..store import CELLS, MUSIC, Store, empty_store, fill_search

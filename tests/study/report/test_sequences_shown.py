@@ -12,10 +12,11 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from study.labels import subject_of
 from study.report.comparison import Comparison, compare
 from study.report.drawing import draw, save
-from study.report.figures import curves, history, importance, parallel, sensitivity
-from study.report.make import report
+from study.report.figures.figures import curves, history, importance, parallel, sensitivity
+from study.report.report import report
 from study.report.tables import (
     ablation_table,
     comparison_table,
@@ -25,8 +26,7 @@ from study.report.tables import (
     published_table,
     summary_table,
 )
-from study.select import best_per_cell
-from study.subject import subject_of
+from study.selection import best_per_cell
 from study.tracking.results import MissingError, Results, load_results
 
 from ..sequences_store import GUIDANCE, LGCD, PROTOCOLS, RATIOS, TASKS, per_row, sequences_store

@@ -27,7 +27,7 @@ from study.report.statistics import (
     seeds_needed,
     users_needed,
 )  # fmt: skip
-from trainables.kinds import RATINGS
+from trainables.task_types import RATINGS
 
 from ..store import per_user, pooled
 

@@ -16,7 +16,7 @@ from study.report.statistics import UserErrors, paired_difference
 from study.report.tables import ablation_table, cold_item_table, comparison_table, domains_table, splits_table
 from study.report.tables import summary_table as summarise
 from study.tracking.results import MissingError, Results, load_results
-from trainables.kinds import RATINGS
+from trainables.task_types import RATINGS
 
 from ..store import CELLS, MUSIC, empty_store, per_user, pooled, seeds_around
 

@@ -15,14 +15,14 @@ import torch
 import yaml
 from mlflow import MlflowClient
 
-from features.domain import open_domain
+from features.domains.domain import open_domain
 from features.errors import InputError
-from study.jobs import Cell
+from study.specs import Cell
 from study.tracking.registry import ALIAS, _described, _register, load, model_name, recommend, register
 from study.tracking.results import load_results
 from study.tracking.runs import connect, default_uri
-from trainables.door import kept_at, run
-from trainables.task import load_held_out
+from trainables.tasks.rating import load_held_out
+from trainables.trial import kept_at, run
 
 from ...trainables.sequence_worlds import build_world, make_sequence_world
 from ...trainables.worlds import build, make_world

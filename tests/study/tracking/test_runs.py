@@ -15,8 +15,8 @@ import pytest
 import yaml
 
 from features.errors import InputError
-from study.jobs import Cell, Job, Objective
-from study.report.tradeoffs import pareto
+from study.report.figures.tradeoffs import pareto
+from study.specs import Cell, Job, Objective
 from study.tracking import results
 from study.tracking import runs as tracking
 from study.tracking.pareto import front, mark_front

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from features.errors import InputError
-from study.jobs import Cell, Job
+from study.specs import Cell, Job
 from study.tracking import runs as tracking
 from study.tracking import spool
 from study.tracking.runs import EpochReport, PartTracker

@@ -1,0 +1,402 @@
+"""Domains: raw files -> readers -> duplicates settled -> filters -> a content-addressed folder of parquet.
+
+A prepared domain is `store/<name>-<key[:12]>/` with `interactions.parquet` (user_id, item_id, rating, text, timestamp;
+sorted, each pair once), `items.parquet` (item_id, title, description, categories, image), `users.parquet` (user_id,
+interactions) and `manifest.json`. The key hashes the source files and the spec: a changed input is prepared anew, an
+unchanged one never again. The folder appears whole or not at all.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing, suppress
+from dataclasses import asdict, dataclass, field
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from features.domains.filters import FilterSpec, apply_filters, one_number
+from features.domains.readers import COLUMNS, INTERACTIONS, ITEMS, READERS, read_interactions, read_items
+from features.errors import InputError
+from features.simulate.simulator import LABEL
+from features.store.external_sort import write_in_order
+from features.store.folders import whole_folder, write_json
+
+__all__ = ["Domain", "DomainSpec", "FilterSpec", "domain_key", "open_domain", "prepare_domain"]
+
+VERSION = 1  # of what is written; part of the key
+MEMORY_LIMIT = "1GB"  # of DuckDB; what does not fit is spilled to disk
+TABLE = pa.schema([*(field for field in INTERACTIONS if field.name != "words")]).set(
+    2, pa.field("rating", pa.float32())
+)
+THREADS = 2  # of DuckDB; each needs its share of the memory
+DUPLICATES = ("mean", "last", "first")
+FEEDBACK = ("explicit", "implicit")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DomainSpec:
+    """One domain: which files, how to read them, what to keep."""
+
+    name: str  # letters, digits, - and _
+    reader: str  # amazon2023 | recbole | table
+    interactions: str  # file of interactions, relative to the data folder
+    items: str | None = None  # file of items (metadata), relative to the data folder
+    columns: Mapping[str, str] = field(default_factory=dict)  # readers recbole and table: our column name -> theirs
+    where: Mapping[str, str] = field(default_factory=dict)  # reader table: their column -> the value of rows to read
+    feedback: str = "explicit"  # explicit: ratings | implicit (reader table): none are read, the rating is null
+    duplicates: str = (
+        "mean"  # of the same (user, item): mean rating with the last text | last | first (by time, then line)
+    )
+    rating_scale: tuple[float, float] = (1.0, 5.0)  # lowest and highest rating allowed
+    filters: FilterSpec = field(default_factory=FilterSpec)
+
+    def __post_init__(self) -> None:
+        place = f"domains.{self.name}"
+        if not self.name or not self.name.replace("-", "").replace("_", "").isalnum():
+            raise InputError(f"domain name {self.name!r}: use letters, digits, - and _ only")
+        _among(f"{place}.reader", self.reader, READERS)
+        _among(f"{place}.duplicates", self.duplicates, DUPLICATES)
+        _among(f"{place}.feedback", self.feedback, FEEDBACK)
+        for name, given in (("where", bool(self.where)), ("feedback: implicit", self.implicit)):
+            if given and self.reader != "table":
+                raise InputError(f"{place}: {name} goes with the reader table, not {self.reader}; leave it out")
+        for column, value in self.where.items():
+            if not isinstance(value, str):
+                raise InputError(f"{place}.where.{column} is {value!r}; give the value as text, in quotes")
+        if self.implicit and "rating" in self.columns:
+            raise InputError(f"{place}.columns: rating is not read where feedback is implicit; leave one of them out")
+        known = (
+            list(dict.fromkeys((*COLUMNS["interactions"], *COLUMNS["items"]))) if self.reader != "amazon2023" else []
+        )
+        for name in self.columns:
+            _among(f"{place}.columns", name, known)
+            if self.items is None and name not in COLUMNS["interactions"]:
+                raise InputError(f"{place}.columns: {name} is a column of items, but no items file is given; set items")
+        scale = tuple(self.rating_scale)
+        numbers = all(isinstance(bound, int | float) and not isinstance(bound, bool) for bound in scale)
+        if len(scale) != 2 or not numbers or not scale[0] < scale[1]:
+            raise InputError(f"{place}.rating_scale is {list(scale)}; give the lowest and the highest rating, in order")
+        object.__setattr__(self, "rating_scale", (float(scale[0]), float(scale[1])))
+
+    @property
+    def implicit(self) -> bool:
+        """Whether what users did is known, but not how they liked it."""
+        return self.feedback == "implicit"
+
+
+def _among(place: str, value: str, known: Sequence[str] | Mapping[str, Any]) -> None:
+    if value not in known:
+        choice = f"choose from {', '.join(known)}" if known else "this reader takes none"
+        raise InputError(f"{place}: unknown {value!r}; {choice}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Domain:
+    """A prepared domain on disk."""
+
+    name: str
+    path: Path  # its folder
+    key: str  # sha256 over sources and spec
+    simulated: bool  # made by features.simulate.simulator
+    rating_scale: tuple[float, float]
+    manifest: Mapping[str, Any]
+
+    def interactions(self, columns: Sequence[str] | None = None) -> pd.DataFrame:
+        """Columns user_id, item_id, rating (float32), text, timestamp; sorted by user and item, each pair once.
+
+        All ratings of implicit feedback are NaN.
+        """
+        return self._read("interactions", columns)
+
+    def items(self) -> pd.DataFrame:
+        """Columns item_id, title, description, categories, image (a path in `data_folder`, or a URL); sorted."""
+        return self._read("items", None)
+
+    def users(self) -> pd.DataFrame:
+        """Columns user_id, interactions; sorted."""
+        return self._read("users", None)
+
+    @property
+    def data_folder(self) -> Path:
+        """Folder of the raw files, to which relative image paths refer."""
+        return Path(self.manifest["data"])
+
+    def _read(self, table: str, columns: Sequence[str] | None) -> pd.DataFrame:
+        return pd.read_parquet(self.path / f"{table}.parquet", columns=list(columns) if columns is not None else None)
+
+
+# --- keys ---------------------------------------------------------------------------------------------------------
+
+
+def domain_key(spec: DomainSpec, data: Path, store: Path) -> str:
+    """Key of what `prepare_domain` would make: sha256 over version, spec (without names of files) and file contents."""
+    return _key(spec, _sources(spec, data, store), _simulated(spec, data))
+
+
+def _key(spec: DomainSpec, sources: Sequence[Mapping[str, Any]], simulated: bool) -> str:
+    content = {
+        "version": VERSION,
+        "spec": {name: value for name, value in asdict(spec).items() if name not in ("interactions", "items")},
+        "sources": [source["sha256"] for source in sources],
+        "simulated": simulated,
+    }
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _sources(spec: DomainSpec, data: Path, store: Path) -> list[dict[str, Any]]:
+    found = []
+    for name in (spec.interactions, spec.items):
+        if name is None:
+            continue
+        path = data / name
+        if not path.is_file():
+            where = f"the data folder {data.resolve()}" + ("" if data.is_dir() else ", which does not exist")
+            raise InputError(
+                f"{path}: no such file; domain {spec.name} looks for {name} in {where}; name another folder"
+            )
+        found.append({"file": name, "sha256": _file_hash(path, store), "bytes": path.stat().st_size})
+    return found
+
+
+def _file_hash(path: Path, store: Path) -> str:
+    """sha256 of a file, kept in the store for as long as its size and time of change stay the same."""
+    status = path.stat()
+    stamp = {"path": str(path.resolve()), "bytes": status.st_size, "mtime_ns": status.st_mtime_ns}
+    note = store / ".hashes" / f"{hashlib.sha256(stamp['path'].encode()).hexdigest()[:32]}.json"  # type: ignore[attr-defined]
+    with suppress(OSError, ValueError):
+        known = json.loads(note.read_text())
+        if {name: known.get(name) for name in stamp} == stamp:
+            return str(known["sha256"])
+    with path.open("rb") as stream:
+        digest = hashlib.file_digest(stream, "sha256").hexdigest()
+    note.parent.mkdir(parents=True, exist_ok=True)
+    write_json(note, {**stamp, "sha256": digest})
+    return digest
+
+
+def _simulated(spec: DomainSpec, data: Path) -> bool:
+    """Whether the simulator's label lies beside the interactions or in a folder above them, up to `data`."""
+    path = data / spec.interactions
+    folders = [folder for folder in path.parents if folder.is_relative_to(data)]
+    return any((folder / LABEL).is_file() for folder in folders)
+
+
+# --- preparing ----------------------------------------------------------------------------------------------------
+
+
+def open_domain(path: Path) -> Domain:
+    """A prepared domain; InputError if `path` holds none."""
+    try:
+        manifest = json.loads((path / "manifest.json").read_text())
+    except FileNotFoundError:
+        raise InputError(f"{path}: no prepared domain here (no manifest.json); prepare it first") from None
+    except ValueError as error:
+        raise InputError(f"{path}/manifest.json: not JSON ({error}); delete the folder and prepare it again") from None
+    low, high = manifest["rating_scale"]
+    return Domain(
+        name=manifest["name"],
+        path=path,
+        key=manifest["key"],
+        simulated=manifest["simulated"],
+        rating_scale=(low, high),
+        manifest=manifest,
+    )
+
+
+def prepare_domain(spec: DomainSpec, data: Path, store: Path, progress: Callable[[int], None] | None = None) -> Domain:
+    """Read, settle, filter and store a domain, or open it if the store has it already.
+
+    `data` is the folder of raw files, `store` the folder of prepared domains. `progress` is called with the number of
+    further rows read. Raises InputError for whatever is wrong with the files.
+    """
+    sources = _sources(spec, data, store)
+    simulated = _simulated(spec, data)
+    key = _key(spec, sources, simulated)
+    path = store / f"{spec.name}-{key[:12]}"
+    if (path / "manifest.json").is_file():
+        return _moved(open_domain(path), data)
+    if path.exists():  # only a hand that deletes leaves a folder without its manifest
+        shutil.rmtree(path)
+    with whole_folder(path) as partial:
+        counts = _prepare(spec, data, partial, progress or (lambda rows: None))
+        for source in sources:
+            if _file_hash(data / source["file"], store) != source["sha256"]:
+                raise InputError(f"{data / source['file']}: changed while it was read; try again when it is still")
+        manifest = {
+            "name": spec.name,
+            "key": key,
+            "version": VERSION,
+            "reader": spec.reader,
+            "simulated": simulated,
+            "rating_scale": list(spec.rating_scale),
+            "data": str(data.resolve()),
+            "sources": sources,
+            "spec": asdict(spec),
+            **counts,
+        }
+        write_json(partial / "manifest.json", manifest)
+    return open_domain(path)
+
+
+def _moved(domain: Domain, data: Path) -> Domain:
+    """Note where the raw files lie now: relative image paths refer to that folder."""
+    if domain.data_folder == data.resolve():
+        return domain
+    write_json(domain.path / "manifest.json", {**domain.manifest, "data": str(data.resolve())})
+    return open_domain(domain.path)
+
+
+def _prepare(spec: DomainSpec, data: Path, folder: Path, progress: Callable[[int], None]) -> dict[str, Any]:
+    """Write the three tables into `folder`; returns the counts for the manifest."""
+    work = folder / "work"
+    work.mkdir()
+    scale = None if spec.implicit else spec.rating_scale
+    batches = read_interactions(spec.reader, data / spec.interactions, spec.columns, scale, spec.where)
+    if not _stage(batches, INTERACTIONS, work / "raw.parquet", progress):
+        chosen = "".join(f" where {column} is {value!r}" for column, value in spec.where.items())
+        raise InputError(f"{data / spec.interactions}: holds no interactions{chosen}; give a file that does")
+    metadata = read_items(spec.reader, data / spec.items, spec.columns, spec.where) if spec.items else iter(())
+    _stage(metadata, ITEMS, work / "meta.parquet", progress)
+    config: dict[str, str | bool | int | float | list[str]] = {
+        "memory_limit": MEMORY_LIMIT,
+        "threads": min(THREADS, os.cpu_count() or 1),
+        "temp_directory": str(work / "spill"),
+    }
+    with closing(duckdb.connect(str(work / "work.duckdb"), config=config)) as database:
+        database.execute("SET enable_progress_bar = false")
+        _number(database, work)
+        counts = [_counted(database, "read")]
+        _settle(database, spec.duplicates)
+        counts.append(_counted(database, f"duplicates={spec.duplicates}"))
+        for step in apply_filters(spec.filters, database):
+            counts.append(_counted(database, step))
+            if not counts[-1]["interactions"]:
+                before = counts[-2]["interactions"]
+                raise InputError(
+                    f"{data / spec.interactions}: nothing is left of domain {spec.name} after the filter {step} "
+                    f"({before} interactions before it); loosen the filter"
+                )
+        _export(database, work, folder)
+    shutil.rmtree(work)
+    first, last = counts[1], counts[-1]
+    return {
+        "counts": counts,
+        "duplicates": {"rule": spec.duplicates, "rows": counts[0]["interactions"] - first["interactions"]},
+        "users_dropped": first["users"] - last["users"],
+        "items_dropped": first["items"] - last["items"],
+    }
+
+
+def _stage(batches: Iterator[pa.RecordBatch], schema: pa.Schema, path: Path, progress: Callable[[int], None]) -> int:
+    """Write what a reader yields to a parquet file as it comes; returns the number of rows."""
+    rows = 0
+    with pq.ParquetWriter(path, schema, compression="lz4", use_dictionary=False) as writer:
+        for batch in batches:
+            writer.write_batch(batch)
+            rows += batch.num_rows
+            progress(batch.num_rows)
+    return rows
+
+
+def _number(database: duckdb.DuckDBPyConnection, work: Path) -> None:
+    """Number users and items in the order of their ids, so that all further work is on numbers: table `kept`."""
+    for name in ("raw", "meta"):
+        source = f"read_parquet('{_quoted(work / name)}.parquet', file_row_number = true)"
+        database.execute(f"CREATE VIEW {name} AS SELECT *, file_row_number AS row FROM {source}")
+    database.execute(
+        """
+        CREATE TABLE users AS
+            SELECT user_id, CAST(row_number() OVER (ORDER BY user_id) AS INTEGER) AS u
+            FROM (SELECT DISTINCT user_id FROM raw);
+        CREATE TABLE described AS
+            SELECT item_id, min(row) AS row FROM meta GROUP BY item_id;  -- an item listed twice counts as first listed
+        CREATE TABLE items AS
+            SELECT item_id, CAST(row_number() OVER (ORDER BY item_id) AS INTEGER) AS i, described.row AS row,
+                meta.description IS NOT NULL AS described, meta.image IS NOT NULL AS pictured
+            FROM (SELECT DISTINCT item_id FROM raw) LEFT JOIN described USING (item_id)
+                LEFT JOIN meta ON meta.row = described.row;
+        CREATE TABLE kept AS
+            SELECT u, i, rating, words, timestamp, row
+            FROM (SELECT user_id, item_id, rating, words, timestamp, row FROM raw)
+                JOIN users USING (user_id) JOIN (SELECT item_id, i FROM items) USING (item_id);
+        """
+    )
+
+
+def _settle(database: duckdb.DuckDBPyConnection, rule: str) -> None:
+    """Leave one row for each (user, item); the mean is over decimals, whose sum does not depend on its order."""
+    way = "ASC" if rule == "first" else "DESC"
+    rating = "avg(CAST(rating AS DECIMAL(30, 12))) OVER pair" if rule == "mean" else "rating"
+    database.execute(
+        f"""
+        CREATE TABLE repeated AS SELECT u, i FROM kept GROUP BY u, i HAVING count(*) > 1;
+        CREATE TABLE settled AS
+            SELECT u, i, {rating} AS rating, words, row FROM kept SEMI JOIN repeated USING (u, i)
+            WINDOW pair AS (PARTITION BY u, i)
+            QUALIFY row_number() OVER (PARTITION BY u, i ORDER BY timestamp {way} NULLS LAST, row {way}) = 1;
+        CREATE OR REPLACE TABLE kept AS
+            SELECT u, i, rating, words, row FROM kept ANTI JOIN repeated USING (u, i) UNION ALL FROM settled;
+        """
+    )
+
+
+def _counted(database: duckdb.DuckDBPyConnection, step: str) -> dict[str, Any]:
+    return {
+        "step": step,
+        "interactions": one_number(database, "SELECT count(*) FROM kept"),
+        "users": one_number(database, "SELECT count(DISTINCT u) FROM kept"),
+        "items": one_number(database, "SELECT count(DISTINCT i) FROM kept"),
+    }
+
+
+def _export(database: duckdb.DuckDBPyConnection, work: Path, folder: Path) -> None:
+    """Write the three tables. DuckDB says which raw row goes where; the texts themselves pass by it."""
+    database.execute(
+        """
+        CREATE TABLE place AS
+            SELECT row, CAST(rating AS FLOAT) AS rating, row_number() OVER (ORDER BY u, i) - 1 AS position
+            FROM kept ORDER BY row;
+        CREATE TABLE item_place AS
+            SELECT row, item_id, row_number() OVER (ORDER BY i) - 1 AS position
+            FROM items SEMI JOIN kept USING (i) ORDER BY row;
+        """
+    )
+    bare = database.execute("SELECT item_id, position FROM item_place WHERE row IS NULL").to_arrow_table()
+    without_metadata = pa.table([bare["item_id"], *[pa.nulls(len(bare), pa.string())] * 4], schema=ITEMS)
+    items = [without_metadata.append_column("position", bare["position"])]
+    for name, place, schema, more in (("raw", "place", TABLE, []), ("meta", "item_place", ITEMS, items)):
+        with pq.ParquetFile(work / f"{name}.parquet") as file:
+            size = sum(file.metadata.row_group(group).total_byte_size for group in range(file.num_row_groups))
+            tables = chain(more, _placed(database, place, file))
+            rows = one_number(database, f"SELECT count(*) FROM {place}")
+            target = folder / ("interactions.parquet" if name == "raw" else "items.parquet")
+            write_in_order(tables, schema, rows, size, target, work)
+    users = "SELECT user_id, count(*) AS interactions FROM kept JOIN users USING (u) GROUP BY u, user_id ORDER BY u"
+    pq.write_table(database.execute(users).to_arrow_table(), folder / "users.parquet", compression="zstd")
+
+
+def _placed(database: duckdb.DuckDBPyConnection, place: str, file: pq.ParquetFile) -> Iterator[pa.Table]:
+    """The rows of `file` that the table `place` (row, position, ..) names, with the columns that it has for them."""
+    start = 0
+    for group in range(file.num_row_groups):
+        rows = file.read_row_group(group)
+        end = start + rows.num_rows
+        query = f"SELECT * FROM {place} WHERE row >= {start} AND row < {end} ORDER BY row"
+        chosen = database.execute(query).to_arrow_table()
+        taken = rows.take(pc.subtract(chosen["row"], start))
+        own = [name for name in taken.column_names if name not in chosen.column_names]
+        yield pa.table({**{name: taken[name] for name in own}, **{name: chosen[name] for name in chosen.column_names}})
+        start = end
+
+
+def _quoted(path: Path) -> str:
+    return str(path).replace("'", "''")

@@ -1,0 +1,260 @@
+"""Checkpoints of transformers on this machine: found, hashed, and loaded whole or not at all.
+
+A `place` is what a checkpoint is to the user, and how its errors begin: "encoder minilm".
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import socket
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from features.errors import InputError
+from features.store.tables import digest
+
+_WEIGHTS = ("*.safetensors", "*.bin")
+_OTHER_FILES = ("config.json", "tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json", "*.model")
+PROCESSOR_FILES = ("*processor_config.json", "chat_template*")  # of models that see
+CODE_FILES = ("*.py",)  # of checkpoints that bring their own
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """A folder in the layout of `save_pretrained`, by content."""
+
+    folder: Path
+    weights: tuple[Path, ...]
+    weights_sha256: str
+    files_sha256: str  # configuration and tokenizer
+
+
+def find_folder(role: str, model: str, revision: str | None, others: str = "") -> Path:
+    """The folder of a checkpoint: `model` itself, or that of a hub id in the local cache.
+
+    role: "encoder" or "generator". others: what else `model` could have been, for the error.
+    Raises InputError: no such folder, a hub id without a revision, or one that is not in the cache.
+    """
+    if Path(model).is_dir():
+        return Path(model)
+    if model.count("/") != 1 or model.startswith(("/", ".", "~")):
+        raise InputError(f"{role} {model}: neither {others} nor a folder; give one of them")
+    if revision is None:
+        raise InputError(f"{role} {model}: a hub id needs a pinned revision; set {role}.revision to a commit")
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(model, revision=revision, local_files_only=True))
+    except LocalEntryNotFoundError as error:
+        raise InputError(
+            f"{role} {model}: no such folder, and revision {revision} is not in the hub's cache; run "
+            f"hf download {model} --revision {revision}"
+        ) from error
+
+
+def hash_checkpoint(place: str, folder: Path, more_files: Sequence[str] = ()) -> Checkpoint:
+    """Hash what is in `folder`; nothing is loaded. more_files: patterns of further files that outputs depend on.
+
+    Raises InputError for a folder without configuration or weights.
+    """
+    weights = sorted(path for pattern in _WEIGHTS for path in folder.glob(pattern))
+    if not weights or not (folder / "config.json").exists():
+        raise InputError(f"{place}: {folder} holds no config.json with *.safetensors or *.bin; save a model there")
+    others = sorted({path for pattern in (*_OTHER_FILES, *more_files) for path in folder.glob(pattern)})
+    return Checkpoint(
+        folder=folder,
+        weights=tuple(weights),
+        weights_sha256=_files_sha256(weights),
+        files_sha256=_files_sha256(others),
+    )
+
+
+def check_own_code(place: str, folder: Path) -> None:
+    """Raises InputError where the checkpoint names code of another repository, which no revision of its own pins."""
+    named: list[Any] = []
+
+    def keep(found: dict[str, Any]) -> dict[str, Any]:
+        named.append(found.get("auto_map"))
+        return found
+
+    with _loading(place, folder):
+        for path in sorted(folder.glob("*config*.json")):
+            json.loads(path.read_bytes(), object_hook=keep)
+    if others := sorted(set(re.findall(r'"([^"]*?)--', json.dumps(named)))):
+        raise InputError(
+            f"{place}: runs code of {', '.join(others)}, which its revision does not pin; publish a repository of your own "
+            "with these files beside the weights, and without the names before -- in auto_map"
+        )
+
+
+def _files_sha256(paths: Sequence[Path]) -> str:
+    """SHA-256 of one file, or of the list of names and hashes of several."""
+    hashes = []
+    for path in paths:
+        stat = path.stat()
+        hashes.append((path.name, _file_sha256(path, stat.st_size, stat.st_mtime_ns)))
+    if len(hashes) == 1:
+        return hashes[0][1]
+    return digest(dict(hashes))
+
+
+@lru_cache(maxsize=1024)
+def _file_sha256(path: Path, size: int, mtime_ns: int) -> str:
+    import hashlib
+
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def resolve_dtype(dtype: str) -> str:
+    """The compute type that "auto" means on this machine.
+
+    bfloat16 only where the hardware multiplies in it: with AMX it is 4 times faster than float32 here, without any such
+    instruction 80 times slower.
+    """
+    if dtype != "auto":
+        return dtype
+    if torch.cuda.is_available():
+        return "bfloat16"
+    cpu = torch.cpu.get_capabilities()
+    return "bfloat16" if cpu.get("amx_bf16") or cpu.get("avx512_bf16") else "float32"
+
+
+def check_dtype(place: str, asked: str, dtype: str) -> None:
+    """Raises InputError where "auto" is another type on this machine than `dtype`, which it was where the work began.
+
+    Vectors of both types under one key would be a mixture, and float32 made for a GPU may be twice its memory.
+    """
+    if asked == "auto" and (here := resolve_dtype(asked)) != dtype:
+        raise InputError(
+            f"{place}: dtype auto is {here} on node {socket.gethostname()} and {dtype} where the work began; "
+            f"set {place.split()[0]}.dtype to one of them"
+        )
+
+
+def load_weights(
+    auto_class: Any, place: str, folder: Path, dtype: str, allow_keys: Sequence[str], *, remote_code: bool = False
+) -> Any:
+    """The model of a folder, in `dtype`, by one of transformers' Auto classes.
+
+    remote_code: run the Python files that the folder brings, where the library has no class of its own for it.
+    Raises InputError where the folder is not seen, and if any weight is missing, unexpected or of another shape and not
+    allowed: such a model would give random numbers without an error.
+    """
+    role = place.split()[0]
+    if not folder.is_dir():
+        raise InputError(
+            f"{place}: node {socket.gethostname()} does not see {folder}; put it on a folder that all nodes see (the hub's "
+            "cache with HF_HOME=/shared/hf), or install it on all nodes alike"
+        )
+    with quiet(), _loading(place, folder):
+        model, info = auto_class.from_pretrained(
+            folder,
+            dtype=getattr(torch, dtype),
+            local_files_only=True,
+            trust_remote_code=remote_code,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # they are refused below, by name
+        )
+    wrong = {
+        kind: sorted(name for name in map(_weight_name, names) if not any(fnmatch(name, p) for p in allow_keys))
+        for kind, names in info.items()
+        if kind != "error_msgs"
+    }
+    faults = [
+        f"{len(names)} {kind.replace('_', ' ')} ({', '.join(names[:3])})" for kind, names in wrong.items() if names
+    ]
+    faults += [" ".join(str(message).split()) for message in info["error_msgs"]]
+    if faults:
+        raise InputError(
+            f"{place}: {folder} does not fit {type(model).__name__}: "
+            f"{'; '.join(faults)}; use a checkpoint of this class, or name harmless weights in {role}.allow_keys"
+        )
+    return model
+
+
+def load_tokenizer_of(place: str, folder: Path, *, remote_code: bool = False) -> Any:
+    """The tokenizer of a folder."""
+    from transformers import AutoTokenizer
+
+    with quiet(), _loading(place, folder):
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=remote_code)
+
+
+def load_processor_of(place: str, folder: Path) -> Any:
+    """The processor of a folder, for texts and still images: what AutoProcessor loads, less its part for videos.
+
+    That part needs torchvision, which no image here does: they are prepared by Pillow everywhere, so that a vector does
+    not depend on what else is installed. Raises InputError for a model that transformers has no processor of.
+    """
+    from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer
+    from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
+
+    with quiet(), _loading(place, folder):
+        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        known: Any = PROCESSOR_MAPPING.get(type(config), None)
+        if known is None:
+            raise ValueError(f"transformers has no processor for {config.model_type}")
+
+        class Still(known):  # type: ignore[misc]
+            @classmethod
+            def _get_arguments_from_pretrained(cls, *_: Any, **__: Any) -> list[Any]:
+                images = AutoImageProcessor.from_pretrained(folder, backend="pil", local_files_only=True)  # type: ignore[no-untyped-call]
+                tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+                return [tokenizer if "tokenizer" in name else images for name in known.get_attributes()]
+
+            def check_argument_for_proper_class(self, argument_name: str, argument: Any) -> Any:
+                return type(argument)
+
+        return Still.from_pretrained(folder, local_files_only=True)
+
+
+def _weight_name(name: Any) -> str:
+    """The library gives a mismatched weight as (name, shape here, shape there)."""
+    return str(name[0] if isinstance(name, tuple) else name)
+
+
+@contextmanager
+def _loading(place: str, folder: Path) -> Iterator[None]:
+    """What the library says about a folder it cannot read, in one line with our place and remedy."""
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except (OSError, ValueError, RuntimeError, ImportError, KeyError, TypeError, SafetensorError) as error:
+        reason = " ".join(str(error).split())
+        if "contains custom code" in reason:
+            role = place.split()[0]
+            raise InputError(
+                f"{place}: {folder} brings its own code; set {role}.trust_remote_code with a pinned revision if you trust "
+                "it, or take a model that transformers has a class for"
+            ) from error
+        raise InputError(
+            f"{place}: {folder} cannot be loaded ({type(error).__name__}: "
+            f"{reason[:200]}); save model and tokenizer there again with save_pretrained"
+        ) from error
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """No progress bar and no report of transformers: our modules raise or are silent."""
+    from transformers.utils import logging
+
+    bar, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bar:
+            logging.enable_progress_bar()  # type: ignore[no-untyped-call]

@@ -1,0 +1,162 @@
+"""What an encoder reads: the texts of one item or of one user of one domain.
+
+MuSiC sections 3.2 and 4.1.1: item features from title, description and categories; user features from the user's review
+texts of one domain, which are read as they are (the paper's prompt for users is not printed). A prompt is data, has a
+name, and its very words are part of every feature key (design section 5), so an edited prompt re-extracts and an
+unchanged one never does.
+"""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from features.errors import InputError
+
+if TYPE_CHECKING:
+    from features.domains.domain import Domain
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """What one vector is made from: the mean over `texts` of their vectors, and an image for encoders that see.
+
+    A text encoder refuses a row with an image, so an image never gets lost in silence.
+    """
+
+    texts: tuple[str, ...]
+    image: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prompt:
+    """The words around a row's content. `{}` stands for the content; an item's absent fields leave no line behind."""
+
+    title: str
+    categories: str
+    description: str
+    review: str
+    ask: str = ""  # what a chat model is asked to do with an item; stands before its fields
+
+    @property
+    def document(self) -> dict[str, str]:
+        """Its words as part of a feature key."""
+        return {name: words for name, words in asdict(self).items() if words or name != "ask"}
+
+
+PROMPTS: Mapping[str, Prompt] = {
+    # Nothing but the content: sentence encoders were trained on bare sentences, and each word costs tokens per review.
+    "plain-1": Prompt(title="{}", categories="{}", description="{}", review="{}"),
+    # Field names for language models, which can use them.
+    "named-1": Prompt(title="Title: {}", categories="Categories: {}", description="Description: {}", review="{}"),
+    # MuSiC section 3.2: the model is guided to summarise the key features from image and text. The words are ours.
+    "key-features-1": Prompt(
+        ask="Summarize the key features of this item, from its image and its text.",
+        title="Title: {}",
+        categories="Categories: {}",
+        description="Description: {}",
+        review="{}",
+    ),
+}
+
+CLEANING = "html-unescape-1"  # what `clean` does; part of every feature key
+NO_TEXT = "no title, categories or description"
+NO_REVIEW = "no review text"
+
+
+def find_prompt(name: str) -> Prompt:
+    """The prompt of that name. Raises InputError, naming those there are."""
+    if name not in PROMPTS:
+        raise InputError(f"prompt: must be one of {', '.join(sorted(PROMPTS))}, not {name!r}; add it to PROMPTS")
+    return PROMPTS[name]
+
+
+def clean(text: str | None) -> str:
+    """A raw field as an encoder or a generator should read it: HTML entities resolved, no space around; '' for none."""
+    return html.unescape(text or "").strip()
+
+
+def item_text(item: Mapping[str, Any], prompt: Prompt) -> str:
+    """Title, categories and description of one item, a line each; empty if it has none of them."""
+    lines = (
+        template.format(value)
+        for template, value in (
+            (prompt.title, clean(item["title"])),
+            (prompt.categories, clean(item["categories"])),
+            (prompt.description, clean(item["description"])),
+        )
+        if value
+    )
+    return "\n".join(lines)
+
+
+def item_rows(domain: Domain, prompt: Prompt) -> Iterator[tuple[str, Row | str]]:
+    """(item id, its row, or the reason why it has none), sorted by id, read in bounded memory."""
+    columns = ["item_id", "title", "description", "categories"]
+    for batch in pq.ParquetFile(domain.path / "items.parquet").iter_batches(columns=columns):
+        for item in batch.to_pylist():
+            text = item_text(item, prompt)
+            yield item["item_id"], Row(texts=(_asked(prompt, text),)) if text else NO_TEXT
+
+
+def item_images(domain: Domain) -> Iterator[str | None]:
+    """Where the image of each item lies (a path in the domain's data folder, or a URL), in the order of `item_rows`."""
+    for batch in pq.ParquetFile(domain.path / "items.parquet").iter_batches(columns=["image"]):
+        for image in _values(batch, 0):
+            yield image or None
+
+
+def seen_rows(domain: Domain, prompt: Prompt, images: Mapping[str, str]) -> Iterator[tuple[str, Row | str]]:
+    """As `item_rows`, with images: name by reference. An item without a text is read by its image alone."""
+    for (item, row), image in zip(item_rows(domain, prompt), item_images(domain), strict=True):
+        name = images.get(image) if image else None
+        if name is not None and isinstance(row, str):
+            row = Row(texts=(_asked(prompt, ""),))
+        yield item, replace(row, image=name) if isinstance(row, Row) else row
+
+
+def _asked(prompt: Prompt, text: str) -> str:
+    return "\n".join(filter(None, (prompt.ask, text)))
+
+
+def user_rows(domain: Domain, prompt: Prompt, users: str, max_reviews: int) -> Iterator[tuple[str, Row | str]]:
+    """(user id, row of the user's reviews in this domain, or the reason why there is none), sorted by id.
+
+    The newest `max_reviews` reviews with text are taken (0: all; without timestamps, in item order), newest first.
+    `review_mean`: one text per review, so the vector is the mean of the reviews' vectors; `concat`: one text with all
+    of them, cut by the encoder at its longest input.
+    """
+    for user, reviews in _by_user(domain.path / "interactions.parquet"):
+        reviews = sorted(reviews, key=lambda review: review[1], reverse=True)  # stable: ties stay in item order
+        texts = [prompt.review.format(text) for text, _ in reviews[: max_reviews or None]]
+        if not texts:
+            yield user, NO_REVIEW
+        else:
+            yield user, Row(texts=tuple(texts) if users == "review_mean" else ("\n".join(texts),))
+
+
+def _by_user(interactions: Path) -> Iterator[tuple[str, Sequence[tuple[str, int]]]]:
+    """(user, [(text, timestamp)] of the reviews with text), streamed from a file that is sorted by user."""
+    current: str | None = None
+    reviews: list[tuple[str, int]] = []
+    for batch in pq.ParquetFile(interactions).iter_batches(columns=["user_id", "text", "timestamp"]):
+        for user, text, timestamp in zip(*(_values(batch, i) for i in range(3)), strict=True):
+            if user != current:
+                if current is not None:
+                    yield current, reviews
+                current, reviews = user, []
+            if text is not None and text.strip():
+                reviews.append((text.strip(), timestamp if timestamp is not None else 0))
+    if current is not None:
+        yield current, reviews
+
+
+def _values(batch: pa.RecordBatch, column: int) -> list[Any]:
+    values: list[Any] = batch.column(column).to_pylist()
+    return values

@@ -1,0 +1,314 @@
+"""Texts of items that a user might want in the other domain (LGCD eq. 4), by any causal language model of transformers.
+
+One path for all of them: the prompt (in the tokenizer's chat template, where it has one), batched generation, the
+answer. The embedded model (`features.pseudo.local_model`) is a checkpoint like any other once it is trained.
+
+Every user draws from a generator of random numbers of his own, keyed by (seed, user): an answer does not depend on who
+else is in the batch, but for the last bits of the arithmetic. Legend: B users of a batch, L tokens, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from features.encoders.weights import (
+    check_dtype,
+    find_folder,
+    hash_checkpoint,
+    load_tokenizer_of,
+    load_weights,
+    quiet,
+    resolve_dtype,
+)
+from features.errors import InputError
+from features.pseudo.local_model import EmbeddedSpec
+from features.pseudo.prompts import Wish, ask, find_words, parse_texts
+from features.store.tables import digest
+
+GENERATION = 1  # part of every generator key: raise it when a change to this file changes answers
+EMBEDDED = "embedded"
+DTYPES = ("auto", "float32", "bfloat16")
+_MORE_FILES = ("chat_template*", "generation_config.json")
+
+
+@dataclass(frozen=True, kw_only=True)
+class GeneratorSpec:
+    """Which language model writes the texts of pseudo-items, and how it is asked. (ours, where the paper is silent)"""
+
+    # "embedded": a small model trained here; or a folder in the layout of `save_pretrained`, or a hub id in the cache
+    model: str = EMBEDDED
+    # commit of a hub id; required for one, meaningless otherwise
+    revision: str | None = None
+    # texts (and so items) per user: the largest n_K that a configuration may cut to
+    texts: int = 20
+    # name in features.pseudo.prompts.WISH_WORDS
+    prompt: str = "items-1"
+    # newest items of a user that the prompt shows
+    history: int = 10
+    # words that are read of a title; MiniLM finds 95% of Food-Kitchen's items by 8 words, 77% by 5
+    title_words: int = 8
+    # 0: always the most probable token; 1: the model's own distribution; less: fewer, more probable texts
+    temperature: float = 0.3
+    # only the most probable tokens that together reach this probability (0 .. 1]
+    top_p: float = 1.0
+    # longest answer, in tokens
+    max_new_tokens: int = 400
+    # compute type: "float32", "bfloat16", or "auto": bfloat16 on a GPU and on CPUs with bfloat16 instructions, where all
+    # machines that take part agree
+    dtype: str = "auto"
+    # weight names (shell patterns) that may be missing from, or unexpected in, the checkpoint; all others are an error
+    allow_keys: tuple[str, ...] = ()
+    # of the users' random numbers, of the embedded model's training, and of who is kept out of it
+    seed: int = 0
+    # prompt and answer tokens of one batch at most (a longer prompt goes alone)
+    batch_tokens: int = 131_072
+    # training overlapping users that the embedded model does not see (a tenth of them at most), to measure what its
+    # items are worth
+    value_users: int = 500
+    # the model that is trained here; read where `model` is "embedded"
+    embedded: EmbeddedSpec = field(default_factory=EmbeddedSpec)
+
+    def __post_init__(self) -> None:
+        find_words(self.prompt)
+        rules = (
+            ("texts", 1 <= self.texts <= 100, "1 to 100"),
+            ("history", self.history >= 1, "1 or more"),
+            ("title_words", self.title_words >= 1, "1 or more"),
+            ("temperature", 0 <= self.temperature <= 5, "between 0 and 5"),
+            ("top_p", 0 < self.top_p <= 1, "above 0, up to 1"),
+            ("max_new_tokens", self.max_new_tokens >= 1, "1 or more"),
+            ("dtype", self.dtype in DTYPES, f"one of {', '.join(DTYPES)}"),
+            ("seed", self.seed >= 0, "0 or more"),
+            ("batch_tokens", self.batch_tokens >= 1, "1 or more"),
+            ("value_users", self.value_users >= 0, "0 or more"),
+        )
+        faults = [
+            f"generator.{name} must be {rule}, not {getattr(self, name)!r}" for name, good, rule in rules if not good
+        ]
+        if faults:
+            raise InputError("; ".join(faults))
+
+    @property
+    def sampling(self) -> dict[str, Any]:
+        """All that an answer depends on besides the model and the user."""
+        words = find_words(self.prompt)
+        return {
+            "generation": GENERATION,
+            "words": {"chat": words.chat, "plain": words.plain},
+            "texts": self.texts,
+            "temperature": self.temperature,
+            "top_p": self.top_p,
+            "max_new_tokens": self.max_new_tokens,
+            "seed": self.seed,
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResolvedGenerator:
+    """A generator found on this machine. `identity`: what its model is, by content."""
+
+    spec: GeneratorSpec
+    folder: Path
+    dtype: str  # "float32" or "bfloat16"
+    identity: Mapping[str, Any]
+
+    @property
+    def key(self) -> str:
+        """SHA-256 of all that an answer depends on besides its prompt and its user."""
+        return digest({"model": dict(self.identity), "dtype": self.dtype, **self.spec.sampling})
+
+
+def resolve_generator(spec: GeneratorSpec, trained: Path | None = None) -> ResolvedGenerator:
+    """Find the generator's folder and hash what is in it; no weights are loaded.
+
+    trained: the folder of the embedded model, which is known by what it was trained on and not by its bits.
+    Raises InputError: no such folder, not in the hub's cache, no weights.
+    """
+    if trained is not None:
+        return ResolvedGenerator(
+            spec=spec, folder=trained, dtype=resolve_dtype(spec.dtype), identity={"embedded": trained.name}
+        )
+    folder = find_folder("generator", spec.model, spec.revision, EMBEDDED)
+    found = hash_checkpoint(f"generator {spec.model}", folder, _MORE_FILES)
+    identity = {"weights_sha256": found.weights_sha256, "files_sha256": found.files_sha256}
+    return ResolvedGenerator(spec=spec, folder=folder, dtype=resolve_dtype(spec.dtype), identity=identity)
+
+
+class Generator(Protocol):
+    """What pseudo-items need of a language model: an answer each, whose lines are texts."""
+
+    def generate(self, wishes: Sequence[Wish]) -> list[str]: ...
+
+
+def load_generator(resolved: ResolvedGenerator) -> CausalGenerator:
+    """Load weights and tokenizer from the local folder, on the GPU if there is one.
+
+    Raises InputError for a checkpoint that does not fit, like `features.encoders.encoder.load_encoder`.
+    """
+    from transformers import AutoModelForCausalLM
+
+    spec = resolved.spec
+    place = f"generator {spec.model}"
+    check_dtype(place, spec.dtype, resolved.dtype)
+    model = load_weights(AutoModelForCausalLM, place, resolved.folder, resolved.dtype, spec.allow_keys)
+    return CausalGenerator(model, load_tokenizer_of(place, resolved.folder), spec)
+
+
+class CausalGenerator:
+    """A causal language model and its tokenizer as a `Generator`; safe to use from several threads."""
+
+    def __init__(self, model: Any, tokenizer: Any, spec: GeneratorSpec) -> None:
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.model = model.to(self.device).eval()
+        self.tokenizer = tokenizer
+        self.spec = spec
+        ends = (model.generation_config.eos_token_id, tokenizer.eos_token_id)
+        self.ends = sorted({i for end in ends if end is not None for i in (end if isinstance(end, list) else [end])})
+        pad = tokenizer.pad_token_id
+        self.pad = pad if pad is not None else self.ends[0] if self.ends else 0
+        texts = tokenizer.batch_decode([[i] for i in range(model.config.get_text_config().vocab_size)])
+        self.breaks_V = torch.tensor(["\n" in text for text in texts], device=self.device)
+        # Tokens that are a whole line by themselves; the embedded model's frequent titles are.
+        lines = [text.endswith("\n") and any(c.isalpha() for c in text) for text in texts]
+        self.lines_V = torch.tensor(lines, device=self.device)
+        self._lock = threading.Lock()  # a fast tokenizer that is called from two threads raises "Already borrowed"
+
+    def generate(self, wishes: Sequence[Wish]) -> list[str]:
+        """Answers in the order of `wishes`."""
+        prompts = [self._prompt(wish) for wish in wishes]
+        answers = [""] * len(wishes)
+        order = sorted(range(len(wishes)), key=lambda i: -len(prompts[i]))
+        start = 0
+        while start < len(order):
+            row = len(prompts[order[start]]) + self.spec.max_new_tokens
+            batch = order[start : start + max(1, self.spec.batch_tokens // row)]
+            found = self._answers([prompts[i] for i in batch], [wishes[i].user for i in batch])
+            for i, answer in zip(batch, found, strict=True):
+                answers[i] = answer
+            start += len(batch)
+        return answers
+
+    def _prompt(self, wish: Wish) -> list[int]:
+        words = find_words(self.spec.prompt)
+        chat = self.tokenizer.chat_template is not None
+        text = ask(wish, words, self.spec.texts, chat=chat)
+        with self._lock:
+            if chat:
+                message = [{"role": "user", "content": text}]
+                text = self.tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True)
+            ids: list[int] = self.tokenizer(text, add_special_tokens=not chat)["input_ids"]  # a template adds its own
+        return ids
+
+    def _answers(self, prompts: Sequence[Sequence[int]], users: Sequence[str]) -> list[str]:
+        from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
+
+        longest, most = max(map(len, prompts)), self.spec.max_new_tokens
+        ids_BL = torch.full((len(prompts), longest), self.pad)
+        mask_BL = torch.zeros_like(ids_BL)
+        for row, prompt in enumerate(prompts):  # padding on the left: all answers begin in the same column
+            ids_BL[row, longest - len(prompt) :] = torch.tensor(prompt)
+            mask_BL[row, longest - len(prompt) :] = 1
+        uniform_BL = torch.from_numpy(np.stack([uniforms(self.spec.seed, user, most) for user in users]))
+        config = GenerationConfig(  # type: ignore[no-untyped-call]
+            max_new_tokens=most, do_sample=False, pad_token_id=self.pad, eos_token_id=self.ends or None
+        )
+        enough = _Enough(self, len(prompts), longest)
+        draw = _Draw(self, uniform_BL.to(self.device), longest, enough)
+        with torch.inference_mode(), quiet():
+            out_BL = self.model.generate(
+                input_ids=ids_BL.to(self.device),
+                attention_mask=mask_BL.to(self.device),
+                generation_config=config,
+                logits_processor=LogitsProcessorList([draw]),
+                stopping_criteria=StoppingCriteriaList([enough]),
+            )
+        written = zip(out_BL[:, longest:].tolist(), enough.length_B.tolist(), strict=True)
+        return self.decode([ids[:length] for ids, length in written])
+
+    def decode(self, ids: Sequence[Sequence[int]]) -> list[str]:
+        """The texts of answers, without special tokens."""
+        if not ids:  # the library makes one empty text of none
+            return []
+        with self._lock:
+            texts: list[str] = self.tokenizer.batch_decode(ids, skip_special_tokens=True)
+        return texts
+
+
+def uniforms(seed: int, user: str, count: int) -> NDArray[np.float32]:
+    """The random numbers of one user, [count] in [0, 1): the same wherever and whenever they are drawn."""
+    key = hashlib.sha256(f"{seed} {user}".encode()).digest()
+    return np.random.Generator(np.random.Philox(key=int.from_bytes(key[:16]))).random(count, np.float32)
+
+
+def draw_tokens(logits_BV: Tensor, uniform_B: Tensor, temperature: float, top_p: float) -> Tensor:
+    """One token of each row [B]: where the cumulative distribution passes `uniform_B`; at temperature 0 the best one.
+
+    top_p: only the fewest most probable tokens that reach this probability can be drawn.
+    """
+    if temperature == 0:
+        return logits_BV.argmax(-1)
+    weight_BV = ((logits_BV - logits_BV.amax(-1, keepdim=True)) / temperature).exp_()
+    if top_p < 1:
+        sorted_BV, order_BV = weight_BV.sort(descending=True)
+        before_BV = sorted_BV.cumsum(-1) - sorted_BV
+        sorted_BV.masked_fill_(before_BV >= top_p * sorted_BV.sum(-1, keepdim=True), 0)
+        weight_BV = torch.zeros_like(weight_BV).scatter_(-1, order_BV, sorted_BV)
+    mass_BV = weight_BV.cumsum_(-1)
+    total_B1 = mass_BV[:, -1:]
+    at_B1 = torch.minimum(uniform_B[:, None] * total_B1, total_B1.nextafter(torch.zeros_like(total_B1)))
+    return torch.searchsorted(mass_BV, at_B1, right=True).squeeze(1)
+
+
+class _Enough:
+    """A stopping criterion: a row ends with the line that makes its texts enough."""
+
+    def __init__(self, generator: CausalGenerator, rows: int, start: int) -> None:
+        self.generator, self.start = generator, start
+        self.length_B = torch.full((rows,), generator.spec.max_new_tokens, device=generator.device)
+        self.done_B = torch.zeros_like(self.length_B, dtype=torch.bool)
+
+    def __call__(self, ids_BL: Tensor, scores: object, **_: object) -> Tensor:
+        written_BL, most = ids_BL[:, self.start :], self.generator.spec.texts
+        breaks_BL = self.generator.breaks_V[written_BL]
+        rows = (breaks_BL[:, -1] & (breaks_BL.sum(1) >= most) & ~self.done_B).nonzero().squeeze(1)
+        answers = self.generator.decode(written_BL[rows].tolist())
+        for row, answer in zip(rows.tolist(), answers, strict=True):
+            if len(parse_texts(answer, most)) == most:
+                self.done_B[row] = True
+                self.length_B[row] = written_BL.shape[1]
+        return self.done_B
+
+
+class _Draw:
+    """A logits processor that leaves one token of each row: the one drawn with the user's own random numbers.
+
+    A token that was a whole line is not drawn again: a list of wishes has no use for a line twice. Rows that have
+    enough are filled with padding, which is cut off afterwards.
+    """
+
+    def __init__(self, generator: CausalGenerator, uniform_BL: Tensor, start: int, enough: _Enough) -> None:
+        self.generator, self.uniform_BL, self.start, self.enough = generator, uniform_BL, start, enough
+        never = {generator.pad} - set(generator.ends)
+        self.never = torch.tensor(sorted(never), dtype=torch.long, device=generator.device)
+
+    def __call__(self, ids_BL: Tensor, logits_BV: Tensor) -> Tensor:
+        spec, written_BL = self.generator.spec, ids_BL[:, self.start :]
+        logits_BV = logits_BV.float().index_fill(1, self.never, -torch.inf)
+        begins_BL = self.generator.breaks_V[written_BL].roll(1, 1)
+        begins_BL[:, :1] = True
+        whole_BL = begins_BL & self.generator.lines_V[written_BL]
+        kept_BL = logits_BV.gather(1, written_BL).masked_fill_(whole_BL, -torch.inf)
+        logits_BV.scatter_(1, written_BL, kept_BL)
+        token_B = draw_tokens(logits_BV, self.uniform_BL[:, written_BL.shape[1]], spec.temperature, spec.top_p)
+        token_B[self.enough.done_B] = self.generator.pad
+        return torch.full_like(logits_BV, -torch.inf).scatter_(1, token_B[:, None], 0.0)

@@ -1,0 +1,65 @@
+"""The table of pseudo-interactions: for each single-domain user, real items of the other domain and why they are there.
+
+<folder>/pseudo.parquet     user_id, items (list of item ids, most wanted first), similarity (list of cosines), texts
+<folder>/manifest.json      key and whatever its maker notes
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from features.errors import InputError
+from features.store.folders import whole_folder, write_json
+
+SCHEMA = pa.schema(
+    [
+        ("user_id", pa.string()),
+        ("items", pa.list_(pa.string())),
+        ("similarity", pa.list_(pa.float32())),
+        ("texts", pa.list_(pa.string())),
+    ]
+)
+
+
+@dataclass(frozen=True)
+class PseudoTable:
+    """Pseudo-items of users, on disk."""
+
+    path: Path  # its folder
+    key: str  # sha256 over all that made it
+
+    def rows(self, users: Sequence[str]) -> tuple[list[list[str]], list[list[float]]]:
+        """Item ids and similarities of each user, most wanted first; empty for a user who is not in the table."""
+        table = pq.read_table(self.path / "pseudo.parquet", columns=["user_id", "items", "similarity"])
+        place = {user: row for row, user in enumerate(table["user_id"].to_pylist())}
+        items, similarity = table["items"].to_pylist(), table["similarity"].to_pylist()
+        found = [place.get(user, -1) for user in users]
+        return [items[row] if row >= 0 else [] for row in found], [similarity[row] if row >= 0 else [] for row in found]
+
+
+def write_pseudo(path: Path, table: pa.Table, manifest: Mapping[str, Any]) -> PseudoTable:
+    """Publish a table (SCHEMA, a row a user) with its manifest, which holds the key, as the folder `path`."""
+    with whole_folder(path) as partial:
+        pq.write_table(table.cast(SCHEMA), partial / "pseudo.parquet", compression="zstd")
+        write_json(partial / "manifest.json", manifest)
+    return open_pseudo(path, manifest["key"])
+
+
+def open_pseudo(path: Path, key: str | None = None) -> PseudoTable:
+    """Open a finished table; `key`, where given, must be its own."""
+    try:
+        found = str(json.loads((path / "manifest.json").read_text())["key"])
+    except FileNotFoundError:
+        raise InputError(f"{path}: no finished pseudo-interactions here; run `study extract` on the plan") from None
+    except ValueError as error:
+        raise InputError(f"{path}/manifest.json: not JSON ({error}); delete the folder and make it again") from None
+    if key is not None and key != found:
+        raise InputError(f"{path}: holds key {found[:12]}, not {key[:12]}; delete the folder and make it again")
+    return PseudoTable(path, found)

@@ -1,0 +1,83 @@
+"""What changed in a plan and the code since it last ran in a home folder, and what of the study can still be used."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from study.plan.schema import Plan
+from study.provenance import commit, versions
+
+_SEEDS = "these trials are trained with the new seeds; each that is finished counts until its successor is"
+
+_EFFECTS = (  # the first that a field begins with
+    (
+        ("commit", "versions"),
+        "results stay; a trial that was in progress begins anew: checkpoints of other code are not used",
+    ),
+    (("tracking_uri",), "the study begins anew in that store"),
+    (("resources", "faults", "published"), "no trial is trained again"),
+    (("search.trials", "search.budget"), "trials that are finished stay, the search goes on"),
+    (("search", "space"), "where it changes what is drawn, the search starts anew; best configurations may change"),
+    (("sweeps", "ablate", "score"), "of this part, trials of other configurations or seeds are trained; others stay"),
+    (("tasks", "ratios"), "cells that stay keep their trials"),
+    (("base", "model"), "trials whose configuration it changes are trained again"),
+    (("",), "data or vectors that it changes are made again, and their trials trained again"),
+)
+
+
+def changes(plan: Plan, home: Path) -> list[str]:
+    """A line for each field that is not as when the plan last trained here; none for a plan that never has."""
+    try:
+        kept = json.loads(_path(plan, home).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return []
+    code = _code()
+    now, before = _fields(plan) | code, code | kept
+    lines = []
+    for name in sorted(before.keys() | now.keys()):
+        if before.get(name) != now.get(name):
+            effect = next(text for starts, text in _EFFECTS if name.startswith(starts))
+            if name.endswith(".seeds") and not name.startswith("search"):
+                effect = _SEEDS
+            lines.append(f"{name}: {_shown(before, name)} -> {_shown(now, name)}; {effect}")
+    return lines
+
+
+def remember(plan: Plan, home: Path) -> None:
+    """Keep the plan and the code's version as they are now, for `changes`."""
+    path = _path(plan, home)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_suffix(".new")
+    beside.write_text(json.dumps(_fields(plan) | _code(), indent=1), encoding="utf-8")
+    beside.replace(path)
+
+
+def _path(plan: Plan, home: Path) -> Path:
+    return home / "plans" / f"{plan.name}.json"
+
+
+def _fields(plan: Plan) -> dict[str, Any]:
+    """`search.trials` -> 8, ... as JSON gives them back."""
+    found: dict[str, Any] = json.loads(json.dumps(dict(_flat(asdict(plan), "")), default=str))
+    return found
+
+
+def _code() -> dict[str, str]:
+    return {"commit": commit()} | {f"versions.{name}": of for name, of in (v.split("=") for v in versions().split())}
+
+
+def _flat(value: Mapping[str, Any], place: str) -> Iterator[tuple[str, Any]]:
+    for name, entry in value.items():
+        if isinstance(entry, Mapping) and entry:
+            yield from _flat(entry, f"{place}{name}.")
+        else:
+            yield f"{place}{name}", entry
+
+
+def _shown(fields: Mapping[str, Any], name: str) -> str:
+    text = json.dumps(fields[name]) if name in fields else "not there"
+    return text if len(text) <= 60 else text[:57] + "..."

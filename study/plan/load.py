@@ -1,0 +1,67 @@
+"""Read a plan from YAML: a shipped one by name, or a file. All faults of a file are reported at once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from features.errors import InputError
+from search_spaces import parse_yaml
+from study.plan.binding import bind
+from study.plan.checks import check_plan
+from study.plan.schema import Plan
+from study.plan.start import read_base
+
+FOLDER = Path(__file__).parents[1] / "plans"
+
+
+class PlanError(InputError):
+    """Everything that is wrong with a plan, one line each."""
+
+    def __init__(self, faults: Sequence[str]) -> None:
+        self.faults = tuple(" ".join(fault.splitlines()) for fault in faults)
+        super().__init__("\n".join(self.faults))
+
+
+def shipped_plans() -> list[str]:
+    """Names of the plans that come with the package."""
+    return sorted(path.stem for path in FOLDER.glob("*.yaml"))
+
+
+def full_name(name_or_path: str) -> str:
+    """What `load_plan` takes in any folder: a shipped plan's name, or the file's whole path."""
+    return name_or_path if name_or_path in shipped_plans() else str(Path(name_or_path).absolute())
+
+
+def load_plan(name_or_path: str) -> Plan:
+    """Read a shipped plan by name, or a YAML file. Raises PlanError with every fault, those of its space included."""
+    path = FOLDER / f"{name_or_path}.yaml"
+    if name_or_path not in shipped_plans():
+        path = Path(name_or_path)
+        if not path.is_file():
+            raise PlanError(
+                [f"plan {name_or_path!r}: no such file or shipped plan; shipped: {', '.join(shipped_plans())}"]
+            )
+    place = path.name
+    try:
+        document = parse_yaml(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise PlanError([f"{place}: not readable as YAML ({' '.join(str(error).split())}); mend the file"]) from error
+    faults: list[str] = []
+    try:
+        document = read_base(document, path)
+    except InputError as error:
+        raise PlanError([str(error)]) from error
+    if isinstance(document, Mapping) and isinstance(document.get("domains"), Mapping):
+        named = {
+            key: {"name": key, **body} if isinstance(body, Mapping) else body
+            for key, body in document["domains"].items()
+        }
+        document = {**document, "domains": named}
+    plan = bind(Plan, document, place, faults)
+    if isinstance(plan, Plan) and not faults:
+        faults = check_plan(plan, document, place)
+    if faults:
+        raise PlanError(list(dict.fromkeys(faults)))
+    assert isinstance(plan, Plan)
+    return plan

@@ -1,0 +1,283 @@
+"""The report of a study, made from its MLflow store alone: figures, tables, one HTML page; logged back to the store.
+
+What the store lacks is listed as missing; failed and unfinished trials are counted and named. The same store gives the
+same bytes: no date, no random number, a fixed order.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
+from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+
+from features.errors import InputError
+from features.store.tables import digest
+from study.labels import Subject
+from study.provenance import commit
+from study.report import drawing, tables
+from study.report.claims.judge import Judged, counts, judge, unread
+from study.report.claims.tables import claims_table, contrasts_table
+from study.report.comparison import Comparison, compare
+from study.report.figures import figures, tradeoffs
+from study.report.figures.figures import Figure
+from study.report.page import Content, cost_table, page
+from study.report.tables import Table
+from study.tracking.results import TAG, Results, load_results
+from study.tracking.runs import shown
+
+PAGE = "report.html"
+DRAWN_FROM = f"{TAG}drawn_from"  # tag of the report run: hash of all that it shows
+CLAIMS = f"{TAG}claims"  # tag of the report run: how many of the paper's claims hold
+_FOLDERS = ("figures", "tables")
+
+
+@dataclass(frozen=True)
+class ReportResult:
+    """What `report` wrote and logged."""
+
+    out: Path
+    page: Path
+    figures: tuple[Path, ...]  # the PNGs
+    tables: tuple[Path, ...]  # the Markdown files
+    missing: tuple[str, ...]
+    run_id: str  # empty where the report could not be logged
+    unlogged: str  # why that is, in one line
+    results: Results  # that it was made from
+    comparison: Comparison | None  # for the table that a study ends with; None where nothing is scored
+    claims: tuple[Judged, ...]
+
+
+@dataclass
+class _Content:
+    """What has been made so far."""
+
+    figures: list[Figure] = field(default_factory=list)
+    tables: list[Table] = field(default_factory=list)
+    missing: list[str] = field(default_factory=list)
+    comparison: Comparison | None = None
+    claims: tuple[Judged, ...] = ()
+
+
+def report(
+    tracking_uri: str,
+    experiment: str,
+    subject: Subject,
+    out: Path,
+    *,
+    progress: Callable[[int, int], None] | None = None,
+) -> ReportResult:
+    """Write figures/, tables/ and report.html to `out` and log them as the study's report run.
+
+    `progress(done, total)` is called after each figure and table. Raises InputError where the store does not hold the
+    experiment; anything else that is lacking is listed in `missing`. What cannot be logged is in `out` all the same.
+    """
+    results = load_results(tracking_uri, experiment, subject)
+    out.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=out, prefix=".report-") as name:
+        staged = Path(name)
+        for folder in _FOLDERS:
+            (staged / folder).mkdir()
+        content = _make(results, progress or (lambda done, total: None), staged)
+        cost = _cost(results, staged)
+        all_ = Content(figures=content.figures, tables=content.tables, missing=content.missing, cost=cost)
+        (staged / PAGE).write_text(page(results, all_, staged / "figures"), encoding="utf-8")
+        _move(staged, out)
+    run_id = unlogged = ""
+    try:
+        with _untold(), _report_run(results, content.claims) as (client, run_id):
+            _log(client, tracking_uri, run_id, out)
+    except (MlflowException, OSError) as error:
+        run_id = ""
+        reason = " ".join(str(error).split())[:300]
+        unlogged = f"MLflow at {shown(tracking_uri)} does not take the report ({reason}); only {out} has it"
+    return ReportResult(
+        out=out,
+        page=out / PAGE,
+        figures=tuple(out / "figures" / f"{figure.head.name}.png" for figure in content.figures),
+        tables=tuple(out / "tables" / f"{table.name}.md" for table in content.tables),
+        missing=tuple(content.missing),
+        run_id=run_id,
+        unlogged=unlogged,
+        results=results,
+        comparison=content.comparison,
+        claims=content.claims,
+    )
+
+
+def redraw(tracking_uri: str, experiment: str, subject: Subject, out: Path, name: str) -> Path:
+    """Draw one figure anew, by the name of its files; the page and MLflow keep theirs. Returns the PNG."""
+    results = load_results(tracking_uri, experiment, subject)
+    named: dict[str, Callable[[], Figure]] = {
+        subject.figures[swept].name if swept in subject.figures and subject.figures[swept].name
+        else f"sensitivity_{swept}": partial(figures.sensitivity, results, swept)
+        for swept in results.sweeps()
+    }  # fmt: skip
+    named |= {key: partial(make, results) for key, make in zip(_SEARCHED_NAMES, _SEARCHED, strict=True)}
+    cells = sorted(str(cell) for cell in results.finished("search")["cell"].unique())
+    named |= {figures.parallel_name(cell): partial(figures.parallel, results, cell) for cell in cells}
+    if name not in named:
+        raise InputError(f"report: no figure {name!r}; choose from {', '.join(named)}")
+    made = named[name]()
+    (out / "figures").mkdir(parents=True, exist_ok=True)
+    return drawing.save(made, out / "figures")["png"]
+
+
+_SEARCHED: tuple[Callable[[Results], Figure], ...] = (
+    figures.importance, figures.history, figures.curves, tradeoffs.pareto, tradeoffs.cost,
+)  # fmt: skip
+_SEARCHED_NAMES = ("importance", "history", "learning_curves", "pareto", "cost_quality")
+
+
+def _cost(results: Results, staged: Path) -> Table | None:
+    table = cost_table(results)
+    if table is not None:
+        table.save(staged / "tables")
+    return table
+
+
+def current(results: Results, out: Path) -> Mapping[str, str] | None:
+    """The tags of the report run whose page is in `out`; None where the page would be another one now."""
+    client = MlflowClient(results.tracking_uri)
+    found = client.get_experiment_by_name(results.experiment)
+    if found is None or not (out / PAGE).is_file():
+        return None
+    runs = client.search_runs([found.experiment_id], f"tags.`{TAG}trial` = 'report'")
+    finished = (run.data.tags for run in runs if run.info.status == "FINISHED")
+    now = _drawn_from(results)
+    return next((tags for tags in finished if tags.get(DRAWN_FROM) == now), None)
+
+
+def _drawn_from(results: Results) -> str:
+    """Hash of all that a report is made from: trials, data, what was published, and the code."""
+    subject, trials = results.subject, results.trials
+    return digest(
+        {
+            "trials": sorted(trials["run_id"] + " " + trials["status"]),
+            "others": [results.foreign, results.domains, results.cells, results.pseudo, results.lost, results.way],
+            "published": [repr(subject.published), repr(subject.paper)],
+            "commit": commit(),
+        }
+    )
+
+
+def _make(results: Results, progress: Callable[[int, int], None], staged: Path) -> _Content:
+    content, subject = _Content(missing=[*results.lost]), results.subject
+
+    def compared() -> Table:
+        content.comparison = compare(results)
+        return tables.comparison_table(content.comparison, results)
+
+    def claims() -> Table:
+        content.claims = tuple(judge(results))
+        content.missing += unread(content.claims)
+        return claims_table(results, content.claims)
+
+    def less_published() -> Table:
+        return tables.difference_table(results, content.comparison or compare(results))
+
+    def beside_published() -> Table:
+        return tables.published_table(results, content.comparison or compare(results))
+
+    asked = [name for name, look in subject.figures.items() if look.name]
+    swept = [*asked, *(name for name in results.sweeps() if name not in asked)]
+    searched = sorted(str(cell) for cell in results.finished("search")["cell"].unique())
+    judged: list[Callable[[], Figure | Table]] = [claims, lambda: contrasts_table(results, content.claims)]
+    makers: list[Callable[[], Figure | Table]] = [
+        *(judged if subject.paper else []),
+        partial(tables.domains_table, results),
+        partial(tables.splits_table, results),
+        compared,
+        *([less_published, beside_published] if subject.published else []),
+        partial(tables.ablation_table, results),
+        *([partial(tables.cold_item_table, results)] if subject.kind.cold_items else []),
+        *([partial(tables.full_ranking_table, results)] if subject.kind.full else []),
+        *([partial(tables.pseudo_table, results)] if results.pseudo else []),
+        *(partial(figures.sensitivity, results, name) for name in swept),
+        *(partial(make, results) for make in _SEARCHED),
+        *(partial(figures.parallel, results, cell) for cell in searched),
+    ]
+    for done, make in enumerate(makers, start=1):
+        try:
+            made = make()
+        except InputError as error:  # the page lists it
+            content.missing.append(str(error))
+        else:
+            if isinstance(made, Table):
+                made.save(staged / "tables")
+                content.tables.append(made)
+            else:
+                drawing.save(made, staged / "figures")
+                content.figures.append(made)
+        progress(done, len(makers))
+    return content
+
+
+@contextmanager
+def _untold() -> Iterator[None]:
+    """MLflow's own words on a database that refuses, a traceback of a page, are kept from the terminal."""
+    logger = logging.getLogger("mlflow.store.db")
+    before = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
+
+
+@contextmanager
+def _report_run(results: Results, claims: Sequence[Judged]) -> Iterator[tuple[MlflowClient, str]]:
+    """The study's one report run, continued where there is one; FINISHED at the end, FAILED where the body raises."""
+    client = MlflowClient(results.tracking_uri)
+    found = client.get_experiment_by_name(results.experiment)
+    assert found is not None, "the results were read from it"
+    runs = client.search_runs([found.experiment_id], f"tags.`{TAG}trial` = 'report'", order_by=["start_time ASC"])
+    if runs:
+        run_id = str(runs[0].info.run_id)
+        client.update_run(run_id, status="RUNNING")
+    else:
+        tags = {f"{TAG}part": "report", f"{TAG}trial": "report"}
+        run_id = str(client.create_run(found.experiment_id, tags=tags, run_name="report").info.run_id)
+    client.set_tag(run_id, DRAWN_FROM, _drawn_from(results))
+    client.set_tag(run_id, CLAIMS, counts(claims) if claims else "")
+    client.set_tag(run_id, f"{TAG}simulated", str(results.simulated).lower())
+    status = "FAILED"
+    try:
+        yield client, run_id
+        status = "FINISHED"
+    except KeyboardInterrupt:
+        status = "KILLED"
+        raise
+    finally:
+        client.set_terminated(run_id, status)
+
+
+def _log(client: MlflowClient, tracking_uri: str, run_id: str, out: Path) -> None:
+    """Log the files, and remove those of an earlier report that this one does not have."""
+    client.log_artifact(run_id, str(out / PAGE))
+    for folder in _FOLDERS:
+        client.log_artifacts(run_id, str(out / folder), folder)
+    kept = {path.relative_to(out).as_posix() for folder in _FOLDERS for path in (out / folder).iterdir()}
+    stale = [
+        entry.path for folder in _FOLDERS for entry in client.list_artifacts(run_id, folder) if entry.path not in kept
+    ]
+    repository: Any = get_artifact_repository(client.get_run(run_id).info.artifact_uri, tracking_uri)
+    for path in stale:
+        repository.delete_artifacts(path)
+
+
+def _move(staged: Path, out: Path) -> None:
+    for name in (*_FOLDERS, PAGE):
+        if (out / name).is_dir():
+            shutil.rmtree(out / name)
+        os.replace(staged / name, out / name)

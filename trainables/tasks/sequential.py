@@ -1,0 +1,199 @@
+"""Sequence tasks: users' merged sequences over two domains, and held-out users whose next target item is asked for.
+
+    <store>/<source>-<target>-<key[:12]>/search/    what training and selection may see: no test user is in it
+                                          search/validation/    held-out users of the training side
+                                          test/      the test users, opened by scoring alone
+
+Built by `trainables.tasks.sequential_build`. Shapes: S sequences, N interactions, R rows (held-out users x protocols),
+C candidates, I items of both domains, F feature width.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from features.errors import InputError
+from trainables.tasks.rating import FeatureRows, load_array, load_rows, not_built, read_meta
+
+KIND = "sequences"
+LAST = -1e9  # score of an item of the shown history; finite, for scores are mixed
+PROTOCOLS = (
+    "as-given",
+    "inter",
+)  # all of the history is shown | its target-domain items are hidden (strict cold start)
+OVERLAPPING, SOURCE_ONLY, TARGET_ONLY = 0, 1, 2  # groups of training users
+
+
+@dataclass(frozen=True, kw_only=True)
+class SequenceSpec:
+    """Who trains, who is held out, and what is asked of them."""
+
+    # overlap ratio: share of the training overlapping users used as such, in (0, 1]; the link of the others is cut: each
+    # becomes a source-only and a target-only user
+    ratio: float = 1.0
+    protocols: tuple[str, ...] = PROTOCOLS  # what of a history is shown
+    negatives: int = 999  # target-domain items drawn beside each held-out target, once per data seed
+    validation_share: float = 0.1  # of the overlapping users; read where the data gives no split
+    test_share: float = 0.1  # the same
+    data_seed: int = 0
+
+    def __post_init__(self) -> None:
+        share = "a share between 0 and 1, both excluded"
+        faults = [
+            f"sequences.{name} is {getattr(self, name)!r}; give {rule}"
+            for name, good, rule in (
+                ("ratio", _number(self.ratio) and 0 < self.ratio <= 1, "a share above 0, up to 1"),
+                (
+                    "protocols",
+                    0 < len(self.protocols) == len(set(self.protocols)) and set(self.protocols) <= set(PROTOCOLS),
+                    f"one or more of {', '.join(PROTOCOLS)}, each once",
+                ),
+                ("negatives", _whole(self.negatives) and self.negatives > 0, "a whole number above 0"),
+                ("validation_share", _number(self.validation_share) and 0 < self.validation_share < 1, share),
+                ("test_share", _number(self.test_share) and 0 < self.test_share < 1, share),
+                ("data_seed", _whole(self.data_seed) and self.data_seed >= 0, "a whole number, 0 or more"),
+            )
+            if not good
+        ]
+        if not faults and self.validation_share + self.test_share >= 1:
+            faults = ["sequences: validation_share and test_share leave nobody to train on; lower one of them"]
+        if faults:
+            raise InputError("; ".join(faults))
+        object.__setattr__(self, "protocols", tuple(self.protocols))
+
+
+def _whole(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+@dataclass(frozen=True)
+class Sequences:
+    """Item numbers of many sequences, one after the other, each oldest first."""
+
+    item: Tensor  # int64 [N]
+    starts: Tensor  # int64 [S + 1] where each sequence starts, and N
+
+    def __len__(self) -> int:
+        return len(self.starts) - 1
+
+    @property
+    def lengths(self) -> Tensor:
+        """int64 [S]."""
+        return self.starts.diff()
+
+    @property
+    def row(self) -> Tensor:
+        """Sequence of each item, int64 [N]."""
+        return torch.arange(len(self)).repeat_interleave(self.lengths)
+
+    def rows(self, index_B: Tensor) -> Sequences:
+        """These sequences, in this order."""
+        lengths = self.lengths[index_B]
+        starts = torch.cat([lengths.new_zeros(1), lengths.cumsum(0)])
+        shift = (self.starts[index_B] - starts[:-1]).repeat_interleave(lengths)
+        return Sequences(self.item[torch.arange(int(starts[-1])) + shift], starts)
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeldOut:
+    """Users of whom the last item, one of the target domain, is to be predicted: every user under each protocol."""
+
+    history: Sequences  # R rows: what the protocol shows of the items before the target; may be empty
+    protocol: Tensor  # int64 [R] place in the task's protocols
+    user: Tensor  # int64 [R] held-out user 0..
+    target: Tensor  # int64 [R] item number
+    candidates: Tensor  # int32 [R, 1 + negatives] the target, then other target-domain items, each once
+
+    def __len__(self) -> int:
+        return len(self.target)
+
+    def rows(self, index_B: Tensor) -> HeldOut:
+        """These rows, in this order."""
+        rest = {field.name: getattr(self, field.name)[index_B] for field in fields(self)[1:]}
+        return HeldOut(history=self.history.rows(index_B), **rest)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SequenceTask:
+    """All that a search may see of a cell. Items are numbered alike in both directions of a pair of domains."""
+
+    folder: Path
+    items: int  # of both domains
+    source: tuple[int, int]  # first item number of the source domain, and the number after its last
+    target: tuple[int, int]
+    text: FeatureRows  # [I, F] vectors of titles
+    train: Sequences  # all of each training user's items
+    group: Tensor  # int8 [S] OVERLAPPING | SOURCE_ONLY | TARGET_ONLY
+    pseudo: Tensor  # int64 [S, n_max] pseudo-items of the domain that a single-domain user lacks, best first, -1: none
+    similarity: Tensor  # float32 [S, n_max] cosine of the generated text and the pseudo-item, 0 where there is none
+    protocols: tuple[str, ...]
+    validation: HeldOut
+    train_key: str  # sha256 of what pretraining reads: sequences and texts; both directions of a pair share it
+
+
+def without_seen(scores: Tensor, held_out: HeldOut, task: SequenceTask, candidates_RC: Tensor | None) -> Tensor:
+    """The scores [R, C] with LAST for items of the shown history: as domains are read, a user has an item once.
+
+    Without candidates the scores are those of all target-domain items.
+    """
+    seen_RJ = seen(held_out.history, task.target)
+    hidden = seen_RJ if candidates_RC is None else seen_RJ.gather(1, candidates_RC.long() - task.target[0])
+    return scores.masked_fill(hidden, LAST)
+
+
+def seen(history: Sequences, target: tuple[int, int]) -> Tensor:
+    """Which target-domain items each history holds, bool [R, J]."""
+    low, high = target
+    known = (history.item >= low) & (history.item < high)
+    seen_RJ = torch.zeros(len(history), high - low, dtype=torch.bool)
+    seen_RJ[history.row[known], history.item[known] - low] = True
+    return seen_RJ
+
+
+def load_task(task_dir: Path) -> SequenceTask:
+    """Open the search side of a task; the vectors stay memory-mapped."""
+    meta = read_meta(task_dir)
+    if meta.get("kind") != KIND:
+        raise InputError(f"{task_dir}: this task is not of sequences; give the plan a model of its kind")
+    return SequenceTask(
+        folder=task_dir,
+        items=meta["items"],
+        source=(meta["source"][0], meta["source"][1]),
+        target=(meta["target"][0], meta["target"][1]),
+        text=load_rows(task_dir, "text"),
+        train=_load_sequences(task_dir),
+        group=load_array(task_dir, "group"),
+        pseudo=load_array(task_dir, "pseudo"),
+        similarity=load_array(task_dir, "similarity"),
+        protocols=tuple(meta["protocols"]),
+        validation=load_held_out(task_dir / "validation"),
+        train_key=meta["train_key"],
+    )
+
+
+def load_held_out(folder: Path) -> HeldOut:
+    """Open validation or test rows."""
+    if not (folder / "candidates.npy").is_file():
+        raise not_built(folder)
+    user = load_array(folder, "user")
+    candidates = np.load(folder / "candidates.npy")
+    return HeldOut(
+        history=_load_sequences(folder),
+        protocol=load_array(folder, "protocol"),
+        user=user,
+        target=load_array(folder, "target"),
+        candidates=torch.from_numpy(candidates)[user],  # stored once for all protocols of a user
+    )
+
+
+def _load_sequences(folder: Path) -> Sequences:
+    return Sequences(item=load_array(folder, "item"), starts=load_array(folder, "starts"))
