@@ -178,8 +178,8 @@ def extract(plan: str, data: Path | None, home: Path, address: str | None, dry_r
             for name, users in asked.items():
                 console.print(f"pseudo-items of {name}: {users:,} users to generate for")
             return
-        for (cell, flavour), task in _inputs(study).tasks.items():
-            console.print(f"{cell} ({flavour}): {task.task_dir}", markup=False, soft_wrap=True)
+        for (cell, feature_set), task in _inputs(study).tasks.items():
+            console.print(f"{cell} ({feature_set}): {task.task_dir}", markup=False, soft_wrap=True)
 
 
 @_verb("search", "Search: trials by Optuna through Ray Tune in every cell, selected on validation.")

@@ -8,18 +8,18 @@ from dataclasses import dataclass
 from study.papers.reader import Paper, Published, load_paper, load_published
 from study.specs import Direction
 from trainables.interface import Figure, load_model
-from trainables.task_types import KINDS, Kind, Metric
+from trainables.task_types import TASK_TYPES, Metric, TaskType
 
 _SPLITS = {"val_": "Validation", "test_": "Test"}
 _FIELDS = {"lr": "Learning rate", "dropout": "Dropout rate"}  # of any model
 
 
 @dataclass(frozen=True, kw_only=True)
-class Subject:
+class Labels:
     """Names and directions of everything that a study shows."""
 
     model: str
-    kind: Kind
+    task_type: TaskType
     selection: tuple[str, Direction]  # metric, and whether it is minimised or maximised
     figures: Mapping[str, Figure]  # config field -> how its sensitivity is shown
     published: Published | None = None
@@ -33,11 +33,11 @@ class Subject:
     @property
     def ratio(self) -> str:
         """`Cold ratio`."""
-        return f"{self.kind.ratio.capitalize()} ratio"
+        return f"{self.task_type.ratio.capitalize()} ratio"
 
     def cell(self, task: str, ratio: float) -> str:
         """`books → movies, cold 20%`."""
-        return f"{task.replace('->', ' → ')}, {self.kind.ratio} {ratio:.0%}"
+        return f"{task.replace('->', ' → ')}, {self.task_type.ratio} {ratio:.0%}"
 
     def label(self, name: str) -> str:
         """Of an axis: a metric as it is logged, `ratio` (both explained on a second line), or a field of the config."""
@@ -47,15 +47,15 @@ class Subject:
         if name == "seconds":
             return "Time of a trial\n(seconds, lower is better)"
         if name == "ratio":
-            return f"{self.ratio}\n({self.kind.ratio_of})"
+            return f"{self.ratio}\n({self.task_type.ratio_of})"
         named = self.figures[name].label if name in self.figures else ""
         return named or _FIELDS.get(name) or name.replace("_", " ").capitalize()
 
     def _metric(self, name: str) -> str:
         if name == "seconds":
             return "time\n(seconds, lower is better)"
-        for metric in (*self.kind.metrics, *self.kind.full):
-            for group in dict.fromkeys(("", *self.kind.groups)):
+        for metric in (*self.task_type.metrics, *self.task_type.full):
+            for group in dict.fromkeys(("", *self.task_type.groups)):
                 if name == in_group(metric.name, group):
                     return f"{metric.label}{f', {group}' if group else ''}\n{scale(metric)}"
         return name.replace("_", " ")
@@ -71,10 +71,10 @@ def in_group(metric: str, group: str) -> str:
     return f"{metric}_{group}" if group else metric
 
 
-def subject_of(model: str, published: str | None = None) -> Subject:
+def labels_of(model: str, published: str | None = None) -> Labels:
     """Of a model by name, beside published numbers by name."""
     module = load_model(model)
-    return Subject(
-        model=model, kind=KINDS[module.KIND], selection=module.SELECTION, figures=module.FIGURES,
+    return Labels(
+        model=model, task_type=TASK_TYPES[module.TASK_TYPE], selection=module.SELECTION, figures=module.FIGURES,
         published=load_published(published) if published else None, paper=load_paper(model),
     )  # fmt: skip

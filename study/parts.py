@@ -12,7 +12,7 @@ from trainables.interface import load_model
 from trainables.tasks.rating import TaskFolders
 
 Folders = Callable[[Cell, str], TaskFolders | None]
-"""(cell, flavour) -> its task, or None where only names are asked for."""
+"""(cell, feature_set) -> its task, or None where only names are asked for."""
 Configs = Mapping[str, Mapping[str, Any]]
 """Cell name -> the configuration that a part starts from."""
 
@@ -55,9 +55,9 @@ def ablation_jobs(plan: Plan, folders: Folders, start: Configs) -> list[Job]:
         config = start.get(cell.name, {})
         jobs.append(_job("ablate", cell, "full", config, plan.ablate.seeds, plan.features.main, folders))
         for name in plan.ablate.variants:
-            flavour = ablations[name].features or plan.features.main
+            feature_set = ablations[name].features or plan.features.main
             changed = {**config, **ablations[name].config}
-            jobs.append(_job("ablate", cell, name, changed, plan.ablate.seeds, flavour, folders))
+            jobs.append(_job("ablate", cell, name, changed, plan.ablate.seeds, feature_set, folders))
     return jobs
 
 
@@ -76,11 +76,11 @@ def predictor_jobs(plan: Plan, part: str, folders: Folders) -> list[Job]:
 
     With the scores all of them, on test; with a sweep of the ratio the bar alone, for it knows the ratio's training data.
     """
-    kind = plan.kind
+    task_type = plan.task_type
     if part == "score" and plan.score:
-        names, cells = kind.predictors, plan.cells
+        names, cells = task_type.predictors, plan.cells
     elif part == f"sweep:{RATIO}" and RATIO in plan.sweeps:
-        names = (kind.bar,)
+        names = (task_type.reference,)
         cells = [replace(cell, ratio=value) for value in plan.sweeps[RATIO].values for cell in plan.cells]
     else:
         return []
@@ -101,7 +101,7 @@ def part_names(plan: Plan) -> list[str]:
 def planned(plan: Plan) -> dict[str, list[Job]]:
     """Every job of every part by name only, without folders or configurations."""
 
-    def nowhere(cell: Cell, flavour: str) -> None:
+    def nowhere(cell: Cell, feature_set: str) -> None:
         return None
 
     jobs = {"search": search_jobs(plan, nowhere)}
@@ -112,12 +112,12 @@ def planned(plan: Plan) -> dict[str, list[Job]]:
 
 
 def _job(
-    part: str, cell: Cell, name: str, config: Mapping[str, Any] | None, seeds: tuple[int, ...], flavour: str,
+    part: str, cell: Cell, name: str, config: Mapping[str, Any] | None, seeds: tuple[int, ...], feature_set: str,
     folders: Folders, score: bool = False,
 ) -> Job:  # fmt: skip
-    found = folders(cell, flavour)
+    found = folders(cell, feature_set)
     return Job(
-        part=part, cell=cell, name=name, config=config, seeds=seeds, features=flavour, score=score,
+        part=part, cell=cell, name=name, config=config, seeds=seeds, features=feature_set, score=score,
         task_dir=str(found.task_dir) if found else "",
         test_dir=(str(found.test_dir) if found else "") if score else None,
     )  # fmt: skip

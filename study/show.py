@@ -16,7 +16,7 @@ from features.simulate.simulator import LABEL
 from study import parts
 from study.data.prepare import data_folder, unwatched
 from study.data.preview import outlook
-from study.labels import subject_of
+from study.labels import labels_of
 from study.plan.schema import AblationPlan, Plan, SweepPlan
 from study.specs import PREDICTOR
 from study.study import store_uri
@@ -28,8 +28,8 @@ def describe(plan: Plan, data: Path | None, home: Path) -> Iterator[Table | str]
     """Sections to print; raises InputError for what is not there (files, encoder)."""
     yield f"[bold]{plan.name}[/bold]: model {plan.model}, {len(plan.cells)} cells"
     yield escape(_inputs(plan, data, home))
-    subject = subject_of(plan.model, plan.published)
-    cells = Table("cell", "source", "target", subject.ratio.lower(), title="cells")
+    labels = labels_of(plan.model, plan.published)
+    cells = Table("cell", "source", "target", labels.ratio.lower(), title="cells")
     for cell in plan.cells:
         cells.add_row(cell.name, cell.source, cell.target, f"{cell.ratio:g}")
     yield cells
@@ -124,7 +124,7 @@ def _favoured(plan: Plan) -> Iterator[str]:
 def _cost(plan: Plan, home: Path) -> str:
     """Expected time of what is left, from the trainings that this home folder has seen."""
     try:
-        finished = load_results(store_uri(home, plan), plan.name, subject_of(plan.model)).finished()
+        finished = load_results(store_uri(home, plan), plan.name, labels_of(plan.model)).finished()
     except InputError:
         return f"Nothing of this plan has run in {home} yet, so the time of a training is not known."
     trained = finished[~finished["name"].str.startswith(PREDICTOR)]

@@ -60,7 +60,7 @@ class Job:
     seeds: tuple[int, ...]
     """Training seeds; their mean is the trial's result."""
     features: str
-    """Key of the task folder's flavour, e.g. `main` or `ratings`."""
+    """Key of the task folder's feature_set, e.g. `main` or `ratings`."""
     task_dir: str
     """Folder of task tensors, a path that workers can read."""
     score: bool = False

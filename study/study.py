@@ -15,7 +15,7 @@ from features.store.tables import digest
 from study import parts
 from study.data.prepare import Inputs, Watch, describe_data, feature_figures, prepare, unwatched
 from study.engine.run import Failure, Progress, RunSummary, at_work, refuse_second, run_jobs
-from study.labels import Subject, subject_of
+from study.labels import Labels, labels_of
 from study.plan.diff import remember
 from study.plan.schema import Plan
 from study.plan.start import config_of_run
@@ -88,9 +88,9 @@ class Study:
         return store_uri(self.home, self.plan)
 
     @cached_property
-    def subject(self) -> Subject:
+    def labels(self) -> Labels:
         """What the plan is about."""
-        return subject_of(self.plan.model, self.plan.published)
+        return labels_of(self.plan.model, self.plan.published)
 
     @property
     def report_folder(self) -> Path:
@@ -156,17 +156,17 @@ class Study:
 
     def report(self, progress: Callable[[int, int], None] | None = None) -> ReportResult:
         """Figures and tables from MLflow alone."""
-        return report(self.tracking_uri, self.plan.name, self.subject, self.report_folder, progress=progress)
+        return report(self.tracking_uri, self.plan.name, self.labels, self.report_folder, progress=progress)
 
     def redraw(self, figure: str) -> Path:
         """One figure of the report, drawn anew from MLflow alone."""
-        return redraw(self.tracking_uri, self.plan.name, self.subject, self.report_folder, figure)
+        return redraw(self.tracking_uri, self.plan.name, self.labels, self.report_folder, figure)
 
     # --- reading back ---------------------------------------------------------------------------------------------
 
     def results(self) -> Results:
         """The study as MLflow knows it."""
-        return load_results(self.tracking_uri, self.plan.name, self.subject)
+        return load_results(self.tracking_uri, self.plan.name, self.labels)
 
     def claims(self) -> list[Judged]:
         """The verdict on each claim of the paper."""
@@ -209,8 +209,8 @@ class Study:
         """A store that was named, by the plan or by MLFLOW_TRACKING_URI; None: the file in the home folder."""
         return named_uri(self.plan)
 
-    def _folders(self, cell: Cell, flavour: str) -> TaskFolders:
-        return self.inputs.tasks[cell.name, flavour]
+    def _folders(self, cell: Cell, feature_set: str) -> TaskFolders:
+        return self.inputs.tasks[cell.name, feature_set]
 
     def _start_configs(self, part: str, start: str) -> dict[str, Mapping[str, Any]]:
         """What a sweep or the ablations start from, by cell."""

@@ -21,9 +21,9 @@ FORBIDDEN = {
     "study": set(),
 }
 WITHIN_STUDY = {  # what each folder of `study` may use of the rest of it; its own modules go without saying
-    "engine": {"jobs", "provenance", "tracking"},
-    "tracking": {"jobs", "subject"},
-    "report": {"jobs", "provenance", "published", "select", "subject", "tracking"},
+    "engine": {"provenance", "specs", "tracking"},
+    "tracking": {"labels", "specs"},
+    "report": {"labels", "papers", "provenance", "selection", "specs", "tracking"},
 }
 MODULES = sorted(path.relative_to(ROOT) for package in OURS for path in (ROOT / package).rglob("*.py"))
 HEAVY = ("duckdb", "matplotlib", "mlflow", "optuna", "pandas", "pyarrow", "ray", "scipy", "torch", "transformers")

@@ -20,7 +20,7 @@ class Variant:
     """An ablation: what changes against the full model."""
 
     config: Mapping[str, Any] = field(default_factory=dict)  # fields of the config
-    features: str | None = None  # flavour of task features; None: the plan's
+    features: str | None = None  # feature_set of task features; None: the plan's
 
 
 State = Callable[[], dict[str, Any]]
@@ -41,7 +41,7 @@ class Epoch:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Underway:
+class Stage:
     """A place before the first epoch, in a stage of training that measures nothing; all seeds pass the same ones."""
 
     state: State  # what `train` goes on from
@@ -61,15 +61,13 @@ class Figure:
 class Model(Protocol):
     """What a file in `trainables/models/` offers."""
 
-    KIND: str
+    TASK_TYPE: str
     Config: Callable[..., Any]
     SELECTION: tuple[str, str]
     ABLATIONS: Mapping[str, Variant]
     FIGURES: Mapping[str, Figure]
 
-    def train(
-        self, config: Any, task: Any, seed: int, state: dict[str, Any] | None = None
-    ) -> Iterator[Epoch | Underway]:
+    def train(self, config: Any, task: Any, seed: int, state: dict[str, Any] | None = None) -> Iterator[Epoch | Stage]:
         """Train one seed; from `state`, what comes after the place that gave it, to the last bit as without a stop.
 
         A model whose epochs have no state need not take any.

@@ -16,7 +16,7 @@ import torch
 
 from features.errors import InputError
 from trainables.interface import load_model, make_config
-from trainables.task_types import KINDS, item_numbers
+from trainables.task_types import TASK_TYPES, item_numbers
 
 
 class Served:
@@ -26,7 +26,7 @@ class Served:
         packed = torch.load(folder / "weights.pt", weights_only=True)
         module = load_model(packed["model"])
         config = make_config(packed["model"], packed["config"], f"config of {packed['model']}")
-        self._kind = KINDS[module.KIND]
+        self._task_type = TASK_TYPES[module.TASK_TYPE]
         self._score = module.unpack(config, packed["state"], packed["seed"])
         self._limits = packed["state"].get("limits", (-np.inf, np.inf))
         items = pd.read_parquet(folder / "items.parquet")
@@ -48,7 +48,7 @@ class Served:
             raise InputError(f"n is {n}; give at least 1")
         if users.empty:
             raise InputError("users: there is no row; give one for each user")
-        scores_UJ = self._score(self._kind.query(users, self._numbers))
+        scores_UJ = self._score(self._task_type.query(users, self._numbers))
         if "candidates" in users:
             scores_UJ = self._among(scores_UJ, users["candidates"])
         best = scores_UJ.topk(min(n, scores_UJ.shape[1]), dim=1)

@@ -54,8 +54,8 @@ class Measured:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Kind:
-    """A kind of task."""
+class TaskType:
+    """A type of task."""
 
     name: str
     task: type  # of its tasks
@@ -65,7 +65,7 @@ class Kind:
     query: Callable[[pd.DataFrame, Mapping[str, int]], Any]  # what is known of users, from columns and items' numbers
     as_predict: Callable[[str], Predict]  # a simple predictor in the form of a model's prediction
     predictors: tuple[str, ...]  # the simple predictors, each a row of every table
-    bar: str  # the one among them that a useful model has to pass
+    reference: str  # the one among them that a useful model has to pass
     metrics: tuple[Metric, ...]  # in the order of tables
     full: tuple[Metric, ...] = ()  # those of the full ranking, named full_<metric>; test alone has them
     cold_items: bool = False  # whether scores know test items that never occur in training
@@ -80,15 +80,15 @@ class Kind:
     digits: int = 3  # of a metric in tables
 
 
-def kind_at(task_dir: Path) -> Kind:
-    """The kind of the task in a folder; InputError where there is none."""
-    return KINDS[task.read_meta(task_dir).get("kind", "ratings")]
+def task_type_at(task_dir: Path) -> TaskType:
+    """The type of the task in a folder; InputError where there is none."""
+    return TASK_TYPES[task.read_meta(task_dir).get("kind", "ratings")]
 
 
-def kind_of(found: Any) -> Kind:
-    """The kind of an open task."""
-    (kind,) = (kind for kind in KINDS.values() if isinstance(found, kind.task))
-    return kind
+def task_type_of(found: Any) -> TaskType:
+    """The type of an open task."""
+    (task_type,) = (task_type for task_type in TASK_TYPES.values() if isinstance(found, task_type.task))
+    return task_type
 
 
 def _measure_ratings(held_out: task.HeldOut, predict: Predict, of: task.Task, seed: int, *, full: bool) -> Measured:
@@ -128,7 +128,7 @@ def _rating_query(users: pd.DataFrame, numbers: Mapping[str, int]) -> task.Ratin
     return query
 
 
-RATINGS = Kind(
+RATINGS = TaskType(
     name="ratings",
     task=task.Task,
     load_task=task.load_task,
@@ -137,7 +137,7 @@ RATINGS = Kind(
     query=_rating_query,
     as_predict=predictors.as_predict,
     predictors=tuple(predictors.PREDICTORS),
-    bar="source_offset",
+    reference="source_offset",
     metrics=(
         Metric(name="mae", label="MAE", unit="rating points", better="lower", total="sum_abs_error", count="n"),
         Metric(
@@ -197,7 +197,7 @@ def _ranking(prefix: str, among: str) -> tuple[Metric, ...]:
     )
 
 
-SEQUENCES = Kind(
+SEQUENCES = TaskType(
     name="sequences",
     task=sequences.SequenceTask,
     load_task=sequences.load_task,
@@ -206,7 +206,7 @@ SEQUENCES = Kind(
     query=_sequence_query,
     as_predict=sequence_predictors.as_predict,
     predictors=tuple(sequence_predictors.PREDICTORS),
-    bar="item_knn",
+    reference="item_knn",
     metrics=_ranking("", ""),
     full=_ranking("full_", ", among all items"),
     groups=sequences.PROTOCOLS,
@@ -220,4 +220,4 @@ SEQUENCES = Kind(
     digits=4,
 )
 
-KINDS = {kind.name: kind for kind in (RATINGS, SEQUENCES)}
+TASK_TYPES = {task_type.name: task_type for task_type in (RATINGS, SEQUENCES)}

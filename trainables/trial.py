@@ -1,11 +1,11 @@
 """The one door through which every model is trained, tuned, scored and asked for predictions.
 
-A model is a file in `trainables/models/` with `KIND` (of the tasks it trains on, see `trainables.task_types`), `Config` (a
-frozen dataclass), `train(config, task, seed)` (a generator of `Epoch`, and of `Underway` before the first), `SELECTION`
+A model is a file in `trainables/models/` with `TASK_TYPE` (of the tasks it trains on, see `trainables.task_types`), `Config` (a
+frozen dataclass), `train(config, task, seed)` (a generator of `Epoch`, and of `Stage` before the first), `SELECTION`
 (the metric that selects, and its direction), `ABLATIONS` (name -> `Variant`) and `FIGURES` (config field -> `Figure`). It
 may offer `prepare(config, task, seeds)`, which makes what its trials share ahead of them, with `shared(config, task,
 seeds)`, the folders that hold it, by their paths in the folder of all tasks; and, with `Epoch.pack`,
-`unpack(config, state, seed)`, which gives back a trained model as a function from what is known of users (`Kind.query`)
+`unpack(config, state, seed)`, which gives back a trained model as a function from what is known of users (`TaskType.query`)
 to scores of all items of the target domain [U, J]. Nothing else is registered anywhere.
 """
 
@@ -26,8 +26,8 @@ import torch
 
 from features.errors import InputError
 from features.store.tables import digest
-from trainables.interface import Epoch, State, Underway, load_model, make_config
-from trainables.task_types import Measured, Predict, kind_at, kind_of
+from trainables.interface import Epoch, Stage, State, load_model, make_config
+from trainables.task_types import Measured, Predict, task_type_at, task_type_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,10 +64,10 @@ def run(
     """
     began = time.perf_counter()
     task, module = _task(task_dir), load_model(model)
-    kind = kind_of(task)
-    if kind.name != module.KIND:
+    task_type = task_type_of(task)
+    if task_type.name != module.TASK_TYPE:
         raise InputError(
-            f"{task_dir}: its task is of kind {kind.name}, which model {model} does not take; change the model"
+            f"{task_dir}: its task is of type {task_type.name}, which model {model} does not take; change the model"
         )
     settings = make_config(model, config, f"config of {model}")
     number = 0
@@ -79,7 +79,7 @@ def run(
         number, began = state["epoch"], began - state["seconds"]
     current: list[Epoch | None] = [None] * len(seeds)
     for passed in zip_longest(*trainings):
-        if underway := [place for place in passed if isinstance(place, Underway)]:
+        if underway := [place for place in passed if isinstance(place, Stage)]:
             yield Report(epoch=number, metrics={}, state=partial(_state, number, began, underway))
             continue
         number += 1
@@ -92,7 +92,7 @@ def run(
     measured = [{**epoch.metrics, "selected_epoch": float(epoch.number)} for epoch in final]
     artifacts: dict[str, str | bytes] = {}
     if test_dir is not None:
-        test = kind.load_held_out(Path(test_dir))
+        test = task_type.load_held_out(Path(test_dir))
         per_seed = {}
         for seed, epoch, metrics in zip(seeds, final, measured, strict=True):
             per_seed[seed], scores = score(epoch.predict, test, task, seed)
@@ -111,7 +111,7 @@ def run(
     yield Report(epoch=number, metrics=metrics, final=True, artifacts=artifacts)
 
 
-def _state(number: int, began: float, places: Sequence[Epoch | Underway]) -> dict[str, Any]:
+def _state(number: int, began: float, places: Sequence[Epoch | Stage]) -> dict[str, Any]:
     seeds = [place.state() for place in places if place.state]
     return {"epoch": number, "seconds": time.perf_counter() - began, "rng": torch.get_rng_state(), "seeds": seeds}
 
@@ -147,13 +147,13 @@ def run_predictor(
     """One of the simple predictors in the place of a model: `config` is `{"predictor": name}`; nothing is trained."""
     began = time.perf_counter()
     task = _task(task_dir)
-    kind = kind_of(task)
-    predict = kind.as_predict(config["predictor"])
+    task_type = task_type_of(task)
+    predict = task_type.as_predict(config["predictor"])
     (seed,) = seeds
     validation, metrics = validate(predict, task, seed)
     artifacts: dict[str, str | bytes] = {"val_per_user.csv": per_user_csv({seed: validation})} if rows else {}
     if test_dir is not None:
-        measured, scores = score(predict, kind.load_held_out(Path(test_dir)), task, seed)
+        measured, scores = score(predict, task_type.load_held_out(Path(test_dir)), task, seed)
         metrics |= scores
         artifacts["per_user.csv"] = per_user_csv({seed: measured})
     metrics["seconds"] = time.perf_counter() - began
@@ -189,13 +189,13 @@ def validate(
     predict: Predict, task: Any, seed: int, *, full: bool = False
 ) -> tuple[Measured, dict[str, float]]:  # fmt: skip
     """What each validation user contributes, and `validation_metrics`."""
-    measured = kind_of(task).measure(task.validation, predict, task, seed, full=full)
+    measured = task_type_of(task).measure(task.validation, predict, task, seed, full=full)
     return measured, {f"val_{name}": value for name, value in measured.metrics.items()}
 
 
 def score(predict: Predict, test: Any, task: Any, seed: int) -> tuple[Measured, dict[str, float]]:
     """What each test user contributes, and the `test_...` metrics."""
-    measured = kind_of(task).measure(test, predict, task, seed, full=True)
+    measured = task_type_of(task).measure(test, predict, task, seed, full=True)
     return measured, {f"test_{name}": value for name, value in measured.metrics.items()}
 
 
@@ -208,7 +208,7 @@ def per_user_csv(measured: Mapping[int, Measured]) -> str:
 @lru_cache(maxsize=4)
 def _task(task_dir: str) -> Any:
     """Tasks stay open in a worker process: its trials share the arrays."""
-    return kind_at(Path(task_dir)).load_task(Path(task_dir))
+    return task_type_at(Path(task_dir)).load_task(Path(task_dir))
 
 
 def _means(measured: Sequence[Mapping[str, float]]) -> dict[str, float]:

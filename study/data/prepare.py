@@ -58,7 +58,7 @@ class Inputs:
     """All that the trials of a plan read."""
 
     domains: Mapping[str, Domain]
-    tasks: Mapping[tuple[str, str], TaskFolders]  # (cell name, flavour) -> folders
+    tasks: Mapping[tuple[str, str], TaskFolders]  # (cell name, feature_set) -> folders
     pseudo: Mapping[str, PseudoTable]  # pair of domains and ratio -> pseudo-items of its training users
     tables: Mapping[str, FeatureTable]  # `<domain>-<kind>` -> vectors by a language model
     data_key: str
@@ -77,7 +77,7 @@ class Inputs:
         ]  # fmt: skip
 
 
-def flavours(plan: Plan) -> list[str]:
+def feature_sets(plan: Plan) -> list[str]:
     """Flavours of features that the plan's jobs read: its main one, and those of its ablations."""
     ablations = load_model(plan.model).ABLATIONS
     variants = plan.ablate.variants if plan.ablate else ()
@@ -132,13 +132,13 @@ def prepare(
     on_ray: by the cluster that this process has joined. actors: that extract there (None: as many as it holds now).
     """
     made = _Made(plan, data, home, watch, on_ray, actors, prepare_domains(plan, data, home, watch))
-    maker = _Sequences(made) if plan.kind.name == "sequences" else _Ratings(made)
-    wanted = [(cell, flavour) for cell in plan.cells for flavour in flavours(plan)]
+    maker = _Sequences(made) if plan.task_type.name == "sequences" else _Ratings(made)
+    wanted = [(cell, feature_set) for cell in plan.cells for feature_set in feature_sets(plan)]
     wanted += [(cell, plan.features.main) for cell in plan.swept_cells]
     told = watch("building tasks", len(wanted))
     tasks = {}
-    for number, (cell, flavour) in enumerate(wanted, start=1):
-        tasks[cell.name, flavour] = maker.task(cell, flavour)
+    for number, (cell, feature_set) in enumerate(wanted, start=1):
+        tasks[cell.name, feature_set] = maker.task(cell, feature_set)
         told(number)
     _prepare_model(made, tasks)
     return Inputs(
@@ -198,10 +198,10 @@ class _Ratings:
         self._made = made
         made.tables  # noqa: B018  (before the tasks, for the bars tell them apart)
 
-    def task(self, cell: Cell, flavour: str) -> TaskFolders:
+    def task(self, cell: Cell, feature_set: str) -> TaskFolders:
         """Its folders."""
         made, plan = self._made, self._made.plan
-        vectors = plan.features.ratings if flavour == "ratings" else _vectors(cell, made.tables)
+        vectors = plan.features.ratings if feature_set == "ratings" else _vectors(cell, made.tables)
         source, target = made.domains[cell.source], made.domains[cell.target]
         return build_task(plan.split.at(cell.ratio), source, target, vectors, made.home / "tasks")
 
@@ -226,7 +226,7 @@ class _Sequences:
                 for ratio in ratios_of(made.plan):
                     self.pseudo[pair_name(pair, ratio)] = self._make_pseudo(made.plan.features.pseudo, pair, ratio)
 
-    def task(self, cell: Cell, flavour: str) -> TaskFolders:
+    def task(self, cell: Cell, feature_set: str) -> TaskFolders:
         """Its folders."""
         made = self._made
         text = {name: made.tables[name, "items"] for name in (cell.source, cell.target)}
@@ -275,8 +275,14 @@ def _prepare_model(made: _Made, tasks: Mapping[tuple[str, str], TaskFolders]) ->
     server = task_server() if made.on_ray else None
     for direction in (False, True):
         calls = [
-            (server, plan.model, {**plan.config, **plan.by_cell.get(cell, {})}, tasks[cell, flavour].task_dir, [seed])
-            for reverse, cell, flavour, seed in wanted
+            (
+                server,
+                plan.model,
+                {**plan.config, **plan.by_cell.get(cell, {})},
+                tasks[cell, feature_set].task_dir,
+                [seed],
+            )
+            for reverse, cell, feature_set, seed in wanted
             if reverse == direction
         ]
         for _ in _called(_prepare_one, calls, plan.resources, made.on_ray):
@@ -405,7 +411,7 @@ def describe_data(plan: Plan, inputs: Inputs, folder: Path) -> dict[str, Path]:
 def _tables(plan: Plan) -> list[tuple[str, str]]:
     """Feature tables that the tasks read: of ratings users of every domain, items of the targets; of sequences items."""
     used = [name for name in plan.domains if any(name in task for task in plan.tasks)]
-    if plan.kind.name == "sequences":
+    if plan.task_type.name == "sequences":
         return [(name, "items") for name in used]
     targets = [name for name in used if any(name == target for _, target in plan.tasks)]
     return [*((name, "users") for name in used), *((name, "items") for name in targets)]

@@ -40,7 +40,7 @@ class Outlook:
 
 def outlook(plan: Plan, data: Path | None, home: Path) -> Outlook | None:
     """Of a plan of sequences: what its domains hold, read into a folder that is gone afterwards. None: not told ahead."""
-    if plan.kind.name != "sequences":
+    if plan.task_type.name != "sequences":
         return None
     if plan.simulate is not None:
         files = {f"{name}.jsonl.gz": size for name, size in plan.simulate.domains.items()}

@@ -12,7 +12,7 @@ from search_spaces import Space, SpaceError
 from study.engine.search_checks import check_search
 from study.papers.reader import load_published
 from study.plan.binding import shown_value
-from study.plan.schema import OF_KIND, Plan
+from study.plan.schema import OF_TASK_TYPE, Plan
 from study.plan.start import base_faults, fault_of
 from study.specs import RATIO, Objective, SearchSpec
 from trainables.interface import load_model, make_config
@@ -27,7 +27,7 @@ def check_plan(plan: Plan, document: Mapping[str, Any], place: str) -> list[str]
     faults = _caught(lambda: load_model(plan.model), place)
     known = not faults
     if known:
-        faults += _kind_checks(plan, document, place)
+        faults += _task_type_checks(plan, document, place)
     if not _is_plain(plan.name):
         faults.append(f"{place}: name is {shown_value(plan.name)}; use letters, digits, - and _, at most 100")
     for task in plan.tasks:
@@ -66,14 +66,14 @@ def _is_plain(name: str) -> bool:
     return name.replace("-", "").replace("_", "").isalnum() and name.isascii() and len(name) <= 100
 
 
-def _kind_checks(plan: Plan, document: Mapping[str, Any], place: str) -> list[str]:
+def _task_type_checks(plan: Plan, document: Mapping[str, Any], place: str) -> list[str]:
     """What only models of another kind read, and what this kind cannot do without."""
-    kind = plan.kind.name
+    kind = plan.task_type.name
     features = document.get("features") or {}
     given = {*document, *(f"features.{key}" for key in features)}
     faults = [
         f"{place}: {key} is for models of {other}, and {plan.model} is one of {kind}; leave it out"
-        for other, keys in OF_KIND.items()
+        for other, keys in OF_TASK_TYPE.items()
         for key in keys
         if other != kind and key in given
     ]
@@ -189,8 +189,8 @@ def _search_checks(plan: Plan, search: SearchSpec) -> list[str]:
 def _objective_faults(plan: Plan, objectives: Sequence[Objective]) -> list[str]:
     """Metrics that the model's kind measures on validation, each in its own direction, the selecting one among them."""
     ways = {"lower": "minimize", "higher": "maximize"}
-    groups = ["", *(f"_{group}" for group in plan.kind.groups if group)]
-    known = {f"val_{metric.name}{group}": ways[metric.better] for metric in plan.kind.metrics for group in groups}
+    groups = ["", *(f"_{group}" for group in plan.task_type.groups if group)]
+    known = {f"val_{metric.name}{group}": ways[metric.better] for metric in plan.task_type.metrics for group in groups}
     known |= {plan.selection[0]: plan.selection[1], "seconds": "minimize"}
     faults = []
     for number, objective in enumerate(objectives):
@@ -209,7 +209,7 @@ def _objective_faults(plan: Plan, objectives: Sequence[Objective]) -> list[str]:
 def _seeds(plan: Plan) -> list[tuple[str, tuple[int, ...]]]:
     parts = {"search": plan.search, "ablate": plan.ablate, "score": plan.score}
     single = {
-        f"{OF_KIND[plan.kind.name][0]}.data_seed": plan.rules.data_seed,
+        f"{OF_TASK_TYPE[plan.task_type.name][0]}.data_seed": plan.rules.data_seed,
         "features.ratings.seed": plan.features.ratings.seed,
     }
     if plan.search:

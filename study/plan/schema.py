@@ -17,7 +17,7 @@ from search_spaces import Space, load_space
 from study.plan.start import ARROW
 from study.specs import RATIO, Cell, Faults, Resources, SearchSpec
 from trainables.interface import load_model, make_config
-from trainables.task_types import KINDS, Kind
+from trainables.task_types import TASK_TYPES, TaskType
 from trainables.tasks.rating import SplitSpec
 from trainables.tasks.sequential import PROTOCOLS, SequenceSpec
 
@@ -108,7 +108,7 @@ class SequencePlan:
         return SequenceSpec(ratio=ratio, **{name: shared[name] for name in shared if name not in ("users", "columns")})
 
 
-OF_KIND = {  # keys of a plan that only one kind of model reads; the first holds the rules of its splits
+OF_TASK_TYPE = {  # keys of a plan that only one kind of model reads; the first holds the rules of its splits
     "ratings": ("split", "features.ratings"),
     "sequences": ("sequences", "features.pseudo"),
 }
@@ -181,14 +181,14 @@ class Plan:
         return [cell for cell in cells if cell not in self.cells]
 
     @property
-    def kind(self) -> Kind:
+    def task_type(self) -> TaskType:
         """Of the model's tasks."""
-        return KINDS[load_model(self.model).KIND]
+        return TASK_TYPES[load_model(self.model).TASK_TYPE]
 
     @property
     def rules(self) -> SplitPlan | SequencePlan:
         """How the cells are split."""
-        found: SplitPlan | SequencePlan = getattr(self, OF_KIND[self.kind.name][0])
+        found: SplitPlan | SequencePlan = getattr(self, OF_TASK_TYPE[self.task_type.name][0])
         return found
 
     @property

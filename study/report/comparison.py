@@ -10,7 +10,7 @@ from functools import cached_property
 import pandas as pd
 
 from features.errors import InputError
-from study.labels import Subject, in_group
+from study.labels import Labels, in_group
 from study.report.statistics import Interval, UserErrors, bootstrap, paired_difference, seed_interval
 from study.specs import PREDICTOR
 from study.tracking.results import MissingError, Results, per_seed
@@ -43,7 +43,7 @@ class Row:
 class Comparison:
     """All rows of Table 2, cells in order, predictors first."""
 
-    subject: Subject
+    labels: Labels
     metrics: tuple[Metric, ...]
     headline: Metric  # the one that is held against the bar
     rows: tuple[Row, ...]
@@ -69,30 +69,30 @@ def compare(results: Results, *, full: bool = False) -> Comparison:
     scores = results.finished("score")
     if scores.empty:
         raise MissingError("Table 2: no finished run of part score; run `study score`")
-    kind = results.subject.kind
-    metrics = kind.full if full else kind.metrics
-    (headline,) = (metric for metric in metrics if metric.name.removeprefix("full_") == kind.headline)
+    task_type = results.labels.task_type
+    metrics = task_type.full if full else task_type.metrics
+    (headline,) = (metric for metric in metrics if metric.name.removeprefix("full_") == task_type.headline)
     rows: list[Row] = []
     notes: list[str] = []
     for cell, runs in scores.groupby("cell", sort=True):
         named = {str(run["name"]): run for _, run in runs.iterrows()}
-        order = [f"{PREDICTOR}{name}" for name in kind.predictors]
+        order = [f"{PREDICTOR}{name}" for name in task_type.predictors]
         order += sorted(name for name in named if not name.startswith(PREDICTOR))
         notes += [f"{cell}: no score of {name.removeprefix(PREDICTOR)}." for name in order if name not in named]
         if all(name.startswith(PREDICTOR) for name in named):
             notes.append(f"{cell}: no score of the model.")
         frames, lost = _frames(results, [named[name] for name in order if name in named])
         notes += lost
-        for group in kind.groups:
+        for group in task_type.groups:
             made, lost = _rows(results, [named[name] for name in frames], frames, metrics, group)
             rows += made
             notes += lost
     if not rows:
         raise MissingError(f"Table 2: no scored run can be read ({notes[0]}); run `study score`")
-    published = results.subject.published
+    published = results.labels.published
     if published is not None and any(row.seeds == 0 for row in rows):
         notes.append(published.paper.note)
-    return Comparison(results.subject, metrics, headline, tuple(rows), tuple(dict.fromkeys(notes)))
+    return Comparison(results.labels, metrics, headline, tuple(rows), tuple(dict.fromkeys(notes)))
 
 
 def _frames(results: Results, runs: Sequence[pd.Series]) -> tuple[dict[str, pd.DataFrame], list[str]]:
@@ -114,20 +114,20 @@ def _rows(
     group: str,
 ) -> tuple[list[Row], list[str]]:
     """Lines of one cell and group, the published one last, and notes on what cannot be read or compared."""
-    subject, notes = results.subject, []
+    labels, notes = results.labels, []
     errors: dict[str, UserErrors] = {}
     for run in runs:
         name = str(run["name"])
         frame = frames[name]
-        if group and subject.kind.group_column in frame.columns:
-            frame = frame[frame[subject.kind.group_column] == group]
+        if group and labels.task_type.group_column in frame.columns:
+            frame = frame[frame[labels.task_type.group_column] == group]
             if frame.empty:
                 continue  # the plan leaves this group out
         try:
             errors[name] = UserErrors.from_frame(frame, metrics, place=f"run {run['run_id']}: per_user.csv")
         except InputError as error:
             notes.append(f"{run['cell']}, {name.removeprefix(PREDICTOR)}: {error}.")
-    base = errors.get(f"{PREDICTOR}{subject.kind.bar}")
+    base = errors.get(f"{PREDICTOR}{labels.task_type.reference}")
     rows = []
     for run in (run for run in runs if str(run["name"]) in errors):
         found, short = errors[str(run["name"])], shown_name(results, run)
@@ -138,7 +138,7 @@ def _rows(
             except InputError as error:
                 notes.append(f"{run['cell']}, {short}: {error}.")
         rows.append(_row(run, group, short, found, difference))
-    if rows and (row := _published_row(subject, rows[0], metrics)):
+    if rows and (row := _published_row(labels, rows[0], metrics)):
         rows.append(row)
     return rows, notes
 
@@ -160,9 +160,9 @@ def _row(run: pd.Series, group: str, short: str, errors: UserErrors, difference:
     )
 
 
-def _published_row(subject: Subject, beside: Row, metrics: Sequence[Metric]) -> Row | None:
+def _published_row(labels: Labels, beside: Row, metrics: Sequence[Metric]) -> Row | None:
     """What was published of the model in the cell and group of a measured row, where anything was."""
-    published = subject.published
+    published = labels.published
     if published is None or published.paper.group != beside.group:
         return None
     method = published.paper.method
@@ -186,7 +186,7 @@ def shown_name(results: Results, run: pd.Series) -> str:
     name = str(run["name"])
     if name.startswith(PREDICTOR):
         return name.removeprefix(PREDICTOR)
-    return results.subject.model if name == "best" else name
+    return results.labels.model if name == "best" else name
 
 
 def over_seeds(run: pd.Series, metric: str) -> Interval:

@@ -124,11 +124,11 @@ def _lines(figure: Sensitivity) -> Canvas:
         axes.xaxis.set_minor_formatter(NullFormatter())
         axes.set_xticks(list(values), [value_text(float(value)) for value in values])
         _mark(axes, figure)
-        label = figure.head.subject.label
+        label = figure.head.labels.label
         axes.set(xlabel=label(figure.parameter), ylabel=label(panel.metric), ylim=(panel.low, panel.high))
     lines = figure.panels[0].lines
     if figure.parameter == RATIO:
-        ordered = sorted(lines, key=lambda line: (line.task, line.name != figure.head.subject.model, line.name))
+        ordered = sorted(lines, key=lambda line: (line.task, line.name != figure.head.labels.model, line.name))
         named = [(line.task, f"{_task(line.task)}, {line.name}", _look(figure, line)) for line in ordered]
         _legend(canvas, named, title=_bars(figure))
     else:
@@ -138,7 +138,7 @@ def _lines(figure: Sensitivity) -> Canvas:
 
 def _look(figure: Sensitivity, line: Line) -> dict[str, Any]:
     """Colour of the task; shape of the ratio, or of the row where the ratio is what is swept."""
-    palette, model = figure.head.palette, figure.head.subject.model
+    palette, model = figure.head.palette, figure.head.labels.model
     rows = sorted({each.name for each in figure.panels[0].lines}, key=lambda name: (name != model, name))
     shape = _nth(rows.index(line.name)) if figure.parameter == RATIO else _shape(palette, line.ratio)
     return {"color": _colour(palette, line.task), **shape}
@@ -171,10 +171,10 @@ def _groups(figure: Sensitivity) -> Canvas:
         for task, axes in zip(tasks, row, strict=True):
             lines = [line for line in panel.lines if line.task == task]
             (_group if len(ratios) > 1 else _categories)(axes, figure, panel, lines, _colour(palette, task))
-        row[0].set_ylabel(figure.head.subject.label(panel.metric))
+        row[0].set_ylabel(figure.head.labels.label(panel.metric))
     for k, task in enumerate(tasks):
         grid[0, k].set_title(_task(task))
-        grid[-1, k].set_xlabel(figure.head.subject.label(RATIO if len(ratios) > 1 else figure.parameter))
+        grid[-1, k].set_xlabel(figure.head.labels.label(RATIO if len(ratios) > 1 else figure.parameter))
     if len(ratios) == 1:
         canvas.legend(handles=[Line2D([], [], color=_GREY, label=_bars(figure))], loc="outside lower center")
         return canvas
@@ -183,7 +183,7 @@ def _groups(figure: Sensitivity) -> Canvas:
         Line2D([], [], color=_GREY, linestyle="", label=f"{value} ★" if value in best else value, **_category(k, _GREY))
         for k, value in enumerate(figure.values)
     ]
-    title = f"{figure.head.subject.label(figure.parameter)} ({_bars(figure)})"
+    title = f"{figure.head.labels.label(figure.parameter)} ({_bars(figure)})"
     canvas.legend(
         handles=handles, loc="outside lower center", ncols=min(6, len(handles)), title=title, handlelength=1.2
     )
@@ -235,7 +235,7 @@ def _importance(figure: Importance) -> Canvas:
         axes.plot(
             shares, rows + shift, color=_colour(palette, cell.task), markeredgecolor="white", markersize=7, **style
         )
-    axes.set_yticks(rows, [figure.head.subject.label(name) for name in figure.parameters])
+    axes.set_yticks(rows, [figure.head.labels.label(name) for name in figure.parameters])
     axes.invert_yaxis()
     axes.grid(False, axis="y")
     trials = sorted({cell.trials for cell in figure.cells})
@@ -255,10 +255,10 @@ def _history(figure: History) -> Canvas:
         for trace in (trace for trace in figure.traces if trace.task == task):
             _search(axes, trace, figure, figure.edge[task])
         axes.set_title(_task(task))
-        axes.set(xlabel="Search trial", ylabel=figure.head.subject.label(figure.metric))
+        axes.set(xlabel="Search trial", ylabel=figure.head.labels.label(figure.metric))
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     ratios = [ratio for ratio in palette.ratios if any(trace.ratio == ratio for trace in figure.traces)]
-    kind = figure.head.subject.kind.ratio
+    kind = figure.head.labels.task_type.ratio
     handles = [Line2D([], [], color=_GREY, label=f"{kind} {ratio:.0%}", **_shape(palette, ratio)) for ratio in ratios]
     canvas.legend(
         handles=handles, loc="outside lower center", ncols=len(handles), title="points: trials · lines: best so far"
@@ -269,7 +269,7 @@ def _history(figure: History) -> Canvas:
 def _search(axes: Axes, trace: Trace, figure: History, edge: float) -> None:
     palette = figure.head.palette
     colour, shape = _colour(palette, trace.task), _shape(palette, trace.ratio)
-    y = np.maximum(trace.y, edge) if figure.head.subject.higher else np.minimum(trace.y, edge)
+    y = np.maximum(trace.y, edge) if figure.head.labels.higher else np.minimum(trace.y, edge)
     axes.plot(trace.x, y, linestyle="", marker=shape["marker"], color=colour, alpha=0.4, markersize=4.5)
     axes.step(trace.x, trace.best, where="post", color=colour, linestyle=shape["linestyle"])
 
@@ -277,7 +277,7 @@ def _search(axes: Axes, trace: Trace, figure: History, edge: float) -> None:
 @_draw.register
 def _tradeoff(figure: Tradeoff) -> Canvas:
     """One panel per task: every trial, and through those that nothing beats in both a line."""
-    palette, label = figure.head.palette, figure.head.subject.label
+    palette, label = figure.head.palette, figure.head.labels.label
     tasks = [task for task in palette.tasks if any(each.task == task for each in figure.clouds)]
     canvas = _canvas(figure, max(6.0, 4.6 * len(tasks)), 4.6)
     for axes, task in zip(_row(canvas, len(tasks)), tasks, strict=True):
@@ -294,7 +294,7 @@ def _tradeoff(figure: Tradeoff) -> Canvas:
         axes.set(xlabel=label(figure.x), ylabel=label(figure.y))
         axes.margins(0.08)
     ratios = [ratio for ratio in palette.ratios if any(each.ratio == ratio for each in figure.clouds)]
-    kind = figure.head.subject.kind.ratio
+    kind = figure.head.labels.task_type.ratio
     handles = [Line2D([], [], color=_GREY, label=f"{kind} {ratio:.0%}", **_shape(palette, ratio)) for ratio in ratios]
     handles.append(Line2D([], [], color="#000000", marker="o", markersize=10, markerfacecolor="none", linestyle="",
                           label="selected"))  # fmt: skip
@@ -313,9 +313,9 @@ def _curves(figure: Curves) -> Canvas:
         shape = _shape(palette, trace.ratio)
         every = max(1, len(trace.x) // 8)
         axes.plot(trace.x, trace.y, color=_colour(palette, trace.task), markevery=every, **shape)
-    axes.set(xlabel="Epoch", ylabel=figure.head.subject.label(figure.metric))
+    axes.set(xlabel="Epoch", ylabel=figure.head.labels.label(figure.metric))
     low, high = axes.get_ylim()
-    if figure.head.subject.higher:
+    if figure.head.labels.higher:
         axes.set_ylim(bottom=max(low, 0.98 * figure.edge))
     else:
         axes.set_ylim(top=min(high, 1.02 * figure.edge))
@@ -331,7 +331,7 @@ def _parallel(figure: Parallel) -> Canvas:
     axes = canvas.subplots()
     x = np.arange(len(figure.axes))
     lines = [np.column_stack([x, positions]) for positions in figure.positions]
-    values, higher = np.asarray(figure.values), figure.head.subject.higher
+    values, higher = np.asarray(figure.values), figure.head.labels.higher
     worse = -values if higher else values
     order = np.argsort(-worse, kind="stable")  # the best is drawn last
     worst = float(np.quantile(worse, 0.9)) if len(values) > 1 else float(worse[0]) + 1e-9
@@ -352,7 +352,7 @@ def _parallel(figure: Parallel) -> Canvas:
             axes.annotate(
                 text, (k, position), (5, 0), textcoords="offset points", va="center", fontsize=8.5, bbox=box, zorder=5
             )
-    label = figure.head.subject.label
+    label = figure.head.labels.label
     axes.set_xticks(x, [label(axis.name) + (" (log)" if axis.log else "") for axis in figure.axes])
     axes.set_yticks([])
     axes.grid(False)
@@ -389,7 +389,7 @@ def _cell_legend(
     """One column per task, its ratios below each other."""
     palette = figure.head.palette
     named = [
-        (task, figure.head.subject.cell(task, ratio), {"color": _colour(palette, task), **_shape(palette, ratio)})
+        (task, figure.head.labels.cell(task, ratio), {"color": _colour(palette, task), **_shape(palette, ratio)})
         for task in palette.tasks
         for ratio in palette.ratios
         if (task, ratio) in set(cells)

@@ -23,7 +23,7 @@ from mlflow.store.artifact.artifact_repository_registry import get_artifact_repo
 
 from features.errors import InputError
 from features.store.tables import digest
-from study.labels import Subject
+from study.labels import Labels
 from study.provenance import commit
 from study.report import drawing, tables
 from study.report.claims.judge import Judged, counts, judge, unread
@@ -72,7 +72,7 @@ class _Content:
 def report(
     tracking_uri: str,
     experiment: str,
-    subject: Subject,
+    labels: Labels,
     out: Path,
     *,
     progress: Callable[[int, int], None] | None = None,
@@ -82,7 +82,7 @@ def report(
     `progress(done, total)` is called after each figure and table. Raises InputError where the store does not hold the
     experiment; anything else that is lacking is listed in `missing`. What cannot be logged is in `out` all the same.
     """
-    results = load_results(tracking_uri, experiment, subject)
+    results = load_results(tracking_uri, experiment, labels)
     out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out, prefix=".report-") as name:
         staged = Path(name)
@@ -115,11 +115,11 @@ def report(
     )
 
 
-def redraw(tracking_uri: str, experiment: str, subject: Subject, out: Path, name: str) -> Path:
+def redraw(tracking_uri: str, experiment: str, labels: Labels, out: Path, name: str) -> Path:
     """Draw one figure anew, by the name of its files; the page and MLflow keep theirs. Returns the PNG."""
-    results = load_results(tracking_uri, experiment, subject)
+    results = load_results(tracking_uri, experiment, labels)
     named: dict[str, Callable[[], Figure]] = {
-        subject.figures[swept].name if swept in subject.figures and subject.figures[swept].name
+        labels.figures[swept].name if swept in labels.figures and labels.figures[swept].name
         else f"sensitivity_{swept}": partial(figures.sensitivity, results, swept)
         for swept in results.sweeps()
     }  # fmt: skip
@@ -160,19 +160,19 @@ def current(results: Results, out: Path) -> Mapping[str, str] | None:
 
 def _drawn_from(results: Results) -> str:
     """Hash of all that a report is made from: trials, data, what was published, and the code."""
-    subject, trials = results.subject, results.trials
+    labels, trials = results.labels, results.trials
     return digest(
         {
             "trials": sorted(trials["run_id"] + " " + trials["status"]),
             "others": [results.foreign, results.domains, results.cells, results.pseudo, results.lost, results.way],
-            "published": [repr(subject.published), repr(subject.paper)],
+            "published": [repr(labels.published), repr(labels.paper)],
             "commit": commit(),
         }
     )
 
 
 def _make(results: Results, progress: Callable[[int, int], None], staged: Path) -> _Content:
-    content, subject = _Content(missing=[*results.lost]), results.subject
+    content, labels = _Content(missing=[*results.lost]), results.labels
 
     def compared() -> Table:
         content.comparison = compare(results)
@@ -189,19 +189,19 @@ def _make(results: Results, progress: Callable[[int, int], None], staged: Path) 
     def beside_published() -> Table:
         return tables.published_table(results, content.comparison or compare(results))
 
-    asked = [name for name, look in subject.figures.items() if look.name]
+    asked = [name for name, look in labels.figures.items() if look.name]
     swept = [*asked, *(name for name in results.sweeps() if name not in asked)]
     searched = sorted(str(cell) for cell in results.finished("search")["cell"].unique())
     judged: list[Callable[[], Figure | Table]] = [claims, lambda: contrasts_table(results, content.claims)]
     makers: list[Callable[[], Figure | Table]] = [
-        *(judged if subject.paper else []),
+        *(judged if labels.paper else []),
         partial(tables.domains_table, results),
         partial(tables.splits_table, results),
         compared,
-        *([less_published, beside_published] if subject.published else []),
+        *([less_published, beside_published] if labels.published else []),
         partial(tables.ablation_table, results),
-        *([partial(tables.cold_item_table, results)] if subject.kind.cold_items else []),
-        *([partial(tables.full_ranking_table, results)] if subject.kind.full else []),
+        *([partial(tables.cold_item_table, results)] if labels.task_type.cold_items else []),
+        *([partial(tables.full_ranking_table, results)] if labels.task_type.full else []),
         *([partial(tables.pseudo_table, results)] if results.pseudo else []),
         *(partial(figures.sensitivity, results, name) for name in swept),
         *(partial(make, results) for make in _SEARCHED),

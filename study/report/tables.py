@@ -2,7 +2,7 @@
 
 Test intervals are bootstraps over users (seeds averaged), validation intervals Student's t over seeds, both at 95%.
 A table that the store cannot fill raises MissingError; a row that it lacks is left out and named in the notes. What the
-metrics are, and which way is better, says the study's subject.
+metrics are, and which way is better, says the study's labels.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import pandas as pd
 from rich.table import Table as Terminal
 from rich.text import Text
 
-from study.labels import Subject, in_group, scale
+from study.labels import Labels, in_group, scale
 from study.report.comparison import Comparison, Row, compare, over_seeds, printed, shown_name
 from study.report.statistics import Interval
 from study.specs import PREDICTOR
@@ -68,7 +68,7 @@ def domains_table(results: Results) -> Table:
     frame = pd.DataFrame([rows[key] for key in sorted(rows)])
     shown = pd.DataFrame({"Task": frame["task"].map(_arrow)})
     for side in ("source", "target"):
-        for key, label in (("users", "users"), ("items", "items"), ("interactions", results.subject.kind.rows)):
+        for key, label in (("users", "users"), ("items", "items"), ("interactions", results.labels.task_type.rows)):
             shown[f"{side.capitalize()} {label}"] = [_count(value) for value in frame[f"{side}_{key}"]]
     shown["Overlapping users"] = [_count(value) for value in frame["overlapping_users"]]
     return Table("table_1_domains", _caption("Table 1. Domains after filtering", results), frame, shown, tuple(notes))
@@ -83,7 +83,7 @@ def splits_table(results: Results) -> Table:
     shown = pd.DataFrame(
         {
             "Task": frame["source"] + " → " + frame["target"],
-            results.subject.ratio: frame["ratio"].map("{:.0%}".format),
+            results.labels.ratio: frame["ratio"].map("{:.0%}".format),
         }
     )
     for name in frame.columns.drop(["source", "target", "ratio"]):
@@ -104,14 +104,14 @@ def full_ranking_table(results: Results) -> Table:
 
 
 def _comparison_table(name: str, head: str, comparison: Comparison, results: Results) -> Table:
-    subject, metrics, headline = comparison.subject, comparison.metrics, comparison.headline
-    bar, digits = subject.kind.bar, subject.kind.digits
+    labels, metrics, headline = comparison.labels, comparison.metrics, comparison.headline
+    bar, digits = labels.task_type.reference, labels.task_type.digits
     shown = []
     for row in comparison.rows:
         bold = "**" if (row.cell, row.group, row.name) in comparison.best else ""
-        line = {"Task": _arrow(row.task), subject.ratio: f"{row.ratio:.0%}"}
+        line = {"Task": _arrow(row.task), labels.ratio: f"{row.ratio:.0%}"}
         if row.group:
-            line[subject.kind.group_column.capitalize()] = row.group
+            line[labels.task_type.group_column.capitalize()] = row.group
         line["Row"] = f"{bold}{row.name}{bold}"
         line |= {
             f"Val. {m.label}": _number(row.validation[m.name].value, digits)
@@ -151,7 +151,7 @@ def ablation_table(results: Results) -> Table:
         records += _ablation_records(results, str(cell), {name: named[name] for name in variants if name in named})
     if any(record[-1].n == 0 for record in records):
         notes.append("Published numbers are of test users, measured ones of validation users.")
-    group_column = results.subject.kind.group_column  # none: one group of all rows
+    group_column = results.labels.task_type.group_column  # none: one group of all rows
     head = ["cell", "task", "ratio", group_column, "metric", "label", "variant"]
     frame = pd.DataFrame(
         [(*names, i.value, i.low, i.high, i.n) for *names, i in records],
@@ -159,25 +159,27 @@ def ablation_table(results: Results) -> Table:
     ).drop(columns=["label", *([] if group_column else [""])])
     lines: dict[tuple[str, ...], dict[str, str]] = {}
     for cell_name, task, ratio, group, _, label, name, interval in records:
-        line = {"Task": _arrow(task), results.subject.ratio: f"{ratio:.0%}"}
+        line = {"Task": _arrow(task), results.labels.ratio: f"{ratio:.0%}"}
         line |= {group_column.capitalize(): group} if group_column else {}
-        text = interval_text(interval, digits=results.subject.kind.digits)
+        text = interval_text(interval, digits=results.labels.task_type.digits)
         lines.setdefault((cell_name, group, label), line | {"Validation": label})[_variant(name)] = text
-    columns = ["Task", results.subject.ratio, *filter(None, [group_column.capitalize()]), "Validation"]
+    columns = ["Task", results.labels.ratio, *filter(None, [group_column.capitalize()]), "Validation"]
     shown = pd.DataFrame(list(lines.values()), columns=[*columns, *map(_variant, variants)])
-    metrics = [metric for metric in results.subject.kind.metrics if metric.name in results.subject.kind.ablation]
+    metrics = [
+        metric for metric in results.labels.task_type.metrics if metric.name in results.labels.task_type.ablation
+    ]
     caption = f"Table 3. Ablations on validation users: {_measures(metrics)} (mean over seeds, 95% t intervals)"
     return Table("table_3_ablations", _caption(caption, results), frame, shown.fillna("–"), tuple(notes))
 
 
 def _ablation_records(results: Results, cell: str, named: Mapping[str, pd.Series]) -> list[tuple[Any, ...]]:
     """(cell, task, ratio, group, metric, its label, variant, interval) of a cell, and of what was published of it."""
-    kind, published = results.subject.kind, results.subject.published
+    task_type, published = results.labels.task_type, results.labels.published
     first = next(iter(named.values()))
     head = (cell, str(first["task"]), float(first["ratio"]))
     records: list[tuple[Any, ...]] = []
-    for group in kind.groups:
-        for metric in (metric for metric in kind.metrics if metric.name in kind.ablation):
+    for group in task_type.groups:
+        for metric in (metric for metric in task_type.metrics if metric.name in task_type.ablation):
             column = f"val_{in_group(metric.name, group)}"
             of = {name: run for name, run in named.items() if per_seed(run, column)}
             names = (f"val_{metric.name}", metric.label)
@@ -198,8 +200,8 @@ def cold_item_table(results: Results) -> Table:
     runs = scores[scores[column] > 0] if column in scores.columns else scores.iloc[:0]
     if runs.empty:
         raise MissingError("Table 4: no scored run has test ratings of cold items; run `study score`")
-    subject = results.subject
-    order = {f"{PREDICTOR}{name}": k for k, name in enumerate(subject.kind.predictors)}
+    labels = results.labels
+    order = {f"{PREDICTOR}{name}": k for k, name in enumerate(labels.task_type.predictors)}
     runs = runs.assign(_order=[order.get(str(name), len(order)) for name in runs["name"]])
     runs = runs.sort_values(["cell", "_order", "name"])
     frame = pd.DataFrame(
@@ -216,11 +218,11 @@ def cold_item_table(results: Results) -> Table:
     shown = pd.DataFrame(
         {
             "Task": frame["task"].map(_arrow),
-            subject.ratio: frame["ratio"].map("{:.0%}".format),
+            labels.ratio: frame["ratio"].map("{:.0%}".format),
             "Row": frame["row"],
             "Test ratings": frame["ratings"].map(_count),
-            "MAE": [_number(value, subject.kind.digits) for value in frame["mae"]],
-            "RMSE": [_number(value, subject.kind.digits) for value in frame["rmse"]],
+            "MAE": [_number(value, labels.task_type.digits) for value in frame["mae"]],
+            "RMSE": [_number(value, labels.task_type.digits) for value in frame["rmse"]],
         }
     )
     caption = "Table 4. Dual cold start: cold users and cold items (rating points)"
@@ -252,7 +254,7 @@ def pseudo_table(results: Results) -> Table:
 
 def published_table(results: Results, comparison: Comparison) -> Table:
     """Every published row as printed, and below them the rows of this study that they can be held against."""
-    published = results.subject.published
+    published = results.labels.published
     if published is None:
         raise MissingError("published numbers: the plan names none; set `published` in it")
     grid, group = published.comparison, published.paper.group
@@ -288,13 +290,13 @@ def published_table(results: Results, comparison: Comparison) -> Table:
 
 def difference_table(results: Results, comparison: Comparison) -> Table:
     """The model's row of each cell that the paper prints: measured, published, and the one less the other."""
-    published = results.subject.published
+    published = results.labels.published
     if published is None:
         raise MissingError("measured less published: the plan names no published numbers; set `published` in it")
     grid, group = published.comparison, published.paper.group
     records = []
     for row in comparison.rows:
-        if row.seeds and row.group == group and row.name == results.subject.model:
+        if row.seeds and row.group == group and row.name == results.labels.model:
             for metric in comparison.metrics:
                 value = grid.value(published.paper.method, row.cell, metric.name)
                 if value is not None:
@@ -326,7 +328,7 @@ def difference_table(results: Results, comparison: Comparison) -> Table:
 def summary_table(results: Results, comparison: Comparison | None = None) -> Terminal:
     """The table that `study run` ends with; 80 columns wide. Raises MissingError where nothing is scored."""
     comparison = comparison or compare(results)
-    subject, metrics = comparison.subject, comparison.metrics
+    labels, metrics = comparison.labels, comparison.metrics
     names = ", ".join(metric.label for metric in metrics)
     title = _caption(f"{names}: validation, and test with 95% intervals over users", results)
     table = Terminal(title=title, box=None, header_style="bold", title_style="bold", padding=(0, 1, 0, 0))
@@ -339,7 +341,7 @@ def summary_table(results: Results, comparison: Comparison | None = None) -> Ter
     for cell, group in dict.fromkeys((row.cell, row.group) for row in comparison.rows):
         rows = [row for row in comparison.rows if (row.cell, row.group) == (cell, group)]
         if cell != shown:
-            table.add_row(Text(_head(subject, rows[0]), style="cyan", overflow="ignore"))
+            table.add_row(Text(_head(labels, rows[0]), style="cyan", overflow="ignore"))
             shown = cell
         if group:
             table.add_row(Text(f" {group}", style="cyan"))
@@ -348,14 +350,14 @@ def summary_table(results: Results, comparison: Comparison | None = None) -> Ter
             values += [_short(row.test[m.name]) if m.name in row.test else "–" for m in metrics]
             bold = (cell, group, row.name) in comparison.best
             table.add_row(f"  {row.name}", *values, style="bold" if bold else "")
-    if subject.published is not None and any(row.seeds == 0 for row in comparison.rows):
-        table.caption = subject.published.paper.note  # a published row is never of quite the same data
+    if labels.published is not None and any(row.seeds == 0 for row in comparison.rows):
+        table.caption = labels.published.paper.note  # a published row is never of quite the same data
     return table
 
 
-def _head(subject: Subject, row: Row) -> str:
+def _head(labels: Labels, row: Row) -> str:
     """The cell's name; where rows are in groups their metrics leave no room for what the ratio is called."""
-    return f"{_arrow(row.task)}, {row.ratio:.0%}" if row.group else subject.cell(row.task, row.ratio)
+    return f"{_arrow(row.task)}, {row.ratio:.0%}" if row.group else labels.cell(row.task, row.ratio)
 
 
 def interval_text(interval: Interval, signed: bool = False, digits: int = 3) -> str:
@@ -367,11 +369,11 @@ def interval_text(interval: Interval, signed: bool = False, digits: int = 3) -> 
 
 
 def _flat(comparison: Comparison, row: Row) -> dict[str, Any]:
-    kind = comparison.subject.kind
+    task_type = comparison.labels.task_type
     flat: dict[str, Any] = {"cell": row.cell, "task": row.task, "ratio": row.ratio}
-    flat |= {kind.group_column: row.group} if kind.group_column else {}
-    flat |= {"row": row.name, "seeds": row.seeds, "users": row.users, kind.rows: row.size}
-    groups = (("val", row.validation), ("test", row.test), (f"minus_{kind.bar}", row.difference or {}))
+    flat |= {task_type.group_column: row.group} if task_type.group_column else {}
+    flat |= {"row": row.name, "seeds": row.seeds, "users": row.users, task_type.rows: row.size}
+    groups = (("val", row.validation), ("test", row.test), (f"minus_{task_type.reference}", row.difference or {}))
     for group, intervals in groups:
         for metric in comparison.metrics:
             interval = intervals.get(metric.name, Interval(math.nan, math.nan, math.nan, 0))

@@ -32,7 +32,7 @@ from study.specs import Cell
 from study.tracking.results import Results, read_config
 from study.tracking.runs import shown
 from trainables.interface import load_model
-from trainables.task_types import KINDS, kind_at
+from trainables.task_types import TASK_TYPES, task_type_at
 from trainables.tasks.rating import load_array, load_rows, read_meta
 from trainables.trial import kept_at
 
@@ -158,7 +158,7 @@ def known_of(document: Mapping[str, Any], home: Path, user: str) -> tuple[pd.Dat
     history = pd.DataFrame({"item": rows["item_id"], "title": [titles.get(item, "") for item in rows["item_id"]]})
     if history.empty:
         raise InputError(f"user {user}: has nothing in the domain {source.name}; give the id of one who has")
-    if kind_at(folder).name == "sequences":
+    if task_type_at(folder).name == "sequences":
         return pd.DataFrame({"history": [list(history["item"])]}), history
     for part in (folder.parent / "test", folder / "validation", folder):
         vectors = load_rows(part, "source")
@@ -257,7 +257,7 @@ def _save(
     asked = {
         "ratings": [ColSpec(many, "features"), ColSpec(DataType.double, "source_offset")],
         "sequences": [ColSpec(texts, "history")],
-    }[kind_at(Path(document["task_dir"])).name]
+    }[task_type_at(Path(document["task_dir"])).name]
     signature = ModelSignature(
         inputs=Schema([*asked, ColSpec(texts, "candidates", required=False)]),
         outputs=Schema([ColSpec(texts, "items"), ColSpec(texts, "titles"), ColSpec(many, "scores")]),
@@ -293,9 +293,9 @@ def _items(document: Mapping[str, Any], domains: Mapping[str, Domain]) -> pd.Dat
 def _example(document: Mapping[str, Any]) -> pd.DataFrame:
     """The first validation user."""
     folder = Path(document["task_dir"])
-    if kind_at(folder).name == "ratings":
+    if task_type_at(folder).name == "ratings":
         return _rating_query(folder / "validation", 0)
-    history = KINDS["sequences"].load_held_out(folder / "validation").history.rows(torch.tensor([0]))
+    history = TASK_TYPES["sequences"].load_held_out(folder / "validation").history.rows(torch.tensor([0]))
     return pd.DataFrame({"history": [[str(item) for item in np.load(folder / "item_id.npy")[history.item.numpy()]]]})
 
 

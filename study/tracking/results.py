@@ -26,7 +26,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
 from features.errors import InputError
-from study.labels import Subject
+from study.labels import Labels
 from study.specs import RATIO
 
 TAG = "study."
@@ -44,7 +44,7 @@ class MissingError(InputError):
 class Results:
     """Everything of one study; `trials` holds one row per trial, the finished run where a trial has several."""
 
-    subject: Subject
+    labels: Labels
     tracking_uri: str
     experiment: str
     trials: pd.DataFrame
@@ -123,7 +123,7 @@ class Results:
     def per_user(self, run_id: str, name: str = "per_user.csv") -> pd.DataFrame:
         """The run's rows of test users (or `val_per_user.csv`): seed, user, and the columns of the study's kind."""
         text = read_artifact(self.tracking_uri, run_id, name)
-        texts = ["user", self.subject.kind.group_column]
+        texts = ["user", self.labels.task_type.group_column]
         try:
             frame = pd.read_csv(io.StringIO(text), dtype=dict.fromkeys(texts, str))
             frame.drop(columns=texts, errors="ignore").astype(float)
@@ -132,7 +132,7 @@ class Results:
         return frame
 
 
-def load_results(tracking_uri: str, experiment: str, subject: Subject) -> Results:
+def load_results(tracking_uri: str, experiment: str, labels: Labels) -> Results:
     """Read the study `experiment`; failed and running trials are kept with their status.
 
     Raises InputError where the store does not hold the experiment.
@@ -153,7 +153,7 @@ def load_results(tracking_uri: str, experiment: str, subject: Subject) -> Result
     finished = [run for run in trials if run.info.status == "FINISHED"]
     lost: list[str] = []
     return Results(
-        subject=subject,
+        labels=labels,
         tracking_uri=tracking_uri,
         experiment=experiment,
         trials=_frame(trials),

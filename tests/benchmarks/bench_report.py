@@ -122,7 +122,7 @@ BEGIN = """
 import sys, time
 from pathlib import Path
 from study.report.report import redraw, report
-from study.labels import subject_of
+from study.labels import labels_of
 from study.tracking.runs import connect
 uri, out = sys.argv[1], Path(sys.argv[2])
 connect(uri).get_experiment_by_name("large")
@@ -148,8 +148,8 @@ def main() -> None:
         folder = Path(name)
         uri = fill(folder, trials, epochs)
         for what, call in (
-            ("one figure", "redraw(uri, 'large', subject_of('music'), out, 'history')"),
-            ("report", "report(uri, 'large', subject_of('music'), out)"),
+            ("one figure", "redraw(uri, 'large', labels_of('music'), out, 'history')"),
+            ("report", "report(uri, 'large', labels_of('music'), out)"),
         ):
             whole, alone, memory = timed(call, uri, str(folder / "out"))
             print(

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 FAKES = Path(__file__).parent / "fakes"
-KINDS = ("SIGKILL", "SIGTERM", "SIGINT", "trial", "raylet")
+TASK_TYPES = ("SIGKILL", "SIGTERM", "SIGINT", "trial", "raylet")
 EPOCHS, EPOCH_S, CHECKPOINT_S = 8, 0.25, 0.5
 LIMIT_S = 540
 
@@ -135,7 +135,9 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     choice = random.Random(args.seed)
-    kinds = [kind for _ in range(-(-args.kills // len(KINDS))) for kind in choice.sample(KINDS, len(KINDS))]
+    kinds = [
+        kind for _ in range(-(-args.kills // len(TASK_TYPES))) for kind in choice.sample(TASK_TYPES, len(TASK_TYPES))
+    ]
     with tempfile.TemporaryDirectory() as folder:
         began = time.monotonic()
         outcome = survive(Path(folder), cells=4, trials=8, kinds=kinds[: args.kills], seed=args.seed)

@@ -8,12 +8,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from study.labels import subject_of
+from study.labels import labels_of
 from trainables.task_types import SEQUENCES
 
 from .store import Store, empty_store, with_seeds
 
-LGCD = subject_of("lgcd", "lgcd/food-kitchen")
+LGCD = labels_of("lgcd", "lgcd/food-kitchen")
 TASKS = ("food->kitchen", "kitchen->food")
 PROTOCOLS = ("as-given", "inter")
 RATIOS = (0.2, 0.6, 1.0)

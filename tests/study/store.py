@@ -16,12 +16,12 @@ import yaml
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, RunTag
 
-from study.labels import subject_of
+from study.labels import labels_of
 
 CELLS = (("books->movies", 0.2), ("books->movies", 0.5), ("movies->books", 0.2), ("movies->books", 0.5))
 STEPS = (2, 5, 10, 20, 50)
 ACTIVATIONS = ("tanh", "relu", "softmax")
-MUSIC = subject_of("music")
+MUSIC = labels_of("music")
 CONFIG: dict[str, Any] = {"steps": 10, "lr": 0.001, "dropout": 0.1, "beta": 0.4, "activation": "tanh"}
 
 

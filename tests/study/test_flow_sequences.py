@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from study.labels import subject_of
+from study.labels import labels_of
 from study.tracking.results import Results, load_results
 from study.tracking.runs import default_uri
 from trainables.task_types import SEQUENCES
@@ -51,7 +51,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
 
 @pytest.fixture(scope="module")
 def results(finished: Finished) -> Results:
-    return load_results(default_uri(finished.home), "tiny", subject_of("lgcd"))
+    return load_results(default_uri(finished.home), "tiny", labels_of("lgcd"))
 
 
 def test_everything_is_finished_once(finished: Finished, results: Results) -> None:

@@ -26,8 +26,8 @@ def make(tmp_path: Path) -> MakePlan:
     return lambda **changes: load_plan(str(write_plan(tmp_path, **changes)))
 
 
-def folders(cell: Cell, flavour: str) -> TaskFolders:
-    root = Path("/tasks") / f"{cell.name}-{flavour}"
+def folders(cell: Cell, feature_set: str) -> TaskFolders:
+    root = Path("/tasks") / f"{cell.name}-{feature_set}"
     return TaskFolders(key="k", task_dir=root / "search", test_dir=root / "test", counts={})
 
 

@@ -34,7 +34,7 @@ def faults(make: MakePlan, **changes: Any) -> tuple[str, ...]:
     return caught.value.faults
 
 
-def folders(cell: Cell, flavour: str) -> TaskFolders:
+def folders(cell: Cell, feature_set: str) -> TaskFolders:
     root = Path("/tasks") / cell.name
     return TaskFolders(key="k", task_dir=root / "search", test_dir=root / "test", counts={})
 
@@ -44,7 +44,7 @@ def folders(cell: Cell, flavour: str) -> TaskFolders:
 
 def test_a_plan_of_sequences_is_bound(make: MakePlan) -> None:
     plan = make(sequences__data_seed=3)
-    assert plan.kind is SEQUENCES
+    assert plan.task_type is SEQUENCES
     assert plan.rules == SequencePlan(users="users.parquet", negatives=19, data_seed=3)
     assert plan.rules.at(0.2) == SequenceSpec(ratio=0.2, negatives=19, data_seed=3)
     assert plan.selection == ("val_ndcg10", "maximize")
@@ -58,7 +58,7 @@ def test_a_plan_of_sequences_is_bound(make: MakePlan) -> None:
 
 def test_a_plan_of_ratings_keeps_its_split(tmp_path: Path) -> None:
     plan = load_plan(str(tiny.write_plan(tmp_path, split={"data_seed": 4})))
-    assert plan.kind is RATINGS
+    assert plan.task_type is RATINGS
     assert plan.rules == SplitPlan(data_seed=4)
     assert plan.rules.at(0.2) == SplitSpec(ratio=0.2, data_seed=4)
 

@@ -22,7 +22,7 @@ from study.data.prepare import (
     describe_data,
     estimates,
     feature_figures,
-    flavours,
+    feature_sets,
     prepare,
     prepare_domains,
     unwatched,
@@ -133,7 +133,7 @@ def test_what_is_logged_of_the_data(plan: Plan, raw: Path, home: Path, tmp_path:
 
 def test_flavours_are_those_of_the_plan_and_its_ablations(tmp_path: Path) -> None:
     def of(**changes: object) -> list[str]:
-        return flavours(load_plan(str(write_plan(tmp_path, **changes))))
+        return feature_sets(load_plan(str(write_plan(tmp_path, **changes))))
 
     text = {"text": {"encoder": {"model": "minilm"}}}
     assert of() == ["ratings"]

@@ -22,7 +22,7 @@ from study.papers.reader import (
     published_names,
 )  # fmt: skip
 from trainables.interface import load_model, model_names
-from trainables.task_types import KINDS
+from trainables.task_types import TASK_TYPES
 
 TEXTS = Path(__file__).parents[3] / "shared" / "papers"
 MODELS = sorted(path.stem for path in FOLDER.glob("*.yaml"))
@@ -176,7 +176,7 @@ def test_claims_speak_of_what_a_study_of_the_model_can_have(model: str) -> None:
     paper, module = load_paper(model), load_model(model)
     assert paper is not None
     assert model in model_names()
-    kind = KINDS[module.KIND]
+    kind = TASK_TYPES[module.TASK_TYPE]
     known = {metric.name for metric in kind.metrics} | (
         {"cold_item_mae", "cold_item_rmse"} if kind.cold_items else set()
     )

@@ -40,7 +40,7 @@ def test_a_trial_without_a_finite_value_never_wins() -> None:
 
 
 def test_the_selected_trials_are_those_that_the_study_tagged(results: Results) -> None:
-    chosen = best_per_cell(results.validation(), *results.subject.selection)
+    chosen = best_per_cell(results.validation(), *results.labels.selection)
     tagged = results.finished("search")
     tagged = tagged[tagged["best"]]
     assert {best.run_id for best in chosen.values()} == set(tagged["run_id"])

@@ -20,15 +20,15 @@ def world() -> World:
 
 
 @pytest.fixture(scope="session", params=["ratings", "text"])
-def flavour(request: pytest.FixtureRequest) -> str:
+def feature_set(request: pytest.FixtureRequest) -> str:
     """Where vectors come from."""
     return str(request.param)
 
 
 @pytest.fixture(scope="session")
-def folders(world: World, flavour: str, tmp_path_factory: pytest.TempPathFactory) -> TaskFolders:
-    """The task of that world in each flavour."""
-    return build(world, tmp_path_factory.mktemp(flavour), flavour)
+def folders(world: World, feature_set: str, tmp_path_factory: pytest.TempPathFactory) -> TaskFolders:
+    """The task of that world in each feature_set."""
+    return build(world, tmp_path_factory.mktemp(feature_set), feature_set)
 
 
 @pytest.fixture(scope="session")

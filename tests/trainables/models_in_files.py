@@ -16,7 +16,7 @@ import torch
 from trainables.interface import Epoch, Variant
 from trainables.trial import validation_metrics
 
-KIND = "ratings"
+TASK_TYPE = "ratings"
 SELECTION = ("val_mae", "minimize")
 ABLATIONS = {"three": Variant(config={"value": 3.0})}
 FIGURES = {}
@@ -45,7 +45,7 @@ from trainables.interface import Epoch, Figure, Variant
 from trainables.trial import validation_metrics
 from trainables.tasks.sequential import OVERLAPPING
 
-KIND = "sequences"
+TASK_TYPE = "sequences"
 SELECTION = ("val_ndcg10", "maximize")
 ABLATIONS = {"wo_weight": Variant(config={"weight": 1.0})}
 FIGURES = {"weight": Figure(name="figure_3_weight", title="Weight (a paper's Figure 3)", label="Weight of overlap")}

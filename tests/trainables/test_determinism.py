@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from trainables.interface import Epoch, Underway
+from trainables.interface import Epoch, Stage
 from trainables.models.music import Config, train
 from trainables.tasks.rating import Task, TaskFolders, load_task
 from trainables.trial import run
@@ -49,7 +49,7 @@ def final(task_dir: Path, seeds: list[int]) -> dict[str, float]:
 
 @pytest.fixture(scope="session")
 def elsewhere(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
-    """By flavour, what a new process with another hash seed than this one's builds and trains."""
+    """By feature_set, what a new process with another hash seed than this one's builds and trains."""
     hash_seed = "2" if os.environ.get("PYTHONHASHSEED") == "1" else "1"
     arguments = [
         str(Path(__file__).parents[2]),
@@ -66,11 +66,11 @@ def elsewhere(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
 
 
 def test_a_process_with_another_hash_seed_builds_and_trains_the_same(
-    flavour: str, folders: TaskFolders, elsewhere: dict[str, list[str]]
+    feature_set: str, folders: TaskFolders, elsewhere: dict[str, list[str]]
 ) -> None:
     here = said_of(folders)
     assert len(here) >= 6
-    assert here == elsewhere[flavour]
+    assert here == elsewhere[feature_set]
 
 
 def test_another_training_seed_gives_another_result_on_the_same_split(folders: TaskFolders) -> None:
@@ -100,7 +100,7 @@ def task(folders: TaskFolders) -> Task:
     return load_task(folders.task_dir)
 
 
-def said(places: Sequence[Epoch | Underway]) -> list[dict[str, float]]:
+def said(places: Sequence[Epoch | Stage]) -> list[dict[str, float]]:
     return [dict(place.metrics) for place in places if isinstance(place, Epoch)]
 
 
@@ -118,7 +118,7 @@ def test_what_draws_between_two_epochs_changes_nothing_and_is_not_changed(task: 
     torch.manual_seed(123)
     expected = torch.rand(2 * len(alone))
     torch.manual_seed(123)
-    seen: list[Epoch | Underway] = []
+    seen: list[Epoch | Stage] = []
     drawn: list[float] = []
     for place in train(config, task, 0):
         seen.append(place)

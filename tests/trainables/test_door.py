@@ -17,7 +17,7 @@ from features.errors import InputError
 from trainables import trial
 from trainables.baselines.rating import PREDICTORS
 from trainables.interface import load_model, make_config, model_names
-from trainables.task_types import SEQUENCES, kind_at
+from trainables.task_types import SEQUENCES, task_type_at
 from trainables.tasks.rating import FeatureRows, TaskFolders, load_held_out, load_task
 from trainables.tasks.sequential import PROTOCOLS
 from trainables.trial import Report, has_shared, prepare, run, run_predictor, score, shared
@@ -276,7 +276,7 @@ def assert_goes_on(
     model: str, config: dict[str, object], task_dir: str, test_dir: str, folder: Path, stages: int
 ) -> None:
     """From the file of every place that gives a state, to the last bit; `stages` of them come before the first epoch."""
-    task = kind_at(Path(task_dir)).load_task(Path(task_dir))
+    task = task_type_at(Path(task_dir)).load_task(Path(task_dir))
     states, whole = [], []
     for report in run(model, config, task_dir, [0, 1], test_dir, rows=True):
         whole.append(report)

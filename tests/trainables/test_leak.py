@@ -50,10 +50,12 @@ def reports(folders: TaskFolders) -> list[tuple[int, dict[str, float]]]:
 
 
 @pytest.fixture(scope="module")
-def changed(world: World, flavour: str, folders: TaskFolders, tmp_path_factory: pytest.TempPathFactory) -> TaskFolders:
+def changed(
+    world: World, feature_set: str, folders: TaskFolders, tmp_path_factory: pytest.TempPathFactory
+) -> TaskFolders:
     """The same task after every target rating and review of its test users was turned over."""
     other = world.with_target(users_of(folders.test_dir), inverted)
-    return build(other, tmp_path_factory.mktemp(f"changed-{flavour}"), flavour)
+    return build(other, tmp_path_factory.mktemp(f"changed-{feature_set}"), feature_set)
 
 
 def test_the_change_reached_the_data_and_the_test_side(folders: TaskFolders, changed: TaskFolders) -> None:
@@ -85,10 +87,10 @@ def test_test_users_change_nothing_but_the_truth_on_the_test_side(folders: TaskF
 
 
 def test_validation_users_change_no_training_tensor(
-    world: World, flavour: str, folders: TaskFolders, tmp_path: Path
+    world: World, feature_set: str, folders: TaskFolders, tmp_path: Path
 ) -> None:
     users = users_of(folders.task_dir / "validation")
-    other = build(world.with_target(users, inverted), tmp_path, flavour)
+    other = build(world.with_target(users, inverted), tmp_path, feature_set)
     before, after = contents(folders.task_dir), contents(other.task_dir)
     assert list(before) == list(after)
     assert [name for name in before if before[name] != after[name]] == ["validation/rating.npy"]
@@ -96,14 +98,14 @@ def test_validation_users_change_no_training_tensor(
 
 
 def test_what_the_same_users_did_in_the_source_domain_does_change_their_vectors(
-    world: World, flavour: str, folders: TaskFolders, tmp_path: Path
+    world: World, feature_set: str, folders: TaskFolders, tmp_path: Path
 ) -> None:
     """A cold-start user is known by his source domain: the comparison above is not blind."""
     users = users_of(folders.test_dir)
     source = world.source.copy()
     chosen = source["user_id"].isin(users)
     source.loc[chosen] = inverted(source[chosen])
-    other = build(World(source, world.target, world.items), tmp_path, flavour)
+    other = build(World(source, world.target, world.items), tmp_path, feature_set)
     before, after = load_held_out(folders.test_dir), load_held_out(other.test_dir)
     assert not before.source_offset.equal(after.source_offset)
     index = before.ratings.user.unique()

@@ -20,10 +20,10 @@ VARIANCE = (0.2, 1.5)  # of the generated vectors, as a share of the real target
 
 
 @pytest.fixture(scope="module")
-def learnable(flavour: str, tmp_path_factory: pytest.TempPathFactory) -> TaskFolders:
+def learnable(feature_set: str, tmp_path_factory: pytest.TempPathFactory) -> TaskFolders:
     """420 users a domain, 320 in both; users, items and taste all matter."""
     world = make_world(seed=3, users=420, overlap=320, items=80, each=20)
-    return build(world, tmp_path_factory.mktemp(f"learnable-{flavour}"), flavour)
+    return build(world, tmp_path_factory.mktemp(f"learnable-{feature_set}"), feature_set)
 
 
 def trained(folders: TaskFolders, **changes: object) -> dict[str, float]:

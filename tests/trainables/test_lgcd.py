@@ -15,7 +15,7 @@ from torch import nn
 
 from features.errors import InputError
 from trainables.diffusion import timestep_embedding
-from trainables.models import lgcd
+from trainables.models.lgcd import model as lgcd
 from trainables.models.lgcd.conditions import Rows
 from trainables.models.lgcd.encoders import pretrained
 from trainables.models.lgcd.model import GUIDANCE, WIDTH, Condition, Config, Network, train

@@ -1,4 +1,4 @@
-"""Two small domains with a taste that transfers, and tasks of both flavours built from them."""
+"""Two small domains with a taste that transfers, and tasks of both feature_sets built from them."""
 
 from __future__ import annotations
 
@@ -129,10 +129,10 @@ def text_vectors(source: Domain, target: Domain, folder: Path) -> TextVectors:
     )
 
 
-def build(world: World, folder: Path, flavour: str, split: SplitSpec = SPLIT) -> TaskFolders:
+def build(world: World, folder: Path, feature_set: str, split: SplitSpec = SPLIT) -> TaskFolders:
     """The task of a world, with vectors from `ratings` or from `text`."""
     source, target = domains_of(world, folder)
-    vectors = FACTORS if flavour == "ratings" else text_vectors(source, target, folder)
+    vectors = FACTORS if feature_set == "ratings" else text_vectors(source, target, folder)
     return build_task(split, source, target, vectors, folder / "tasks")
 
 

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from features.checks import at_least, choice, dropout_share, refuse, step_size, variance_range
 from features.errors import InputError
 from trainables.diffusion import SCHEDULES, Diffusion, Noise, SameForAll, normal, timestep_embedding, variances
-from trainables.interface import Epoch, Figure, State, Underway, Variant
+from trainables.interface import Epoch, Figure, Stage, State, Variant
 from trainables.tasks.rating import HeldOut, RatingQuery, Ratings, Task, shrunken_means
 from trainables.trial import validate
 
@@ -33,7 +33,7 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 RATE_FROM = ("one_step", "chain")
 OFFSETS = ("global_mean", "item_mean", "source_offset")
 
-KIND = "ratings"
+TASK_TYPE = "ratings"
 SELECTION = ("val_rmse", "minimize")
 ABLATIONS = {  # Table 3
     "wo_mllm": Variant(features="ratings"),
@@ -349,7 +349,7 @@ def unpack(config: Config, state: Mapping[str, Any], seed: int) -> Callable[[Rat
 # --- 3.5 training -------------------------------------------------------------------------------------------------
 
 
-def train(config: Config, task: Task, seed: int, state: dict[str, Any] | None = None) -> Iterator[Epoch | Underway]:
+def train(config: Config, task: Task, seed: int, state: dict[str, Any] | None = None) -> Iterator[Epoch | Stage]:
     """Feature stage, side stage, then the joint stage, whose epochs are measured; the best by validation RMSE is kept.
 
     The x_0 that diffusion regresses on is fixed by the feature stage (ours): were it free, it would collapse to a
@@ -382,7 +382,7 @@ class _Trainer:
         self.model = MuSiC(config, task)
         self.generator = torch.Generator().manual_seed(seed)
 
-    def run(self, state: dict[str, Any] | None = None) -> Iterator[Epoch | Underway]:
+    def run(self, state: dict[str, Any] | None = None) -> Iterator[Epoch | Stage]:
         """All stages; yields after each of their epochs. With a state, what follows the place that gave it."""
         model, config = self.model, self.config
         stage = state["stage"] if state else "feature"
@@ -465,7 +465,7 @@ class _Trainer:
             pack=lambda: pack(model, task),
         )  # fmt: skip
 
-    def _feature_stage(self, state: dict[str, Any] | None = None) -> Iterator[Underway]:
+    def _feature_stage(self, state: dict[str, Any] | None = None) -> Iterator[Stage]:
         """Eq. 8 on the target domain's own ratings.
 
         Residual vectors start small, so that training starts at the offset.
@@ -481,7 +481,7 @@ class _Trainer:
                 item, rating = ratings.item[rows_N], ratings.rating[rows_N]
                 u_dot_v = model.dot(model.user_mlp(self.task.target[users_B]), user_N, self.task, item)
                 _step(optimizer, functional.mse_loss(offset[rows_N] + u_dot_v, rating))
-            yield Underway(state=self._state("feature", optimizer, number))
+            yield Stage(state=self._state("feature", optimizer, number))
 
     def _target_offset(self, ratings: Ratings) -> Tensor:
         """Offsets of the users whose target ratings are known, [N]: theirs is what the source offset stands for."""
@@ -493,7 +493,7 @@ class _Trainer:
         own[: len(task.source)] = task.slope * task.source_offset
         return offset + own[ratings.user]
 
-    def _side_stage(self, x0_UD: Tensor, spread: float, state: dict[str, Any] | None = None) -> Iterator[Underway]:
+    def _side_stage(self, x0_UD: Tensor, spread: float, state: dict[str, Any] | None = None) -> Iterator[Stage]:
         """Eq. 11: reconstruction without condition over side users."""
         users = self.task.side_users
         optimizer, done = self._adam(self.model.unet.parameters(), state)
@@ -502,7 +502,7 @@ class _Trainer:
             order = users[torch.randperm(len(users), generator=self.generator)]
             for batch in torch.split(order, self.config.batch_users):
                 _step(optimizer, self._reconstruction(x0_UD[batch], None)[0])
-            yield Underway(state=self._state("side", optimizer, number, x0=x0_UD, spread=spread))
+            yield Stage(state=self._state("side", optimizer, number, x0=x0_UD, spread=spread))
 
     def _joint_epoch(self, optimizer: torch.optim.Optimizer, x0_UD: Tensor) -> float:
         """Eq. 13: beta * reconstruction + (1 - beta) * rating loss over training overlapping users; mean loss."""

@@ -20,7 +20,7 @@ from torch import Tensor
 from features.errors import InputError
 from trainables.tasks.rating import FeatureRows, load_array, load_rows, not_built, read_meta
 
-KIND = "sequences"
+TASK_TYPE = "sequences"
 LAST = -1e9  # score of an item of the shown history; finite, for scores are mixed
 PROTOCOLS = (
     "as-given",
@@ -162,7 +162,7 @@ def seen(history: Sequences, target: tuple[int, int]) -> Tensor:
 def load_task(task_dir: Path) -> SequenceTask:
     """Open the search side of a task; the vectors stay memory-mapped."""
     meta = read_meta(task_dir)
-    if meta.get("kind") != KIND:
+    if meta.get("kind") != TASK_TYPE:
         raise InputError(f"{task_dir}: this task is not of sequences; give the plan a model of its kind")
     return SequenceTask(
         folder=task_dir,

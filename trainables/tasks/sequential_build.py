@@ -26,7 +26,7 @@ from features.pseudo.table import PseudoTable
 from features.store.folders import store_errors, whole_folder, write_json
 from features.store.tables import FeatureTable, digest
 from trainables.tasks.rating import TaskFolders, centre_of, save_arrays, save_places, table_rows
-from trainables.tasks.sequential import KIND, OVERLAPPING, SOURCE_ONLY, TARGET_ONLY, SequenceSpec
+from trainables.tasks.sequential import OVERLAPPING, SOURCE_ONLY, TARGET_ONLY, TASK_TYPE, SequenceSpec
 
 VERSION = 1  # of what is written; part of the key
 
@@ -68,7 +68,7 @@ def build_sequences(
     `split`: user id -> train | valid | test, None for C2DSR's rule. `text`: domain name -> vectors of its items.
     """
     document = {
-        "version": VERSION, "kind": KIND, "sequences": asdict(spec), "source": source.key, "target": target.key,
+        "version": VERSION, "kind": TASK_TYPE, "sequences": asdict(spec), "source": source.key, "target": target.key,
         "split": digest(split) if split is not None else None,
         "text": [text[source.name].key, text[target.name].key], "pseudo": pseudo.key if pseudo else None,
     }  # fmt: skip
@@ -234,7 +234,7 @@ def _build(
         sha.update(f"{array.dtype} {array.shape}".encode())
         sha.update(np.ascontiguousarray(array).data)
     meta = {
-        "kind": KIND, "items": len(merged.items), "source": merged.source, "target": merged.target,
+        "kind": TASK_TYPE, "items": len(merged.items), "source": merged.source, "target": merged.target,
         "protocols": spec.protocols, "train_key": sha.hexdigest(),
     }  # fmt: skip
     write_json(folder / "task.json", meta)

@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 import pandas as pd
 
 from features.errors import InputError
-from study.labels import Subject, in_group
+from study.labels import Labels, in_group
 from study.papers.reader import Claim, Difference, Grid, Optimum, Order, Published
 from study.report.statistics import (
     LEVEL,
@@ -39,7 +39,7 @@ from study.report.statistics import (
 )  # fmt: skip
 from study.specs import PREDICTOR, RATIO
 from study.tracking.results import Results, per_seed
-from trainables.task_types import Kind
+from trainables.task_types import TaskType
 
 HOLDS, FAILS, UNDECIDED = "holds", "does not hold", "undecided"
 VERDICTS = (HOLDS, FAILS, UNDECIDED)
@@ -93,15 +93,15 @@ class _Unit:
 
 def judge(results: Results) -> list[Judged]:
     """Every claim of the paper that speaks of this study's cells, in the paper's order; empty where there is no paper."""
-    subject = results.subject
-    if subject.paper is None:
+    labels = results.labels
+    if labels.paper is None:
         return []
     arms = _Arms(results)
-    dataset = subject.published.dataset if subject.published else ""
+    dataset = labels.published.dataset if labels.published else ""
     found: list[tuple[Claim, list[_Unit]]] = []
-    for claim in subject.paper.claims:
+    for claim in labels.paper.claims:
         if not claim.dataset or claim.dataset == dataset:
-            units = _beside_print(list(_units(claim, arms)), claim, subject)
+            units = _beside_print(list(_units(claim, arms)), claim, labels)
             if units:
                 found.append((claim, units))
     tails = [_tails(claim, units) for claim, units in found]
@@ -109,7 +109,7 @@ def judge(results: Results) -> list[Judged]:
     corrected = dict(zip(measured, holm([min(1.0, 2 * min(tails[k])) for k in measured]), strict=True))
     level = ALPHA / max(1, len(measured))
     return [
-        _judged(claim, units, tails[k], corrected.get(k, math.nan), level, subject)
+        _judged(claim, units, tails[k], corrected.get(k, math.nan), level, labels)
         for k, (claim, units) in enumerate(found)
     ]
 
@@ -154,7 +154,7 @@ def _is_measured(units: Sequence[_Unit]) -> bool:
 
 
 def _judged(
-    claim: Claim, units: Sequence[_Unit], tails: tuple[float, float], p: float, level: float, subject: Subject
+    claim: Claim, units: Sequence[_Unit], tails: tuple[float, float], p: float, level: float, labels: Labels
 ) -> Judged:
     contrasts = tuple(contrast for unit in units for contrast in unit.contrasts)
     holds, against = tails
@@ -177,7 +177,7 @@ def _judged(
         why = [need, *why] if need else why
     return Judged(
         claim=claim, verdict=verdict, p=p, why="; ".join(why), decisive=decisive, contrasts=contrasts, agreeing=agreeing,
-        in_print=in_print(claim, subject),
+        in_print=in_print(claim, labels),
     )  # fmt: skip
 
 
@@ -217,9 +217,9 @@ def _need(contrast: Contrast, found: Effect, levels: tuple[float, float]) -> str
 class _Source(ABC):
     """What a claim's comparisons are filled from."""
 
-    def __init__(self, subject: Subject) -> None:
-        assert subject.paper is not None, "it has claims"
-        self._paper, self._kind = subject.paper, subject.kind
+    def __init__(self, labels: Labels) -> None:
+        assert labels.paper is not None, "it has claims"
+        self._paper, self._task_type = labels.paper, labels.task_type
 
     @abstractmethod
     def cells(self, claim: Claim) -> list[str]:
@@ -337,7 +337,7 @@ class _Arms(_Source):
     """The trained configurations that claims name, each read once."""
 
     def __init__(self, results: Results) -> None:
-        super().__init__(results.subject)
+        super().__init__(results.labels)
         self._results = results
         self._samples: dict[str, dict[str, Sample] | str] = {}
         self._spreads: dict[tuple[str, str], Spread | None] = {}
@@ -375,7 +375,7 @@ class _Arms(_Source):
             return replace(contrast, lacking=tuple(each for each in (one, two) if isinstance(each, str)))
         column = f"{'test' if part == 'score' else 'val'}_{in_group(contrast.metric, self._paper.group)}"
         spread = self._spread(ours[0], column)
-        higher = _sign(self._kind, contrast.metric) > 0
+        higher = _sign(self._task_type, contrast.metric) > 0
         return replace(contrast, found=effect(one, two, higher=higher, spread=spread))
 
     def _sample(self, part: str, cell: str, name: str, metric: str) -> Sample | str:
@@ -392,12 +392,12 @@ class _Arms(_Source):
     def _read(self, run: pd.Series) -> dict[str, Sample] | str:
         """Every metric from users' rows, or why there is none."""
         path = "per_user.csv" if run["part"] == "score" else "val_per_user.csv"
-        column = self._kind.group_column
+        column = self._task_type.group_column
         try:
             frame = self._results.per_user(str(run["run_id"]), path)
             if self._paper.group and column in frame.columns:
                 frame = frame[frame[column] == self._paper.group]
-            errors = UserErrors.from_frame(frame, self._kind.metrics)
+            errors = UserErrors.from_frame(frame, self._task_type.metrics)
         except InputError:  # the report lists it, see `unread`
             return f"{run['part']}/{run['cell']}/{run['name']}: {path} {_UNREAD}"
         seeds = sorted(int(seed) for seed in frame["seed"].unique())
@@ -427,8 +427,8 @@ def _is_number(text: str) -> bool:
 class _Print(_Source):
     """The paper's own tables: contrasts that hold `printed` where they have both numbers."""
 
-    def __init__(self, subject: Subject, published: Published) -> None:
-        super().__init__(subject)
+    def __init__(self, labels: Labels, published: Published) -> None:
+        super().__init__(labels)
         self._published = published
 
     def cells(self, claim: Claim) -> list[str]:
@@ -449,36 +449,36 @@ class _Print(_Source):
         one, two = (self._value(part, cell, name, contrast.metric) for cell, name in (ours, theirs))
         if one is None or two is None:
             return contrast
-        return replace(contrast, printed=_sign(self._kind, contrast.metric) * (one - two))
+        return replace(contrast, printed=_sign(self._task_type, contrast.metric) * (one - two))
 
     def _value(self, part: str, cell: str, name: str, metric: str) -> float | None:
         values = (grid.value(name, cell, metric) for grid in self._grids(part))
         return next((value for value in values if value is not None), None)
 
 
-def in_print(claim: Claim, subject: Subject) -> tuple[int, int] | None:
+def in_print(claim: Claim, labels: Labels) -> tuple[int, int] | None:
     """How many of the paper's own numbers go the claim's way, and of how many; None where it prints none."""
-    printed = [value for contrast in _of_print(claim, subject) if (value := contrast.printed) is not None]
+    printed = [value for contrast in _of_print(claim, labels) if (value := contrast.printed) is not None]
     return (sum(value > 0 for value in printed), len(printed)) if printed else None
 
 
-def _of_print(claim: Claim, subject: Subject) -> list[Contrast]:
-    if subject.published is None:
+def _of_print(claim: Claim, labels: Labels) -> list[Contrast]:
+    if labels.published is None:
         return []
-    return [each for unit in _units(claim, _Print(subject, subject.published)) for each in unit.contrasts]
+    return [each for unit in _units(claim, _Print(labels, labels.published)) for each in unit.contrasts]
 
 
-def _beside_print(units: Sequence[_Unit], claim: Claim, subject: Subject) -> list[_Unit]:
+def _beside_print(units: Sequence[_Unit], claim: Claim, labels: Labels) -> list[_Unit]:
     """With the published difference: that of the sentence, else of the cell, else the mean of all the claim's cells."""
     sentence = claim.form.printed if isinstance(claim.form, Difference) else None
     found: dict[tuple[str, str, str], dict[str, float]] = {}  # metric, better, worse -> cell -> difference
-    for of in _of_print(claim, subject):
+    for of in _of_print(claim, labels):
         if of.printed is not None:
             found.setdefault((of.metric, of.better, of.worse), {})[of.cell] = of.printed
 
     def beside(contrast: Contrast) -> Contrast:
         if sentence is not None:
-            return replace(contrast, printed=_sign(subject.kind, contrast.metric) * (sentence[0] - sentence[1]))
+            return replace(contrast, printed=_sign(labels.task_type, contrast.metric) * (sentence[0] - sentence[1]))
         cells = found.get((contrast.metric, contrast.better, contrast.worse))
         if cells is None:
             return contrast
@@ -493,6 +493,10 @@ def _beside_print(units: Sequence[_Unit], claim: Claim, subject: Subject) -> lis
     ]  # fmt: skip
 
 
-def _sign(kind: Kind, metric: str) -> int:
+def _sign(task_type: TaskType, metric: str) -> int:
     """1 where higher is better."""
-    return 1 if any(each.name == metric and each.better == "higher" for each in (*kind.metrics, *kind.full)) else -1
+    return (
+        1
+        if any(each.name == metric and each.better == "higher" for each in (*task_type.metrics, *task_type.full))
+        else -1
+    )

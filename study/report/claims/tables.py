@@ -30,8 +30,8 @@ NOTES = (
 def claims_table(results: Results, judged: Sequence[Judged]) -> Table:
     """Each claim with its verdict, and the comparison that the verdict hangs on."""
     if not judged:
-        raise MissingError(f"claims: no paper of {results.subject.model} has any about these domains")
-    digits = results.subject.kind.digits + 1
+        raise MissingError(f"claims: no paper of {results.labels.model} has any about these domains")
+    digits = results.labels.task_type.digits + 1
     records, shown = [], []
     for each in judged:
         claim, at = each.claim, each.decisive
@@ -56,7 +56,7 @@ def claims_table(results: Results, judged: Sequence[Judged]) -> Table:
         line["Published"] = "–" if at.printed is None else f"{at.printed:+.4f}"
         line["In print"] = "–" if each.in_print is None else f"{each.in_print[0]} of {each.in_print[1]}"
         shown.append(line | {"Place": claim.place, "In words": claim.sentence})
-    paper = results.subject.paper
+    paper = results.labels.paper
     assert paper is not None, "its claims were judged"
     simulated = " — simulated data" if results.simulated else ""
     caption = f"Claims of {paper.title}: {counts(judged)}{simulated}"
@@ -68,7 +68,7 @@ def contrasts_table(results: Results, judged: Sequence[Judged]) -> Table:
     records = [{"claim": each.claim.name, **_record(contrast)} for each in judged for contrast in each.contrasts]
     if not records:
         raise MissingError("comparisons of claims: there are none")
-    frame, digits = pd.DataFrame(records), results.subject.kind.digits + 1
+    frame, digits = pd.DataFrame(records), results.labels.task_type.digits + 1
     ends = zip(frame["effect"], frame["low"], frame["high"], strict=True)
     effects = [interval_text(Interval(*each, 0), signed=True, digits=digits) for each in ends]
     shown = frame[["claim", "cell", "metric", "better", "worse"]].assign(

@@ -3,7 +3,7 @@
 Every figure has a file name, a title, one sentence for who cannot see it, notes (what is missing, what was cut) and its
 points as a table. Functions raise MissingError where the store holds nothing to show. Sweeps and searches only ever saw
 validation data, and so do their figures. Intervals are Student's t over the seeds, at 95%. Names, and which way is better,
-are those of the study's subject.
+are those of the study's labels.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import optuna
 import pandas as pd
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
-from study.labels import Subject, in_group
+from study.labels import Labels, in_group
 from study.papers.reader import Optimum, Order
 from study.report.statistics import Interval, seed_interval
 from study.selection import best_per_cell
@@ -42,7 +42,7 @@ class Palette:
 class Head:
     """What every figure carries beside its numbers."""
 
-    subject: Subject
+    labels: Labels
     name: str  # of its files
     title: str
     alt: str
@@ -260,15 +260,15 @@ def sensitivity(results: Results, parameter: str) -> Sensitivity:
     column = f"params.{parameter}"
     if rows.empty or column not in rows.columns:
         raise MissingError(f"sweep of {parameter}: no finished run of part {part}; run `study sweep`")
-    subject = results.subject
-    look = subject.figures.get(parameter, interface.Figure())
+    labels = results.labels
+    look = labels.figures.get(parameter, interface.Figure())
     texts = rows[column].astype(str)
     values = _values(list(texts.unique()), look.order)
     numeric = all(isinstance(value, float) for value in values)
     rows = rows.assign(_x=[float(text) if numeric else text for text in texts])
     if parameter == RATIO:
-        rows = rows.assign(cell=[_row_name(subject, str(name)) for name in rows["name"]], ratio=math.nan)
-    of_kind = (in_group(name, group) for name in subject.kind.sensitivity for group in subject.kind.groups)
+        rows = rows.assign(cell=[_row_name(labels, str(name)) for name in rows["name"]], ratio=math.nan)
+    of_kind = (in_group(name, group) for name in labels.task_type.sensitivity for group in labels.task_type.groups)
     metrics = look.metrics or tuple(f"val_{name}" for name in of_kind)
     drawn = tuple(_panel(rows, metric, values) for metric in metrics)
     panels = tuple(panel for panel in drawn if any(line.x for line in panel.lines))
@@ -281,18 +281,18 @@ def sensitivity(results: Results, parameter: str) -> Sensitivity:
     marks = _marks(results, part, values)
     notes += tuple(_published(mark) for mark in marks)
     title = look.title or f"Sensitivity to {parameter}"
-    lines = "model and predictor" if parameter == RATIO else f"{subject.kind.ratio} ratio"
+    lines = "model and predictor" if parameter == RATIO else f"{labels.task_type.ratio} ratio"
     alt = f"{title}: one line per task and {lines} over {', '.join(value_text(value) for value in values)}."
     name = look.name or f"sensitivity_{parameter}"
-    head = Head(subject, name, _titled(title, results), alt, palette_of(results), notes)
+    head = Head(labels, name, _titled(title, results), alt, palette_of(results), notes)
     return Sensitivity(head, parameter, values, numeric and _is_log(values), panels, marks)
 
 
 def _marks(results: Results, part: str, values: Sequence[float | str]) -> tuple[Mark, ...]:
     """The published optima of a sweep: of a number its range, of a category the one that is best of all."""
-    subject, dataset = results.subject, results.subject.published.dataset if results.subject.published else ""
+    labels, dataset = results.labels, results.labels.published.dataset if results.labels.published else ""
     marks: dict[tuple[tuple[str, ...], float | str, float | str], Mark] = {}
-    for claim in subject.paper.claims if subject.paper else ():
+    for claim in labels.paper.claims if labels.paper else ():
         if claim.part != part or (claim.dataset and claim.dataset != dataset):
             continue
         found: tuple[float | str, float | str] | None = None
@@ -317,7 +317,7 @@ def importance(results: Results) -> Importance:
 
     Ranges are those that the trials covered. Cells with fewer than MIN_TRIALS finished trials are left out and named.
     """
-    metric, direction = results.subject.selection
+    metric, direction = results.labels.selection
     rows = _search_rows(results, metric)
     names = results.searched()
     kinds = {name: _distribution(rows[f"params.{name}"].dropna().astype(str).tolist()) for name in names}
@@ -341,14 +341,14 @@ def importance(results: Results) -> Importance:
     order = sorted(shown, key=lambda name: (-means[name], name))
     alt = "Importance of each searched parameter: " + ", ".join(f"{name} {means[name]:.2f}" for name in order) + "."
     head = Head(
-        results.subject, "importance", _titled("Parameter importance", results), alt, palette_of(results), tuple(notes)
+        results.labels, "importance", _titled("Parameter importance", results), alt, palette_of(results), tuple(notes)
     )
     return Importance(head, metric, tuple(order), tuple(means[name] for name in order), tuple(cells))
 
 
 def history(results: Results) -> History:
     """Every finished search trial and the best so far, per cell."""
-    metric, direction = results.subject.selection
+    metric, direction = results.labels.selection
     pick = min if direction == "minimize" else max
     traces, failed = [], results.trials[results.trials["status"].isin(["FAILED", "KILLED", "PRUNED"])]
     for cell, trials in _search_rows(results, metric).groupby("cell", sort=True):
@@ -360,19 +360,19 @@ def history(results: Results) -> History:
     notes = [f"{lost} search trials that failed or were stopped early are not shown."] if lost else []
     by_task = {task: [y for trace in traces if trace.task == task for y in trace.y] for task in results.tasks()}
     edge = {task: _edge(values, direction) for task, values in by_task.items()}
-    sign = -1 if results.subject.higher else 1
+    sign = -1 if results.labels.higher else 1
     beyond = sum(sign * y > sign * edge[trace.task] for trace in traces for y in trace.y)
     if beyond:
         notes.append(f"{beyond} trials lie beyond the axis and are drawn at its edge.")
     title = "Optimisation history"
-    alt = f"{title}: each search trial and the best so far, per task and {results.subject.kind.ratio} ratio."
-    head = Head(results.subject, "history", _titled(title, results), alt, palette_of(results), tuple(notes))
+    alt = f"{title}: each search trial and the best so far, per task and {results.labels.task_type.ratio} ratio."
+    head = Head(results.labels, "history", _titled(title, results), alt, palette_of(results), tuple(notes))
     return History(head, metric, tuple(traces), edge)
 
 
 def curves(results: Results) -> Curves:
     """Validation metric over epochs of the selected search trial of each cell."""
-    metric, direction = results.subject.selection
+    metric, direction = results.labels.selection
     pick = min if direction == "minimize" else max
     traces = []
     for best in best_per_cell(results.validation(), metric, direction).values():
@@ -383,15 +383,15 @@ def curves(results: Results) -> Curves:
     if not traces:
         raise MissingError(f"learning curves: no selected trial logged epoch/{metric}; run `study search`")
     title = "Learning curves of the selected configurations"
-    alt = f"{title}: validation metric over epochs, one line per task and {results.subject.kind.ratio} ratio."
+    alt = f"{title}: validation metric over epochs, one line per task and {results.labels.task_type.ratio} ratio."
     edge = _edge([y for trace in traces for y in trace.y], direction)
-    head = Head(results.subject, "learning_curves", _titled(title, results), alt, palette_of(results))
+    head = Head(results.labels, "learning_curves", _titled(title, results), alt, palette_of(results))
     return Curves(head, metric, tuple(traces), edge)
 
 
 def parallel(results: Results, cell: str) -> Parallel:
     """Parallel coordinates of one cell's finished search trials."""
-    metric, direction = results.subject.selection
+    metric, direction = results.labels.selection
     every = _search_rows(results, metric)
     names = results.searched()
     rows = every[every["cell"] == cell]
@@ -400,7 +400,7 @@ def parallel(results: Results, cell: str) -> Parallel:
     axes, columns = [], []
     for name in names:
         texts = every[f"params.{name}"]
-        order = results.subject.figures.get(name, interface.Figure()).order
+        order = results.labels.figures.get(name, interface.Figure()).order
         values = _values(sorted(texts.dropna().astype(str).unique()), order)
         log = _is_log(values)
         columns.append(
@@ -408,10 +408,10 @@ def parallel(results: Results, cell: str) -> Parallel:
         )
         axes.append(Axis(name, log, _ticks(values, log)))
     best = best_per_cell(results.validation(), metric, direction)[cell]
-    title = f"Search trials of {cell.replace('->', ' → ').replace('@', f', {results.subject.kind.ratio} ratio ')}"
+    title = f"Search trials of {cell.replace('->', ' → ').replace('@', f', {results.labels.task_type.ratio} ratio ')}"
     alt = f"{title}: one line per trial through {', '.join(names)}, coloured by the validation metric."
     return Parallel(
-        Head(results.subject, parallel_name(cell), _titled(title, results), alt, palette_of(results)),
+        Head(results.labels, parallel_name(cell), _titled(title, results), alt, palette_of(results)),
         metric,
         tuple(axes),
         tuple(rows["name"]),
@@ -427,9 +427,9 @@ def parallel_name(cell: str) -> str:
     return f"parallel_{safe}"
 
 
-def _row_name(subject: Subject, name: str) -> str:
+def _row_name(labels: Labels, name: str) -> str:
     """Of a trial of a ratio sweep: the predictor's name or the model's."""
-    return name.removeprefix(PREDICTOR) if name.startswith(PREDICTOR) else subject.model
+    return name.removeprefix(PREDICTOR) if name.startswith(PREDICTOR) else labels.model
 
 
 def _titled(title: str, results: Results) -> str:

@@ -15,8 +15,8 @@ from study.tracking.results import MissingError, Results
 
 def pareto(results: Results) -> Tradeoff:
     """The first two objectives of the search; where it has one, both metrics (or protocols) of the sensitivity figures."""
-    kind = results.subject.kind
-    names = [f"val_{in_group(name, group)}" for name in kind.sensitivity for group in kind.groups]
+    task_type = results.labels.task_type
+    names = [f"val_{in_group(name, group)}" for name in task_type.sensitivity for group in task_type.groups]
     x, y, *others = results.objectives or names[:2]
     title = "Search trials by two metrics: the Pareto front"
     if not others:
@@ -30,7 +30,7 @@ def pareto(results: Results) -> Tradeoff:
 def cost(results: Results) -> Tradeoff:
     """The selection metric against the time that training a configuration took."""
     title = "Quality against cost of the search trials"
-    return _tradeoff(results, "cost_quality", title, "seconds", results.subject.selection[0])
+    return _tradeoff(results, "cost_quality", title, "seconds", results.labels.selection[0])
 
 
 def _tradeoff(results: Results, name: str, title: str, x: str, y: str, notes: tuple[str, ...] = ()) -> Tradeoff:
@@ -39,14 +39,14 @@ def _tradeoff(results: Results, name: str, title: str, x: str, y: str, notes: tu
     if rows.empty or not set(columns) <= set(rows.columns):
         raise MissingError(f"{title.lower()}: no finished search trial with {x} and {y}; run `study search`")
     rows = rows[rows[columns].map(math.isfinite).all(axis=1)].sort_values(["cell", "name"])
-    best = best_per_cell(results.validation(), *results.subject.selection)
+    best = best_per_cell(results.validation(), *results.labels.selection)
     higher = [_is_higher(results, column) for column in columns]
     clouds = [_cloud(of_cell, columns, higher, best[str(cell)].run_id) for cell, of_cell in rows.groupby("cell")]
     alt = f"{title}: one point per trial, one panel per task; " + "; ".join(
         f"{cloud.cell}: {len(cloud.front)} of {len(cloud.trials)} trials on the front" for cloud in clouds
     )
     simulated = " — simulated data" if results.simulated else ""
-    head = Head(results.subject, name, title + simulated, alt + ".", palette_of(results), notes)
+    head = Head(results.labels, name, title + simulated, alt + ".", palette_of(results), notes)
     return Tradeoff(head, x, y, higher[0], tuple(clouds))
 
 
@@ -72,6 +72,8 @@ def front(x: Sequence[float], y: Sequence[float]) -> tuple[int, ...]:
 
 
 def _is_higher(results: Results, column: str) -> bool:
-    kind = results.subject.kind
-    names = {in_group(metric.name, group): metric.better for metric in kind.metrics for group in ("", *kind.groups)}
+    task_type = results.labels.task_type
+    names = {
+        in_group(metric.name, group): metric.better for metric in task_type.metrics for group in ("", *task_type.groups)
+    }
     return names.get(column.removeprefix("metrics.val_"), "lower") == "higher"

@@ -113,7 +113,7 @@ from pathlib import Path
 
 import ray
 from trainables.models import music
-from trainables.models.music import ABLATIONS, FIGURES, KIND, SELECTION, Config
+from trainables.models.music import ABLATIONS, FIGURES, TASK_TYPE, SELECTION, Config
 
 
 def train(config, task, seed, state=None):

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from study.labels import Subject, subject_of
+from study.labels import Labels, labels_of
 from study.papers.reader import Claim, Grid, Order, load_paper
 from study.report.claims.judge import FAILS, HOLDS, UNDECIDED, Judged, counts, in_print, judge, unread
 from study.report.claims.tables import claims_table, contrasts_table
@@ -23,7 +23,7 @@ from ..store import CONFIG, Store, empty_store, pooled, with_seeds
 
 pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy:DeprecationWarning")
 TASK, RATIOS = "books->movies", (0.2, 0.8)
-AMAZON = subject_of("music", "music/amazon")
+AMAZON = labels_of("music", "music/amazon")
 
 
 def rows(users: int, sigma: float, seeds: range, draw: int = 3) -> pd.DataFrame:
@@ -55,8 +55,8 @@ def add(store: Store, part: str, ratio: float, name: str, sigma: float, *, seeds
     return store.add(part, TASK, ratio, name, metrics, config=config, variant=value or name, artifacts=artifacts)
 
 
-def verdicts(store: Store, subject: Subject) -> dict[str, Judged]:
-    return {each.claim.name: each for each in judge(load_results(store.uri, store.experiment, subject))}
+def verdicts(store: Store, labels: Labels) -> dict[str, Judged]:
+    return {each.claim.name: each for each in judge(load_results(store.uri, store.experiment, labels))}
 
 
 @pytest.fixture(scope="module")
@@ -115,7 +115,7 @@ def test_the_published_difference_is_that_of_the_cell_or_the_mean_of_all(decided
     found = {(c.cell, c.metric): c for c in verdicts(decided, AMAZON)["wo-diffusion"].contrasts}
     assert found[f"{TASK}@0.2", "rmse"].printed == pytest.approx(1.0275 - 1.0136)
     assert found[f"{TASK}@0.8", "mae"].printed == pytest.approx(0.8034 - 0.7954)
-    assert all(c.printed is None for c in verdicts(decided, subject_of("music"))["wo-diffusion"].contrasts)
+    assert all(c.printed is None for c in verdicts(decided, labels_of("music"))["wo-diffusion"].contrasts)
 
 
 def test_of_a_task_that_is_not_published_the_difference_is_the_mean_of_those_that_are(tmp_path: Path) -> None:
@@ -209,11 +209,11 @@ def test_more_than_half_is_most(decided: Store, monkeypatch: pytest.MonkeyPatch)
         claim = Claim(
             name=least, part="sweep:activation", form=order, at_least=least, across="", more_at=None, **shared
         )  # type: ignore[arg-type]
-        subject = Subject(
-            model="music", kind=AMAZON.kind, selection=AMAZON.selection, figures=AMAZON.figures,
+        labels = Labels(
+            model="music", task_type=AMAZON.task_type, selection=AMAZON.selection, figures=AMAZON.figures,
             paper=type(paper)(**{**vars(paper), "claims": (claim,)}),
         )  # fmt: skip
-        assert verdicts(decided, subject)[least].verdict == verdict, least
+        assert verdicts(decided, labels)[least].verdict == verdict, least
 
 
 def test_claims_of_other_data_sets_are_left_out_and_groups_are_those_of_the_numbers(tmp_path: Path) -> None:
@@ -228,7 +228,7 @@ def test_claims_of_other_data_sets_are_left_out_and_groups_are_those_of_the_numb
     assert drop.found.value == pytest.approx(hits[0] - hits[1])
     assert drop.found.users == 20
     assert counts([]).replace("0 hold, 0 do not hold, 0 undecided", "") == ""
-    assert {name for name in verdicts(store, subject_of("lgcd")) if "food-kitchen" in name} == set()
+    assert {name for name in verdicts(store, labels_of("lgcd")) if "food-kitchen" in name} == set()
 
 
 def test_the_tables_hold_every_claim_and_every_comparison(decided: Store) -> None:

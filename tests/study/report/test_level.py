@@ -11,14 +11,14 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from study.labels import subject_of
+from study.labels import labels_of
 from study.papers.reader import Claim, Form, Optimum, Order
 from study.report.claims import judge as claims
 from study.report.claims.judge import FAILS, HOLDS, UNDECIDED, Contrast, Judged, judge
 from study.report.statistics import Effect, Sample, effect, power, seeds_needed
 from study.tracking.results import Results
 
-MUSIC = subject_of("music")
+MUSIC = labels_of("music")
 TASK = "books->movies"
 USERS, SEEDS = 40, 3
 DRAWS_BU = np.random.default_rng(7).multinomial(USERS, np.full(USERS, 1 / USERS), size=200) / USERS
@@ -45,7 +45,7 @@ def judged(monkeypatch: pytest.MonkeyPatch) -> Judge:
         ]  # fmt: skip
         assert MUSIC.paper is not None
         results = Results(
-            subject=replace(MUSIC, paper=replace(MUSIC.paper, claims=made)), tracking_uri="", experiment="e",
+            labels=replace(MUSIC, paper=replace(MUSIC.paper, claims=made)), tracking_uri="", experiment="e",
             trials=pd.DataFrame(rows), domains=(), cells=(), pseudo=(), simulated=True, tags={}, duplicates=(),
             foreign=0, lost=(),
         )  # fmt: skip

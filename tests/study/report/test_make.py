@@ -17,7 +17,7 @@ import pytest
 from mlflow import MlflowClient
 
 from features.errors import InputError
-from study.labels import subject_of
+from study.labels import labels_of
 from study.report import page as page_module
 from study.report import report as module
 from study.report.claims.judge import counts
@@ -195,14 +195,12 @@ def test_a_page_is_current_until_anything_that_it_shows_changes(
     tags = current(load_results(store.uri, store.experiment, MUSIC), out)
     assert tags is not None
     assert tags["study.claims"] == ""
-    amazon = subject_of("music", "music/amazon")
+    amazon = labels_of("music", "music/amazon")
     assert MUSIC.paper is not None
     sentence = replace(MUSIC.paper.claims[0], sentence="otherwise")
     for changed in (
-        replace(results, subject=amazon),
-        replace(
-            results, subject=replace(MUSIC, paper=replace(MUSIC.paper, claims=(sentence, *MUSIC.paper.claims[1:])))
-        ),
+        replace(results, labels=amazon),
+        replace(results, labels=replace(MUSIC, paper=replace(MUSIC.paper, claims=(sentence, *MUSIC.paper.claims[1:])))),
         replace(results, cells=({"source": "books", "train_users": 3},)),
         replace(results, way={"plan": "/other.yaml"}),
     ):

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from study.labels import subject_of
+from study.labels import labels_of
 from study.report.comparison import Comparison, compare
 from study.report.drawing import draw, save
 from study.report.figures.figures import curves, history, importance, parallel, sensitivity
@@ -112,7 +112,7 @@ def test_the_published_table_has_all_its_rows_and_ours_as_given(comparison: Comp
     assert table.frame.iloc[-1]["kitchen->food@1_hr5"] == ours.test["hr5"].value
     assert table.shown.iloc[-5]["food → kitchen@1 HR@5"] == "0.3093"
     with pytest.raises(MissingError, match="the plan names none"):
-        published_table(load_results(results.tracking_uri, results.experiment, subject_of("lgcd")), comparison)
+        published_table(load_results(results.tracking_uri, results.experiment, labels_of("lgcd")), comparison)
 
 
 def test_what_is_measured_less_what_is_published(comparison: Comparison, results: Results) -> None:
@@ -257,8 +257,8 @@ def test_labels() -> None:
     assert LGCD.label("test_full_hr5_inter") == "Test HR@5, inter\n(0 to 1, among all items, higher is better)"
     assert LGCD.label("start_ratio") == "Start ratio λ"
     assert LGCD.label("active_experts") == "Active experts"
-    assert subject_of("music").label("beta") == "Reconstruction loss weight β"
-    assert subject_of("music").label("ratio") == "Cold ratio\n(share of overlapping users)"
+    assert labels_of("music").label("beta") == "Reconstruction loss weight β"
+    assert labels_of("music").label("ratio") == "Cold ratio\n(share of overlapping users)"
 
 
 # --- report -------------------------------------------------------------------------------------------------------

@@ -8,8 +8,8 @@ model       denoiser, guesser, experts, losses and training (eqs. 9-27)
 from trainables.models.lgcd.model import (
     ABLATIONS,
     FIGURES,
-    KIND,
     SELECTION,
+    TASK_TYPE,
     Config,
     prepare,
     shared,
@@ -17,4 +17,4 @@ from trainables.models.lgcd.model import (
     unpack,
 )
 
-__all__ = ["ABLATIONS", "FIGURES", "KIND", "SELECTION", "Config", "prepare", "shared", "train", "unpack"]
+__all__ = ["ABLATIONS", "FIGURES", "SELECTION", "TASK_TYPE", "Config", "prepare", "shared", "train", "unpack"]

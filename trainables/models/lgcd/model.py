@@ -45,7 +45,7 @@ GUIDANCE = ("id", "text", "cfg", "linear", "cross_attention")
 PREDICTS = ("x0", "noise")
 TRAIN_REVERSE = ("one_step", "guess", "chain")
 
-KIND = "sequences"
+TASK_TYPE = "sequences"
 SELECTION = ("val_ndcg10", "maximize")
 ABLATIONS = {  # Table 3
     "wo_diffusion": Variant(config={"diffusion": False}),
