@@ -6,9 +6,9 @@ import difflib
 import importlib
 import math
 import pkgutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from features.errors import InputError
 from trainables import models
@@ -21,6 +21,27 @@ class Variant:
 
     config: Mapping[str, Any] = field(default_factory=dict)  # fields of the config
     features: str | None = None  # feature_set of task features; None: the plan's
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The metric that picks the best trial of a cell and the best epoch of a trial."""
+
+    metric: str
+    direction: Literal["minimize", "maximize"]
+
+    @property
+    def sign(self) -> int:
+        """1 where higher is better, else -1."""
+        return 1 if self.direction == "maximize" else -1
+
+    def better(self, one: float, other: float) -> bool:
+        """Return whether `one` is better than `other`; NaN is never better."""
+        return self.sign * one > self.sign * other
+
+    def best(self, values: Iterable[float]) -> float:
+        """Return the best of some values."""
+        return max(values, key=lambda value: self.sign * value)
 
 
 State = Callable[[], dict[str, Any]]
@@ -63,7 +84,8 @@ class Model(Protocol):
 
     TASK_TYPE: str
     Config: Callable[..., Any]
-    SELECTION: tuple[str, str]
+    NAME: str
+    SELECTION: Selection
     ABLATIONS: Mapping[str, Variant]
     FIGURES: Mapping[str, Figure]
 

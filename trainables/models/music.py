@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from features.checks import at_least, choice, dropout_share, refuse, step_size, variance_range
 from features.errors import InputError
 from trainables.diffusion import SCHEDULES, Diffusion, Noise, SameForAll, normal, timestep_embedding, variances
-from trainables.interface import Epoch, Figure, Stage, State, Variant
+from trainables.interface import Epoch, Figure, Selection, Stage, State, Variant
 from trainables.tasks.rating import HeldOut, RatingQuery, Ratings, Task, shrunken_means
 from trainables.trial import validate
 
@@ -34,7 +34,8 @@ RATE_FROM = ("one_step", "chain")
 OFFSETS = ("global_mean", "item_mean", "source_offset")
 
 TASK_TYPE = "ratings"
-SELECTION = ("val_rmse", "minimize")
+NAME = "MuSiC"
+SELECTION = Selection("val_rmse", "minimize")
 ABLATIONS = {  # Table 3
     "wo_mllm": Variant(features="ratings"),
     "wo_diffusion": Variant(config={"diffusion": False}),

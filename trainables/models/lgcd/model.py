@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from features.checks import at_least, choice, dropout_share, refuse, step_size, variance_range
 from trainables.diffusion import Diffusion, Noise, SameForAll, normal, timestep_embedding, variances
-from trainables.interface import Epoch, Figure, Variant
+from trainables.interface import Epoch, Figure, Selection, Variant
 from trainables.models.lgcd.conditions import Rows, pseudo_rows, real_rows
 from trainables.models.lgcd.encoders import (
     SEQUENCES,
@@ -46,7 +46,8 @@ PREDICTS = ("x0", "noise")
 TRAIN_REVERSE = ("one_step", "guess", "chain")
 
 TASK_TYPE = "sequences"
-SELECTION = ("val_ndcg10", "maximize")
+NAME = "LGCD"
+SELECTION = Selection("val_ndcg10", "maximize")
 ABLATIONS = {  # Table 3
     "wo_diffusion": Variant(config={"diffusion": False}),
     "wo_overlap_diffusion": Variant(config={"overlap_diffusion": False}),
@@ -74,7 +75,7 @@ FIGURES = {
         name="figure_5_predicts", title="Predicting the feature or the noise (LGCD Figure 5)", label="Prediction target",
         order=PREDICTS,
     ),
-    "ratio": Figure(
+    "overlap_ratio": Figure(
         name="figure_6_overlap_ratio", title="NDCG@10 over the overlap ratio (LGCD Figure 6)", label="Overlap ratio"
     ),
     "sampler_steps": Figure(
