@@ -56,6 +56,12 @@ class Labels:
         """The row that the study is about."""
         return self.rows[self.model]
 
+    @property
+    def subject_published(self) -> Published | None:
+        """What is published, where it is the subject's own paper: ablations and claims are of its subject alone."""
+        published = self.published
+        return published if published is not None and published.name.startswith(f"{self.model}/") else None
+
     def row(self, row: str) -> RowLabels:
         """Return what is known of a row: of the plan, or a simple baseline."""
         if row in self.rows:

@@ -42,7 +42,9 @@ def best_trials(validation: pd.DataFrame, selection: Selection) -> dict[tuple[st
     metric = selection.metric
     leaked = sorted(str(name) for name in validation.columns if "test_" in str(name))
     if leaked or metric.startswith("test_"):
-        raise InputError(f"selection: sees the test columns {', '.join(leaked) or metric}; give validation metrics alone")
+        raise InputError(
+            f"selection: sees the test columns {', '.join(leaked) or metric}; give validation metrics alone"
+        )
     column = f"metrics.{metric}"
     if validation.empty:
         return {}

@@ -318,7 +318,9 @@ def _line_of(run: Run) -> dict[str, Any]:
         "gpus": tags.get(f"{TAG}gpus", ""),
     }
     line |= {f"params.{name}": value for name, value in params.items()}
-    return line | {f"metrics.{name}": value for name, value in run.data.metrics.items() if not name.startswith("epoch/")}
+    return line | {
+        f"metrics.{name}": value for name, value in run.data.metrics.items() if not name.startswith("epoch/")
+    }
 
 
 def _way(data: Run | None) -> dict[str, str]:
