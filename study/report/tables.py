@@ -158,8 +158,8 @@ def cold_item_table(results: Results) -> Table:
     runs = scores[scores[column] > 0] if column in scores.columns else scores.iloc[:0]
     if runs.empty:
         raise MissingError("Table 4: no scored run has test ratings of cold items; run `study score`")
-    order = {row: k for k, row in enumerate(results.rows_in("score"))}
-    runs = runs.assign(_order=runs["row"].map(order)).sort_values(["cell", "_order"]).reset_index(drop=True)
+    order = {row: k for k, row in enumerate(labels.table_order)}
+    runs = runs.assign(_order=runs["row"].map(order)).sort_values(["cell", "_order", "row"]).reset_index(drop=True)
     rows = [labels.row(str(row)) for row in runs["row"]]
     frame = pd.DataFrame(
         {
