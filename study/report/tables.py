@@ -128,7 +128,7 @@ def _ablations(labels: Labels, named: Mapping[str, pd.Series]) -> Iterator[_Abla
     """Yield the variants of a cell, each metric and group, with what is printed of them after the measured ones."""
     task_type, published = labels.task_type, labels.subject_published
     first = next(iter(named.values()))
-    place = {"cell": str(first["cell"]), "task": str(first["task"]), "ratio": float(first["ratio"])}
+    place: dict[str, Any] = {"cell": str(first["cell"]), "task": str(first["task"]), "ratio": float(first["ratio"])}
     for group, metric in itertools.product(task_type.groups, task_type.metrics):
         column = f"val_{in_group(metric.name, group)}"
         measured = {name: run for name, run in named.items() if per_seed(run, column)}
