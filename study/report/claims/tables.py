@@ -46,17 +46,18 @@ def claims_table(results: Results, judged: Sequence[Judged]) -> Table:
         record |= {"sentence": claim.sentence, "original": claim.original, **_record(at)}
         records.append(record | {"agreeing": one.agreeing, "measured": one.measured, "why": one.why})
         words = claim.name.replace("wo-", "w/o ").replace("-", " ")
-        line: dict[str, str] = {"Verdict": f"**{one.verdict}**", "Claim": words, "Effect [95%]": NONE}
-        line["What was compared, what it needs"] = one.why or "one comparison"
-        line["Seeds"] = line["Users"] = NONE
+        line: dict[str, str] = {"Verdict": f"**{one.verdict}**", "Claim": f"{words}\n{claim.sentence}\n{claim.place}"}
+        line["Effect [95%]"] = line["Seeds, users"] = NONE
         if at.effect is not None:
-            interval = interval_text(at.effect.interval(), signed=True, digits=digits)
-            line["Effect [95%]"] = f"{at.better} over {at.worse}, {arrow(at.cell)}, {at.metric}: {interval}"
-            line |= {"Seeds": str(at.effect.seeds), "Users": f"{at.effect.users:,}"}
+            value, _, ends = interval_text(at.effect.interval(), signed=True, digits=digits).partition(" ")
+            what = f"{at.better} over {at.worse}\n{arrow(at.cell)}, {at.metric}"
+            line["Effect [95%]"] = f"{value}\n{ends}\n{what}".replace("\n\n", "\n")
+            line["Seeds, users"] = f"{at.effect.seeds}\n{at.effect.users:,} users"
         line["p"] = NONE if math.isnan(one.p) else f"{one.p:.2g}"
         line["Published"] = NONE if at.printed is None else f"{at.printed:+.4f}"
         line["In print"] = NONE if one.in_print is None else f"{one.in_print[0]} of {one.in_print[1]}"
-        shown.append(line | {"Place": claim.place, "In words": f"{claim.sentence}\n{claim.original}".strip()})
+        line["What was compared, what it needs"] = one.why or "one comparison"
+        shown.append(line)
     paper = results.labels.paper
     assert paper is not None, "its claims were judged"
     title = caption(f"Claims of {paper.title}: {counts(judged)}", results)
