@@ -20,8 +20,8 @@ NOTES = (
     " freedom; p doubled for both sides and corrected by Holm for the number of claims that were measured. Not measured:"
     " systems or configurations that the claim names were not run, so that nothing could decide it.",
     "Sweeps and ablations are compared on validation users, scores on test users. Where a trial has one seed, the"
-    " variance over seeds is that of the cell's trials with several. In print: how many of the paper's own numbers go the"
-    " claim's way.",
+    " variance over seeds is that of the trials of its rows in the cell that have several. Published: the printed difference"
+    " of the comparison, and how many of the paper's own numbers agree with the claim.",
     "What sweeps and ablations start from, where that is the search's best, was chosen on these validation users, so the"
     " full model and the value that the search chose are favoured: a part of what they are ahead by is luck. Parts that"
     " start from the plan's base are free of that, and so are scores.",
@@ -54,8 +54,8 @@ def claims_table(results: Results, judged: Sequence[Judged]) -> Table:
             line["Effect [95%]"] = f"{value}\n{ends}\n{what}".replace("\n\n", "\n")
             line["Seeds, users"] = f"{at.effect.seeds}\n{at.effect.users:,} users"
         line["p"] = NONE if math.isnan(one.p) else f"{one.p:.2g}"
-        line["Published"] = NONE if at.printed is None else f"{at.printed:+.4f}"
-        line["In print"] = NONE if one.in_print is None else f"{one.in_print[0]} of {one.in_print[1]}"
+        agree = "" if one.in_print is None else f"\n{one.in_print[0]} of {one.in_print[1]} agree"
+        line["Published"] = (NONE if at.printed is None else f"{at.printed:+.4f}") + agree
         line["What was compared, what it needs"] = one.why or "one comparison"
         shown.append(line)
     paper = results.labels.paper
