@@ -28,7 +28,7 @@ from study.tracking import runs as tracking
 from study.tracking.pareto import mark_front
 from study.tracking.registry import Recommendation, recommend, register
 from study.tracking.results import Results, load_results, read_config
-from trainables.tasks.rating import TaskFolders
+from trainables.tasks.arrays import TaskFolders
 
 DOOR = "trainables.trial:run"
 PREDICTOR_DOOR = "trainables.trial:run_predictor"

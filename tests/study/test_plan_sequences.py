@@ -13,7 +13,8 @@ from study.plan.load import PlanError, load_plan
 from study.plan.schema import Plan, SequencePlan, SplitPlan
 from study.specs import Cell
 from trainables.task_types import RATINGS, SEQUENCES
-from trainables.tasks.rating import SplitSpec, TaskFolders
+from trainables.tasks.arrays import TaskFolders
+from trainables.tasks.rating_build import SplitSpec
 from trainables.tasks.sequential import SequenceSpec
 
 from . import tiny
@@ -46,7 +47,7 @@ def test_a_plan_of_sequences_is_bound(make: MakePlan) -> None:
     plan = make(sequences__data_seed=3)
     assert plan.task_type is SEQUENCES
     assert plan.rules == SequencePlan(users="users.parquet", negatives=19, data_seed=3)
-    assert plan.rules.at(0.2) == SequenceSpec(ratio=0.2, negatives=19, data_seed=3)
+    assert plan.rules.at(0.2) == SequenceSpec(overlap_ratio=0.2, negatives=19, data_seed=3)
     assert plan.selection == ("val_ndcg10", "maximize")
     assert plan.features.main == "text"
     assert [cell.name for cell in plan.cells] == ["film->song@1", "song->film@1"]
@@ -60,14 +61,14 @@ def test_a_plan_of_ratings_keeps_its_split(tmp_path: Path) -> None:
     plan = load_plan(str(tiny.write_plan(tmp_path, split={"data_seed": 4})))
     assert plan.task_type is RATINGS
     assert plan.rules == SplitPlan(data_seed=4)
-    assert plan.rules.at(0.2) == SplitSpec(ratio=0.2, data_seed=4)
+    assert plan.rules.at(0.2) == SplitSpec(cold_ratio=0.2, data_seed=4)
 
 
 @pytest.mark.parametrize(
     ("changes", "fault"),
     [
-        ({"ratios": [0.0]}, "plan.yaml: ratios: sequences.ratio is 0.0; give a share above 0, up to 1"),
-        ({"ratios": [1.5]}, "plan.yaml: ratios: sequences.ratio is 1.5; give a share above 0, up to 1"),
+        ({"ratios": [0.0]}, "plan.yaml: ratios: sequences.overlap_ratio is 0.0; give a share above 0, up to 1"),
+        ({"ratios": [1.5]}, "plan.yaml: ratios: sequences.overlap_ratio is 1.5; give a share above 0, up to 1"),
         (
             {"sequences": {"protocols": ["inter", "outer"]}},
             "plan.yaml: sequences: sequences.protocols is ('inter', 'outer'); give one or more of as-given, inter, "
@@ -103,11 +104,11 @@ def test_a_plan_of_ratings_keeps_its_split(tmp_path: Path) -> None:
         ({"sweeps__ratio__values": []}, "plan.yaml: sweeps.ratio.values is []; give at least one, each once"),
         (
             {"sweeps__ratio__values": [0.5, 2]},
-            "plan.yaml: sweeps.ratio: sequences.ratio is 2; give a share above 0, up to 1",
+            "plan.yaml: sweeps.ratio: sequences.overlap_ratio is 2; give a share above 0, up to 1",
         ),
         (
             {"sweeps__ratio__values": ["half"]},
-            "plan.yaml: sweeps.ratio: sequences.ratio is 'half'; give a share above 0, up to 1",
+            "plan.yaml: sweeps.ratio: sequences.overlap_ratio is 'half'; give a share above 0, up to 1",
         ),
         (
             {"sweeps__ratio__values": [0.5, 0.50000001]},
