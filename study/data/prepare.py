@@ -34,7 +34,8 @@ from study.plan.schema import Plan
 from study.specs import PREDICTOR, Cell, Resources
 from trainables import trial
 from trainables.interface import load_model
-from trainables.tasks.rating import TaskFolders, TextVectors, build_task
+from trainables.tasks.arrays import TaskFolders
+from trainables.tasks.rating_build import TextVectors, build_task
 from trainables.tasks.sequential_build import TrainingUsers, build_sequences, training_users
 
 
