@@ -13,12 +13,15 @@ from typing import Any
 from features.errors import InputError
 from features.store.tables import digest
 from study import parts
-from study.data.prepare import Inputs, Watch, describe_data, feature_figures, prepare, unwatched
+from study.data.prepare import Inputs, describe_data, prepare
+from study.data.tables import table_metrics
 from study.engine.run import Failure, Progress, RunSummary, at_work, refuse_second, run_jobs
+from study.home import Home
 from study.labels import Labels, labels_of
 from study.plan.diff import remember
 from study.plan.schema import Plan
 from study.plan.start import config_of_run
+from study.progress import StartProgress, no_progress
 from study.provenance import commit, device, versions
 from study.report.claims.judge import Judged, judge
 from study.report.report import ReportResult, redraw, report
@@ -33,7 +36,7 @@ from trainables.tasks.rating import TaskFolders
 DOOR = "trainables.trial:run"
 PREDICTOR_DOOR = "trainables.trial:run_predictor"
 
-WatchJobs = Callable[[str, Progress], None]
+ShowJobs = Callable[[str, Progress], None]
 """(part, how far it is)."""
 
 
@@ -73,14 +76,14 @@ class Study:
 
     def __init__(
         self, plan: Plan, *, home: Path, data: Path | None = None, cluster: Cluster | None = None,
-        watch: Watch | None = None, watch_jobs: WatchJobs | None = None, named: str | None = None,
+        start_progress: StartProgress | None = None, show_jobs: ShowJobs | None = None, named: str | None = None,
     ) -> None:  # fmt: skip
         """`named`: what `load_plan` finds the plan by in any folder; default: its name, as of a shipped plan."""
         self.named = named or plan.name
         self.plan, self.home, self.data = plan, home.absolute(), data  # workers have another working folder
         self.cluster = cluster or Cluster()
-        self.watch: Watch = watch or unwatched
-        self._watch_jobs: WatchJobs = watch_jobs or (lambda part, progress: None)
+        self.start_progress: StartProgress = start_progress or no_progress
+        self._show_jobs: ShowJobs = show_jobs or (lambda part, progress: None)
 
     @property
     def tracking_uri(self) -> str:
@@ -109,7 +112,7 @@ class Study:
 
             connect(self.cluster)
             actors = most_actors(self.cluster)
-        inputs = prepare(self.plan, self.data, self.home, self.watch, on_ray=on_ray, actors=actors)
+        inputs = prepare(self.plan, self.data, Home(self.home), self.start_progress, on_ray=on_ray, actors=actors)
         self._log_data(inputs)
         return inputs
 
@@ -266,7 +269,7 @@ class Study:
             tags=self._tags,
             tracking_uri=self._server,
             keep={job.trial for job in parts.planned(self.plan)[part]},
-            on_progress=lambda progress: self._watch_jobs(part, progress),
+            on_progress=lambda progress: self._show_jobs(part, progress),
         )
 
     @cached_property
@@ -313,7 +316,7 @@ class Study:
         run = client.create_run(experiment, run_name="data", tags=tags | self._way)
         for path in describe_data(self.plan, inputs, self.home / "logs" / self.plan.name).values():
             client.log_artifact(run.info.run_id, str(path))
-        for name, value in feature_figures(inputs.tables).items():
+        for name, value in table_metrics(inputs.tables).items():
             client.log_metric(run.info.run_id, name, value)
         client.set_terminated(run.info.run_id, tracking.FINISHED)
 

@@ -45,7 +45,8 @@ def pretrain(
 
 def _calls(plan: Plan, row: Row) -> tuple[list[Call], list[Call]]:
     """Return what the row's planned trials train on: of one direction of each pair of domains, and of the other."""
-    forward, backward = set(), set()
+    forward: set[Call] = set()
+    backward: set[Call] = set()
     for jobs in parts.planned(plan).values():
         for job in jobs:
             if job.row == row.name:
