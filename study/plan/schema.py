@@ -204,7 +204,9 @@ class Plan:
     domains: Mapping[str, DomainSpec]
     tasks: tuple[tuple[str, str], ...]  # source, target
     cold_ratios: tuple[float, ...] = ()  # of ratings: shares of the overlapping users that are test users, in (0, 1)
-    overlap_ratios: tuple[float, ...] = ()  # of sequences: shares of the training overlapping users that keep their link
+    overlap_ratios: tuple[
+        float, ...
+    ] = ()  # of sequences: shares of the training overlapping users that keep their link
     space: str | None = None  # e.g. music/paper; needed for a search
     base: Mapping[str, Any] = field(default_factory=dict)  # config fields other than the defaults; see study.plan.start
     compare: Mapping[str, RowPlan] = field(default_factory=dict)  # row -> rival
@@ -273,7 +275,9 @@ class Plan:
         for row in self.rows:
             if row.name == name:
                 return row
-        raise InputError(f"plan {self.name}: has no row {name!r}; choose from {', '.join(row.name for row in self.rows)}")
+        raise InputError(
+            f"plan {self.name}: has no row {name!r}; choose from {', '.join(row.name for row in self.rows)}"
+        )
 
     @property
     def needs(self) -> frozenset[str]:
