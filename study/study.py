@@ -10,7 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from trainables.tasks.rating_build import TaskFolders
+from trainables.tasks.arrays import TaskFolders
 
 from features.errors import InputError
 from features.store.tables import digest

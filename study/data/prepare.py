@@ -25,7 +25,7 @@ from study.home import Home
 from study.plan.schema import Plan
 from study.progress import StartProgress
 from trainables.interface import load_model
-from trainables.tasks.rating import TaskFolders
+from trainables.tasks.arrays import TaskFolders
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,7 +13,7 @@ from study.home import Home
 from study.plan.schema import Plan, Row
 from study.progress import StartProgress
 from trainables import trial
-from trainables.tasks.rating import TaskFolders
+from trainables.tasks.arrays import TaskFolders
 
 Call = tuple[str, str, int]
 """Cell name, feature set, seed."""

@@ -17,7 +17,8 @@ from features.store.tables import FeatureTable, digest
 from study.data.pseudo_items import pair_name
 from study.plan.schema import Plan
 from study.specs import Cell
-from trainables.tasks.rating import TaskFolders, TextVectors, build_task
+from trainables.tasks.arrays import TaskFolders
+from trainables.tasks.rating_build import TextVectors, build_task
 from trainables.tasks.sequential_build import build_sequences
 
 TableName = tuple[str, str]

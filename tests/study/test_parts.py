@@ -13,7 +13,7 @@ from study.plan.load import load_plan
 from study.plan.schema import Plan
 from study.specs import Cell, Job
 from trainables.task_types import RATINGS
-from trainables.tasks.rating import TaskFolders
+from trainables.tasks.arrays import TaskFolders
 
 from .tiny import WORK, write_plan
 

@@ -13,7 +13,8 @@ from study.plan.load import PlanError, load_plan
 from study.plan.schema import Plan, SequencePlan, SplitPlan
 from study.specs import Cell
 from trainables.task_types import RATINGS, SEQUENCES
-from trainables.tasks.rating import SplitSpec, TaskFolders
+from trainables.tasks.arrays import TaskFolders
+from trainables.tasks.rating_build import SplitSpec
 from trainables.tasks.sequential import SequenceSpec
 
 from . import tiny

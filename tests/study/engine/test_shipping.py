@@ -29,7 +29,9 @@ from study.tracking.runs import connect, default_uri, find_runs
 from tests.trainables.sequence_worlds import make_sequence_task
 from tests.trainables.worlds import SPLIT, domains_of, make_world, text_vectors
 from trainables.models.lgcd import encoders as sequence_encoders
-from trainables.tasks.rating import TaskFolders, build_task, find_vectors, load_held_out, load_task
+from trainables.tasks.arrays import TaskFolders, find_vectors
+from trainables.tasks.rating import load_held_out, load_task
+from trainables.tasks.rating_build import build_task
 from trainables.trial import kept_at
 
 from .. import tiny
