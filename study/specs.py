@@ -1,15 +1,20 @@
-"""What the engine is asked to do: cells, jobs, and how a search draws. Frozen values, no behaviour."""
+"""What the engine is asked to do: cells, jobs, rows, and how a search draws. Frozen values, no behaviour."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from search_spaces import Space
+    from trainables.interface import Selection
 
 Direction = Literal["minimize", "maximize"]
-PREDICTOR = "predictor:"  # before the name of a simple predictor, as the name of its job
-RATIO = "ratio"  # swept like a field: cells at other ratios, with the best configuration of the plan's own
+ARROW = "->"  # between source and target in the name of a cell, and in no name of a field
+BASELINE = "baseline"  # the model of a row that is a simple baseline; the row has the baseline's name
 
 # Names become tags, file names and MLflow filters; an alphabet without quotes, slashes or blanks needs no escaping.
 _NAME = re.compile(r"[\w.:=,+-]+")
@@ -38,7 +43,7 @@ class Cell:
     @property
     def task(self) -> str:
         """`books->movies`."""
-        return f"{self.source}->{self.target}"
+        return f"{self.source}{ARROW}{self.target}"
 
     @property
     def name(self) -> str:
@@ -53,14 +58,18 @@ class Job:
     part: str
     """`search`, `sweep:<field>`, `ablate` or `score`."""
     cell: Cell
+    row: str
+    """Row of the study: the subject's or a rival's name, or that of a simple baseline."""
+    model: str
+    """File in trainables/models, or `baseline`."""
     name: str
-    """Unique within part and cell: `steps=10`, `wo_side`, `best`; of a search the trial number, see `trial_name`."""
+    """Unique within part, cell and row: `steps=10`, `wo_side`, `test`; of a search the trial number, see `trial_name`."""
     config: Mapping[str, Any] | None
-    """Fields that differ from the base configuration; None: the searcher asks the cell's Optuna study."""
+    """Fields that differ from the row's base configuration; None: the row's Optuna study of this cell is asked."""
     seeds: tuple[int, ...]
     """Training seeds; their mean is the trial's result."""
-    features: str
-    """Key of the task folder's feature_set, e.g. `main` or `ratings`."""
+    feature_set: str
+    """Which vectors the task holds: `text` or `ratings`."""
     task_dir: str
     """Folder of task tensors, a path that workers can read."""
     score: bool = False
@@ -69,8 +78,8 @@ class Job:
     """Folder of the test data; given exactly when `score` is true."""
 
     def __post_init__(self) -> None:
-        _check_name("job part", self.part)
-        _check_name("job name", self.name)
+        for owner, value in (("part", self.part), ("row", self.row), ("name", self.name)):
+            _check_name(f"job {owner}", value)
         if not self.seeds:
             raise ValueError(f"job {self.trial}: needs at least one seed")
         if self.score != (self.test_dir is not None):
@@ -78,8 +87,8 @@ class Job:
 
     @property
     def trial(self) -> str:
-        """`<part>/<cell>/<name>`: the identity that MLflow's tag `study.trial` holds."""
-        return f"{self.part}/{self.cell.name}/{self.name}"
+        """`<part>/<cell>/<row>/<name>`: the identity that MLflow's tag `study.trial` holds."""
+        return f"{self.part}/{self.cell.name}/{self.row}/{self.name}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,12 +113,12 @@ class Objective:
 
 @dataclass(frozen=True, kw_only=True)
 class Budget:
-    """What a search may cost. When it is spent no further trial starts; those that run end as they would."""
+    """What a search may cost. When it is spent, running trials finish and no new ones start."""
 
     hours: float | None = None
-    """Of searching by the clock, all calls together; None: any."""
+    """By the clock, all calls and rows together; None: any."""
     trial_hours: float | None = None
-    """Sum over the trials of the time that each ran, over all cells; None: any."""
+    """Sum over a row's trials of the time that each ran, in all cells; each row may spend as much. None: any."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -186,6 +195,43 @@ class Cluster:
     """Ray's dashboard; only for a Ray that is started here."""
     max_concurrent: int | None = None
     """Trials side by side; None: as many as the resources hold."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RowRecipe:
+    """How the jobs of one row are trained."""
+
+    trainable: str
+    """`module:function`, importable on the workers, with the signature of `trainables.trial.run`."""
+    model: str
+    """File in trainables/models, or `baseline`."""
+    base: Mapping[str, Any]
+    """Configuration under each job's own fields."""
+    space: Space | None = None
+    """What drawn jobs are drawn from."""
+    search: SearchSpec | None = None
+    """How they are drawn."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """What all jobs of a part share."""
+
+    experiment: str
+    home: Path
+    """Folder of the study; workers can write there."""
+    rows: Mapping[str, RowRecipe]
+    selection: Selection
+    """Metric that selects, the same for all rows, and its direction."""
+    tags: Mapping[str, str] = field(default_factory=dict)
+    """On every run; `study.data_key` and `study.feature_key` also tell whether an old result still counts."""
+    resources: Resources = field(default_factory=Resources)
+    faults: Faults = field(default_factory=Faults)
+    cluster: Cluster = field(default_factory=Cluster)
+    tracking_uri: str | None = None
+    """MLflow store; None: a SQLite file in the home folder."""
+    planned: Collection[str] | None = None
+    """All trials that the plan asks for in this part, those that this call leaves alone included; None: its jobs."""
 
 
 def trial_name(number: int) -> str:
