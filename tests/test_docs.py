@@ -2,6 +2,7 @@
 
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -17,11 +18,14 @@ import pytest
 import yaml
 
 from features.simulate.simulator import _latent
-from search_spaces import load_space
+from search_spaces import load_space, reader
 from study.cli import cli
 from study.plan.load import load_plan
 from study.plan.schema import Plan
-from trainables.interface import load_model, model_names
+from tests.trainables.models_in_files import drop
+from tests.trainables.worlds import build, make_world
+from trainables.interface import Model, load_model, model_names
+from trainables.trial import run, run_baseline
 
 ROOT = Path(__file__).parents[1]
 ALL_PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -229,9 +233,21 @@ def plan_of(block: str) -> dict[str, Any] | None:
     return {**(TINY_SEQUENCES if sequences else TINY), **document}
 
 
+@pytest.fixture
+def towers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The model of docs/add-a-model.md with its space, where models and spaces are, until the test ends."""
+    text = TEXTS["docs/add-a-model.md"]
+    (code,), (space, *_) = blocks(text, "python"), blocks(text, "yaml")
+    spaces = shutil.copytree(reader.FOLDER, tmp_path / "spaces", ignore=shutil.ignore_patterns("*.py*", "__*"))
+    (spaces / "towers.yaml").write_text(space)
+    monkeypatch.setattr(reader, "FOLDER", spaces)
+    return drop("towers", code, tmp_path, monkeypatch)
+
+
 @pytest.mark.parametrize(
     ("page", "block"), [(page, block) for page, text in TEXTS.items() for block in blocks(text, "yaml")]
 )
+@pytest.mark.usefixtures("towers")
 def test_every_plan_and_space_that_is_shown_binds(page: str, block: str, tmp_path: Path) -> None:
     plan = plan_of(block)
     file = tmp_path / "shown.yaml"
@@ -241,7 +257,6 @@ def test_every_plan_and_space_that_is_shown_binds(page: str, block: str, tmp_pat
         return
     file.write_text(block)
     searched = {entry.name for model in model_names() for entry in fields(load_model(model).Config)}
-    searched |= set(re.findall(r"^ {4}(\w+): (?:bool|int|float|str) =", "".join(blocks(TEXTS[page], "python")), re.MULTILINE))
     for variant, parameters in yaml.safe_load(block).items():
         assert len(load_space(f"{file}/{variant}", searched).parameters) == len(parameters)
 
@@ -302,6 +317,39 @@ def test_reproduced_figures_are_those_of_the_models() -> None:
     of_models = {figure.name for model in ("music", "lgcd") for figure in load_model(model).FIGURES.values()}
     assert named == of_models - {""}
     assert {"music", "lgcd"} <= set(model_names())
+
+
+# --- a model of one's own -------------------------------------------------------------------------------------------
+
+
+def test_the_small_model_trains_and_passes_the_reference_baseline(towers: str, tmp_path: Path) -> None:
+    task = build(make_world(), tmp_path / "task", "text")
+    folders = {"task_dir": str(task.task_dir), "test_dir": str(task.test_dir)}
+    *_, last = run(towers, {}, seeds=[0, 1], **folders)
+    *_, reference = run_baseline("baseline", {"baseline": "source_offset"}, seeds=[-1], **folders)
+    assert reference.metrics["test_rmse"] == pytest.approx(0.9482, abs=1e-3)
+    assert last.metrics["test_rmse"] < reference.metrics["test_rmse"] - 0.02
+    assert last.metrics["selected_epoch"] > 1
+
+
+def test_the_small_model_goes_on_after_a_kill_to_the_last_bit(towers: str, tmp_path: Path) -> None:
+    task = build(make_world(), tmp_path / "task", "text")
+    config = {"epochs": 4, "patience": 4}
+    reports = run(towers, config, str(task.task_dir), [0])
+    second = [next(reports), next(reports)][1]
+    assert second.state is not None
+    state = second.state()
+    *_, whole = reports
+    *_, resumed = run(towers, config, str(task.task_dir), [0], state=state)
+    wanted = {name: value for name, value in whole.metrics.items() if "seconds" not in name}
+    assert {name: value for name, value in resumed.metrics.items() if "seconds" not in name} == wanted
+
+
+def test_the_contract_is_listed_whole() -> None:
+    rows = re.findall(r"^\| (`[^|]+`) \| ([^|]*) \|", TEXTS["docs/add-a-model.md"], flags=re.MULTILINE)
+    listed = {name: rule for names, rule in rows for name in re.findall(r"`(\w+)`", names)}
+    contract = {entry.name: entry.default is MISSING and entry.default_factory is MISSING for entry in fields(Model)}
+    assert {name: rule == "required" for name, rule in listed.items() if name in contract} == contract
 
 
 # --- what is tried -------------------------------------------------------------------------------------------------
