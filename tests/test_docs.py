@@ -9,7 +9,7 @@ import tomllib
 import types
 import typing
 from collections.abc import Iterator, Mapping
-from dataclasses import MISSING, fields, is_dataclass
+from dataclasses import MISSING, Field, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,7 @@ PAGES = [page for page in ALL_PAGES if "log" not in page.relative_to(ROOT).parts
 TEXTS = {str(page.relative_to(ROOT)): page.read_text(encoding="utf-8") for page in PAGES}
 README = TEXTS["README.md"]
 EXECUTABLES = "study|ray|python|python3|pytest|pip|optuna-dashboard|hf"
-ENVIRONMENT = {"source", ".", "cd"}  # of the shell, no program
+REQUIRED = "required"
 TINY: dict[str, Any] = {
     "name": "tiny",
     "model": "music",
@@ -120,7 +120,7 @@ def check_command(words: list[str]) -> None:
         case "optuna-dashboard" | "hf":
             pass
         case _:
-            assert program in ENVIRONMENT, f"{program}: what is it?"
+            assert program in (".", "cd"), f"{program}: is no command of this project"
 
 
 def check_click(group: click.Command, words: list[str]) -> None:
@@ -262,20 +262,22 @@ def test_every_plan_and_space_that_is_shown_binds(page: str, block: str, tmp_pat
 
 
 def keys(owner: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """(path, default) of every key of a plan; `*` stands for a name that the plan chooses, MISSING for a key that it has to give."""
+    """(path, default) of every key of a plan; `*` stands for a name that the plan chooses, REQUIRED for no default."""
     hints = typing.get_type_hints(owner)
     for entry in fields(owner):
         path = f"{prefix}{entry.name}"
+        inner, many = inside(hints[entry.name])
         if path.endswith("domains.*.name"):
             continue  # it is the key
-        default = MISSING if entry.default_factory is not MISSING else entry.default
-        if entry.default is MISSING and entry.default_factory is MISSING:
-            default = "required"
-        inner, many = inside(hints[entry.name])
         if not prefix or inner is None:
-            yield path, default
+            yield path, REQUIRED if is_required(entry) else entry.default
         if inner is not None:
             yield from keys(inner, f"{path}.*." if many else f"{path}.")
+
+
+def is_required(entry: Field[Any]) -> bool:
+    """Whether a dataclass field has no default."""
+    return entry.default is MISSING and entry.default_factory is MISSING
 
 
 def inside(hint: Any) -> tuple[Any, bool]:
@@ -303,8 +305,8 @@ def test_every_key_of_a_plan_has_a_line_with_its_default() -> None:
     extra = {"features.text", "features.text.items.encoder"}
     assert set(listed) - extra == set(known)
     for path, shown in listed.items():
-        default = known.get(path, MISSING)
-        assert (shown == "required") == (default == "required"), path
+        default = known.get(path)
+        assert (shown == REQUIRED) == (default == REQUIRED), path
         number = re.match(r"[\d.,]+(?=$|:)", shown)
         if number and isinstance(default, int | float):
             assert float(number[0].replace(",", "")) == default, path
@@ -348,7 +350,7 @@ def test_the_small_model_goes_on_after_a_kill_to_the_last_bit(towers: str, tmp_p
 def test_the_contract_is_listed_whole() -> None:
     rows = re.findall(r"^\| (`[^|]+`) \| ([^|]*) \|", TEXTS["docs/add-a-model.md"], flags=re.MULTILINE)
     listed = {name: rule for names, rule in rows for name in re.findall(r"`(\w+)`", names)}
-    contract = {entry.name: entry.default is MISSING and entry.default_factory is MISSING for entry in fields(Model)}
+    contract = {entry.name: is_required(entry) for entry in fields(Model)}
     assert {name: rule == "required" for name, rule in listed.items() if name in contract} == contract
 
 
