@@ -165,14 +165,15 @@ def extract(plan: str, data: Path | None, home: Path, address: str | None, dry_r
     """Make the domains, feature tables and tasks that the plan needs."""
     with _study(plan, data=data, home=home, address=address) as study:
         if dry_run:
-            from study.data.prepare import data_folder, prepare_domains
-            from study.data.preview import extraction, users_to_ask_for
+            from study.data.domains import data_folder, given_split, prepare_domains
+            from study.data.preview import extraction_lines
+            from study.data.pseudo_items import users_to_generate_for
 
-            domains = prepare_domains(study.plan, data, home, study.watch)
-            for line in extraction(study.plan, domains, home, study.cluster):
+            domains = prepare_domains(study.plan, data, study.home, study.start_progress)
+            for line in extraction_lines(study.plan, domains, study.home, study.cluster):
                 console.print(line, soft_wrap=True, highlight=False, markup=False)
-            asked = users_to_ask_for(study.plan, domains, data_folder(study.plan, data, home, study.watch))
-            for name, users in asked.items():
+            split = given_split(study.plan, data_folder(study.plan, data, study.home, study.start_progress))
+            for name, users in users_to_generate_for(study.plan, domains, split).items():
                 console.print(f"pseudo-items of {name}: {users:,} users to generate for")
             return
         for (cell, feature_set), task in _extract(study).tasks.items():
@@ -497,15 +498,15 @@ def _study(
     only: Sequence[str] = (),
 ) -> Iterator[Study]:  # fmt: skip
     from study.plan.load import full_name, load_plan
-    from study.progress import Watcher
+    from study.progress import ProgressDisplay
     from study.specs import Cluster
     from study.study import Study
 
     loaded = load_plan(plan)
     _show_changes(loaded, home)
     with _bars() as bars:
-        watcher = Watcher(bars)
+        display = ProgressDisplay(bars)
         yield Study(
             loaded, home=home, data=data, only=only, cluster=Cluster(address=address, max_concurrent=max_concurrent),
-            watch=watcher.work, watch_jobs=watcher.jobs, named=full_name(plan),
+            start_progress=display.start, show_jobs=display.show_jobs, named=full_name(plan),
         )  # fmt: skip

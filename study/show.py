@@ -15,10 +15,11 @@ from features.errors import InputError
 from features.pseudo.generator import EMBEDDED, resolve_generator
 from features.simulate.simulator import LABEL
 from study import parts
-from study.data.prepare import data_folder, unwatched
-from study.data.preview import outlook
+from study.data.domains import data_folder
+from study.data.preview import preview
 from study.home import Home
 from study.plan.schema import AblationPlan, Plan, Row, SweepPlan
+from study.progress import no_progress
 from study.specs import BASELINE, Job
 from study.study import plan_labels, store_uri
 from study.tracking import runs as tracking
@@ -78,7 +79,7 @@ def _inputs(plan: Plan, data: Path | None, home: Path) -> str:
         vectors += f"; pseudo-items by {pseudo.model}"
     if plan.simulate:
         return f"input: SIMULATED domains (seed {plan.simulate.seed}); {vectors}"
-    folder = data_folder(plan, data, home, unwatched)
+    folder = data_folder(plan, data, Home(home), no_progress)
     for spec in plan.domains.values():
         for name in filter(None, (spec.interactions, spec.items, plan.sequences.users)):
             if not (folder / name).is_file():
@@ -89,7 +90,7 @@ def _inputs(plan: Plan, data: Path | None, home: Path) -> str:
 
 def _data(plan: Plan, data: Path | None, home: Path) -> Iterator[Table | str]:
     """What the domains hold and what language models have to do, for the kinds that say so before anything is made."""
-    found = outlook(plan, data, home)
+    found = preview(plan, data, Home(home))
     if found is None:
         return
     table = Table("domain", "users", "items", "interactions", "titles to encode", title="data")

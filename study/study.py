@@ -10,18 +10,20 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from trainables.tasks.rating_build import TaskFolders
+from trainables.tasks.arrays import TaskFolders
 
 from features.errors import InputError
 from features.store.tables import digest
 from study import parts
-from study.data.prepare import Inputs, Watch, describe_data, feature_figures, prepare, unwatched
+from study.data.prepare import Inputs, describe_data, prepare
+from study.data.tables import table_metrics
 from study.engine.run import Failure, Progress, at_work, refuse_second, run_jobs
 from study.home import Home
 from study.labels import Labels, labels_of
 from study.plan.diff import remember
 from study.plan.schema import Plan, Row
 from study.plan.start import config_of_run
+from study.progress import StartProgress, no_progress
 from study.provenance import commit, device, versions
 from study.report.claims.judge import Judged, judge
 from study.report.report import ReportResult, redraw, report
@@ -35,7 +37,7 @@ from study.tracking.results import Results, load_results, read_config
 RUN = "trainables.trial:run"
 RUN_BASELINE = "trainables.trial:run_baseline"
 
-WatchJobs = Callable[[str, Progress], None]
+ShowJobs = Callable[[str, Progress], None]
 """(part, how far it is)."""
 Configs = dict[tuple[str, str], Mapping[str, Any]]
 """(row, cell) -> fields of the model's config."""
@@ -78,8 +80,8 @@ class Study:
 
     def __init__(
         self, plan: Plan, *, home: Path, data: Path | None = None, cluster: Cluster | None = None,
-        only: Collection[str] = (), watch: Watch | None = None, watch_jobs: WatchJobs | None = None,
-        named: str | None = None,
+        only: Collection[str] = (), start_progress: StartProgress | None = None,
+        show_jobs: ShowJobs | None = None, named: str | None = None,
     ) -> None:  # fmt: skip
         """Open a study; nothing is made before a verb is called.
 
@@ -90,8 +92,8 @@ class Study:
         self.plan, self.home, self.data = plan, Home(home), data
         self.only = tuple(plan.row(name).name for name in only)
         self.cluster = cluster or Cluster()
-        self.watch: Watch = watch or unwatched
-        self._watch_jobs: WatchJobs = watch_jobs or (lambda part, progress: None)
+        self.start_progress: StartProgress = start_progress or no_progress
+        self._show_jobs: ShowJobs = show_jobs or (lambda part, progress: None)
 
     @property
     def tracking_uri(self) -> str:
@@ -123,7 +125,7 @@ class Study:
 
             connect(self.cluster)
             actors = most_actors(self.cluster)
-        inputs = prepare(self.plan, self.data, self.home, self.watch, on_ray=on_ray, actors=actors)
+        inputs = prepare(self.plan, self.data, self.home, self.start_progress, on_ray=on_ray, actors=actors)
         self._log_data(inputs)
         return inputs
 
@@ -281,7 +283,7 @@ class Study:
                 cluster=self.cluster, tracking_uri=self._server, planned={job.trial for job in jobs},
             ),
             chosen,
-            on_progress=lambda progress: self._watch_jobs(part, progress),
+            on_progress=lambda progress: self._show_jobs(part, progress),
         )  # fmt: skip
         return Summary(
             part=part, planned=done.planned, ran=done.ran, failures=done.failures, superseded=done.superseded,
@@ -346,7 +348,7 @@ class Study:
         run = client.create_run(experiment, run_name="data", tags=tags | self._way)
         for path in describe_data(self.plan, inputs, self.home.logs(self.plan.name)).values():
             client.log_artifact(run.info.run_id, str(path))
-        for name, value in feature_figures(inputs.tables).items():
+        for name, value in table_metrics(inputs.tables).items():
             client.log_metric(run.info.run_id, name, value)
         client.set_terminated(run.info.run_id, tracking.FINISHED)
 

@@ -6,9 +6,9 @@ import difflib
 import importlib
 import math
 import pkgutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from features.errors import InputError
 from trainables import models
@@ -21,6 +21,27 @@ class Variant:
 
     config: Mapping[str, Any] = field(default_factory=dict)  # fields of the config
     features: str | None = None  # feature_set of task features; None: the plan's
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The metric that selects epochs and trials, and whether small or large values of it are good."""
+
+    metric: str  # as validation logs it, e.g. val_rmse
+    direction: Literal["minimize", "maximize"]
+
+    @property
+    def sign(self) -> float:
+        """1.0 where small values are good, -1.0 where large ones are: the product with a value is a cost."""
+        return 1.0 if self.direction == "minimize" else -1.0
+
+    def better(self, one: float, other: float) -> bool:
+        """Whether `one` is better than `other`."""
+        return self.sign * one < self.sign * other
+
+    def best(self, values: Iterable[float]) -> float:
+        """Return the best of the values."""
+        return min(values, key=lambda value: self.sign * value)
 
 
 State = Callable[[], dict[str, Any]]
