@@ -393,7 +393,7 @@ def test_misused_commands(tmp_path: Path) -> None:
 
 def test_faults_of_the_simulator(tmp_path: Path) -> None:
     assert study("simulate", tmp_path / "out", "--users", 500, "--overlap", 501).fault == (
-        "simulate: overlap is 501; it must be a whole number from 0 to 500"
+        "simulate: overlap is 501; give a whole number from 0 to 500"
     )
     (tmp_path / "file").write_text("mine")
     ran = study("simulate", tmp_path, "--users", 20, "--items", 20, "--ratings", 50, "--overlap", 5, "--images", 0)
