@@ -1,6 +1,6 @@
-"""The gain on what a model adds to its offset: how much of it to believe, fitted on validation users (ours).
+"""Calibration of what is learned from few users: a gain in [0, 1], fitted on validation users.
 
-What is learned from a few hundred users is too large for new ones; one number corrects that. No validation rating is
+What is learned from a few hundred users is too large for new ones; one number corrects that (ours). No user's rating is
 predicted with a gain that has seen it, so that validation metrics stay comparable. Shapes: N ratings.
 """
 
@@ -11,11 +11,12 @@ from torch import Tensor
 
 
 def shrunken_slope(x_N: Tensor, y_N: Tensor, user_N: Tensor) -> float:
-    """Least-squares slope of y on x within [0, 1], pulled to 0 by how uncertain it is: b * max(0, 1 - var(b) / b^2).
+    """Return the least-squares slope of y on x within [0, 1], pulled to 0: b * max(0, 1 - var(b) / b^2).
 
     var(b) is clustered by user, whose ratings err together (Liang & Zeger 1986); the factor is a positive-part
-    shrinkage of one coefficient.
+    shrinkage of one coefficient. Computed on the CPU, because a GPU adds up in another order each time.
     """
+    x_N, y_N, user_N = x_N.cpu(), y_N.cpu(), user_N.cpu()
     xy = torch.bincount(user_N, (x_N * y_N).double())
     xx = torch.bincount(user_N, x_N.square().double())
     total = float(xx.sum())
@@ -26,12 +27,12 @@ def shrunken_slope(x_N: Tensor, y_N: Tensor, user_N: Tensor) -> float:
     return min(1.0, slope * max(0.0, 1.0 - variance / slope**2))
 
 
-def cross_fitted(x_N: Tensor, left_N: Tensor, user_N: Tensor) -> tuple[Tensor, float]:
-    """Gain of each rating [N], fitted on the half of the users that does not hold its user, and the gain fitted on all.
+def cross_fitted_gain(x_N: Tensor, y_N: Tensor, user_N: Tensor) -> tuple[Tensor, float]:
+    """Return the gain for each rating, fitted on the other half of the users, [N]; and the gain fitted on all users.
 
-    `x_N` is what the model adds to the offset, `left_N` what the offset leaves of the rating.
+    Users with even and with odd numbers are the halves. `x_N` is what is scaled, `y_N` what it should be.
     """
-    gain_N, odd_N = torch.ones_like(x_N), user_N % 2 == 1
+    odd_N, gain_N = user_N % 2 == 1, torch.ones_like(x_N)
     for half_N in (odd_N, ~odd_N):
-        gain_N[~half_N] = shrunken_slope(x_N[half_N], left_N[half_N], user_N[half_N])
-    return gain_N, shrunken_slope(x_N, left_N, user_N)
+        gain_N[~half_N] = shrunken_slope(x_N[half_N], y_N[half_N], user_N[half_N])
+    return gain_N, shrunken_slope(x_N, y_N, user_N)

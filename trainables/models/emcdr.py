@@ -16,9 +16,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from features.checks import at_least, choice, positive, refuse, share
+from features.checks import choice, number, refuse, whole
 from trainables.base_factors import OFFSETS, BaseVectors, base_vectors
-from trainables.calibration import cross_fitted
+from trainables.calibration import cross_fitted_gain
 from trainables.interface import Epoch, Selection, Setup, Variant
 from trainables.tasks.rating import HeldOut, Task
 
@@ -45,7 +45,9 @@ class Config:
     map_ridge: float = 0.01  # lambda_M, penalty on the linear map's squared entries, above 0
     dim: int = 10  # K, factors of a base vector (ours; the paper: 20, 50, 100)
     ridge: float = 15.0  # lambda, penalty on the factors' squares, in ratings, above 0 (ours)
-    active_share: float = 1.0  # share of the overlapping users that teach f, those with the most target ratings (Figure 2)
+    active_share: float = (
+        1.0  # share of the overlapping users that teach f, those with the most target ratings (Figure 2)
+    )
     hidden_ratio: int = 2  # hidden units of the perceptron over D
     lr: float = 1e-3  # step size of the perceptron's Adam (ours; the paper: gradient descent)
     epochs: int = 100  # of the perceptron (ours); the other mappings are solved in one
@@ -55,9 +57,11 @@ class Config:
 
     def __post_init__(self) -> None:
         refuse(
-            *(choice(self, "mapping", MAPPINGS), choice(self, "rating_offset", OFFSETS), share(self, "active_share")),
-            *(at_least(self, name, 1) for name in ("dim", "hidden_ratio", "epochs", "patience")),
-            *(positive(self, name) for name in ("map_ridge", "ridge", "lr")),
+            choice(self, "mapping", MAPPINGS),
+            choice(self, "rating_offset", OFFSETS),
+            *(number(self, name, above=0) for name in ("map_ridge", "ridge", "lr")),
+            number(self, "active_share", above=0, most=1),
+            *(whole(self, name, least=1) for name in ("dim", "hidden_ratio", "epochs", "patience")),
         )
 
 
@@ -157,10 +161,14 @@ class EMCDR(nn.Module):
         offset_N, dot_N = self.terms(task.validation)
         gain_N = self.gain
         if self.config.calibrate:
-            gain_N, gain = cross_fitted(dot_N, ratings.rating - offset_N, ratings.user)
+            gain_N, gain = cross_fitted_gain(dot_N, ratings.rating - offset_N, ratings.user)
             self.gain.fill_(gain)
         mapped_UD = self.mapping(self.base.source_users[task.validation.source_row])
         real_UD = self.base.target_users[: len(task.source)]
         variance, real = (float(z.var(dim=0, correction=0).mean()) for z in (mapped_UD, real_UD))
-        metrics = {"train_loss": loss, "variance_ratio": variance / real if real else float("nan"), "gain": float(self.gain)}
+        metrics = {
+            "train_loss": loss,
+            "variance_ratio": variance / real if real else float("nan"),
+            "gain": float(self.gain),
+        }
         return Epoch(predict=self.predict, metrics=metrics, validation=offset_N + gain_N * dot_N)
