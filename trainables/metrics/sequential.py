@@ -34,6 +34,14 @@ class SequenceErrors:
     full_ndcg5: Floats | None = None
     full_ndcg10: Floats | None = None
 
+    @staticmethod
+    def joined(parts: Sequence[SequenceErrors]) -> SequenceErrors:
+        """Return the rows of all parts, in order; the parts have measured the same."""
+        columns = {name: [getattr(part, name) for part in parts] for name in (entry.name for entry in fields(parts[0]))}
+        return SequenceErrors(
+            **{name: None if values[0] is None else np.concatenate(values) for name, values in columns.items()}
+        )
+
     def columns(self) -> dict[str, Floats]:
         """Each metric that was measured, by row."""
         values = {field.name: getattr(self, field.name) for field in fields(self)[2:]}
@@ -59,7 +67,7 @@ def sequence_errors(
     measured = _at_cuts("", *target_ranks(scores_RC, torch.zeros_like(held_out.target)))
     if full_RI is not None:
         measured |= _at_cuts("full_", *target_ranks(full_RI, held_out.target - first))
-    return SequenceErrors(user=held_out.user.numpy(), protocol=held_out.protocol.numpy(), **measured)
+    return SequenceErrors(user=held_out.user.cpu().numpy(), protocol=held_out.protocol.cpu().numpy(), **measured)
 
 
 def target_ranks(scores_RC: Tensor, target_R: Tensor) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -68,10 +76,16 @@ def target_ranks(scores_RC: Tensor, target_R: Tensor) -> tuple[NDArray[np.int64]
         bad = int((~(scores_RC < torch.inf)).sum())
         raise FloatingPointError(f"{bad} of {scores_RC.numel()} scores are NaN or infinity: the model has diverged")
     target_R1 = scores_RC.gather(1, target_R[:, None])
+    return _counted(scores_RC > target_R1), _counted(scores_RC == target_R1) - 1
+
+
+def _counted(true_RC: Tensor) -> NDArray[np.int64]:
+    """How many are true in each row, [R]."""
+    if true_RC.device.type != "cpu":
+        counts: NDArray[np.int64] = true_RC.sum(dim=1).cpu().numpy()
+        return counts
     # NumPy counts true values a byte at a time; torch's sum takes five times as long.
-    above = np.count_nonzero((scores_RC > target_R1).numpy(), axis=1)
-    tied = np.count_nonzero((scores_RC == target_R1).numpy(), axis=1) - 1
-    return above, tied
+    return np.count_nonzero(true_RC.numpy(), axis=1)
 
 
 def hit_rate(above_R: NDArray[np.int64], tied_R: NDArray[np.int64], at: int) -> Floats:

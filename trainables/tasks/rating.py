@@ -11,6 +11,7 @@ target-domain vectors are in no file of a task. Shapes: N ratings, U users, I it
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import os
@@ -31,6 +32,7 @@ from features.errors import InputError
 from features.factorisation import FactorSpec, Interactions, biases, factorise
 from features.store.folders import mapped_array, store_errors, whole_folder, write_json
 from features.store.tables import FeatureTable
+from trainables.devices import OnDevice
 
 VERSION = 2  # of what is written; part of the key
 SHRINKAGE = 5.0  # ratings of the mean that each item mean and each user offset is taken to have (ours)
@@ -59,7 +61,7 @@ class SplitSpec:
 
 
 @dataclass(frozen=True)
-class Ratings:
+class Ratings(OnDevice):
     """Ratings sorted by user."""
 
     user: Tensor  # int64 [N]
@@ -73,7 +75,8 @@ class Ratings:
     def starts(self) -> Tensor:
         """First rating of each of the users 0..U-1, and N at the end: int64 [U + 1]."""
         users = int(self.user[-1]) + 1
-        return torch.cat([torch.zeros(1, dtype=torch.int64), torch.bincount(self.user, minlength=users).cumsum(0)])
+        counts = torch.bincount(self.user, minlength=users)
+        return torch.cat([counts.new_zeros(1), counts.cumsum(0)])
 
 
 class FeatureRows:
@@ -86,6 +89,7 @@ class FeatureRows:
     def __init__(self, vectors: NDArray[Any], rows: Ints, centre: Floats, scale: float) -> None:
         self._vectors, self._rows = np.asarray(vectors), rows
         self.centre, self.scale = torch.from_numpy(centre), scale
+        self._centre = self.centre  # where vectors are read: on the CPU
         size = len(rows) * vectors.shape[1] * 4
         self._dense = self._read(np.arange(len(rows))) if size <= DENSE_BYTES else None
 
@@ -97,9 +101,29 @@ class FeatureRows:
         """F."""
         return int(self._vectors.shape[1])
 
+    @property
+    def device(self) -> torch.device:
+        """Where its vectors are given out."""
+        return self.centre.device
+
+    def to(self, device: torch.device) -> FeatureRows:
+        """Return the same rows on another device; what is not held in memory is moved as it is read."""
+        if device == self.device:
+            return self
+        moved = copy.copy(self)
+        moved.centre = self.centre.to(device)
+        moved._dense = self._dense.to(device) if self._dense is not None else None
+        return moved
+
     def __getitem__(self, index_B: Tensor) -> Tensor:
         """Standardised vectors, float32 [B, F]."""
-        return self._dense.index_select(0, index_B) if self._dense is not None else self._read(index_B.numpy())
+        if self._dense is not None:
+            return self._dense.index_select(0, index_B)
+        return self._read(index_B.cpu().numpy()).to(self.device)
+
+    def all(self) -> Tensor:
+        """Return the standardised vectors of all rows, float32 [N, F]."""
+        return self[torch.arange(len(self), device=self.device)]
 
     def _read(self, index_B: Ints) -> Tensor:
         rows = self._rows[index_B]
@@ -110,13 +134,13 @@ class FeatureRows:
         for start in range(0, len(rows), _READ_ROWS):
             part = slice(start, start + _READ_ROWS)
             read = vectors[part].copy_(torch.from_numpy(self._vectors[places[part]]))
-            read.sub_(self.centre).div_(self.scale)
+            read.sub_(self._centre).div_(self.scale)
         vectors[torch.from_numpy(rows < 0)] = 0.0
         return vectors
 
 
 @dataclass(frozen=True, kw_only=True)
-class HeldOut:
+class HeldOut(OnDevice):
     """Cold-start users: what is known of them is their source domain; their target ratings are to be predicted."""
 
     source: FeatureRows  # [U, F] source-domain vectors
@@ -126,7 +150,7 @@ class HeldOut:
 
 
 @dataclass(frozen=True, kw_only=True)
-class RatingQuery:
+class RatingQuery(OnDevice):
     """What is known of users whose ratings are asked for."""
 
     features: Tensor  # float32 [U, F] raw source-domain vectors
@@ -134,7 +158,7 @@ class RatingQuery:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Task:
+class Task(OnDevice):
     """All that a search may see of a cell."""
 
     source: FeatureRows  # [O, F] source-domain vectors of the training overlapping users
@@ -152,7 +176,7 @@ class Task:
     @property
     def side_users(self) -> Tensor:
         """Numbers of the side users in `target`, int64 [S]."""
-        return torch.arange(len(self.source), len(self.target))
+        return torch.arange(len(self.source), len(self.target), device=self.device)
 
 
 @dataclass(frozen=True, kw_only=True)

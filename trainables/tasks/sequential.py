@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from features.errors import InputError
+from trainables.devices import OnDevice
 from trainables.tasks.rating import FeatureRows, load_array, load_rows, not_built, read_meta
 
 TASK_TYPE = "sequences"
@@ -76,7 +77,7 @@ def _number(value: object) -> bool:
 
 
 @dataclass(frozen=True)
-class Sequences:
+class Sequences(OnDevice):
     """Item numbers of many sequences, one after the other, each oldest first."""
 
     item: Tensor  # int64 [N]
@@ -93,18 +94,18 @@ class Sequences:
     @property
     def row(self) -> Tensor:
         """Sequence of each item, int64 [N]."""
-        return torch.arange(len(self)).repeat_interleave(self.lengths)
+        return torch.arange(len(self), device=self.device).repeat_interleave(self.lengths)
 
     def rows(self, index_B: Tensor) -> Sequences:
         """These sequences, in this order."""
         lengths = self.lengths[index_B]
         starts = torch.cat([lengths.new_zeros(1), lengths.cumsum(0)])
         shift = (self.starts[index_B] - starts[:-1]).repeat_interleave(lengths)
-        return Sequences(self.item[torch.arange(int(starts[-1])) + shift], starts)
+        return Sequences(self.item[torch.arange(int(starts[-1]), device=self.device) + shift], starts)
 
 
 @dataclass(frozen=True, kw_only=True)
-class HeldOut:
+class HeldOut(OnDevice):
     """Users of whom the last item, one of the target domain, is to be predicted: every user under each protocol."""
 
     history: Sequences  # R rows: what the protocol shows of the items before the target; may be empty
@@ -123,7 +124,7 @@ class HeldOut:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SequenceTask:
+class SequenceTask(OnDevice):
     """All that a search may see of a cell. Items are numbered alike in both directions of a pair of domains."""
 
     folder: Path
@@ -140,21 +141,11 @@ class SequenceTask:
     train_key: str  # sha256 of what pretraining reads: sequences and texts; both directions of a pair share it
 
 
-def without_seen(scores: Tensor, held_out: HeldOut, task: SequenceTask, candidates_RC: Tensor | None) -> Tensor:
-    """The scores [R, C] with LAST for items of the shown history: as domains are read, a user has an item once.
-
-    Without candidates the scores are those of all target-domain items.
-    """
-    seen_RJ = seen(held_out.history, task.target)
-    hidden = seen_RJ if candidates_RC is None else seen_RJ.gather(1, candidates_RC.long() - task.target[0])
-    return scores.masked_fill(hidden, LAST)
-
-
 def seen(history: Sequences, target: tuple[int, int]) -> Tensor:
     """Which target-domain items each history holds, bool [R, J]."""
     low, high = target
     known = (history.item >= low) & (history.item < high)
-    seen_RJ = torch.zeros(len(history), high - low, dtype=torch.bool)
+    seen_RJ = torch.zeros(len(history), high - low, dtype=torch.bool, device=history.device)
     seen_RJ[history.row[known], history.item[known] - low] = True
     return seen_RJ
 
