@@ -7,7 +7,7 @@ and kept in float32. Shapes: B batch, D feature, T steps.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -34,7 +34,7 @@ Noise = torch.Generator | SameForAll
 
 
 def normal_like(x_BD: Tensor, noise: Noise) -> Tensor:
-    """Standard normal noise of the shape of x, [B, D], on its device; drawn on the CPU, so that every device has the same."""
+    """Standard normal noise of the shape of x, [B, D], on its device; drawn on the CPU: the same on every device."""
     if isinstance(noise, SameForAll):
         return torch.randn(1, *x_BD.shape[1:], generator=noise.generator).to(x_BD.device).expand(*x_BD.shape)
     return torch.randn(x_BD.shape, generator=noise).to(x_BD.device)

@@ -99,8 +99,8 @@ class Figure:
 
 
 Part = nn.Module | Optimizer | LRScheduler | torch.Generator | np.random.Generator | dict[str, Any]
-"""What a checkpoint holds of a training. A dict holds tensors, plain values, lists and dicts of them, under text keys; it is
-filled in place where training goes on."""
+"""What a checkpoint holds of a training. A dict holds tensors, plain values, and lists and dicts of them, under text keys;
+it is filled in place where training goes on."""
 
 
 class Setup:
@@ -130,7 +130,9 @@ class Epoch:
     target-domain items. Reads the network of the Setup as it is when called, because the runner puts the best epoch's
     weights back before it scores."""
     metrics: Mapping[str, float] = field(default_factory=dict)  # the model's own, e.g. train_loss
-    validation: Tensor | None = None  # predictions of `task.validation` where they are made another way than by `predict`
+    validation: Tensor | None = (
+        None  # predictions of `task.validation` where they are made another way than by `predict`
+    )
     pack: Callable[[], dict[str, Any]] | None = None  # the state that `unpack` takes: tensors and plain values
 
 
@@ -161,7 +163,7 @@ def model_names() -> list[str]:
 
 
 def load_model(name: str) -> Model:
-    """Return a model; InputError for an unknown name, a file that cannot be imported, and with all that `check_model` finds."""
+    """Return a model; InputError for an unknown name, a file that cannot be imported, and what `check_model` finds."""
     if name not in model_names():
         raise InputError(f"model: unknown {name!r}; choose from {', '.join(model_names())}")
     try:
@@ -261,7 +263,9 @@ def _selection_faults(module: ModuleType) -> list[str]:
     if selection.metric not in directions:
         return [f"SELECTION.metric is {selection.metric!r}; {_near(selection.metric, directions)}"]
     if selection.direction != directions[selection.metric]:
-        return [f"SELECTION.direction is {selection.direction}; {selection.metric} is to {directions[selection.metric]}"]
+        return [
+            f"SELECTION.direction is {selection.direction}; {selection.metric} is to {directions[selection.metric]}"
+        ]
     return []
 
 
@@ -291,7 +295,9 @@ def _config_faults(config_class: Any) -> list[str]:
     for name, kind in field_types(config_class).items():
         default = config_class.__dataclass_fields__[name].default
         if kind not in FIELD_TYPES:
-            faults.append(f"Config.{name} is of type {kind}, which a plan cannot say; choose from {', '.join(FIELD_TYPES)}")
+            faults.append(
+                f"Config.{name} is of type {kind}, which a plan cannot say; choose from {', '.join(FIELD_TYPES)}"
+            )
         elif default is MISSING:
             faults.append(f"Config.{name} has no default; give one")
         elif not _fits(default, kind):

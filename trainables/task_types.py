@@ -26,10 +26,11 @@ from trainables.metrics.rating import user_errors
 from trainables.metrics.sequential import SequenceErrors, sequence_errors
 from trainables.tasks import rating
 from trainables.tasks import sequential as sequences
+from trainables.tasks.arrays import read_meta
 
 Predict = Callable[[Any, Any, int], Tensor]
-"""What a model has learned: (held_out, task, seed) -> ratings [N] of `held_out.ratings`, not cut to the rating scale; or scores
-[R, J] of all items of the target domain, for each row of `held_out`. The same for the same seed."""
+"""What a model has learned: (held_out, task, seed) -> ratings [N] of `held_out.ratings`, not cut to the rating scale; or
+scores [R, J] of all items of the target domain, for each row of `held_out`. The same for the same seed."""
 
 _CPU = torch.device("cpu")
 SCORE_BYTES = 256 * 2**20  # of the scores that a sequence model is asked for at once
@@ -66,7 +67,9 @@ class TaskType:
     load_held_out: Callable[[Path], Any]
     measure: Callable[..., Measured]  # (held_out, predict, task, seed, *, full, predicted=None)
     query: Callable[[pd.DataFrame, Mapping[str, int]], Any]  # what is known of users, from columns and items' numbers
-    hide_seen: Callable[[Tensor, Any, tuple[int, int]], Tensor]  # scores [U, J], query, target items -> -inf for what they have
+    hide_seen: Callable[
+        [Tensor, Any, tuple[int, int]], Tensor
+    ]  # scores [U, J], query, target items -> -inf for what they have
     limits: Callable[[Any], tuple[float, float]]  # task -> least and largest score that is shown to a user
     as_predict: Callable[[str], Predict]  # a simple baseline in the form of a model's prediction
     baselines: tuple[str, ...]  # the simple baselines, each a row of every table
@@ -94,7 +97,7 @@ class TaskType:
 
 def task_type_at(task_dir: Path) -> TaskType:
     """The type of the task in a folder; InputError where there is none."""
-    return TASK_TYPES[rating.read_meta(task_dir).get("kind", "ratings")]
+    return TASK_TYPES[read_meta(task_dir).get("kind", "ratings")]
 
 
 def task_type_of(opened: Any) -> TaskType:
@@ -104,7 +107,13 @@ def task_type_of(opened: Any) -> TaskType:
 
 
 def _measure_ratings(
-    held_out: rating.HeldOut, predict: Predict, task: rating.Task, seed: int, *, full: bool, predicted: Tensor | None = None
+    held_out: rating.HeldOut,
+    predict: Predict,
+    task: rating.Task,
+    seed: int,
+    *,
+    full: bool,
+    predicted: Tensor | None = None,
 ) -> Measured:
     """Errors pooled over ratings, NDCG@20 over users; `full` adds `cold_item_...`, of items without training ratings."""
     predicted = predict(held_out, task, seed) if predicted is None else predicted

@@ -1,8 +1,8 @@
 """The runner: trains, tunes and scores every model, and keeps what it has learned. It owns what every model needs.
 
-For each seed: torch's global random numbers (a seed gives the same alone and beside others), training and evaluation mode,
-validation, the best epoch by the model's SELECTION, the end by the `epochs` and `patience` of its Config, and the state from
-which training goes on after a kill. What a model offers is described in `trainables.interface`.
+For each seed: torch's global random numbers (a seed gives the same alone and beside others), training and evaluation
+mode, validation, the best epoch by the model's SELECTION, the end by the `epochs` and `patience` of its Config, and the
+state from which training goes on after a kill. What a model offers is described in `trainables.interface`.
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ class Report:
     final: bool = False
     artifacts: dict[str, str | bytes] = field(default_factory=dict)
     state: Callable[[], dict[str, Any]] | None = None
-    """What `run` goes on from behind this report, as `torch.load(weights_only=True)` reads it. The tensors may be the living
-    ones: call it before the next report is asked for. None: the model cannot go on."""
+    """Gives what `run` goes on from behind this report, as `torch.load(weights_only=True)` reads it. Its tensors may be the
+    living ones: call it before the next report is asked for. None: the model cannot go on."""
 
 
 def run(
@@ -239,23 +239,29 @@ class SeedTraining:
         if not math.isfinite(value):
             raise FloatingPointError(f"{selection.metric} is {value} in epoch {self._number}; lower lr")
         if self._best is None or selection.better(value, self._best.metrics[selection.metric]):
-            weights = self._setup and {name: value.clone() for name, value in self._setup.network.state_dict().items()}
             self._best = _Best(
-                number=self._number, metrics=self.metrics, measured=measured, weights=weights, epoch=epoch
+                number=self._number,
+                metrics=self.metrics,
+                measured=measured,
+                weights=self._copied_weights(),
+                epoch=epoch,
             )
-        waited = self._number - self._best.number
-        if self._number >= getattr(trained.config, "epochs", math.inf):
+        done = self._number >= getattr(trained.config, "epochs", math.inf)
+        if done or self._number - self._best.number >= getattr(trained.config, "patience", math.inf):
             self._finish()
-        elif waited >= getattr(trained.config, "patience", math.inf):
-            self._finish()
+
+    def _copied_weights(self) -> dict[str, Tensor] | None:
+        if self._setup is None:
+            return None
+        return {name: value.clone() for name, value in self._setup.network.state_dict().items()}
 
     def _check_end(self) -> None:
         """Refuse a `train` that ends by itself before there is an epoch, or before the `epochs` of its Config."""
         name, epochs = self._trained.name, getattr(self._trained.config, "epochs", 1)
         if self._number < epochs:
             raise RuntimeError(
-                f"model {name}: train ends after {self._number} of {epochs} epochs; yield an Epoch for each, and leave it to "
-                "the runner to end"
+                f"model {name}: train ends after {self._number} of {epochs} epochs; yield an Epoch for each, and let the "
+                "runner end it"
             )
 
     def _finish(self) -> None:
@@ -276,9 +282,7 @@ class SeedTraining:
                 test, scores = score(epoch.predict, trained.test, trained.task, self.seed)
                 packed = on_cpu(epoch.pack()) if epoch.pack is not None else None
             metrics |= scores
-        self.result = SeedResult(
-            seed=self.seed, metrics=metrics, validation=best.measured, test=test, packed=packed
-        )
+        self.result = SeedResult(seed=self.seed, metrics=metrics, validation=best.measured, test=test, packed=packed)
         self._places.close()
         self._setup = self._epoch = self._best = None
 
@@ -394,7 +398,7 @@ def _means(measured: Sequence[Mapping[str, float]]) -> dict[str, float]:
 
 
 def kept_at(model: str, config: Mapping[str, Any], task_dir: str, seeds: Sequence[int]) -> Path:
-    """Return the file of the model that scoring this configuration leaves: beside the tasks, named by all that it depends on."""
+    """Return the file of the model that scoring leaves: beside the tasks, named by all that it depends on."""
     settings = make_config(model, config, f"config of {model}")
     document = {"model": model, "config": asdict(settings), "task": Path(task_dir).parent.name, "seeds": list(seeds)}
     return Path(task_dir).parent.parent / "models" / f"{digest(document)[:16]}.pt"

@@ -91,7 +91,7 @@ def as_predict(name: str) -> Callable[[HeldOut, SequenceTask, int], Tensor]:
 
 def _scored(score: Score, held_out: HeldOut) -> Tensor:
     """Scores block by block, [R, J]."""
-    blocks = torch.arange(len(held_out)).split(_ROWS)
+    blocks = torch.split(torch.arange(len(held_out)), _ROWS)
     return torch.cat([score(held_out.rows(index_B)) for index_B in blocks])
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
 import torch
@@ -37,10 +38,11 @@ class SequenceErrors:
     @staticmethod
     def joined(parts: Sequence[SequenceErrors]) -> SequenceErrors:
         """Return the rows of all parts, in order; the parts have measured the same."""
-        columns = {name: [getattr(part, name) for part in parts] for name in (entry.name for entry in fields(parts[0]))}
-        return SequenceErrors(
-            **{name: None if values[0] is None else np.concatenate(values) for name, values in columns.items()}
-        )
+        columns: dict[str, Any] = {}
+        for entry in fields(SequenceErrors):
+            values = [getattr(part, entry.name) for part in parts]
+            columns[entry.name] = None if values[0] is None else np.concatenate(values)
+        return SequenceErrors(**columns)
 
     def columns(self) -> dict[str, Floats]:
         """Each metric that was measured, by row."""
@@ -81,11 +83,13 @@ def target_ranks(scores_RC: Tensor, target_R: Tensor) -> tuple[NDArray[np.int64]
 
 def _counted(true_RC: Tensor) -> NDArray[np.int64]:
     """How many are true in each row, [R]."""
+    counts: NDArray[np.int64]
     if true_RC.device.type != "cpu":
-        counts: NDArray[np.int64] = true_RC.sum(dim=1).cpu().numpy()
+        counts = true_RC.sum(dim=1).cpu().numpy()
         return counts
     # NumPy counts true values a byte at a time; torch's sum takes five times as long.
-    return np.count_nonzero(true_RC.numpy(), axis=1)
+    counts = np.count_nonzero(true_RC.numpy(), axis=1)
+    return counts
 
 
 def hit_rate(above_R: NDArray[np.int64], tied_R: NDArray[np.int64], at: int) -> Floats:

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from features.errors import InputError
 from trainables.devices import OnDevice
-from trainables.tasks.rating import FeatureRows, load_array, load_rows, not_built, read_meta
+from trainables.tasks.arrays import FeatureRows, load_array, load_rows, not_built, read_meta
 
 TASK_TYPE = "sequences"
 LAST = -1e9  # score of an item of the shown history; finite, for scores are mixed
@@ -34,9 +34,9 @@ OVERLAPPING, SOURCE_ONLY, TARGET_ONLY = 0, 1, 2  # groups of training users
 class SequenceSpec:
     """Who trains, who is held out, and what is asked of them."""
 
-    # overlap ratio: share of the training overlapping users used as such, in (0, 1]; the link of the others is cut: each
-    # becomes a source-only and a target-only user
-    ratio: float = 1.0
+    # share of the training overlapping users used as such, in (0, 1]; the link of the others is cut: each becomes a
+    # source-only and a target-only user
+    overlap_ratio: float = 1.0
     protocols: tuple[str, ...] = PROTOCOLS  # what of a history is shown
     negatives: int = 999  # target-domain items drawn beside each held-out target, once per data seed
     validation_share: float = 0.1  # of the overlapping users; read where the data gives no split
@@ -48,7 +48,11 @@ class SequenceSpec:
         faults = [
             f"sequences.{name} is {getattr(self, name)!r}; give {rule}"
             for name, good, rule in (
-                ("ratio", _number(self.ratio) and 0 < self.ratio <= 1, "a share above 0, up to 1"),
+                (
+                    "overlap_ratio",
+                    _number(self.overlap_ratio) and 0 < self.overlap_ratio <= 1,
+                    "a share above 0, up to 1",
+                ),
                 (
                     "protocols",
                     0 < len(self.protocols) == len(set(self.protocols)) and set(self.protocols) <= set(PROTOCOLS),
