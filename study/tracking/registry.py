@@ -79,7 +79,7 @@ def register(results: Results, domains: Mapping[str, Domain], home: Path) -> lis
     scores = results.finished("score")
     for _, row in scores[scores["name"] == "best"].iterrows():
         document = results.config(row["run_id"])
-        if not hasattr(load_model(document["model"]), "unpack"):
+        if load_model(document["model"]).unpack is None:
             continue
         name = model_name(results.experiment, Cell(**document["cell"]))
         if versions := client.search_model_versions(f"name = '{name}' and run_id = '{row['run_id']}'"):
@@ -224,7 +224,7 @@ def _described(
     client: MlflowClient, name: str, document: Mapping[str, Any], tags: Mapping[str, str], numbers: Mapping[str, float]
 ) -> str:
     """Markdown: what the model is, its main numbers, how it is used and made again."""
-    metric, _ = load_model(document["model"]).SELECTION
+    metric = load_model(document["model"]).SELECTION.metric
     config = yaml.safe_dump(dict(document["config"]), sort_keys=False)
     main = {
         key: value for key, value in sorted(numbers.items())
