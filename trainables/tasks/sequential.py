@@ -93,14 +93,14 @@ class Sequences:
     @property
     def row(self) -> Tensor:
         """Sequence of each item, int64 [N]."""
-        return torch.arange(len(self)).repeat_interleave(self.lengths)
+        return torch.arange(len(self), device=self.starts.device).repeat_interleave(self.lengths)
 
     def rows(self, index_B: Tensor) -> Sequences:
         """These sequences, in this order."""
         lengths = self.lengths[index_B]
         starts = torch.cat([lengths.new_zeros(1), lengths.cumsum(0)])
         shift = (self.starts[index_B] - starts[:-1]).repeat_interleave(lengths)
-        return Sequences(self.item[torch.arange(int(starts[-1])) + shift], starts)
+        return Sequences(self.item[torch.arange(int(starts[-1]), device=starts.device) + shift], starts)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,7 +130,7 @@ class SequenceTask:
     items: int  # of both domains
     source: tuple[int, int]  # first item number of the source domain, and the number after its last
     target: tuple[int, int]
-    text: FeatureRows  # [I, F] vectors of titles
+    text: FeatureRows | None  # [I, F] vectors of titles; None: built without them, for models that read ids alone
     train: Sequences  # all of each training user's items
     group: Tensor  # int8 [S] OVERLAPPING | SOURCE_ONLY | TARGET_ONLY
     pseudo: Tensor  # int64 [S, n_max] pseudo-items of the domain that a single-domain user lacks, best first, -1: none
@@ -138,6 +138,12 @@ class SequenceTask:
     protocols: tuple[str, ...]
     validation: HeldOut
     train_key: str  # sha256 of what pretraining reads: sequences and texts; both directions of a pair share it
+
+    def titles(self) -> Tensor:
+        """Return the vectors of all items' titles, float32 [I, F]; InputError in a task that has none."""
+        if self.text is None:
+            raise InputError(f"{self.folder}: this task has no titles; set features.text in the plan")
+        return self.text[torch.arange(self.items)]
 
 
 def without_seen(scores: Tensor, held_out: HeldOut, task: SequenceTask, candidates_RC: Tensor | None) -> Tensor:
@@ -154,7 +160,7 @@ def seen(history: Sequences, target: tuple[int, int]) -> Tensor:
     """Which target-domain items each history holds, bool [R, J]."""
     low, high = target
     known = (history.item >= low) & (history.item < high)
-    seen_RJ = torch.zeros(len(history), high - low, dtype=torch.bool)
+    seen_RJ = torch.zeros(len(history), high - low, dtype=torch.bool, device=history.item.device)
     seen_RJ[history.row[known], history.item[known] - low] = True
     return seen_RJ
 
@@ -169,7 +175,7 @@ def load_task(task_dir: Path) -> SequenceTask:
         items=meta["items"],
         source=(meta["source"][0], meta["source"][1]),
         target=(meta["target"][0], meta["target"][1]),
-        text=load_rows(task_dir, "text"),
+        text=load_rows(task_dir, "text") if (task_dir / "text.json").is_file() else None,
         train=_load_sequences(task_dir),
         group=load_array(task_dir, "group"),
         pseudo=load_array(task_dir, "pseudo"),
