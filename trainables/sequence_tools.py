@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from trainables.tasks.sequential import HeldOut, Sequences, SequenceTask, seen
+from trainables.tasks.sequential import HeldOut, Sequences, SequenceTask
 
 SEQUENCES = ("merged", "target")  # what a model that knows one catalogue reads: both domains' items | the target's
 _CHUNK = 64  # batches that are sorted by length together, so that a batch pads little
@@ -415,10 +415,6 @@ class Scorer:
             rows = known.nonzero().squeeze(1)
             scores_RJ[rows] = self.network.users(history.rows(rows)) @ self.network.items(self.target).T
         return scores_RJ
-
-    def unseen(self, history: Sequences) -> Tensor:
-        """Return the scores with -inf for items of the history, as `unpack` has to."""
-        return self.scores(history).masked_fill(seen(history, self.target), -torch.inf)
 
     def pack(self) -> dict[str, Any]:
         """Return the trained network and what else `unpacked` needs, as tensors and plain values."""

@@ -93,14 +93,14 @@ class Sequences:
     @property
     def row(self) -> Tensor:
         """Sequence of each item, int64 [N]."""
-        return torch.arange(len(self), device=self.starts.device).repeat_interleave(self.lengths)
+        return torch.arange(len(self)).repeat_interleave(self.lengths)
 
     def rows(self, index_B: Tensor) -> Sequences:
         """These sequences, in this order."""
         lengths = self.lengths[index_B]
         starts = torch.cat([lengths.new_zeros(1), lengths.cumsum(0)])
         shift = (self.starts[index_B] - starts[:-1]).repeat_interleave(lengths)
-        return Sequences(self.item[torch.arange(int(starts[-1]), device=starts.device) + shift], starts)
+        return Sequences(self.item[torch.arange(int(starts[-1])) + shift], starts)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,7 +160,7 @@ def seen(history: Sequences, target: tuple[int, int]) -> Tensor:
     """Which target-domain items each history holds, bool [R, J]."""
     low, high = target
     known = (history.item >= low) & (history.item < high)
-    seen_RJ = torch.zeros(len(history), high - low, dtype=torch.bool, device=history.item.device)
+    seen_RJ = torch.zeros(len(history), high - low, dtype=torch.bool)
     seen_RJ[history.row[known], history.item[known] - low] = True
     return seen_RJ
 
