@@ -200,12 +200,12 @@ class Unseen:
     """
 
     def __init__(self, train: Sequences, domains: Sequence[Range]) -> None:
-        self.domains = np.array(domains)  # [P, 2]
+        self.domains = np.array(sorted(domains))  # [P, 2]
         self.items = int(self.domains.max())
         taken = np.unique((train.row * self.items + train.item).cpu().numpy())
         row, item = np.divmod(taken, self.items)
         domain = self._domain(item)
-        group = (row * len(domains) + domain)[domain >= 0]  # ascending, for items of a row are, and so are its domains
+        group = (row * len(domains) + domain)[domain >= 0]  # ascending, because a row's items are
         self.count = np.bincount(group, minlength=len(train) * len(domains))  # [S P]
         self.first = np.cumsum(self.count) - self.count
         rank = np.arange(len(group)) - self.first[group]
