@@ -25,6 +25,7 @@ from trainables.metrics.rating import user_errors
 from trainables.metrics.sequential import sequence_errors
 from trainables.tasks import rating as task
 from trainables.tasks import sequential as sequences
+from trainables.tasks.arrays import read_meta
 
 Predict = Callable[..., Any]
 """What a model has learned. ratings: (held_out, task, seed) -> ratings [N], not cut to the rating scale, and the users'
@@ -82,7 +83,7 @@ class TaskType:
 
 def task_type_at(task_dir: Path) -> TaskType:
     """The type of the task in a folder; InputError where there is none."""
-    return TASK_TYPES[task.read_meta(task_dir).get("kind", "ratings")]
+    return TASK_TYPES[read_meta(task_dir).get("kind", "ratings")]
 
 
 def task_type_of(found: Any) -> TaskType:

@@ -33,7 +33,7 @@ from study.tracking.results import Results, read_config
 from study.tracking.runs import shown
 from trainables.interface import load_model
 from trainables.task_types import TASK_TYPES, task_type_at
-from trainables.tasks.rating import load_array, load_rows, read_meta
+from trainables.tasks.arrays import load_array, load_rows, read_meta
 from trainables.trial import kept_at
 
 ALIAS = "best"

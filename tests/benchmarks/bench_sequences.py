@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from trainables.models.lgcd.encoders import Encoders, PretrainSpec, batches, padded, pretraining_loss, windows
 from trainables.models.lgcd.model import Config, _Trainer
-from trainables.tasks.rating import FeatureRows
+from trainables.tasks.arrays import FeatureRows
 from trainables.tasks.sequential import HeldOut, Sequences, SequenceTask
 
 FOOD, KITCHEN, TEXT = 8_661, 27_637, 384  # items, items, width of MiniLM's vectors
