@@ -11,7 +11,6 @@ to scores of all items of the target domain [U, J]. Nothing else is registered a
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -25,6 +24,7 @@ import pandas as pd
 import torch
 
 from features.errors import InputError
+from features.store.folders import atomic_file
 from features.store.tables import digest
 from trainables.interface import Epoch, Stage, State, load_model, make_config
 from trainables.task_types import Measured, Predict, task_type_at, task_type_of
@@ -131,9 +131,8 @@ def _keep(path: Path, model: str, settings: Any, seeds: Sequence[int], final: Se
     if best.pack is None:
         return
     path.parent.mkdir(exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    torch.save({"model": model, "config": asdict(settings), "seed": seed, "state": best.pack()}, partial)
-    partial.replace(path)
+    with atomic_file(path) as beside:
+        torch.save({"model": model, "config": asdict(settings), "seed": seed, "state": best.pack()}, beside)
 
 
 def run_predictor(
