@@ -19,6 +19,9 @@ from trainables.interface import load_model, make_config
 from trainables.task_types import TASK_TYPES, item_numbers
 
 
+RECOMMENDED = {"items": "texts", "titles": "texts", "scores": "numbers"}  # columns of what is recommended
+
+
 class Served:
     """A model and the items that it knows."""
 
@@ -40,7 +43,7 @@ class Served:
     def recommend(self, users: pd.DataFrame, n: int) -> pd.DataFrame:
         """The `n` best items of each row: columns items (ids), titles, scores, each a list, best first.
 
-        `users`: the columns of the kind's query, and, where only some items are asked about, their ids as `candidates`.
+        `users`: the columns of the task type's query, and, where only some items are asked about, their ids as `candidates`.
         Scores of ratings are within the rating scale. Raises InputError for no row, unknown items, and what is no number
         or not of the model's width.
         """
@@ -57,7 +60,7 @@ class Served:
             known = np.isfinite(score)  # what a user has already is never recommended
             shown = score[known].astype(float).clip(*self._limits)
             rows.append((list(self._ids[place[known]]), list(self._titles[place[known]]), list(shown)))
-        return pd.DataFrame(rows, columns=["items", "titles", "scores"])
+        return pd.DataFrame(rows, columns=list(RECOMMENDED))
 
     def _among(self, scores_UJ: torch.Tensor, candidates: pd.Series) -> torch.Tensor:
         """The scores with -inf for all other items; a row without candidates keeps all."""

@@ -19,6 +19,7 @@ import torch
 from numpy.typing import NDArray
 
 from features.errors import InputError
+from trainables import queries
 from trainables.baselines import rating as predictors
 from trainables.baselines import sequential as sequence_predictors
 from trainables.metrics.rating import user_errors
@@ -64,6 +65,9 @@ class TaskType:
     load_held_out: Callable[[Path], Any]
     measure: Callable[..., Measured]  # (held_out, predict, task, seed, *, full)
     query: Callable[[pd.DataFrame, Mapping[str, int]], Any]  # what is known of users, from columns and items' numbers
+    query_columns: Mapping[str, str]  # those columns -> number | numbers | texts
+    describe_user: Callable[[Path, str, Sequence[str]], pd.DataFrame]  # (task_dir, user, source-domain items) -> those columns
+    example_user: Callable[[Path], pd.DataFrame]  # task_dir -> those columns of a validation user
     as_predict: Callable[[str], Predict]  # a simple predictor in the form of a model's prediction
     predictors: tuple[str, ...]  # the simple predictors, each a row of every table
     reference: str  # the one among them that a useful model has to pass
@@ -136,6 +140,9 @@ RATINGS = TaskType(
     load_held_out=task.load_held_out,
     measure=_measure_ratings,
     query=_rating_query,
+    query_columns=queries.RATING_COLUMNS,
+    describe_user=queries.describe_rating_user,
+    example_user=queries.example_rating_user,
     as_predict=predictors.as_predict,
     predictors=tuple(predictors.PREDICTORS),
     reference="source_offset",
@@ -205,6 +212,9 @@ SEQUENCES = TaskType(
     load_held_out=sequences.load_held_out,
     measure=_measure_sequences,
     query=_sequence_query,
+    query_columns=queries.SEQUENCE_COLUMNS,
+    describe_user=queries.describe_sequence_user,
+    example_user=queries.example_sequence_user,
     as_predict=sequence_predictors.as_predict,
     predictors=tuple(sequence_predictors.PREDICTORS),
     reference="item_knn",
