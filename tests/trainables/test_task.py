@@ -248,8 +248,8 @@ def test_wide_tables_read_from_disk_as_narrow_ones_from_memory(monkeypatch: pyte
 
 
 def test_a_task_that_lies_on_a_device_moves_there_as_itself(task: Task) -> None:
-    assert task.to("cpu") is task
-    there = task.to("meta")
+    assert task.to(torch.device("cpu")) is task
+    there = task.to(torch.device("meta"))
     assert {there.item_offset.device.type, there.validation.ratings.user.device.type} == {"meta"}
     assert there.source[torch.zeros(3, dtype=torch.int64, device="meta")].device.type == "meta"
     assert (there.mean, there.rating_scale) == (task.mean, task.rating_scale)

@@ -6,9 +6,9 @@ import copy
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -42,14 +42,13 @@ class FeatureRows:
     """Raw feature vectors of some users or items, centred and scaled: row i belongs to user or item i.
 
     Rows come from a memory-mapped table; centre [F] and scale (one number, the root mean square over training rows, so
-    that the proportions between features stay) were measured on training rows and stay in main memory. One without a
-    vector reads as the mean.
+    that the proportions between features stay) were measured on training rows. One without a vector reads as the mean.
     """
 
     def __init__(self, vectors: NDArray[Any], rows: Ints, centre: Floats, scale: float) -> None:
         self._vectors, self._rows = np.asarray(vectors), rows
         self.centre, self.scale = torch.from_numpy(centre), scale
-        self._device = torch.device("cpu")
+        self._centre = self.centre  # where vectors are read: on the CPU
         size = len(rows) * vectors.shape[1] * 4
         self._dense = self._read(np.arange(len(rows))) if size <= DENSE_BYTES else None
 
@@ -61,20 +60,29 @@ class FeatureRows:
         """F."""
         return int(self._vectors.shape[1])
 
-    def __getitem__(self, index_B: Tensor) -> Tensor:
-        """Standardised vectors, float32 [B, F], on the device of these rows."""
-        if self._dense is not None:
-            return self._dense.index_select(0, index_B)
-        return self._read(index_B.numpy(force=True)).to(self._device)
+    @property
+    def device(self) -> torch.device:
+        """Where its vectors are given out."""
+        return self.centre.device
 
-    def to(self, device: torch.device | str) -> FeatureRows:
-        """The same rows, read to `device`; a table too large to be held in memory stays mapped."""
-        if torch.device(device) == self._device:
+    def to(self, device: torch.device) -> FeatureRows:
+        """Return the same rows on another device; what is not held in memory is moved as it is read."""
+        if device == self.device:
             return self
         moved = copy.copy(self)
-        moved._device = torch.device(device)
-        moved._dense = None if self._dense is None else self._dense.to(device)
+        moved.centre = self.centre.to(device)
+        moved._dense = self._dense.to(device) if self._dense is not None else None
         return moved
+
+    def __getitem__(self, index_B: Tensor) -> Tensor:
+        """Return standardised vectors, float32 [B, F]."""
+        if self._dense is not None:
+            return self._dense.index_select(0, index_B)
+        return self._read(index_B.cpu().numpy()).to(self.device)
+
+    def all(self) -> Tensor:
+        """Return the standardised vectors of all rows, float32 [N, F]."""
+        return self[torch.arange(len(self), device=self.device)]
 
     def _read(self, index_B: Ints) -> Tensor:
         rows = self._rows[index_B]
@@ -85,24 +93,9 @@ class FeatureRows:
         for start in range(0, len(rows), _READ_ROWS):
             part = slice(start, start + _READ_ROWS)
             read = vectors[part].copy_(torch.from_numpy(self._vectors[places[part]]))
-            read.sub_(self.centre).div_(self.scale)
+            read.sub_(self._centre).div_(self.scale)
         vectors[torch.from_numpy(rows < 0)] = 0.0
         return vectors
-
-
-@dataclass(frozen=True)
-class OnDevice:
-    """A dataclass of arrays that moves to a device as a whole."""
-
-    def to(self, device: torch.device | str) -> Self:
-        """The same with every array on `device`; itself where they lie there already."""
-        arrays = {field.name: getattr(self, field.name) for field in fields(self)}
-        moved = {
-            name: array.to(device)
-            for name, array in arrays.items()
-            if isinstance(array, Tensor | FeatureRows | OnDevice)
-        }
-        return self if all(arrays[name] is array for name, array in moved.items()) else replace(self, **moved)
 
 
 # --- files -----------------------------------------------------------------------------------------------------------

@@ -24,7 +24,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from trainables.tasks.arrays import FeatureRows, Ints, OnDevice, load_array, load_rows, not_built, read_meta
+from trainables.devices import OnDevice
+from trainables.tasks.arrays import FeatureRows, Ints, load_array, load_rows, not_built, read_meta
 
 SHRINKAGE = 5.0  # ratings of the mean that each item mean and each user offset is taken to have (ours)
 
@@ -44,8 +45,8 @@ class Ratings(OnDevice):
     def starts(self) -> Tensor:
         """First rating of each of the users 0..U-1, and N at the end: int64 [U + 1]."""
         users = int(self.user[-1]) + 1
-        ends = torch.bincount(self.user, minlength=users).cumsum(0)
-        return torch.cat([ends.new_zeros(1), ends])
+        counts = torch.bincount(self.user, minlength=users)
+        return torch.cat([counts.new_zeros(1), counts.cumsum(0)])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,7 +89,7 @@ class Task(OnDevice):
     @property
     def side_users(self) -> Tensor:
         """Numbers of the side users in `target`, int64 [S]."""
-        return torch.arange(len(self.source), len(self.target), device=self.item_offset.device)
+        return torch.arange(len(self.source), len(self.target), device=self.device)
 
 
 def load_task(task_dir: Path) -> Task:

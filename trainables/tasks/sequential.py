@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 
 from features.errors import InputError
-from trainables.tasks.arrays import FeatureRows, OnDevice, load_array, load_rows, not_built, read_meta
+from trainables.devices import OnDevice
+from trainables.tasks.arrays import FeatureRows, load_array, load_rows, not_built, read_meta
 
 TASK_TYPE = "sequences"
 LAST = -1e9  # score of an item of the shown history; finite, for scores are mixed
@@ -97,14 +98,14 @@ class Sequences(OnDevice):
     @property
     def row(self) -> Tensor:
         """Sequence of each item, int64 [N]."""
-        return torch.arange(len(self)).repeat_interleave(self.lengths)
+        return torch.arange(len(self), device=self.device).repeat_interleave(self.lengths)
 
     def rows(self, index_B: Tensor) -> Sequences:
         """These sequences, in this order."""
         lengths = self.lengths[index_B]
         starts = torch.cat([lengths.new_zeros(1), lengths.cumsum(0)])
         shift = (self.starts[index_B] - starts[:-1]).repeat_interleave(lengths)
-        return Sequences(self.item[torch.arange(int(starts[-1])) + shift], starts)
+        return Sequences(self.item[torch.arange(int(starts[-1]), device=self.device) + shift], starts)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,7 +159,7 @@ def seen(history: Sequences, target: tuple[int, int]) -> Tensor:
     """Which target-domain items each history holds, bool [R, J]."""
     low, high = target
     known = (history.item >= low) & (history.item < high)
-    seen_RJ = torch.zeros(len(history), high - low, dtype=torch.bool)
+    seen_RJ = torch.zeros(len(history), high - low, dtype=torch.bool, device=history.device)
     seen_RJ[history.row[known], history.item[known] - low] = True
     return seen_RJ
 
