@@ -87,7 +87,7 @@ def register(results: Results, domains: Mapping[str, Domain], home: Home, rows: 
     for row in rows:
         scores = results.finished("score")
         for _, trial in scores[scores["row"] == row].iterrows():
-            if not hasattr(load_model(trial["model"]), "unpack"):
+            if load_model(trial["model"]).unpack is None:
                 if row in rivals:
                     notes.append(f"{row}: not registered, because the model {trial['model']} offers no `unpack`")
                 break

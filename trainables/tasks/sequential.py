@@ -145,16 +145,6 @@ class SequenceTask(OnDevice):
     train_key: str  # sha256 of what pretraining reads: sequences and texts; both directions of a pair share it
 
 
-def without_seen(scores: Tensor, held_out: HeldOut, task: SequenceTask, candidates_RC: Tensor | None) -> Tensor:
-    """The scores [R, C] with LAST for items of the shown history: as domains are read, a user has an item once.
-
-    Without candidates the scores are those of all target-domain items.
-    """
-    seen_RJ = seen(held_out.history, task.target)
-    hidden = seen_RJ if candidates_RC is None else seen_RJ.gather(1, candidates_RC.long() - task.target[0])
-    return scores.masked_fill(hidden, LAST)
-
-
 def seen(history: Sequences, target: tuple[int, int]) -> Tensor:
     """Which target-domain items each history holds, bool [R, J]."""
     low, high = target
