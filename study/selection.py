@@ -1,62 +1,69 @@
-"""The best configuration of each cell, chosen on validation alone.
+"""The best configuration of each row and cell, chosen on validation alone.
 
 `best_per_cell` is given `Results.validation()`, a frame that has no test column, and refuses one that has.
 """
 
 from __future__ import annotations
 
-import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
 from features.errors import InputError
+from study.tracking.marks import Candidate, rank
+
+if TYPE_CHECKING:
+    from trainables.interface import Selection
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Best:
-    """The selected trial of one cell; `Results.config(run_id)` is its full configuration."""
+    """The selected trial of a row in a cell; `Results.config(run_id)` is its full configuration."""
 
+    row: str
     cell: str
     task: str
     ratio: float
     run_id: str
     name: str
     value: float  # of the selection metric, on validation
-    of: int  # finished trials it was chosen from
+    trials: int  # finished ones it was chosen from
 
 
-def best_per_cell(validation: pd.DataFrame, metric: str, direction: str) -> dict[str, Best]:
-    """Cell -> its best trial, cells sorted; equal values go to the first trial by name.
+def best_per_cell(validation: pd.DataFrame, selection: Selection) -> dict[tuple[str, str], Best]:
+    """(row, cell) -> its best trial, sorted; equal values go to the first trial by name.
 
-    Trials without a finite value of `metric` cannot win. Raises InputError for a direction other than minimize and
-    maximize, a metric that no trial logged, and a frame that holds a test column.
+    Trials without a finite value of the metric cannot win. Raises InputError for a metric that no trial logged, and for a
+    frame that holds a test column.
     """
-    if direction not in ("minimize", "maximize"):
-        raise InputError(f"selection: direction must be minimize or maximize, is {direction!r}; correct it")
     leaked = sorted(str(name) for name in validation.columns if "test_" in str(name))
-    if leaked or metric.startswith("test_"):
+    if leaked or selection.metric.startswith("test_"):
         raise InputError(
-            f"selection: must not see test data, got {', '.join(leaked) or metric}; use validation metrics"
+            f"selection: must not see test data, got {', '.join(leaked) or selection.metric}; use validation metrics"
         )
-    column = f"metrics.{metric}"
+    column = f"metrics.{selection.metric}"
     if validation.empty:
         return {}
     if column not in validation.columns:
-        raise InputError(f"selection: no finished trial logged {metric!r}; run the search, or select on another metric")
-    sign = 1.0 if direction == "minimize" else -1.0
-    finite = validation[validation[column].map(math.isfinite)]
-    ordered = finite.assign(_key=sign * finite[column]).sort_values(["cell", "_key", "name"])
-    best: dict[str, Best] = {}
-    for cell, rows in ordered.groupby("cell", sort=True):
-        first = rows.iloc[0]
-        best[str(cell)] = Best(
-            cell=str(cell),
-            task=str(first["task"]),
-            ratio=float(first["ratio"]),
-            run_id=str(first["run_id"]),
-            name=str(first["name"]),
-            value=float(first[column]),
-            of=len(rows),
+        raise InputError(
+            f"selection: no finished trial logged {selection.metric!r}; run the search, or select on another metric"
         )
+    trials = validation[["row", "cell", "task", "ratio", "name", "run_id", column]].to_dict("records")
+    ranked = rank((_candidate(trial, trial[column]) for trial in trials), selection)
+    by_run = {str(trial["run_id"]): trial for trial in trials}
+    best = {}
+    for key, candidates in ranked.items():
+        first = candidates[0]
+        trial = by_run[first.run_id]
+        best[key] = Best(
+            row=first.row, cell=first.cell, task=str(trial["task"]), ratio=float(trial["ratio"]), run_id=first.run_id,
+            name=first.name, value=first.value, trials=len(candidates),
+        )  # fmt: skip
     return best
+
+
+def _candidate(trial: Mapping[Any, Any], value: float) -> Candidate:
+    row, cell, name, run_id = (str(trial[column]) for column in ("row", "cell", "name", "run_id"))
+    return Candidate(row=row, cell=cell, name=name, run_id=run_id, value=float(value))
