@@ -316,9 +316,10 @@ def rerun(run_id: str, home: Path) -> None:
 
     Exit code 1 where they are not the same to the last bit; then what differs from when they were logged is said.
     """
+    from study.home import Home
     from study.rerun import rerun as train_again
 
-    found = train_again(run_id, home)
+    found = train_again(run_id, Home(home))
     table = Table("metric", "logged", "now", "difference", title=f"run {run_id}")
     for name, logged, now in found.metrics:
         table.add_row(name, f"{logged:.6f}", f"{now:.6f}", "none" if logged == now else f"{now - logged:+.2g}")
