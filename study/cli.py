@@ -466,11 +466,11 @@ def _report(study: Study, *, fresh: bool) -> None:
 def _way_to_mlflow(study: Study) -> str:
     """What opens the study's store: a server's address, or a command."""
     from study.study import store_uri
-    from study.tracking.runs import shown
+    from study.tracking.runs import without_password
 
     uri = study.tracking_uri
     if uri.startswith("http"):
-        return shown(uri)
+        return without_password(uri)
     return f"study ui --home {study.home}" if uri == store_uri(study.home) else f"mlflow ui --backend-store-uri {uri}"
 
 

@@ -32,7 +32,7 @@ from study.home import Home
 from study.specs import Cell
 from study.tracking import tags
 from study.tracking.results import Results, read_config
-from study.tracking.runs import shown
+from study.tracking.runs import without_password
 from trainables.interface import load_model
 from trainables.queries import item_table
 from trainables.serving import RECOMMENDED
@@ -72,7 +72,7 @@ set_model(Recommender())
 
 
 def model_name(plan: str, cell: Cell, row: str | None = None) -> str:
-    """Return `PLAN.books-to-movies.0.2` for the subject, whose row is None, and `PLAN.emcdr.books-to-movies.0.2` for a rival."""
+    """Return `PLAN.books-to-movies.0.2` for the subject (row None), `PLAN.emcdr.books-to-movies.0.2` for a rival."""
     return ".".join(filter(None, (plan, row, f"{cell.source}-to-{cell.target}", f"{cell.ratio:g}")))
 
 
@@ -251,7 +251,7 @@ def _described(
     return (
         f"Best configuration of **{module.NAME}** in **{version_tags[tags.CELL]}** by `{metric}`; trained again: "
         f"`{version_tags[tags.COMMAND]}`.\n\n"
-        f"```python\nmlflow.set_tracking_uri({shown(client.tracking_uri)!r})\n"
+        f"```python\nmlflow.set_tracking_uri({without_password(client.tracking_uri)!r})\n"
         f'mlflow.pyfunc.load_model("models:/{name}@{ALIAS}")\n```\n\n'
         f"| metric (mean over seeds) | value |\n|---|---|\n{table}\n```yaml\n{config}```\n"
     )
