@@ -23,6 +23,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from features.checks import choice, refuse
 from features.domains.filters import FilterSpec, apply_filters, one_number
 from features.domains.readers import COLUMNS, INTERACTIONS, ITEMS, READERS, read_interactions, read_items
 from features.errors import InputError
@@ -60,43 +61,49 @@ class DomainSpec:
     filters: FilterSpec = field(default_factory=FilterSpec)
 
     def __post_init__(self) -> None:
-        place = f"domains.{self.name}"
         if not self.name or not self.name.replace("-", "").replace("_", "").isalnum():
             raise InputError(f"domain name {self.name!r}: use letters, digits, - and _ only")
-        _among(f"{place}.reader", self.reader, READERS)
-        _among(f"{place}.duplicates", self.duplicates, DUPLICATES)
-        _among(f"{place}.feedback", self.feedback, FEEDBACK)
-        for name, given in (("where", bool(self.where)), ("feedback: implicit", self.implicit)):
-            if given and self.reader != "table":
-                raise InputError(f"{place}: {name} goes with the reader table, not {self.reader}; leave it out")
-        for column, value in self.where.items():
-            if not isinstance(value, str):
-                raise InputError(f"{place}.where.{column} is {value!r}; give the value as text, in quotes")
-        if self.implicit and "rating" in self.columns:
-            raise InputError(f"{place}.columns: rating is not read where feedback is implicit; leave one of them out")
-        known = (
-            list(dict.fromkeys((*COLUMNS["interactions"], *COLUMNS["items"]))) if self.reader != "amazon2023" else []
-        )
-        for name in self.columns:
-            _among(f"{place}.columns", name, known)
-            if self.items is None and name not in COLUMNS["interactions"]:
-                raise InputError(f"{place}.columns: {name} is a column of items, but no items file is given; set items")
         scale = tuple(self.rating_scale)
         numbers = all(isinstance(bound, int | float) and not isinstance(bound, bool) for bound in scale)
-        if len(scale) != 2 or not numbers or not scale[0] < scale[1]:
-            raise InputError(f"{place}.rating_scale is {list(scale)}; give the lowest and the highest rating, in order")
+        refuse(
+            choice(self, "reader", tuple(READERS)),
+            *(choice(self, "duplicates", DUPLICATES), choice(self, "feedback", FEEDBACK)),
+            *self._reader_faults(),
+            *self._column_faults(),
+            ""
+            if numbers and len(scale) == 2 and scale[0] < scale[1]
+            else f"rating_scale is {list(scale)}; give the lowest and the highest rating, in order",
+            place=f"domains.{self.name}.",
+        )
         object.__setattr__(self, "rating_scale", (float(scale[0]), float(scale[1])))
+
+    def _reader_faults(self) -> Iterator[str]:
+        """What goes with the reader of tables only."""
+        if self.reader != "table":
+            if self.where:
+                yield f"where goes with the reader table, not {self.reader}; leave it out"
+            if self.implicit:
+                yield f"feedback is 'implicit', which goes with the reader table, not {self.reader}; leave it out"
+        for column, value in self.where.items():
+            if not isinstance(value, str):
+                yield f"where.{column} is {value!r}; give the value as text, in quotes"
+
+    def _column_faults(self) -> Iterator[str]:
+        """Names that are not ours, and columns that are not read."""
+        ours = dict.fromkeys((*COLUMNS["interactions"], *COLUMNS["items"])) if self.reader != "amazon2023" else {}
+        for name in self.columns:
+            if name not in ours:
+                remedy = f"choose from {', '.join(ours)}" if ours else f"the reader {self.reader} takes none"
+                yield f"columns: unknown {name!r}; {remedy}"
+            elif self.items is None and name not in COLUMNS["interactions"]:
+                yield f"columns: {name} is a column of items, but no items file is given; set items"
+        if self.implicit and "rating" in self.columns:
+            yield "columns: rating is not read where feedback is implicit; leave one of them out"
 
     @property
     def implicit(self) -> bool:
         """Whether what users did is known, but not how they liked it."""
         return self.feedback == "implicit"
-
-
-def _among(place: str, value: str, known: Sequence[str] | Mapping[str, Any]) -> None:
-    if value not in known:
-        choice = f"choose from {', '.join(known)}" if known else "this reader takes none"
-        raise InputError(f"{place}: unknown {value!r}; {choice}")
 
 
 @dataclass(frozen=True, kw_only=True)

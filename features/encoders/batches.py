@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from features.errors import one_line
 from features.extraction.prompts import Row
 
 T = TypeVar("T")
@@ -158,7 +159,7 @@ def run_batch(
         out_of_memory = is_out_of_memory(error)
         if isinstance(error, torch.AcceleratorError) and not out_of_memory:
             raise  # of the device, not of an input: after an illegal access, all that this process asks of it fails
-        reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        reason = f"{type(error).__name__}: {one_line(error)}"
     if out_of_memory:
         if len(batch) > 1 or size(batch) <= budget.tokens:  # an input above the budget says nothing of those within it
             budget.halve(size(batch))

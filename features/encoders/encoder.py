@@ -23,6 +23,7 @@ import torch
 import yaml
 from numpy.typing import NDArray
 
+from features.checks import choice, number, refuse, whole
 from features.encoders.batches import (
     Budget,
     Encoded,
@@ -94,34 +95,20 @@ class EncoderSpec:
     max_failed_fraction: float = 0.01
 
     def __post_init__(self) -> None:
-        faults = [
-            f"encoder.{name} must be one of {', '.join(allowed)}, not {value!r}"
-            for name, value, allowed in (
-                ("pooling", self.pooling, POOLINGS),
-                ("dtype", self.dtype, DTYPES),
-                ("store_dtype", self.store_dtype, STORE_DTYPES),
-                ("states", self.states, STATES),
-            )
-            if value not in allowed
-        ]
-        faults += [
-            f"encoder.{name} must be at least 1, not {value}"
-            for name, value in (
-                ("max_tokens", self.max_tokens), ("max_pixels", self.max_pixels), ("batch_tokens", self.batch_tokens)
-            )
-            if value < 1
-        ]  # fmt: skip
-        if self.trust_remote_code and not re.fullmatch("[0-9a-f]{40}", self.revision or ""):
-            faults.append(
-                "encoder.trust_remote_code needs a pinned revision; set encoder.revision to a commit of 40 digits, not "
-                f"{self.revision!r}"
-            )
-        if self.states != "all" and not self.looks:
-            faults.append(f"encoder.states is {self.states!r}, but {self.model} sees no images; leave it out")
-        if not 0 <= self.max_failed_fraction <= 1:
-            faults.append(f"encoder.max_failed_fraction must be between 0 and 1, not {self.max_failed_fraction}")
-        if faults:
-            raise InputError("; ".join(faults))
+        pinned = re.fullmatch("[0-9a-f]{40}", self.revision or "") is not None
+        refuse(
+            *(choice(self, "pooling", POOLINGS), choice(self, "dtype", DTYPES)),
+            *(choice(self, "store_dtype", STORE_DTYPES), choice(self, "states", STATES)),
+            *(whole(self, name, least=1) for name in ("max_tokens", "max_pixels", "batch_tokens")),
+            f"revision is {self.revision!r}, and trust_remote_code needs a pinned one; give a commit of 40 digits"
+            if self.trust_remote_code and not pinned
+            else "",
+            f"states is {self.states!r}, but {self.model} sees no images; leave it out"
+            if self.states != "all" and not self.looks
+            else "",
+            number(self, "max_failed_fraction", least=0, most=1),
+            place="encoder.",
+        )
 
     @property
     def looks(self) -> bool:

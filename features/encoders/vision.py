@@ -1,8 +1,8 @@
 """Vectors of texts with images by a vision-language model of transformers (MuSiC section 3.2).
 
-The prompt is the model's own chat template around one image and one text; first_last_avg as in `features.encoders.encoder`, with
-h_1 and h_L of the language model's blocks, over all tokens of the prompt or over those that are not the image's. A text
-without an image is a prompt without one.
+The prompt is the model's own chat template around one image and one text. first_last_avg is that of
+`features.encoders.encoder`, with h_1 and h_L of the language model's blocks, over all tokens of the prompt or over those
+that are not the image's. A text without an image is a prompt without one.
 
 Legend: B prompts of a batch, L tokens of the longest of them, F width of the language model.
 """
@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from features.encoders.batches import Budget, Encoded, Means, padded_size, pool, run_batch, token_batches
 from features.encoders.weights import quiet
+from features.errors import one_line
 from features.extraction.prompts import Row
 from features.images.gather import open_image
 
@@ -76,7 +77,7 @@ class ImageTextEncoder:
             try:
                 prompts[i] = self._prompt(text, image)
             except (OSError, ValueError) as error:
-                means.fail({i: f"{type(error).__name__}: {' '.join(str(error).split())}"})
+                means.fail({i: f"{type(error).__name__}: {one_line(error)}"})
         for seen in (True, False):  # the library takes images for all texts of a batch, or for none
             mine = [i for i, prompt in prompts.items() if (prompt.image is not None) == seen]
             lengths = np.array([len(prompts[i]) for i in mine], np.int64)

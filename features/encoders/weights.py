@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from features.errors import InputError
+from features.errors import InputError, one_line
 from features.store.tables import digest
 
 _WEIGHTS = ("*.safetensors", "*.bin")
@@ -173,7 +173,7 @@ def load_weights(
     faults = [
         f"{len(names)} {kind.replace('_', ' ')} ({', '.join(names[:3])})" for kind, names in wrong.items() if names
     ]
-    faults += [" ".join(str(message).split()) for message in info["error_msgs"]]
+    faults += [one_line(message) for message in info["error_msgs"]]
     if faults:
         raise InputError(
             f"{place}: {folder} does not fit {type(model).__name__}: "
@@ -231,7 +231,7 @@ def _loading(place: str, folder: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, ValueError, RuntimeError, ImportError, KeyError, TypeError, SafetensorError) as error:
-        reason = " ".join(str(error).split())
+        reason = one_line(error)
         if "contains custom code" in reason:
             role = place.split()[0]
             raise InputError(

@@ -22,6 +22,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
+from features.checks import choice, refuse, whole
 from features.encoders.encoder import (
     Encoder,
     EncoderSpec,
@@ -94,23 +95,15 @@ class FeatureSpec:
     images: ImageSpec = field(default_factory=ImageSpec)
 
     def __post_init__(self) -> None:
-        faults = [
-            f"features.{name} must be one of {', '.join(allowed)}, not {value!r}"
-            for name, value, allowed in (
-                ("kind", self.kind, KINDS),
-                ("users", self.users, USER_FEATURES),
-                ("prompt", self.prompt, tuple(sorted(PROMPTS))),
-            )
-            if value not in allowed
-        ]
-        if self.max_reviews < 0:
-            faults.append(f"features.max_reviews must be 0 (all) or more, not {self.max_reviews}")
-        if self.kind == "users" and self.encoder.looks:
-            faults.append(
-                f"features: users have no images; give them a text encoder in the place of {self.encoder.model}"
-            )
-        if faults:
-            raise InputError("; ".join(faults))
+        refuse(
+            *(choice(self, "kind", KINDS), choice(self, "users", USER_FEATURES)),
+            choice(self, "prompt", tuple(sorted(PROMPTS))),
+            whole(self, "max_reviews", least=0),
+            f"encoder is {self.encoder.model}, which reads images, and users have none; give a text encoder"
+            if self.kind == "users" and self.encoder.looks
+            else "",
+            place="features.",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

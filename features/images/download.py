@@ -18,7 +18,8 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from urllib.parse import quote, urljoin, urlsplit
 
-from features.errors import InputError
+from features.checks import number, refuse, whole
+from features.errors import one_line
 
 _REDIRECTS = 5
 _CHUNK = 65_536
@@ -46,18 +47,15 @@ class DownloadSpec:
     private_addresses: bool = False
 
     def __post_init__(self) -> None:
-        rules = (
-            ("parallel", self.parallel >= 1, "1 or more"),
-            ("timeout", self.timeout > 0, "above 0"),
-            ("tries", self.tries >= 1, "1 or more"),
-            ("backoff", self.backoff >= 0, "0 or more"),
-            ("max_bytes", self.max_bytes >= 1, "1 or more"),
-        )
-        faults = [
-            f"images.{name} must be {rule}, not {getattr(self, name)!r}" for name, good, rule in rules if not good
+        refuse(*self.faults(), place="images.")
+
+    def faults(self) -> list[str]:
+        """Return what is wrong with the fields."""
+        return [
+            *(whole(self, name, least=1) for name in ("parallel", "tries", "max_bytes")),
+            number(self, "timeout", above=0),
+            number(self, "backoff", least=0),
         ]
-        if faults:
-            raise InputError("; ".join(faults))
 
 
 class DownloadError(Exception):
@@ -70,15 +68,15 @@ class DownloadError(Exception):
 
 def download(url: str, spec: DownloadSpec, sleep: Callable[[float], None] = time.sleep) -> bytes:
     """The file's bytes, after as many tries as it takes and the spec allows. Raises DownloadError."""
-    for number in range(1, spec.tries + 1):
+    for attempt in range(1, spec.tries + 1):
         try:
             return _once(url, spec)
         except DownloadError as error:
-            if error.wait is None or number == spec.tries:
-                tries = f" ({number} tries)" if number > 1 else ""
+            if error.wait is None or attempt == spec.tries:
+                tries = f" ({attempt} tries)" if attempt > 1 else ""
                 raise DownloadError(f"{error}{tries}") from error
             backoff = (
-                spec.backoff * 2 ** (number - 1) * random.uniform(1, 1.5)
+                spec.backoff * 2 ** (attempt - 1) * random.uniform(1, 1.5)
             )  # so that they do not all come back at once
             sleep(min(max(backoff, error.wait), _LONGEST_WAIT))
     raise AssertionError("tries >= 1")
@@ -93,8 +91,9 @@ def _once(url: str, spec: DownloadSpec) -> bytes:
         except TimeoutError as error:
             raise DownloadError(f"no answer within {spec.timeout:g} s", 0.0) from error
         except (OSError, http.client.HTTPException) as error:
-            line = " ".join(str(error).split())
-            raise DownloadError(f"{type(error).__name__}: {line}".rstrip(": "), _wait_after(error)) from error
+            raise DownloadError(
+                f"{type(error).__name__}: {one_line(error)}".rstrip(": "), _wait_after(error)
+            ) from error
         except ValueError as error:
             raise DownloadError(f"not a URL ({error})") from error
         if isinstance(answer, bytes):

@@ -25,9 +25,10 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from features.errors import InputError
+from features.checks import number
+from features.errors import InputError, one_line
 from features.images.download import DownloadError, DownloadSpec, download
-from features.store.folders import store_errors
+from features.store.folders import atomic_file, store_errors
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -45,10 +46,9 @@ class ImageSpec(DownloadSpec):
     # share of the items' images that may be missing or corrupt (their items are read by their text alone)
     max_missing_fraction: float = 0.05
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not 0 <= self.max_missing_fraction <= 1:
-            raise InputError(f"images.max_missing_fraction must be between 0 and 1, not {self.max_missing_fraction}")
+    def faults(self) -> list[str]:
+        """Return what is wrong with the fields."""
+        return [*super().faults(), number(self, "max_missing_fraction", least=0, most=1)]
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,7 @@ def gather_images(
                     reference = running.pop(future)
                     try:
                         names[reference] = name = future.result()
-                    except (DownloadError, _UnreadableError) as error:
+                    except (DownloadError, UnreadableImageError) as error:
                         missing[reference] = str(error)
                         continue
                     with store_errors(folder):
@@ -165,7 +165,7 @@ def decode(data: bytes) -> Image.Image:
             return image.convert("RGB")
 
 
-class _UnreadableError(Exception):
+class UnreadableImageError(Exception):
     """Why a file that is there is of no use."""
 
 
@@ -182,20 +182,14 @@ def _bring(reference: str, data: Path, folder: Path, spec: ImageSpec) -> str:
         with _DECODING:
             decode(content)
     except Exception as error:  # Pillow's decoders raise what they like on hostile files
-        raise _UnreadableError(
-            f"not a whole image ({type(error).__name__}: {' '.join(str(error).split())[:200]})"
-        ) from error
+        raise UnreadableImageError(f"not a whole image ({type(error).__name__}: {one_line(error, 200)})") from error
     name = hashlib.sha256(content).hexdigest()
     path = image_path(folder, name)
     if not path.exists():
         with store_errors(folder):
             path.parent.mkdir(parents=True, exist_ok=True)
-            partial_path = path.with_name(f".{name}.{os.getpid()}-{threading.get_ident()}.tmp")
-            try:
-                partial_path.write_bytes(content)
-                partial_path.replace(path)
-            finally:
-                partial_path.unlink(missing_ok=True)
+            with atomic_file(path) as beside:
+                beside.write_bytes(content)
     return name
 
 
@@ -204,14 +198,14 @@ def _read_local(path: Path, most: int) -> bytes:
     try:
         status = path.stat()
         if not stat.S_ISREG(status.st_mode):
-            raise _UnreadableError("not a file")
+            raise UnreadableImageError("not a file")
         if status.st_size > most:
-            raise _UnreadableError(f"larger than {most:,} bytes")
+            raise UnreadableImageError(f"larger than {most:,} bytes")
         return path.read_bytes()
     except OSError as error:
-        raise _UnreadableError(f"{error.strerror or error}") from error
+        raise UnreadableImageError(f"{error.strerror or error}") from error
     except ValueError as error:  # a name that no file can have
-        raise _UnreadableError(str(error)) from error
+        raise UnreadableImageError(str(error)) from error
 
 
 def _is_url(reference: str) -> bool:

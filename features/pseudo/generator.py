@@ -21,6 +21,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from features.checks import choice, number, refuse, whole
 from features.encoders.weights import (
     check_dtype,
     find_folder,
@@ -30,7 +31,6 @@ from features.encoders.weights import (
     quiet,
     resolve_dtype,
 )
-from features.errors import InputError
 from features.pseudo.local_model import EmbeddedSpec
 from features.pseudo.prompts import Wish, ask, find_words, parse_texts
 from features.store.tables import digest
@@ -80,23 +80,15 @@ class GeneratorSpec:
 
     def __post_init__(self) -> None:
         find_words(self.prompt)
-        rules = (
-            ("texts", 1 <= self.texts <= 100, "1 to 100"),
-            ("history", self.history >= 1, "1 or more"),
-            ("title_words", self.title_words >= 1, "1 or more"),
-            ("temperature", 0 <= self.temperature <= 5, "between 0 and 5"),
-            ("top_p", 0 < self.top_p <= 1, "above 0, up to 1"),
-            ("max_new_tokens", self.max_new_tokens >= 1, "1 or more"),
-            ("dtype", self.dtype in DTYPES, f"one of {', '.join(DTYPES)}"),
-            ("seed", self.seed >= 0, "0 or more"),
-            ("batch_tokens", self.batch_tokens >= 1, "1 or more"),
-            ("value_users", self.value_users >= 0, "0 or more"),
+        refuse(
+            whole(self, "texts", least=1, most=100),
+            *(whole(self, name, least=1) for name in ("history", "title_words", "max_new_tokens", "batch_tokens")),
+            *(whole(self, name, least=0) for name in ("seed", "value_users")),
+            number(self, "temperature", least=0, most=5),
+            number(self, "top_p", above=0, most=1),
+            choice(self, "dtype", DTYPES),
+            place="generator.",
         )
-        faults = [
-            f"generator.{name} must be {rule}, not {getattr(self, name)!r}" for name, good, rule in rules if not good
-        ]
-        if faults:
-            raise InputError("; ".join(faults))
 
     @property
     def sampling(self) -> dict[str, Any]:

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from features.checks import multiple, refuse, whole
 from features.encoders.weights import quiet
 from features.errors import InputError
 from features.pseudo.prompts import Wish, WishWords, ask
@@ -55,19 +56,12 @@ class EmbeddedSpec:
     vocabulary: int = 32_768
 
     def __post_init__(self) -> None:
-        rules = (
-            ("width", self.width >= 32 and self.width % 32 == 0, "a multiple of 32"),
-            ("layers", self.layers >= 1, "1 or more"),
-            ("epochs", self.epochs >= 1, "1 or more"),
-            ("vocabulary", self.vocabulary >= 512, "512 or more"),
+        refuse(
+            multiple(self, "width", 32),
+            *(whole(self, name, least=1) for name in ("layers", "epochs")),
+            whole(self, "vocabulary", least=512),
+            place="generator.local.",
         )
-        faults = [
-            f"generator.embedded.{name} must be {rule}, not {getattr(self, name)!r}"
-            for name, good, rule in rules
-            if not good
-        ]
-        if faults:
-            raise InputError("; ".join(faults))
 
 
 @dataclass(frozen=True, kw_only=True)

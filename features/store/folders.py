@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import socket
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +19,9 @@ from features.errors import InputError
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
 """Numbers of the errors of a disk without room."""
+
+UNFINISHED = ".tmp"
+"""End of the names of files that are being written, see `atomic_file`."""
 
 
 @contextmanager
@@ -64,11 +68,27 @@ def _alive(process: str) -> bool:
     return True
 
 
+@contextmanager
+def atomic_file(path: Path, *, durable: bool = False) -> Iterator[Path]:
+    """Yield a hidden path beside `path` to write to; it replaces `path` when the block ends well, and is gone otherwise.
+
+    Readers see the old file or the new one, whole. durable: the content is on the disk before the name is.
+    """
+    beside = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}{UNFINISHED}")
+    try:
+        yield beside
+        if durable:
+            with beside.open("rb") as file:
+                os.fsync(file.fileno())
+        beside.replace(path)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Replace `path` by `content` in one step."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    partial.write_text(json.dumps(content, indent=1) + "\n")
-    partial.replace(path)
+    with atomic_file(path) as beside:
+        beside.write_text(json.dumps(content, indent=1) + "\n")
 
 
 def mapped_array(path: Path, dtype: npt.DTypeLike, shape: tuple[int, ...]) -> np.memmap[Any, np.dtype[Any]]:

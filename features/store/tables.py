@@ -13,9 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import socket
-import threading
 import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
@@ -33,9 +31,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from features.errors import InputError
+from features.errors import InputError, one_line
 from features.extraction.prompts import Row
-from features.store.folders import mapped_array, store_errors, whole_folder, write_json
+from features.store.folders import UNFINISHED, atomic_file, mapped_array, store_errors, whole_folder, write_json
 
 KEY_BYTES = 16  # 128 bits of SHA-256: a collision among a million rows has probability 1e-27
 KEY_TYPE = pa.binary(KEY_BYTES)
@@ -65,19 +63,10 @@ def write_shard(folder: Path, table: pa.Table, maker: str, maker_key: str) -> Pa
     """
     table = table.replace_schema_metadata({f"{maker}_key": maker_key})
     path = folder / shard_name(table["key"].to_pylist())
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}-{threading.get_ident()}.tmp")
     with store_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        try:
-            with temporary.open("wb") as file:
-                with pa.ipc.new_file(file, table.schema) as writer:
-                    writer.write_table(table)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
+        with atomic_file(path, durable=True) as beside, pa.ipc.new_file(beside, table.schema) as writer:
+            writer.write_table(table)
     return path
 
 
@@ -92,7 +81,9 @@ def read_shards(folder: Path, maker: str, maker_key: str) -> Iterator[pa.Table]:
         try:
             table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
         except (pa.ArrowInvalid, OSError) as error:
-            raise InputError(f"{path}: not a readable shard ({_line(error)}); delete it and extract again") from error
+            raise InputError(
+                f"{path}: not a readable shard ({one_line(error)}); delete it and extract again"
+            ) from error
         owner = (table.schema.metadata or {}).get(f"{maker}_key".encode(), b"?").decode()
         if owner != maker_key:
             raise InputError(
@@ -127,7 +118,7 @@ def check_mark(mark: Path) -> None:
 
 def clean_shards(folder: Path) -> None:
     """Remove what killed runs left under temporary names."""
-    for path in folder.glob(".*.tmp"):
+    for path in folder.glob(f".*{UNFINISHED}"):
         with suppress(FileNotFoundError):  # its owner has just renamed it
             if time.time() - path.stat().st_mtime > _STALE_SECONDS:
                 path.unlink()
@@ -242,7 +233,7 @@ def open_table(path: Path, key: str | None = None) -> FeatureTable:
         ) from error
     except (ValueError, pa.ArrowInvalid) as error:
         raise InputError(
-            f"{path}: broken feature table ({_line(error)}); delete the folder and extract again"
+            f"{path}: broken feature table ({one_line(error)}); delete the folder and extract again"
         ) from error
     if key is not None and manifest["key"] != key:
         raise InputError(
@@ -292,7 +283,3 @@ def _write_vectors(path: Path, keys: pa.Array, shards: RowStore) -> None:
     assert out is not None
     assert filled.all()
     out.flush()
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())

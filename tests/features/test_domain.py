@@ -240,18 +240,24 @@ def test_nothing_left_names_the_filter(data: Path, store: Path, filters: FilterS
     ("change", "message"),
     [
         ({"name": "a/b"}, r"domain name 'a/b': use letters, digits, - and _ only"),
-        ({"reader": "amazon"}, r"domains.toy.reader: unknown 'amazon'; choose from amazon2023, recbole, table"),
-        ({"duplicates": "max"}, r"domains.toy.duplicates: unknown 'max'; choose from mean, last, first"),
+        ({"reader": "amazon"}, r"domains.toy.reader is 'amazon'; choose from amazon2023, recbole, table"),
+        ({"duplicates": "max"}, r"domains.toy.duplicates is 'max'; choose from mean, last, first"),
         ({"columns": {"stars": "x"}}, r"domains.toy.columns: unknown 'stars'; choose from user_id, item_id, rating, "),
         ({"columns": {"title": "x"}}, r"domains.toy.columns: title is a column of items, but no items file is given"),
-        ({"reader": "amazon2023", "columns": {"text": "x"}}, r"columns: unknown 'text'; this reader takes none"),
+        (
+            {"reader": "amazon2023", "columns": {"text": "x"}},
+            r"columns: unknown 'text'; the reader amazon2023 takes none",
+        ),
         ({"where": {"domain": 3}}, r"domains.toy.where.domain is 3; give the value as text, in quotes"),
-        ({"feedback": "none"}, r"domains.toy.feedback: unknown 'none'; choose from explicit, implicit"),
+        ({"feedback": "none"}, r"domains.toy.feedback is 'none'; choose from explicit, implicit"),
         (
             {"feedback": "implicit", "columns": {"rating": "x"}},
             r"columns: rating is not read where feedback is implicit",
         ),
-        ({"feedback": "implicit", "reader": "recbole"}, r"feedback: implicit goes with the reader table, not recbole"),
+        (
+            {"feedback": "implicit", "reader": "recbole"},
+            r"feedback is 'implicit', which goes with the reader table, not",
+        ),
         (
             {"where": {"a": "b"}, "reader": "amazon2023"},
             r"where goes with the reader table, not amazon2023; leave it out",

@@ -84,7 +84,7 @@ def test_every_fault_of_a_configuration_is_told_at_once() -> None:
         "diffusion is 1; give a value of type bool",
         "batch_users is True; give a value of type int",
         "beta is 1.2; give a number in [0, 1]",
-        "dropout is 1.0; give a number in [0, 1)",
+        "dropout is 1.0; give a number of at least 0, below 1",
         "activation is 'gelu'; choose from tanh, relu, softmax",
         "dim is 30; give a multiple of 4",
         "hidden is 0; give a number of at least 1",
@@ -97,7 +97,7 @@ def test_every_fault_of_a_configuration_is_told_at_once() -> None:
     [
         ({"steps": 1}, r"steps is 1; give a number of at least 2"),
         ({"epochs": 0}, r"epochs is 0; give a number of at least 1"),
-        ({"lr": 0}, r"lr is 0; give a finite number above 0"),
+        ({"lr": 0}, r"lr is 0; give a number above 0"),
         ({"lr": math.nan}, r"lr is nan; give a finite number"),
         ({"schedule": "cosine"}, r"schedule is 'cosine'; choose from linear, linear_scaled"),
         ({"rate_from": "x0"}, r"rate_from is 'x0'; choose from one_step, chain"),

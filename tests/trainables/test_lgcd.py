@@ -333,7 +333,7 @@ def test_held_out_targets_do_not_reach_training(task: SequenceTask, scored: Held
         ({"heads": 5}, "heads is 5; give a divisor of 64"),
         (
             {"dropout": 1.0, "lr": 0.0},
-            "dropout is 1.0; give a number in [0, 1); lr is 0.0; give a finite number above 0",
+            "dropout is 1.0; give a number of at least 0, below 1; lr is 0.0; give a number above 0",
         ),
     ],
 )
