@@ -16,7 +16,7 @@ from torch import nn
 from features.errors import InputError
 from trainables.devices import seeded
 from trainables.diffusion import timestep_embedding
-from trainables.interface import Epoch
+from trainables.interface import Epoch, Setup
 from trainables.models.lgcd import model as lgcd
 from trainables.models.lgcd.conditions import Rows
 from trainables.models.lgcd.encoders import pretrained
@@ -324,8 +324,10 @@ def last_epoch_scores(config: Config, task: SequenceTask, held_out: HeldOut) -> 
     """Scores after two epochs, whichever is the best."""
     places = lgcd.train(config, task, 0)
     with seeded(0, torch.device("cpu")):
-        *_, epoch = (next(places) for _ in range(3))
+        setup, _, epoch = (next(places) for _ in range(3))
+    assert isinstance(setup, Setup)
     assert isinstance(epoch, Epoch)
+    setup.network.eval()
     with torch.no_grad():
         return epoch.predict(held_out, task, 0)
 
