@@ -256,8 +256,11 @@ class SeedTraining:
         return {name: value.clone() for name, value in self._setup.network.state_dict().items()}
 
     def _check_end(self) -> None:
-        """Refuse a `train` that ends by itself before there is an epoch, or before the `epochs` of its Config."""
-        name, epochs = self._trained.name, getattr(self._trained.config, "epochs", 1)
+        """Refuse a `train` that ends by itself before there is an epoch, or before the `epochs` of its Config.
+
+        One without a Setup trains nothing step by step: a closed form is one epoch, whatever `epochs` says.
+        """
+        name, epochs = self._trained.name, getattr(self._trained.config, "epochs", 1) if self._setup else 1
         if self._number < epochs:
             raise RuntimeError(
                 f"model {name}: train ends after {self._number} of {epochs} epochs; yield an Epoch for each, and let the "

@@ -101,7 +101,7 @@ def squared_distance(mapped_UD: Tensor, target_UD: Tensor) -> Tensor:
 def linear_map(source_UD: Tensor, target_UD: Tensor, ridge: float) -> nn.Module:
     """Solve f(z) = z M: M = (Z_s^T Z_s + lambda_M I)^-1 Z_s^T Z_t, [D, D]."""
     gram = source_UD.T @ source_UD + ridge * torch.eye(source_UD.shape[1]).to(source_UD)
-    linear = nn.Linear(*gram.shape, bias=False).to(source_UD)
+    linear = nn.Linear(len(gram), len(gram), bias=False).to(source_UD)
     linear.weight.copy_(torch.linalg.solve(gram, source_UD.T @ target_UD).T)
     return linear
 
@@ -120,7 +120,8 @@ def train_epoch(
 ) -> float:
     """Visit all users once in random order, a gradient step for each batch; return the mean loss of a user."""
     total = 0.0
-    for batch in torch.randperm(len(source_UD), generator=generator).to(source_UD.device).split(BATCH_USERS):
+    order = torch.randperm(len(source_UD), generator=generator).to(source_UD.device)
+    for batch in torch.split(order, BATCH_USERS):
         adam.zero_grad()
         loss = squared_distance(mapping(source_UD[batch]), target_UD[batch])
         loss.backward()  # type: ignore[no-untyped-call]
