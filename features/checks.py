@@ -38,7 +38,8 @@ def number(
     numeric = isinstance(value, int | float) and not isinstance(value, bool)
     if numeric and math.isfinite(value) and _within(value, least, above, most, below):
         return ""
-    noun = "finite number" if numeric and not math.isfinite(value) else "number"
+    bounded = (least, above) != (None, None) and (most, below) != (None, None)
+    noun = "number" if bounded or not numeric or math.isfinite(value) else "finite number"
     return f"{name} is {value!r}; give a {_described(noun, least, above, most, below)}"
 
 

@@ -21,16 +21,17 @@ from study.engine.run import Failure, Progress, at_work, refuse_second, run_jobs
 from study.home import Home
 from study.labels import Labels, labels_of
 from study.plan.diff import remember
-from study.plan.schema import Plan, Row
+from study.plan.schema import Plan, Row, swept_rows
 from study.plan.start import config_of_run
 from study.progress import StartProgress, no_progress
 from study.provenance import commit, device, versions
 from study.report.claims.judge import Judged, judge
 from study.report.report import ReportResult, redraw, report
-from study.selection import Best, best_per_cell
+from study.selection import Best, best_trials
 from study.specs import BASELINE, Cell, Cluster, Job, Recipe, RowRecipe
 from study.tracking import runs as tracking
 from study.tracking import tags
+from study.tracking.marks import mark_best, mark_front
 from study.tracking.registry import Recommendation, recommend, register
 from study.tracking.results import Results, load_results, read_config
 
@@ -133,13 +134,13 @@ class Study:
         """Trials by Optuna in every cell, for every row; tags the best of each."""
         summary = self._run("search", {})
         client, experiment = self._store()
-        tracking.mark_best(client, experiment, self.plan.selection)
-        tracking.mark_front(client, experiment, self.plan.search.objectives if self.plan.search else ())
+        mark_best(client, experiment, self.plan.selection)
+        mark_front(client, experiment, self.plan.search.objectives if self.plan.search else ())
         return summary
 
     def sweep(self, parameter: str) -> Summary:
         """One field varied, everything else at the best configuration."""
-        rows = parts.swept_rows(self.plan, parameter)
+        rows = swept_rows(self.plan, parameter)
         return self._run(f"sweep:{parameter}", self._start_configs(parameter, self.plan.sweeps[parameter].start, rows))
 
     def ablate(self) -> Summary:
@@ -195,7 +196,7 @@ class Study:
     def best(self) -> dict[tuple[str, str], tuple[Best, Mapping[str, Any]]]:
         """(row, cell) -> best trial of the search and its whole `config.yaml`, for all rows that are searched."""
         results = self.results()
-        best = best_per_cell(results.validation(), self.plan.selection)
+        best = best_trials(results.validation(), self.plan.selection)
         rows = {row.name for row in self.plan.rows}
         return {key: (trial, results.config(trial.run_id)) for key, trial in best.items() if key[0] in rows}
 
@@ -226,7 +227,7 @@ class Study:
         """Trial -> status of its run; a trial that the search stopped early has ended."""
         states: dict[str, str] = {}
         for run in tracking.find_runs(*store, part) if store else ():
-            trial = run.data.tags.get(tags.TRIAL)
+            trial = str(run.data.tags.get(tags.TRIAL))
             if trial in trials and tags.SUPERSEDED not in run.data.tags:  # of several, the newest is what counts
                 states.setdefault(trial, tracking.FINISHED if tags.PRUNED in run.data.tags else run.info.status)
         return states

@@ -8,7 +8,6 @@ state from which training goes on after a kill. What a model offers is described
 from __future__ import annotations
 
 import math
-import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -23,6 +22,7 @@ import torch
 from torch import Tensor
 
 from features.errors import InputError
+from features.store.folders import atomic_file
 from features.store.tables import digest
 from trainables.devices import OwnRandomness, on_cpu, on_device, seeded
 from trainables.interface import Epoch, Model, Part, Setup, Stage, load_model, make_config
@@ -416,13 +416,12 @@ def _keep(trained: _Trained, results: Sequence[SeedResult]) -> None:
     config = asdict(trained.config)
     path = kept_at(trained.name, config, trained.task_dir, [result.seed for result in results])
     path.parent.mkdir(exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
     document = {
         "model": trained.name, "config": config, "seed": best.seed, "state": best.packed,
         "limits": list(trained.task_type.limits(trained.task)),
     }  # fmt: skip
-    torch.save(document, beside)
-    beside.replace(path)
+    with atomic_file(path) as beside:
+        torch.save(document, beside)
 
 
 # --- tasks, baselines, what trials share --------------------------------------------------------------------------

@@ -192,7 +192,8 @@ class Row:
 
     def load_space(self) -> Space | None:
         """The search space, or None."""
-        names = [entry.name for entry in fields(load_model(self.model).Config)]
+        config_class: Any = load_model(self.model).Config
+        names = [entry.name for entry in fields(config_class)]
         return load_space(self.space, names) if self.space else None
 
 

@@ -206,7 +206,7 @@ def test_matching_gives_up_where_there_is_no_way() -> None:
         ({"seed": True}, r"seed is True; give a whole number"),
         ({"factors": 9}, r"factors is 9; give a whole number from 1 to 8"),
         ({"choice": 11}, r"choice is 11; give a number from 0 to 10"),
-        ({"noise": float("nan")}, r"noise is nan; give a finite number from 0 to 5"),
+        ({"noise": float("nan")}, r"noise is nan; give a number from 0 to 5"),
         ({"images": 2}, r"images is 2; give a number from 0 to 1"),
         ({"missing": "0.1"}, r"missing is '0.1'; give a number"),
         ({"image_size": 4}, r"image_size is 4; give a whole number from 8 to 1024"),

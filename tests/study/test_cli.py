@@ -234,10 +234,10 @@ PLANS: dict[str, tuple[dict[str, Any], str]] = {
         {"tasks": [["books", "books"]]}, "plan.yaml: tasks: source and target are both 'books'; name two domains",
     ),
     "ratio 0": (
-        {"cold_ratios": [0]}, "plan.yaml: cold_ratios: split.cold_ratio is 0; give a share between 0 and 1, both excluded",
+        {"cold_ratios": [0]}, "plan.yaml: cold_ratios: split.cold_ratio is 0; give a number above 0, below 1",
     ),
     "ratio 1.5": (
-        {"cold_ratios": [0.2, 1.5]}, "plan.yaml: cold_ratios: split.cold_ratio is 1.5; give a share between 0 and 1, both excluded",
+        {"cold_ratios": [0.2, 1.5]}, "plan.yaml: cold_ratios: split.cold_ratio is 1.5; give a number above 0, below 1",
     ),
     "unknown model": ({"model": "musik"}, "plan.yaml: model: unknown 'musik'; choose from lgcd, music"),
     "unknown space": (
@@ -285,7 +285,7 @@ def test_all_faults_of_a_plan_and_its_space_are_told_at_once(tmp_path: Path, hom
     faults = study("check", plan, "--home", home).faults
     assert [fault.removeprefix(f"{tmp_path}/") for fault in faults[:2]] == [
         "plan.yaml: tasks: unknown domain 'music' in ['books', 'music']; known: books, movies",
-        "plan.yaml: cold_ratios: split.cold_ratio is 0; give a share between 0 and 1, both excluded",
+        "plan.yaml: cold_ratios: split.cold_ratio is 0; give a number above 0, below 1",
     ]
     assert faults[2].startswith("plan.yaml: base: unknown field 'epoch'; did you mean 'epochs'?; lr is '1e-5'; ")
     assert ": v.stepz is not a config field; the fields are " in faults[3]
@@ -571,7 +571,7 @@ def process(*words: object) -> subprocess.CompletedProcess[str]:
 def test_exit_codes_of_the_process(tmp_path: Path) -> None:
     ran = process("check", write_plan(tmp_path, cold_ratios=[1.5]))
     assert (ran.returncode, ran.stdout) == (2, "")
-    assert ran.stderr == "study: plan.yaml: cold_ratios: split.cold_ratio is 1.5; give a share between 0 and 1, both excluded\n"
+    assert ran.stderr == "study: plan.yaml: cold_ratios: split.cold_ratio is 1.5; give a number above 0, below 1\n"
     ran = process("check", write_plan(tmp_path), "--home", tmp_path / "home")
     assert (ran.returncode, ran.stderr) == (0, "")
 

@@ -27,7 +27,6 @@ from study.specs import Cluster
 from study.study import Study
 from study.tracking.results import Results, load_results
 from study.tracking.runs import connect, default_uri, find_runs
-from trainables.baselines.rating import PREDICTORS
 
 from .conftest import Finished
 from .store import MUSIC

@@ -77,7 +77,7 @@ def test_a_reverse_task_is_a_cell_of_its_own(tmp_path: Path) -> None:
         ({"domains__books": None}, "plan.yaml: domains.books is None; give a mapping"),
         (
             {"split": {"validation_share": 1.0}},
-            "plan.yaml: split: split.validation_share is 1.0; give a share between 0 and 1, both excluded",
+            "plan.yaml: split: split.validation_share is 1.0; give a number above 0, below 1",
         ),
         ({"split": {"data_seed": 0.5}}, "plan.yaml: split.data_seed is 0.5; give a value of type int"),
         (

@@ -67,8 +67,8 @@ def test_a_plan_of_ratings_keeps_its_split(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "fault"),
     [
-        ({"overlap_ratios": [0.0]}, "plan.yaml: overlap_ratios: sequences.overlap_ratio is 0.0; give a share above 0, up to 1"),
-        ({"overlap_ratios": [1.5]}, "plan.yaml: overlap_ratios: sequences.overlap_ratio is 1.5; give a share above 0, up to 1"),
+        ({"overlap_ratios": [0.0]}, "plan.yaml: overlap_ratios: sequences.overlap_ratio is 0.0; give a number above 0, up to 1"),
+        ({"overlap_ratios": [1.5]}, "plan.yaml: overlap_ratios: sequences.overlap_ratio is 1.5; give a number above 0, up to 1"),
         (
             {"sequences": {"protocols": ["inter", "outer"]}},
             "plan.yaml: sequences: sequences.protocols is ('inter', 'outer'); give one or more of as-given, inter, "
@@ -76,12 +76,12 @@ def test_a_plan_of_ratings_keeps_its_split(tmp_path: Path) -> None:
         ),
         (
             {"sequences": {"negatives": 0}},
-            "plan.yaml: sequences: sequences.negatives is 0; give a whole number above 0",
+            "plan.yaml: sequences: sequences.negatives is 0; give a whole number of at least 1",
         ),
         ({"sequences": {"user": "x"}}, "plan.yaml: sequences.unknown key 'user'; did you mean 'users'?"),
         (
             {"sequences": {"data_seed": -1}},
-            "plan.yaml: sequences: sequences.data_seed is -1; give a whole number, 0 or more",
+            "plan.yaml: sequences: sequences.data_seed is -1; give a whole number of at least 0",
         ),
         (
             {"split": {"validation_share": 0.2}},
@@ -104,11 +104,11 @@ def test_a_plan_of_ratings_keeps_its_split(tmp_path: Path) -> None:
         ({"sweeps__overlap_ratio__values": []}, "plan.yaml: sweeps.overlap_ratio.values is []; give at least one, each once"),
         (
             {"sweeps__overlap_ratio__values": [0.5, 2]},
-            "plan.yaml: sweeps.overlap_ratio: sequences.overlap_ratio is 2; give a share above 0, up to 1",
+            "plan.yaml: sweeps.overlap_ratio: sequences.overlap_ratio is 2; give a number above 0, up to 1",
         ),
         (
             {"sweeps__overlap_ratio__values": ["half"]},
-            "plan.yaml: sweeps.overlap_ratio: sequences.overlap_ratio is 'half'; give a share above 0, up to 1",
+            "plan.yaml: sweeps.overlap_ratio: sequences.overlap_ratio is 'half'; give a number above 0, up to 1",
         ),
         (
             {"sweeps__overlap_ratio__values": [0.5, 0.50000001]},

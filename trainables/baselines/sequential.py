@@ -48,7 +48,7 @@ def item_knn(task: SequenceTask) -> Score:
 
 def title_similarity(task: SequenceTask) -> Score:
     """Mean cosine of the title's vector with those of the history, RECENCY per step back."""
-    unit_IF = normalize(task.text[torch.arange(task.items)], dim=1)
+    unit_IF = normalize(task.titles(), dim=1)
     unit_FJ = unit_IF[slice(*task.target)].T.contiguous()
     return lambda rows: torch.from_numpy(_weights(rows, task.items) @ unit_IF.numpy()) @ unit_FJ
 

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from features.checks import number, refuse, whole
 from features.errors import InputError
 from trainables.devices import OnDevice
 from trainables.tasks.arrays import FeatureRows, load_array, load_rows, not_built, read_meta
@@ -44,40 +45,20 @@ class SequenceSpec:
     data_seed: int = 0
 
     def __post_init__(self) -> None:
-        share = "a share between 0 and 1, both excluded"
-        faults = [
-            f"sequences.{name} is {getattr(self, name)!r}; give {rule}"
-            for name, good, rule in (
-                (
-                    "overlap_ratio",
-                    _number(self.overlap_ratio) and 0 < self.overlap_ratio <= 1,
-                    "a share above 0, up to 1",
-                ),
-                (
-                    "protocols",
-                    0 < len(self.protocols) == len(set(self.protocols)) and set(self.protocols) <= set(PROTOCOLS),
-                    f"one or more of {', '.join(PROTOCOLS)}, each once",
-                ),
-                ("negatives", _whole(self.negatives) and self.negatives > 0, "a whole number above 0"),
-                ("validation_share", _number(self.validation_share) and 0 < self.validation_share < 1, share),
-                ("test_share", _number(self.test_share) and 0 < self.test_share < 1, share),
-                ("data_seed", _whole(self.data_seed) and self.data_seed >= 0, "a whole number, 0 or more"),
-            )
-            if not good
-        ]
-        if not faults and self.validation_share + self.test_share >= 1:
-            faults = ["sequences: validation_share and test_share leave nobody to train on; lower one of them"]
-        if faults:
-            raise InputError("; ".join(faults))
+        protocols = set(self.protocols)
+        refuse(
+            number(self, "overlap_ratio", above=0, most=1),
+            ""
+            if 0 < len(self.protocols) == len(protocols) and protocols <= set(PROTOCOLS)
+            else f"protocols is {self.protocols!r}; give one or more of {', '.join(PROTOCOLS)}, each once",
+            whole(self, "negatives", least=1),
+            *(number(self, name, above=0, below=1) for name in ("validation_share", "test_share")),
+            whole(self, "data_seed", least=0),
+            place="sequences.",
+        )
+        if self.validation_share + self.test_share >= 1:
+            raise InputError("sequences: validation_share and test_share leave nobody to train on; lower one of them")
         object.__setattr__(self, "protocols", tuple(self.protocols))
-
-
-def _whole(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 @dataclass(frozen=True)
@@ -135,7 +116,7 @@ class SequenceTask(OnDevice):
     items: int  # of both domains
     source: tuple[int, int]  # first item number of the source domain, and the number after its last
     target: tuple[int, int]
-    text: FeatureRows  # [I, F] vectors of titles
+    text: FeatureRows | None  # [I, F] vectors of titles; None: built without them, for models that read ids alone
     train: Sequences  # all of each training user's items
     group: Tensor  # int8 [S] OVERLAPPING | SOURCE_ONLY | TARGET_ONLY
     pseudo: Tensor  # int64 [S, n_max] pseudo-items of the domain that a single-domain user lacks, best first, -1: none
@@ -143,6 +124,12 @@ class SequenceTask(OnDevice):
     protocols: tuple[str, ...]
     validation: HeldOut
     train_key: str  # sha256 of what pretraining reads: sequences and texts; both directions of a pair share it
+
+    def titles(self) -> Tensor:
+        """Return the vectors of all items' titles, float32 [I, F]; InputError in a task that has none."""
+        if self.text is None:
+            raise InputError(f"{self.folder}: this task has no titles; set features.text in the plan")
+        return self.text[torch.arange(self.items)]
 
 
 def seen(history: Sequences, target: tuple[int, int]) -> Tensor:
@@ -164,7 +151,7 @@ def load_task(task_dir: Path) -> SequenceTask:
         items=meta["items"],
         source=(meta["source"][0], meta["source"][1]),
         target=(meta["target"][0], meta["target"][1]),
-        text=load_rows(task_dir, "text"),
+        text=load_rows(task_dir, "text") if (task_dir / "text.json").is_file() else None,
         train=_load_sequences(task_dir),
         group=load_array(task_dir, "group"),
         pseudo=load_array(task_dir, "pseudo"),

@@ -38,10 +38,10 @@ from trainables.models.lgcd.encoders import (
     Encoders,
     PretrainSpec,
     encoders_folder,
-    next_item_loss,
     pretrained,
     represent,
 )
+from trainables.sequence_tools import next_item_loss
 from trainables.tasks.sequential import HeldOut, Sequences, SequenceTask
 
 WIDTH = 64  # D (settings: hidden dimension)
