@@ -47,7 +47,7 @@ def describe(plan: Plan, data: Path | None, home: Path) -> Iterator[Table | str]
     for row in plan.rows:
         space = row.load_space() if row.search else None
         if space is not None and row.search is not None and (size := space.size()) is not None:
-            yield f"The space of {row.name} holds {size:,} configurations; the search tries {row.search.trials} in each cell."
+            yield f"The space of {row.name} holds {size:,} configurations; each cell tries {row.search.trials} of them."
 
 
 def _configuration(plan: Plan, row: Row) -> Table:

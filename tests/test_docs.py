@@ -249,7 +249,12 @@ def towers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 @pytest.mark.parametrize(
-    ("page", "block"), [(page, block) for page, text in TEXTS.items() for block in blocks(text, "yaml")]
+    ("page", "block"),
+    [
+        pytest.param(page, block, id=f"{page}-{number}")
+        for page, text in TEXTS.items()
+        for number, block in enumerate(blocks(text, "yaml"))
+    ],
 )
 @pytest.mark.usefixtures("towers")
 def test_every_plan_and_space_that_is_shown_binds(page: str, block: str, tmp_path: Path) -> None:

@@ -49,7 +49,7 @@ def global_generators(device: torch.device) -> list[torch.Generator]:
     """Return the generators that dropout and initialisation on a device draw from. Without a GPU, CUDA is not touched."""
     generators = [torch.default_generator]
     if device.type == "cuda":
-        torch.cuda.init()
+        torch.cuda.init()  # type: ignore[no-untyped-call]
         generators.append(torch.cuda.default_generators[device.index or 0])
     return generators
 

@@ -27,7 +27,6 @@ from study.specs import Cluster
 from study.study import Study
 from study.tracking.results import Results, load_results
 from study.tracking.runs import connect, default_uri, find_runs
-from trainables.baselines.rating import PREDICTORS
 
 from .conftest import Finished
 from .store import MUSIC
@@ -275,7 +274,11 @@ def test_a_killed_run_is_finished_exactly(tmp_path: Path) -> None:
     home, trials = tmp_path / "home", 5
     base = {**PLAN["base"], "epochs": 300, "patience": 300}
     plan = write_plan(
-        tmp_path, drop=("sweeps", "ablate", "score"), cold_ratios=[0.5], base=base, search={"trials": trials, "seeds": [0]}
+        tmp_path,
+        drop=("sweeps", "ablate", "score"),
+        cold_ratios=[0.5],
+        base=base,
+        search={"trials": trials, "seeds": [0]},
     )
     command = [sys.executable, "-m", "study", "run", str(plan), "--home", str(home), "--max-concurrent", "1"]
     with (tmp_path / "out.txt").open("w") as out:

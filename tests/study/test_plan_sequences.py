@@ -12,21 +12,23 @@ from study import parts
 from study.plan.load import PlanError, load_plan
 from study.plan.schema import Plan, SequencePlan, SplitPlan
 from study.specs import Cell
+from trainables.interface import Selection
 from trainables.task_types import RATINGS, SEQUENCES
 from trainables.tasks.arrays import TaskFolders
 from trainables.tasks.rating_build import SplitSpec
 from trainables.tasks.sequential import SequenceSpec
 
 from . import tiny
-from .tiny_sequences import WORK, write_sequences
+from .tiny_sequences import PLAN, WORK, write_sequences
 
+BASE = {**PLAN["base"], "pseudo_items": 0}
 TEXT = {"text": {"encoder": {"model": "minilm"}}}
 MakePlan = Callable[..., Plan]
 
 
 @pytest.fixture
 def make(tmp_path: Path) -> MakePlan:
-    return lambda **changes: load_plan(str(write_sequences(tmp_path, features=TEXT, **changes)))
+    return lambda **changes: load_plan(str(write_sequences(tmp_path, features=TEXT, base=BASE, **changes)))
 
 
 def faults(make: MakePlan, **changes: Any) -> tuple[str, ...]:
@@ -48,7 +50,7 @@ def test_a_plan_of_sequences_is_bound(make: MakePlan) -> None:
     assert plan.task_type is SEQUENCES
     assert plan.rules == SequencePlan(users="users.parquet", negatives=19, data_seed=3)
     assert plan.rules.at(0.2) == SequenceSpec(overlap_ratio=0.2, negatives=19, data_seed=3)
-    assert plan.selection == ("val_ndcg10", "maximize")
+    assert plan.selection == Selection("val_ndcg10", "maximize")
     assert plan.features.main == "text"
     assert [cell.name for cell in plan.cells] == ["film->song@1", "song->film@1"]
     assert [cell.name for cell in plan.swept_cells] == ["film->song@0.5", "song->film@0.5"]
@@ -67,8 +69,14 @@ def test_a_plan_of_ratings_keeps_its_split(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "fault"),
     [
-        ({"overlap_ratios": [0.0]}, "plan.yaml: overlap_ratios: sequences.overlap_ratio is 0.0; give a number above 0, up to 1"),
-        ({"overlap_ratios": [1.5]}, "plan.yaml: overlap_ratios: sequences.overlap_ratio is 1.5; give a number above 0, up to 1"),
+        (
+            {"overlap_ratios": [0.0]},
+            "plan.yaml: overlap_ratios: sequences.overlap_ratio is 0.0; give a number above 0, up to 1",
+        ),
+        (
+            {"overlap_ratios": [1.5]},
+            "plan.yaml: overlap_ratios: sequences.overlap_ratio is 1.5; give a number above 0, up to 1",
+        ),
         (
             {"sequences": {"protocols": ["inter", "outer"]}},
             "plan.yaml: sequences: sequences.protocols is ('inter', 'outer'); give one or more of as-given, inter, "
@@ -101,7 +109,10 @@ def test_a_plan_of_ratings_keeps_its_split(tmp_path: Path) -> None:
             "plan.yaml: published: lgcd/food-kitchen has no numbers of film->song, song->film; it has kitchen->food, "
             "food->kitchen: name the domains so, or leave published out",
         ),
-        ({"sweeps__overlap_ratio__values": []}, "plan.yaml: sweeps.overlap_ratio.values is []; give at least one, each once"),
+        (
+            {"sweeps__overlap_ratio__values": []},
+            "plan.yaml: sweeps.overlap_ratio.values is []; give at least one, each once",
+        ),
         (
             {"sweeps__overlap_ratio__values": [0.5, 2]},
             "plan.yaml: sweeps.overlap_ratio: sequences.overlap_ratio is 2; give a number above 0, up to 1",

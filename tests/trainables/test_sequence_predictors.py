@@ -56,7 +56,7 @@ def test_popularity_counts_training_sequences(task: SequenceTask, scored: HeldOu
 
 def test_title_similarity_against_its_definition(task: SequenceTask, scored: HeldOut) -> None:
     score = title_similarity(task)(scored)
-    unit = torch.nn.functional.normalize(task.text[torch.arange(task.items)], dim=1)
+    unit = torch.nn.functional.normalize(task.titles(), dim=1)
     for row, history in enumerate(lists(scored.history)):
         weight = RECENCY ** torch.arange(len(history) - 1, -1, -1).float()
         mean = (weight / weight.sum()) @ unit[history]

@@ -341,9 +341,9 @@ def test_text_rows_are_standardised_over_both_domains_and_shared_by_tasks(
     raw = np.concatenate([text_of(film).vectors, text_of(song).vectors]).astype(np.float32)
     centred = raw - raw.mean(axis=0)
     here, there = (load_task(folders[direction].task_dir) for direction in DIRECTIONS)
-    found = here.text[torch.arange(here.items)]
+    found = here.titles()
     np.testing.assert_allclose(found.numpy(), centred / np.sqrt((centred**2).mean()), atol=2e-3)
-    assert there.text[torch.arange(there.items)].equal(found)
+    assert there.titles().equal(found)
     assert len(list(here.folder.parents[1].glob("text-*"))) == 1
 
 
@@ -353,8 +353,8 @@ def test_an_item_without_a_vector_reads_as_the_mean_and_widths_must_agree(tmp_pa
     less = FeatureTable(whole.path, "less", whole.ids[1:], whole.vectors[1:], whole.manifest)
     text = {"film": text_of(film), "song": less}
     task = load_task(build_sequences(SPEC, film, song, None, text, None, tmp_path / "tasks").task_dir)
-    assert task.text[torch.tensor([task.target[0]])].tolist() == [[0.0] * 16]
-    assert bool((task.text[torch.arange(task.items)] != 0).any(dim=1).sum() == task.items - 1)
+    assert task.titles()[task.target[0]].tolist() == [0.0] * 16
+    assert bool((task.titles() != 0).any(dim=1).sum() == task.items - 1)
     narrow = FeatureTable(whole.path, "narrow", whole.ids, whole.vectors[:, :5], whole.manifest)
     with pytest.raises(
         InputError, match=r"vectors of \['film', 'song'\] have \[5, 16\] numbers; take one text encoder"

@@ -116,7 +116,7 @@ class SequenceTask(OnDevice):
     items: int  # of both domains
     source: tuple[int, int]  # first item number of the source domain, and the number after its last
     target: tuple[int, int]
-    text: FeatureRows  # [I, F] vectors of titles
+    text: FeatureRows | None  # [I, F] vectors of titles; None: built without them, for models that read ids alone
     train: Sequences  # all of each training user's items
     group: Tensor  # int8 [S] OVERLAPPING | SOURCE_ONLY | TARGET_ONLY
     pseudo: Tensor  # int64 [S, n_max] pseudo-items of the domain that a single-domain user lacks, best first, -1: none
@@ -125,15 +125,11 @@ class SequenceTask(OnDevice):
     validation: HeldOut
     train_key: str  # sha256 of what pretraining reads: sequences and texts; both directions of a pair share it
 
-
-def without_seen(scores: Tensor, held_out: HeldOut, task: SequenceTask, candidates_RC: Tensor | None) -> Tensor:
-    """The scores [R, C] with LAST for items of the shown history: as domains are read, a user has an item once.
-
-    Without candidates the scores are those of all target-domain items.
-    """
-    seen_RJ = seen(held_out.history, task.target)
-    hidden = seen_RJ if candidates_RC is None else seen_RJ.gather(1, candidates_RC.long() - task.target[0])
-    return scores.masked_fill(hidden, LAST)
+    def titles(self) -> Tensor:
+        """Return the vectors of all items' titles, float32 [I, F]; InputError in a task that has none."""
+        if self.text is None:
+            raise InputError(f"{self.folder}: this task has no titles; set features.text in the plan")
+        return self.text[torch.arange(self.items)]
 
 
 def seen(history: Sequences, target: tuple[int, int]) -> Tensor:
@@ -155,7 +151,7 @@ def load_task(task_dir: Path) -> SequenceTask:
         items=meta["items"],
         source=(meta["source"][0], meta["source"][1]),
         target=(meta["target"][0], meta["target"][1]),
-        text=load_rows(task_dir, "text"),
+        text=load_rows(task_dir, "text") if (task_dir / "text.json").is_file() else None,
         train=_load_sequences(task_dir),
         group=load_array(task_dir, "group"),
         pseudo=load_array(task_dir, "pseudo"),

@@ -58,24 +58,25 @@ def build_sequences(
     source: Domain,
     target: Domain,
     split: Mapping[str, str] | None,
-    text: Mapping[str, FeatureTable],
+    text: Mapping[str, FeatureTable] | None,
     pseudo: PseudoTable | None,
     store: Path,
 ) -> TaskFolders:
     """Build the task, or find it built; the folder appears whole or not at all.
 
-    `split`: user id -> train | valid | test, None for C2DSR's rule. `text`: domain name -> vectors of its items.
+    `split`: user id -> train | valid | test, None for C2DSR's rule. `text`: domain name -> vectors of its items,
+    None where no model of the plan reads titles.
     """
     document = {
         "version": VERSION, "kind": TASK_TYPE, "sequences": asdict(spec), "source": source.key, "target": target.key,
         "split": digest(split) if split is not None else None,
-        "text": [text[source.name].key, text[target.name].key], "pseudo": pseudo.key if pseudo else None,
+        "text": [text[source.name].key, text[target.name].key] if text else None, "pseudo": pseudo.key if pseudo else None,
     }  # fmt: skip
     key = digest(document)
     folder = store / f"{source.name}-{target.name}-{key[:12]}"
     if not (folder / "manifest.json").is_file():
         merged = _merge(source, target)
-        vectors = _text_folder(merged, text, store)
+        vectors = _text_folder(merged, text, store) if text else None
         with store_errors(folder.parent), whole_folder(folder) as work:
             counts = _build(spec, merged, split, vectors, pseudo, work)
             write_json(work / "manifest.json", {"key": key, "counts": counts, **document})
@@ -203,7 +204,7 @@ def _cut(spec: SequenceSpec, train: _Merged) -> _Merged:
 
 
 def _build(
-    spec: SequenceSpec, merged: _Merged, split: Mapping[str, str] | None, vectors: Path, pseudo: PseudoTable | None,
+    spec: SequenceSpec, merged: _Merged, split: Mapping[str, str] | None, vectors: Path | None, pseudo: PseudoTable | None,
     out: Path,
 ) -> dict[str, int]:  # fmt: skip
     """Write everything; returns the counts."""
@@ -217,11 +218,14 @@ def _build(
         folder, item=train.item, starts=train.starts, group=group, pseudo=number, similarity=similarity,
         user_id=train.users.astype(np.str_), item_id=merged.items.astype(np.str_),
     )  # fmt: skip
-    rows = np.load(vectors / "rows.npy")
-    table = np.load(vectors / "vectors.npy", mmap_mode="r")
-    save_places(
-        folder, "text", rows, centre_of(table, rows), os.path.relpath(vectors / "vectors.npy", folder.resolve())
-    )
+    text = []  # arrays that pretraining reads beside the sequences
+    if vectors is not None:
+        rows = np.load(vectors / "rows.npy")
+        table = np.load(vectors / "vectors.npy", mmap_mode="r")
+        save_places(
+            folder, "text", rows, centre_of(table, rows), os.path.relpath(vectors / "vectors.npy", folder.resolve())
+        )
+        text = [rows, table]
     held_out = {
         name: _save_held_out(spec, merged.of(parts == part), place, f"{name} ({part})")
         for name, part, place in (
@@ -229,7 +233,7 @@ def _build(
         )
     }  # fmt: skip
     sha = hashlib.sha256(repr((len(merged.items), min(merged.source, merged.target))).encode())
-    for array in (train.item, train.starts, rows, table):
+    for array in (train.item, train.starts, *text):
         sha.update(f"{array.dtype} {array.shape}".encode())
         sha.update(np.ascontiguousarray(array).data)
     meta = {
