@@ -13,7 +13,7 @@ from rich.table import Table
 from features.encoders.encoder import resolve_encoder
 from features.errors import InputError
 from features.pseudo.generator import EMBEDDED, resolve_generator
-from features.simulate.simulator import LABEL
+from features.store.folders import SIMULATED
 from study import parts
 from study.data.domains import data_folder
 from study.data.preview import preview
@@ -84,7 +84,7 @@ def _inputs(plan: Plan, data: Path | None, home: Path) -> str:
         for name in filter(None, (spec.interactions, spec.items, plan.sequences.users)):
             if not (folder / name).is_file():
                 raise InputError(f"{folder / name}: no such file; put it there, or name its folder with --data")
-    label = " (SIMULATED)" if (folder / LABEL).is_file() else ""
+    label = " (SIMULATED)" if (folder / SIMULATED).is_file() else ""
     return f"input: {folder}{label}; {vectors}"
 
 

@@ -239,7 +239,7 @@ PLANS: dict[str, tuple[dict[str, Any], str]] = {
     "ratio 1.5": (
         {"cold_ratios": [0.2, 1.5]}, "plan.yaml: cold_ratios: split.cold_ratio is 1.5; give a number above 0, below 1",
     ),
-    "unknown model": ({"model": "musik"}, "plan.yaml: model: unknown 'musik'; choose from lgcd, music"),
+    "unknown model": ({"model": "musik"}, "plan.yaml: model: unknown 'musik'; choose from emcdr, lgcd, music"),
     "unknown space": (
         {"space": "nope/paper"}, "space 'nope/paper': there is no space file 'nope'; shipped are lgcd and music",
     ),
