@@ -76,6 +76,7 @@ def test_a_kept_model_is_registered_and_recommends(
     monkeypatch.setattr(sys, "path", list(sys.path))  # loading puts the model's own packages before all others
     folders, store, home = build_world(make_sequence_world(0), tmp_path), empty_store(tmp_path), Home(tmp_path)
     client, name = store.client, model_name("tiny", CELL)
+    capsys.readouterr()  # what MLflow says of a new database
     config = {"epochs": 1, "encoder_epochs": 1, "steps": 5, "negatives": 16}
     *_, _ = run("lgcd", config, str(folders.task_dir), [0], str(folders.test_dir))
     run_id = log_score(store, CELL, "lgcd", "lgcd", folders, config, {"test_ndcg10": 0.5})
