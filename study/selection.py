@@ -1,26 +1,27 @@
-"""The best configuration of each row and cell, chosen on validation alone.
+"""What is chosen among trials, on validation alone: the best of each row and cell, and those that no other one beats.
 
-`best_per_cell` is given `Results.validation()`, a frame that has no test column, and refuses one that has.
+`best_trials` is given `Results.validation()`, a frame that has no test column, and refuses one that has.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+import numpy as np
 import pandas as pd
 
 from features.errors import InputError
-from study.tracking.marks import Candidate, rank
 
 if TYPE_CHECKING:
     from trainables.interface import Selection
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Best:
-    """The selected trial of a row in a cell; `Results.config(run_id)` is its full configuration."""
+    """The selected trial of one row in one cell; `Results.config(run_id)` is its full configuration."""
 
     row: str
     cell: str
@@ -29,41 +30,51 @@ class Best:
     run_id: str
     name: str
     value: float  # of the selection metric, on validation
-    trials: int  # finished ones it was chosen from
+    trials: int  # finished ones that it was chosen from
 
 
-def best_per_cell(validation: pd.DataFrame, selection: Selection) -> dict[tuple[str, str], Best]:
-    """(row, cell) -> its best trial, sorted; equal values go to the first trial by name.
+def best_trials(validation: pd.DataFrame, selection: Selection) -> dict[tuple[str, str], Best]:
+    """Return the best trial of each (row, cell), sorted; of equal values the first by name.
 
     Trials without a finite value of the metric cannot win. Raises InputError for a metric that no trial logged, and for a
     frame that holds a test column.
     """
+    metric = selection.metric
     leaked = sorted(str(name) for name in validation.columns if "test_" in str(name))
-    if leaked or selection.metric.startswith("test_"):
+    if leaked or metric.startswith("test_"):
         raise InputError(
-            f"selection: must not see test data, got {', '.join(leaked) or selection.metric}; use validation metrics"
+            f"selection: sees the test columns {', '.join(leaked) or metric}; give validation metrics alone"
         )
-    column = f"metrics.{selection.metric}"
+    column = f"metrics.{metric}"
     if validation.empty:
         return {}
     if column not in validation.columns:
-        raise InputError(
-            f"selection: no finished trial logged {selection.metric!r}; run the search, or select on another metric"
+        raise InputError(f"selection: no finished trial logged {metric!r}; run the search, or select on another metric")
+    finite = validation[validation[column].map(math.isfinite)]
+    ordered = finite.sort_values("name", kind="stable").sort_values(
+        column, kind="stable", ascending=selection.direction == "minimize"
+    )
+    best: dict[tuple[str, str], Best] = {}
+    for (row, cell), trials in ordered.groupby(["row", "cell"], sort=True):
+        first = trials.iloc[0]
+        best[str(row), str(cell)] = Best(
+            row=str(row),
+            cell=str(cell),
+            task=str(first["task"]),
+            ratio=float(first["ratio"]),
+            run_id=str(first["run_id"]),
+            name=str(first["name"]),
+            value=float(first[column]),
+            trials=len(trials),
         )
-    trials = validation[["row", "cell", "task", "ratio", "name", "run_id", column]].to_dict("records")
-    ranked = rank((_candidate(trial, trial[column]) for trial in trials), selection)
-    by_run = {str(trial["run_id"]): trial for trial in trials}
-    best = {}
-    for key, candidates in ranked.items():
-        first = candidates[0]
-        trial = by_run[first.run_id]
-        best[key] = Best(
-            row=first.row, cell=first.cell, task=str(trial["task"]), ratio=float(trial["ratio"]), run_id=first.run_id,
-            name=first.name, value=first.value, trials=len(candidates),
-        )  # fmt: skip
     return best
 
 
-def _candidate(trial: Mapping[Any, Any], value: float) -> Candidate:
-    row, cell, name, run_id = (str(trial[column]) for column in ("row", "cell", "name", "run_id"))
-    return Candidate(row=row, cell=cell, name=name, run_id=run_id, value=float(value))
+def pareto_front(values: Sequence[Sequence[float]], higher: Sequence[bool]) -> list[bool]:
+    """Return for each trial whether none is at least as good in every number and better in one.
+
+    `values` holds a trial's numbers; `higher` says of each number whether a higher one is better.
+    """
+    signs = np.where(higher, -1.0, 1.0)
+    costs = np.asarray(values, dtype=float).reshape(len(values), len(signs)) * signs
+    return [bool(~((costs <= own).all(axis=1) & (costs < own).any(axis=1)).any()) for own in costs]

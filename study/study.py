@@ -27,7 +27,7 @@ from study.progress import StartProgress, no_progress
 from study.provenance import commit, device, versions
 from study.report.claims.judge import Judged, judge
 from study.report.report import ReportResult, redraw, report
-from study.selection import Best, best_per_cell
+from study.selection import Best, best_trials
 from study.specs import BASELINE, Cell, Cluster, Job, Recipe, RowRecipe
 from study.tracking import runs as tracking
 from study.tracking import tags
@@ -196,7 +196,7 @@ class Study:
     def best(self) -> dict[tuple[str, str], tuple[Best, Mapping[str, Any]]]:
         """(row, cell) -> best trial of the search and its whole `config.yaml`, for all rows that are searched."""
         results = self.results()
-        best = best_per_cell(results.validation(), self.plan.selection)
+        best = best_trials(results.validation(), self.plan.selection)
         rows = {row.name for row in self.plan.rows}
         return {key: (trial, results.config(trial.run_id)) for key, trial in best.items() if key[0] in rows}
 

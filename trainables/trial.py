@@ -171,7 +171,7 @@ class SeedTraining:
     @property
     def resumable(self) -> bool:
         """Whether `state` gives what training goes on from."""
-        return self.result is not None or (self._setup is not None and hasattr(self._trained.config, "epochs"))
+        return self.result is not None or self._setup is not None
 
     def advance(self) -> Stage | Epoch | None:
         """Train to the next place; None where there is none. The last epoch gives the result."""
@@ -182,11 +182,12 @@ class SeedTraining:
         if isinstance(place, Setup):
             self._set_up(place)
             return self.advance()
-        if place is None:
-            self._check_end()
-            self._finish()
-        elif isinstance(place, Epoch):
+        if isinstance(place, Epoch):
             self._measure(place)
+        elif place is None and self._epoch is None:
+            self._train_again()
+        elif place is None:
+            self._finish()
         return place
 
     def state(self) -> dict[str, Any]:
@@ -255,14 +256,14 @@ class SeedTraining:
             return None
         return {name: value.clone() for name, value in self._setup.network.state_dict().items()}
 
-    def _check_end(self) -> None:
-        """Refuse a `train` that ends by itself before there is an epoch, or before the `epochs` of its Config."""
-        name, epochs = self._trained.name, getattr(self._trained.config, "epochs", 1)
-        if self._number < epochs:
-            raise RuntimeError(
-                f"model {name}: train ends after {self._number} of {epochs} epochs; yield an Epoch for each, and let the "
-                "runner end it"
-            )
+    def _train_again(self) -> None:
+        """Train from the start: the checkpoint was taken behind the last epoch, and only an Epoch can predict."""
+        if self._number == 0:
+            raise RuntimeError(f"model {self._trained.name}: train ends without an Epoch; yield one after each epoch")
+        again = SeedTraining(self._trained, self.seed)
+        while again.result is None:
+            again.advance()
+        self.result, self.metrics = again.result, again.metrics
 
     def _finish(self) -> None:
         """Put the best epoch's weights back, score the test users, and let go of all else."""

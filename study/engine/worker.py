@@ -182,7 +182,7 @@ def reset(threads: int) -> None:
     torch.use_deterministic_algorithms(False)
     torch.backends.cudnn.benchmark = False
     torch.backends.cudnn.deterministic = False
-    if torch.cuda.is_initialized():
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         torch.cuda.empty_cache()
     np.seterr(divide="warn", over="warn", under="ignore", invalid="warn")
     torch.manual_seed(0)

@@ -6,13 +6,12 @@ the plan does not ask for any more are neither.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import numpy as np
+import pandas as pd
 
+from study.selection import best_trials, pareto_front
 from study.specs import Objective
 from study.tracking import tags
 from study.tracking.runs import FINISHED, find_runs
@@ -27,37 +26,6 @@ if TYPE_CHECKING:
 SEARCH = "search"  # the part that is searched
 
 
-@dataclass(frozen=True, kw_only=True)
-class Candidate:
-    """A finished trial that may be selected."""
-
-    row: str
-    cell: str
-    name: str
-    """Of the trial; equal values go to the smallest, so that the choice does not depend on who finished first."""
-    run_id: str
-    value: float
-    """Selection metric, on validation."""
-
-
-def rank(candidates: Iterable[Candidate], selection: Selection) -> dict[tuple[str, str], list[Candidate]]:
-    """(row, cell), sorted -> its candidates, best first; those without a finite value are left out."""
-    finite = [candidate for candidate in candidates if math.isfinite(candidate.value)]
-    ranked: dict[tuple[str, str], list[Candidate]] = {}
-    for candidate in sorted(
-        finite, key=lambda candidate: (candidate.row, candidate.cell, selection.sign * candidate.value, candidate.name)
-    ):
-        ranked.setdefault((candidate.row, candidate.cell), []).append(candidate)
-    return ranked
-
-
-def on_front(values: Sequence[Sequence[float]], objectives: Sequence[Objective]) -> list[bool]:
-    """Return for each trial [N, objectives] whether no other is at least as good in all objectives and better in one."""
-    signs = [1.0 if objective.direction == "minimize" else -1.0 for objective in objectives]
-    costs = np.asarray(values, dtype=float).reshape(len(values), len(signs)) * signs
-    return [bool(~((costs <= cost).all(axis=1) & (costs < cost).any(axis=1)).any()) for cost in costs]
-
-
 def mark_best(client: MlflowClient, experiment_id: str, selection: Selection) -> dict[tuple[str, str], str]:
     """Tag the best trial of each row and cell of the search `study.best` = true, and no other; returns their run ids.
 
@@ -65,8 +33,8 @@ def mark_best(client: MlflowClient, experiment_id: str, selection: Selection) ->
     """
     runs = list(find_runs(client, experiment_id, SEARCH))
     finished = {run.info.run_id: run for run in runs if tags.TRIAL in run.data.tags and run.info.status == FINISHED}
-    ranked = rank((_candidate(run, selection.metric) for run in finished.values()), selection)
-    best = {key: finished[candidates[0].run_id] for key, candidates in ranked.items()}
+    trials = pd.DataFrame([_validation(run, selection.metric) for run in finished.values()])
+    best = {key: finished[trial.run_id] for key, trial in best_trials(trials, selection).items()}
     chosen = {key: str(run.info.run_id) for key, run in best.items()}
     _mark(client, runs, tags.BEST, chosen.values())
     describe(client, experiment_id, finished=list(finished.values()), best=best, selection=selection)
@@ -92,16 +60,19 @@ def mark_front(client: MlflowClient, experiment_id: str, objectives: Sequence[Ob
     chosen: set[str] = set()
     for group in groups.values():
         values = [[run.data.metrics[objective.metric] for objective in objectives] for run in group]
-        chosen |= {run.info.run_id for run, on in zip(group, on_front(values, objectives), strict=True) if on}
+        front = pareto_front(values, [objective.direction == "maximize" for objective in objectives])
+        chosen |= {run.info.run_id for run, on in zip(group, front, strict=True) if on}
     _mark(client, runs, tags.PARETO, chosen)
 
 
-def _candidate(run: Run, metric: str) -> Candidate:
+def _validation(run: Run, metric: str) -> dict[str, str | float]:
+    """The columns of `Results.validation()` that selection reads."""
     run_tags = run.data.tags
-    return Candidate(
-        row=run_tags[tags.ROW], cell=run_tags[tags.CELL], name=run_tags[tags.TRIAL], run_id=run.info.run_id,
-        value=run.data.metrics[metric],
-    )  # fmt: skip
+    return {
+        "row": run_tags[tags.ROW], "cell": run_tags[tags.CELL], "task": run_tags[tags.TASK],
+        "ratio": float(run_tags[tags.RATIO]), "name": run_tags[tags.TRIAL], "run_id": run.info.run_id,
+        f"metrics.{metric}": run.data.metrics[metric],
+    }  # fmt: skip
 
 
 def _mark(client: MlflowClient, runs: Iterable[Run], tag: str, chosen: Collection[str]) -> None:

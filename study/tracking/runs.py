@@ -396,7 +396,7 @@ def _trial_run(run: Run, status: str) -> TrialRun:
         seeds=tuple(map(int, params["seeds"].split(","))) if "seeds" in params else (),
         params=params,
         metrics=run.data.metrics,
-        marks=tuple(tag for tag in (tags.BEST, tags.PARETO) if tag in run_tags),
+        marks=tuple(tag for tag in (tags.BEST, tags.PARETO, tags.PLACE) if tag in run_tags),
     )
 
 
