@@ -10,8 +10,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from trainables.tasks.arrays import TaskFolders
-
 from features.errors import InputError
 from features.store.tables import digest
 from study import parts
@@ -34,6 +32,7 @@ from study.tracking import tags
 from study.tracking.marks import mark_best, mark_front
 from study.tracking.registry import Recommendation, recommend, register
 from study.tracking.results import Results, load_results, read_config
+from trainables.tasks.arrays import TaskFolders
 
 RUN = "trainables.trial:run"
 RUN_BASELINE = "trainables.trial:run_baseline"
@@ -269,7 +268,7 @@ class Study:
         return configs | {key: best[key][1]["config"] for key in wanted}
 
     def _run(self, part: str, start: Configs) -> Summary:
-        """Finish a part's jobs, and the simple baselines that stand beside them; of the rows in `only`, where there are any."""
+        """Finish a part's jobs, with the simple baselines beside them; where `only` names rows, theirs alone."""
         jobs = parts.part_jobs(self.plan, part, self._folders, start)
         if not jobs:
             raise InputError(f"plan {self.plan.name}: has no {part.split(':')[0]} part; add it to the plan")
@@ -336,17 +335,17 @@ class Study:
     def _log_data(self, inputs: Inputs) -> None:
         """One run of part `data` with the domains' manifests and the cells' counts, replaced when they change."""
         client, experiment = self._store()
-        tags = {
+        run_tags = {
             tags.PART: "data", tags.DATA_KEY: inputs.data_key, tags.FEATURE_KEY: inputs.feature_key,
             tags.SIMULATED: str(inputs.simulated).lower(), tags.CELLS: digest({"tasks": sorted(inputs.tasks)}),
         }  # fmt: skip
         for run in tracking.find_runs(client, experiment, "data"):
-            if run.info.status == tracking.FINISHED and tags.items() <= run.data.tags.items():
+            if run.info.status == tracking.FINISHED and run_tags.items() <= run.data.tags.items():
                 for tag, words in self._way.items() - run.data.tags.items():
                     client.set_tag(run.info.run_id, tag, words)
                 return
             client.delete_run(run.info.run_id)
-        run = client.create_run(experiment, run_name="data", tags=tags | self._way)
+        run = client.create_run(experiment, run_name="data", tags=run_tags | self._way)
         for path in describe_data(self.plan, inputs, self.home.logs(self.plan.name)).values():
             client.log_artifact(run.info.run_id, str(path))
         for name, value in table_metrics(inputs.tables).items():

@@ -27,9 +27,8 @@ from features.checks import choice, refuse
 from features.domains.filters import FilterSpec, apply_filters, one_number
 from features.domains.readers import COLUMNS, INTERACTIONS, ITEMS, READERS, read_interactions, read_items
 from features.errors import InputError
-from features.simulate.simulator import LABEL
-from features.store.external_sort import write_in_order
-from features.store.folders import whole_folder, write_json
+from features.store.external_sort import external_sort
+from features.store.folders import SIMULATED, whole_folder, write_json
 
 __all__ = ["Domain", "DomainSpec", "FilterSpec", "domain_key", "open_domain", "prepare_domain"]
 
@@ -194,7 +193,7 @@ def _simulated(spec: DomainSpec, data: Path) -> bool:
     """Whether the simulator's label lies beside the interactions or in a folder above them, up to `data`."""
     path = data / spec.interactions
     folders = [folder for folder in path.parents if folder.is_relative_to(data)]
-    return any((folder / LABEL).is_file() for folder in folders)
+    return any((folder / SIMULATED).is_file() for folder in folders)
 
 
 # --- preparing ----------------------------------------------------------------------------------------------------
@@ -386,7 +385,7 @@ def _export(database: duckdb.DuckDBPyConnection, work: Path, folder: Path) -> No
             tables = chain(more, _placed(database, place, file))
             rows = one_number(database, f"SELECT count(*) FROM {place}")
             target = folder / ("interactions.parquet" if name == "raw" else "items.parquet")
-            write_in_order(tables, schema, rows, size, target, work)
+            external_sort(tables, schema, rows, size, target, work)
     users = "SELECT user_id, count(*) AS interactions FROM kept JOIN users USING (u) GROUP BY u, user_id ORDER BY u"
     pq.write_table(database.execute(users).to_arrow_table(), folder / "users.parquet", compression="zstd")
 

@@ -284,7 +284,7 @@ class Plan:
     @property
     def needs(self) -> frozenset[str]:
         """What the rows' models need of a task beside ids and interactions."""
-        return frozenset(need for row in self.rows for need in getattr(load_model(row.model), "NEEDS", ()))
+        return frozenset(need for row in self.rows for need in load_model(row.model).NEEDS)
 
     @property
     def task_type(self) -> TaskType:
