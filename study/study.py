@@ -10,8 +10,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from trainables.tasks.arrays import TaskFolders
-
 from features.errors import InputError
 from features.store.tables import digest
 from study import parts
@@ -31,9 +29,10 @@ from study.selection import Best, best_trials
 from study.specs import BASELINE, Cell, Cluster, Job, Recipe, RowRecipe
 from study.tracking import runs as tracking
 from study.tracking import tags
-from study.tracking.marks import mark_best, mark_front
+from study.tracking.marks import mark_best, mark_front, mark_places
 from study.tracking.registry import Recommendation, recommend, register
 from study.tracking.results import Results, load_results, read_config
+from trainables.tasks.arrays import TaskFolders
 
 RUN = "trainables.trial:run"
 RUN_BASELINE = "trainables.trial:run_baseline"
@@ -156,6 +155,9 @@ class Study:
         """
         names = [self.plan.subject.name, *(self.plan.row(name).name for name in registered)]
         summary = self._run("score", self._best_configs("score", self.plan.rows))
+        task_type = self.plan.task_type
+        direction = task_type.validation_directions[f"val_{task_type.headline}"]
+        mark_places(*self._store(), metric=f"test_{task_type.headline}", maximize=direction == "maximize")
         return replace(summary, notes=tuple(register(self.results(), self._inputs.domains, self.home, names)))
 
     def recommend(self, user: str, cell: str | None, n: int, row: str | None = None) -> Recommendation:
@@ -336,17 +338,17 @@ class Study:
     def _log_data(self, inputs: Inputs) -> None:
         """One run of part `data` with the domains' manifests and the cells' counts, replaced when they change."""
         client, experiment = self._store()
-        tags = {
+        run_tags = {
             tags.PART: "data", tags.DATA_KEY: inputs.data_key, tags.FEATURE_KEY: inputs.feature_key,
             tags.SIMULATED: str(inputs.simulated).lower(), tags.CELLS: digest({"tasks": sorted(inputs.tasks)}),
         }  # fmt: skip
         for run in tracking.find_runs(client, experiment, "data"):
-            if run.info.status == tracking.FINISHED and tags.items() <= run.data.tags.items():
+            if run.info.status == tracking.FINISHED and run_tags.items() <= run.data.tags.items():
                 for tag, words in self._way.items() - run.data.tags.items():
                     client.set_tag(run.info.run_id, tag, words)
                 return
             client.delete_run(run.info.run_id)
-        run = client.create_run(experiment, run_name="data", tags=tags | self._way)
+        run = client.create_run(experiment, run_name="data", tags=run_tags | self._way)
         for path in describe_data(self.plan, inputs, self.home.logs(self.plan.name)).values():
             client.log_artifact(run.info.run_id, str(path))
         for name, value in table_metrics(inputs.tables).items():

@@ -273,7 +273,11 @@ def _save(
     _items(task_dir, document["cell"], domains).to_parquet(data / "items.parquet")
     (data / "config.yaml").write_text(yaml.safe_dump(dict(document), sort_keys=False))
     script.write_text(SCRIPT)
-    types: dict[str, Any] = {"number": DataType.double, "numbers": Array(DataType.double), "texts": Array(DataType.string)}
+    types: dict[str, Any] = {
+        "number": DataType.double,
+        "numbers": Array(DataType.double),
+        "texts": Array(DataType.string),
+    }
     columns = [ColSpec(types[kind], name) for name, kind in task_type.query_columns.items()]
     signature = ModelSignature(
         inputs=Schema([*columns, ColSpec(types["texts"], "candidates", required=False)]),
