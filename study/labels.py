@@ -74,7 +74,9 @@ def in_group(metric: str, group: str) -> str:
 def labels_of(model: str, published: str | None = None) -> Labels:
     """Of a model by name, beside published numbers by name."""
     module = load_model(model)
+    selection = module.SELECTION
     return Labels(
-        model=model, task_type=TASK_TYPES[module.TASK_TYPE], selection=module.SELECTION, figures=module.FIGURES,
+        model=model, task_type=TASK_TYPES[module.TASK_TYPE], selection=(selection.metric, selection.direction),
+        figures=module.FIGURES,
         published=load_published(published) if published else None, paper=load_paper(model),
     )  # fmt: skip

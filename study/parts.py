@@ -10,7 +10,7 @@ from typing import Any
 from study.plan.schema import Plan, Row, swept_rows
 from study.specs import BASELINE, Cell, Job, trial_name
 from trainables.interface import load_model
-from trainables.tasks.rating import TaskFolders
+from trainables.tasks.arrays import TaskFolders
 
 Folders = Callable[[Cell, str], TaskFolders | None]
 """(cell, feature set) -> its task, or None where only names are asked for."""

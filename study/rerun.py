@@ -13,7 +13,7 @@ from features.errors import InputError
 from study.engine.worker import reset, resolve
 from study.provenance import commit, device, versions
 from study.specs import Resources
-from study.study import DOOR, PREDICTOR_DOOR, named_uri, store_uri
+from study.study import RUN, RUN_BASELINE, named_uri, store_uri
 from study.tracking import runs as tracking
 from study.tracking.results import read_config
 
@@ -51,7 +51,7 @@ def rerun(run_id: str, home: Path) -> Rerun:
     if run.info.status != tracking.FINISHED:
         raise InputError(f"run {run_id}: is {run.info.status} and has no result; name a trial that is FINISHED")
     # Which function to call is not taken from the store: whoever can write there could name any.
-    door = resolve(PREDICTOR_DOOR if document["model"] == "predictor" else DOOR)
+    door = resolve(RUN_BASELINE if document["model"] == "baseline" else RUN)
     before = torch.get_num_threads()
     reset(Resources(cpus=float(run.data.tags.get("study.cpus", 1))).threads)
     try:

@@ -3,7 +3,7 @@
 Its texts are those of the prompt (`features.pseudo.prompts`, the plain form) and the user's titles of the other domain after it,
 in both directions. Its tokens are pieces of words and, where the vocabulary has room, frequent titles as a whole: it
 then spends one step on a title where it would spend a dozen, and learns which titles go together from a few thousand
-users, which it does not from the same text in pieces (measured: study/LOG.md).
+users, which it does not from the same text in pieces (measured: docs/log/2026-11-21.md).
 
 Legend: B texts of a batch, L tokens, V vocabulary, C tokens that a batch is contrasted with, D width.
 """

@@ -66,7 +66,7 @@ def task_server() -> Any:
 
 def pack(folder: Path) -> Packed:
     """All files of a folder, and the vectors that it points at."""
-    from trainables.tasks.rating import find_vectors  # torch: of no use to a server that nobody asks
+    from trainables.tasks.arrays import find_vectors  # torch: of no use to a server that nobody asks
 
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     return {str(path): _bytes(path) for path in [*files, *find_vectors(folder)]}

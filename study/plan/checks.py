@@ -69,7 +69,9 @@ def _model_checks(plan: Plan, place: str) -> list[str]:
         key, model = f"{place}: compare.{name}", rival.model or name
         if not _is_plain(name) or name == plan.model or name in baselines:
             taken = f"{plan.model}, which is the subject" if name == plan.model else shown_value(name)
-            faults.append(f"{key} is {taken}; name a row with letters, digits, - and _, and as no other row or baseline")
+            faults.append(
+                f"{key} is {taken}; name a row with letters, digits, - and _, and as no other row or baseline"
+            )
         wrong = _caught(lambda model=model: load_model(model), key)
         faults += wrong
         if wrong:
@@ -156,7 +158,9 @@ def _task_type_checks(plan: Plan, document: Mapping[str, Any], place: str) -> li
         for need in getattr(load_model(row.model), "NEEDS", ()):
             key, given_features = keys.get(need, ("", plan))
             if given_features is None:
-                faults.append(f"{place}: features.{key} is missing, and {row.model} reads {need.replace('_', '-')}; set it")
+                faults.append(
+                    f"{place}: features.{key} is missing, and {row.model} reads {need.replace('_', '-')}; set it"
+                )
     return faults
 
 
@@ -187,9 +191,7 @@ def _space_checks(row: Row, place: str, *, whole: bool) -> list[str]:
         return []
     ends: Any = _Ends(random.Random(0))
     drawn = [space.suggest(ends) for _ in range(_DRAWS)]
-    faults = [
-        _caught(lambda d=d: make_config(row.model, {**row.shared, **d}, f"space {row.space}"), "") for d in drawn
-    ]
+    faults = [_caught(lambda d=d: make_config(row.model, {**row.shared, **d}, f"space {row.space}"), "") for d in drawn]
     return next((lines for lines in faults if lines), [])  # one drawn configuration says it; others differ in numbers
 
 

@@ -19,7 +19,7 @@ from search_spaces import Space, load_space
 from study.specs import ARROW, Cell, Faults, Resources, SearchSpec
 from trainables.interface import Selection, load_model, make_config
 from trainables.task_types import TASK_TYPES, TaskType
-from trainables.tasks.rating import SplitSpec
+from trainables.tasks.rating_build import SplitSpec
 from trainables.tasks.sequential import PROTOCOLS, SequenceSpec
 
 
@@ -85,7 +85,7 @@ class SplitPlan:
 
     def at(self, ratio: float) -> SplitSpec:
         """The split of a cell."""
-        return SplitSpec(ratio=ratio, validation_share=self.validation_share, data_seed=self.data_seed)
+        return SplitSpec(cold_ratio=ratio, validation_share=self.validation_share, data_seed=self.data_seed)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,7 +106,8 @@ class SequencePlan:
     def at(self, ratio: float) -> SequenceSpec:
         """The sequences of a cell."""
         shared = {entry.name: getattr(self, entry.name) for entry in fields(self)}
-        return SequenceSpec(ratio=ratio, **{name: shared[name] for name in shared if name not in ("users", "columns")})
+        del shared["users"], shared["columns"]
+        return SequenceSpec(overlap_ratio=ratio, **shared)
 
 
 OF_TASK_TYPE = {  # keys of a plan that models of one task type alone read; the first holds the rules of its splits
@@ -204,7 +205,9 @@ class Plan:
     domains: Mapping[str, DomainSpec]
     tasks: tuple[tuple[str, str], ...]  # source, target
     cold_ratios: tuple[float, ...] = ()  # of ratings: shares of the overlapping users that are test users, in (0, 1)
-    overlap_ratios: tuple[float, ...] = ()  # of sequences: shares of the training overlapping users that keep their link
+    overlap_ratios: tuple[
+        float, ...
+    ] = ()  # of sequences: shares of the training overlapping users that keep their link
     space: str | None = None  # e.g. music/paper; needed for a search
     base: Mapping[str, Any] = field(default_factory=dict)  # config fields other than the defaults; see study.plan.start
     compare: Mapping[str, RowPlan] = field(default_factory=dict)  # row -> rival
@@ -273,7 +276,9 @@ class Plan:
         for row in self.rows:
             if row.name == name:
                 return row
-        raise InputError(f"plan {self.name}: has no row {name!r}; choose from {', '.join(row.name for row in self.rows)}")
+        raise InputError(
+            f"plan {self.name}: has no row {name!r}; choose from {', '.join(row.name for row in self.rows)}"
+        )
 
     @property
     def needs(self) -> frozenset[str]:

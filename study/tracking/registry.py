@@ -33,7 +33,7 @@ from study.tracking.results import Results, read_config
 from study.tracking.runs import shown
 from trainables.interface import load_model
 from trainables.task_types import TASK_TYPES, task_type_at
-from trainables.tasks.rating import load_array, load_rows, read_meta
+from trainables.tasks.arrays import load_array, load_rows, read_meta
 from trainables.trial import kept_at
 
 ALIAS = "best"
@@ -79,7 +79,7 @@ def register(results: Results, domains: Mapping[str, Domain], home: Path) -> lis
     scores = results.finished("score")
     for _, row in scores[scores["name"] == "best"].iterrows():
         document = results.config(row["run_id"])
-        if not hasattr(load_model(document["model"]), "unpack"):
+        if load_model(document["model"]).unpack is None:
             continue
         name = model_name(results.experiment, Cell(**document["cell"]))
         if versions := client.search_model_versions(f"name = '{name}' and run_id = '{row['run_id']}'"):
@@ -224,7 +224,7 @@ def _described(
     client: MlflowClient, name: str, document: Mapping[str, Any], tags: Mapping[str, str], numbers: Mapping[str, float]
 ) -> str:
     """Markdown: what the model is, its main numbers, how it is used and made again."""
-    metric, _ = load_model(document["model"]).SELECTION
+    metric = load_model(document["model"]).SELECTION.metric
     config = yaml.safe_dump(dict(document["config"]), sort_keys=False)
     main = {
         key: value for key, value in sorted(numbers.items())

@@ -24,7 +24,7 @@ from torch.utils.data import DataLoader, Dataset
 from trainables.models.lgcd.encoders import Encoders, PretrainSpec, pretraining_loss
 from trainables.models.lgcd.model import Config, _Trainer
 from trainables.sequence_tools import batches, padded, windows
-from trainables.tasks.rating import FeatureRows
+from trainables.tasks.arrays import FeatureRows
 from trainables.tasks.sequential import HeldOut, Sequences, SequenceTask
 
 FOOD, KITCHEN, TEXT = 8_661, 27_637, 384  # items, items, width of MiniLM's vectors

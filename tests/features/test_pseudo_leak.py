@@ -20,7 +20,7 @@ from trainables.tasks.sequential import SequenceSpec
 from trainables.tasks.sequential_build import training_users
 
 DOMAINS = ("books", "movies")
-SPEC = SequenceSpec(ratio=0.8)
+SPEC = SequenceSpec(overlap_ratio=0.8)
 
 
 def interactions(seed: int, held_out: Mapping[str, str]) -> pd.DataFrame:

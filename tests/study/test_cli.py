@@ -162,7 +162,7 @@ def test_no_overlapping_users(plan: Path, data: Path, home: Path) -> None:
 
 
 def test_too_few_overlapping_users_for_a_split(tmp_path: Path, data: Path, home: Path) -> None:
-    plan = write_plan(tmp_path, drop=("simulate",), ratios=[0.999])
+    plan = write_plan(tmp_path, drop=("simulate",), cold_ratios=[0.999])
     ran = study("extract", plan, "--data", data, "--home", home)
     assert re.fullmatch(
         r"task books->movies: 60 overlapping users at cold ratio 0\.999 leave .*another ratio", ran.fault
@@ -234,10 +234,10 @@ PLANS: dict[str, tuple[dict[str, Any], str]] = {
         {"tasks": [["books", "books"]]}, "plan.yaml: tasks: source and target are both 'books'; name two domains",
     ),
     "ratio 0": (
-        {"ratios": [0]}, "plan.yaml: ratios: split.ratio is 0; give a share between 0 and 1, both excluded",
+        {"cold_ratios": [0]}, "plan.yaml: cold_ratios: split.cold_ratio is 0; give a share between 0 and 1, both excluded",
     ),
     "ratio 1.5": (
-        {"ratios": [0.2, 1.5]}, "plan.yaml: ratios: split.ratio is 1.5; give a share between 0 and 1, both excluded",
+        {"cold_ratios": [0.2, 1.5]}, "plan.yaml: cold_ratios: split.cold_ratio is 1.5; give a share between 0 and 1, both excluded",
     ),
     "unknown model": ({"model": "musik"}, "plan.yaml: model: unknown 'musik'; choose from lgcd, music"),
     "unknown space": (
@@ -279,13 +279,13 @@ def test_a_fault_in_a_plan(tmp_path: Path, home: Path, kind: str) -> None:
 
 def test_all_faults_of_a_plan_and_its_space_are_told_at_once(tmp_path: Path, home: Path) -> None:
     plan = write_plan(
-        tmp_path, ratios=[0, 0.5], tasks=[["books", "music"]], base={"epoch": 1, "lr": "1e-5"},
+        tmp_path, cold_ratios=[0, 0.5], tasks=[["books", "music"]], base={"epoch": 1, "lr": "1e-5"},
         space_file="v: {stepz: {FloatDistribution: {low: 0.0, high: 1.0}}, lr: {FloatDistribution: {low: 1e-5, high: 1}}}",
     )  # fmt: skip
     faults = study("check", plan, "--home", home).faults
     assert [fault.removeprefix(f"{tmp_path}/") for fault in faults[:2]] == [
         "plan.yaml: tasks: unknown domain 'music' in ['books', 'music']; known: books, movies",
-        "plan.yaml: ratios: split.ratio is 0; give a share between 0 and 1, both excluded",
+        "plan.yaml: cold_ratios: split.cold_ratio is 0; give a share between 0 and 1, both excluded",
     ]
     assert faults[2].startswith("plan.yaml: base: unknown field 'epoch'; did you mean 'epochs'?; lr is '1e-5'; ")
     assert ": v.stepz is not a config field; the fields are " in faults[3]
@@ -569,9 +569,9 @@ def process(*words: object) -> subprocess.CompletedProcess[str]:
 
 
 def test_exit_codes_of_the_process(tmp_path: Path) -> None:
-    ran = process("check", write_plan(tmp_path, ratios=[1.5]))
+    ran = process("check", write_plan(tmp_path, cold_ratios=[1.5]))
     assert (ran.returncode, ran.stdout) == (2, "")
-    assert ran.stderr == "study: plan.yaml: ratios: split.ratio is 1.5; give a share between 0 and 1, both excluded\n"
+    assert ran.stderr == "study: plan.yaml: cold_ratios: split.cold_ratio is 1.5; give a share between 0 and 1, both excluded\n"
     ran = process("check", write_plan(tmp_path), "--home", tmp_path / "home")
     assert (ran.returncode, ran.stderr) == (0, "")
 

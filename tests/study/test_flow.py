@@ -83,7 +83,7 @@ def test_names_and_configurations(results: Results) -> None:
         "search": ["0000", "0001"],
         "sweep:steps": ["steps=2", "steps=5"],
         "ablate": ["full", "wo_side"],
-        "score": sorted(["best", *(f"predictor:{name}" for name in PREDICTORS)]),
+        "score": sorted(["test"]),
     }
     best = results.trials[results.trials["best"]].set_index("cell")
     assert sorted(best.index) == CELLS
@@ -192,7 +192,7 @@ def test_status_counts_what_a_larger_plan_lacks(finished: Finished, tmp_path: Pa
 @pytest.mark.usefixtures("fresh_ray")
 def test_without_a_search_everything_starts_from_base(tmp_path: Path) -> None:
     plan = write_plan(
-        tmp_path, drop=("search", "ablate", "score"), ratios=[0.5], base={**PLAN["base"], "lr": 0.005},
+        tmp_path, drop=("search", "ablate", "score"), cold_ratios=[0.5], base={**PLAN["base"], "lr": 0.005},
         sweeps={"steps": {"values": [5], "seeds": [0]}},
     )  # fmt: skip
     ran = study("run", plan, "--home", tmp_path / "home")
@@ -221,7 +221,7 @@ def test_reviews_of_test_users_change_no_validation_and_no_choice(
         return {**review, "rating": 6.0 - review["rating"] if review["rating"] != 3 else 5.0, "text": "changed"}
 
     change_reviews(data / "movies.jsonl.gz", spoil)
-    plan = write_plan(tmp_path, drop=("simulate", "sweeps", "ablate", "score"), ratios=[0.5])
+    plan = write_plan(tmp_path, drop=("simulate", "sweeps", "ablate", "score"), cold_ratios=[0.5])
     home = tmp_path / "home"
     ran = study("search", plan, "--data", data, "--home", home)
     assert (ran.code, ran.err) == (0, ""), ran
@@ -256,7 +256,7 @@ def task_folder(home: Path, ratio: float) -> Path:
     (found,) = (
         path.parent
         for path in home.glob("tasks/*/manifest.json")
-        if json.loads(path.read_text())["split"]["ratio"] == ratio
+        if json.loads(path.read_text())["split"]["cold_ratio"] == ratio
     )
     return found
 
@@ -275,7 +275,7 @@ def test_a_killed_run_is_finished_exactly(tmp_path: Path) -> None:
     home, trials = tmp_path / "home", 5
     base = {**PLAN["base"], "epochs": 300, "patience": 300}
     plan = write_plan(
-        tmp_path, drop=("sweeps", "ablate", "score"), ratios=[0.5], base=base, search={"trials": trials, "seeds": [0]}
+        tmp_path, drop=("sweeps", "ablate", "score"), cold_ratios=[0.5], base=base, search={"trials": trials, "seeds": [0]}
     )
     command = [sys.executable, "-m", "study", "run", str(plan), "--home", str(home), "--max-concurrent", "1"]
     with (tmp_path / "out.txt").open("w") as out:

@@ -53,7 +53,7 @@ def test_what_is_left_out_has_the_default(tmp_path: Path) -> None:
 
 
 def test_a_reverse_task_is_a_cell_of_its_own(tmp_path: Path) -> None:
-    plan = load_plan(str(write_plan(tmp_path, tasks=[["books", "movies"], ["movies", "books"]], ratios=[0.5])))
+    plan = load_plan(str(write_plan(tmp_path, tasks=[["books", "movies"], ["movies", "books"]], cold_ratios=[0.5])))
     assert [cell.name for cell in plan.cells] == ["books->movies@0.5", "movies->books@0.5"]
 
 
@@ -63,15 +63,15 @@ def test_a_reverse_task_is_a_cell_of_its_own(tmp_path: Path) -> None:
         ({"name": "a b"}, "plan.yaml: name is 'a b'; use letters, digits, - and _, at most 100"),
         ({"name": "x" * 101}, f"plan.yaml: name is '{'x' * 56}...; use letters, digits, - and _, at most 100"),
         ({"name": 3}, "plan.yaml: name is 3; give a value of type str"),
-        ({"ratios": []}, "plan.yaml: ratios is empty; give at least one"),
-        ({"ratios": [0.2, 0.2]}, "plan.yaml: ratios holds a value twice; give each once"),
+        ({"cold_ratios": []}, "plan.yaml: cold_ratios is empty; give at least one"),
+        ({"cold_ratios": [0.2, 0.2]}, "plan.yaml: cold_ratios holds a value twice; give each once"),
         (
-            {"ratios": [0.2, 0.20000001]},
-            "plan.yaml: ratios are [0.2, 0.20000001]; names keep 6 digits, so two of these are one cell",
+            {"cold_ratios": [0.2, 0.20000001]},
+            "plan.yaml: cold_ratios are [0.2, 0.20000001]; names keep 6 digits, so two of these are one cell",
         ),
-        ({"ratios": [".5"]}, "plan.yaml: ratios[0] is '.5'; give a value of type float"),
-        ({"ratios": [True]}, "plan.yaml: ratios[0] is True; give a value of type float"),
-        ({"ratios": 0.5}, "plan.yaml: ratios is 0.5; give a list"),
+        ({"cold_ratios": [".5"]}, "plan.yaml: cold_ratios[0] is '.5'; give a value of type float"),
+        ({"cold_ratios": [True]}, "plan.yaml: cold_ratios[0] is True; give a value of type float"),
+        ({"cold_ratios": 0.5}, "plan.yaml: cold_ratios is 0.5; give a list"),
         ({"tasks": [["books"]]}, "plan.yaml: tasks[0] is ['books']; give a list of 2"),
         ({"domains": ["books"]}, "plan.yaml: domains is ['books']; give a mapping"),
         ({"domains__books": None}, "plan.yaml: domains.books is None; give a mapping"),
@@ -195,7 +195,7 @@ def test_a_base_by_cell_names_all_cells_and_has_no_search(tmp_path: Path) -> Non
         "plan.yaml: base names cells, but not books->movies@0.5; give every cell of the plan or none",
         "plan.yaml: base names cells, and a search draws over one base; leave out `search`, or the cells",
     )
-    assert faults(tmp_path, drop=("search",), ratios=[0.2], base={"books->movies@0.2": 3}) == (
+    assert faults(tmp_path, drop=("search",), cold_ratios=[0.2], base={"books->movies@0.2": 3}) == (
         "plan.yaml: base.books->movies@0.2 is 3; give a mapping of fields",
     )
 
@@ -205,9 +205,9 @@ def test_a_search_needs_a_space(tmp_path: Path) -> None:
 
 
 def test_missing_fields_are_all_named(tmp_path: Path) -> None:
-    found = faults(tmp_path, drop=("name", "model", "domains", "tasks", "ratios"))
+    found = faults(tmp_path, drop=("name", "model", "domains", "tasks"))
     assert found == tuple(
-        f"plan.yaml: {name} is missing; set it" for name in ("name", "model", "domains", "tasks", "ratios")
+        f"plan.yaml: {name} is missing; set it" for name in ("name", "model", "domains", "tasks")
     )
 
 

@@ -14,7 +14,8 @@ import torch
 
 from trainables.interface import Epoch, Stage
 from trainables.models.music import Config, train
-from trainables.tasks.rating import Task, TaskFolders, load_task
+from trainables.tasks.arrays import TaskFolders
+from trainables.tasks.rating import Task, load_task
 from trainables.trial import run
 
 from .worlds import World, build
@@ -83,7 +84,7 @@ def test_another_data_seed_gives_another_split(world: World, tmp_path: Path) -> 
     from .worlds import SPLIT, SplitSpec
 
     first = build(world, tmp_path / "a", "ratings", SPLIT)
-    second = build(world, tmp_path / "b", "ratings", SplitSpec(ratio=0.3, validation_share=0.25, data_seed=1))
+    second = build(world, tmp_path / "b", "ratings", SplitSpec(cold_ratio=0.3, validation_share=0.25, data_seed=1))
     assert final(first.task_dir, [0])["val_rmse"] != final(second.task_dir, [0])["val_rmse"]
 
 

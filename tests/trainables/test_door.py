@@ -18,7 +18,8 @@ from trainables import trial
 from trainables.baselines.rating import PREDICTORS
 from trainables.interface import load_model, make_config, model_names
 from trainables.task_types import SEQUENCES, task_type_at
-from trainables.tasks.rating import FeatureRows, TaskFolders, load_held_out, load_task
+from trainables.tasks.arrays import FeatureRows, TaskFolders
+from trainables.tasks.rating import load_held_out, load_task
 from trainables.tasks.sequential import PROTOCOLS
 from trainables.trial import Report, has_shared, prepare, run, run_predictor, score, shared
 

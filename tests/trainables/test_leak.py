@@ -11,7 +11,8 @@ import pandas as pd
 import pytest
 
 from features.store.tables import open_table
-from trainables.tasks.rating import TaskFolders, load_held_out
+from trainables.tasks.arrays import TaskFolders
+from trainables.tasks.rating import load_held_out
 from trainables.trial import Report, run
 
 from .worlds import DISLIKED, LIKED, World, build
@@ -69,7 +70,8 @@ def test_test_users_change_no_file_of_the_search_side(folders: TaskFolders, chan
     before, after = contents(folders.task_dir), contents(changed.task_dir)
     assert list(before) == list(after)
     assert [name for name in before if before[name] != after[name]] == []
-    assert "target_vectors.npy" in before
+    assert {"target_vectors.npy", "source_user.npy", "source_item.npy", "source_rating.npy"} <= set(before)
+    assert "validation/source_row.npy" in before
 
 
 def test_test_users_change_no_loss_no_validation_score_and_no_selected_epoch(
@@ -84,6 +86,7 @@ def test_test_users_change_no_loss_no_validation_score_and_no_selected_epoch(
 def test_test_users_change_nothing_but_the_truth_on_the_test_side(folders: TaskFolders, changed: TaskFolders) -> None:
     before, after = contents(folders.test_dir), contents(changed.test_dir)
     assert [name for name in before if before[name] != after[name]] == ["rating.npy"]
+    assert "source_row.npy" in before
 
 
 def test_validation_users_change_no_training_tensor(

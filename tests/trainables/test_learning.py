@@ -7,7 +7,8 @@ import math
 import pytest
 
 from trainables.baselines.rating import as_predict
-from trainables.tasks.rating import TaskFolders, load_held_out, load_task
+from trainables.tasks.arrays import TaskFolders
+from trainables.tasks.rating import load_held_out, load_task
 from trainables.trial import run, score
 
 from .worlds import build, make_world

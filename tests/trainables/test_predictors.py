@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from trainables.baselines.rating import PREDICTORS, as_predict
-from trainables.tasks.rating import TaskFolders, load_held_out, load_task
+from trainables.tasks.arrays import TaskFolders
+from trainables.tasks.rating import load_held_out, load_task
 from trainables.trial import score
 
 

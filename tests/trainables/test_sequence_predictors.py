@@ -15,7 +15,7 @@ from features.simulate.simulator import SimulateSpec, simulate
 from features.store.tables import FeatureTable
 from trainables.baselines.sequential import MIXES, PREDICTORS, RECENCY, as_predict, title_similarity
 from trainables.metrics.sequential import sequence_errors
-from trainables.tasks.rating import TaskFolders
+from trainables.tasks.arrays import TaskFolders
 from trainables.tasks.sequential import LAST, HeldOut, Sequences, SequenceSpec, SequenceTask, load_held_out, load_task
 from trainables.tasks.sequential_build import build_sequences
 

@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 
 from features.errors import InputError
-from trainables.tasks.rating import FeatureRows, load_array, load_rows, not_built, read_meta
+from trainables.devices import OnDevice
+from trainables.tasks.arrays import FeatureRows, load_array, load_rows, not_built, read_meta
 
 TASK_TYPE = "sequences"
 LAST = -1e9  # score of an item of the shown history; finite, for scores are mixed
@@ -33,9 +34,9 @@ OVERLAPPING, SOURCE_ONLY, TARGET_ONLY = 0, 1, 2  # groups of training users
 class SequenceSpec:
     """Who trains, who is held out, and what is asked of them."""
 
-    # overlap ratio: share of the training overlapping users used as such, in (0, 1]; the link of the others is cut: each
-    # becomes a source-only and a target-only user
-    ratio: float = 1.0
+    # share of the training overlapping users used as such, in (0, 1]; the link of the others is cut: each becomes a
+    # source-only and a target-only user
+    overlap_ratio: float = 1.0
     protocols: tuple[str, ...] = PROTOCOLS  # what of a history is shown
     negatives: int = 999  # target-domain items drawn beside each held-out target, once per data seed
     validation_share: float = 0.1  # of the overlapping users; read where the data gives no split
@@ -47,7 +48,11 @@ class SequenceSpec:
         faults = [
             f"sequences.{name} is {getattr(self, name)!r}; give {rule}"
             for name, good, rule in (
-                ("ratio", _number(self.ratio) and 0 < self.ratio <= 1, "a share above 0, up to 1"),
+                (
+                    "overlap_ratio",
+                    _number(self.overlap_ratio) and 0 < self.overlap_ratio <= 1,
+                    "a share above 0, up to 1",
+                ),
                 (
                     "protocols",
                     0 < len(self.protocols) == len(set(self.protocols)) and set(self.protocols) <= set(PROTOCOLS),
@@ -76,7 +81,7 @@ def _number(value: object) -> bool:
 
 
 @dataclass(frozen=True)
-class Sequences:
+class Sequences(OnDevice):
     """Item numbers of many sequences, one after the other, each oldest first."""
 
     item: Tensor  # int64 [N]
@@ -93,18 +98,18 @@ class Sequences:
     @property
     def row(self) -> Tensor:
         """Sequence of each item, int64 [N]."""
-        return torch.arange(len(self)).repeat_interleave(self.lengths)
+        return torch.arange(len(self), device=self.device).repeat_interleave(self.lengths)
 
     def rows(self, index_B: Tensor) -> Sequences:
         """These sequences, in this order."""
         lengths = self.lengths[index_B]
         starts = torch.cat([lengths.new_zeros(1), lengths.cumsum(0)])
         shift = (self.starts[index_B] - starts[:-1]).repeat_interleave(lengths)
-        return Sequences(self.item[torch.arange(int(starts[-1])) + shift], starts)
+        return Sequences(self.item[torch.arange(int(starts[-1]), device=self.device) + shift], starts)
 
 
 @dataclass(frozen=True, kw_only=True)
-class HeldOut:
+class HeldOut(OnDevice):
     """Users of whom the last item, one of the target domain, is to be predicted: every user under each protocol."""
 
     history: Sequences  # R rows: what the protocol shows of the items before the target; may be empty
@@ -123,7 +128,7 @@ class HeldOut:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SequenceTask:
+class SequenceTask(OnDevice):
     """All that a search may see of a cell. Items are numbered alike in both directions of a pair of domains."""
 
     folder: Path
@@ -143,24 +148,14 @@ class SequenceTask:
         """Return the vectors of all items' titles, float32 [I, F]; InputError in a task that has none."""
         if self.text is None:
             raise InputError(f"{self.folder}: this task has no titles; set features.text in the plan")
-        return self.text[torch.arange(self.items)]
-
-
-def without_seen(scores: Tensor, held_out: HeldOut, task: SequenceTask, candidates_RC: Tensor | None) -> Tensor:
-    """The scores [R, C] with LAST for items of the shown history: as domains are read, a user has an item once.
-
-    Without candidates the scores are those of all target-domain items.
-    """
-    seen_RJ = seen(held_out.history, task.target)
-    hidden = seen_RJ if candidates_RC is None else seen_RJ.gather(1, candidates_RC.long() - task.target[0])
-    return scores.masked_fill(hidden, LAST)
+        return self.text.all()
 
 
 def seen(history: Sequences, target: tuple[int, int]) -> Tensor:
     """Which target-domain items each history holds, bool [R, J]."""
     low, high = target
     known = (history.item >= low) & (history.item < high)
-    seen_RJ = torch.zeros(len(history), high - low, dtype=torch.bool)
+    seen_RJ = torch.zeros(len(history), high - low, dtype=torch.bool, device=history.device)
     seen_RJ[history.row[known], history.item[known] - low] = True
     return seen_RJ
 

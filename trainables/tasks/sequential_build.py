@@ -25,12 +25,11 @@ from features.errors import InputError
 from features.pseudo.table import PseudoTable
 from features.store.folders import store_errors, whole_folder, write_json
 from features.store.tables import FeatureTable, digest
-from trainables.tasks.rating import TaskFolders, centre_of, save_arrays, save_places, table_rows
+from trainables.tasks.arrays import Ints, TaskFolders, centre_of, save_arrays, save_places, table_rows
 from trainables.tasks.sequential import OVERLAPPING, SOURCE_ONLY, TARGET_ONLY, TASK_TYPE, SequenceSpec
 
 VERSION = 1  # of what is written; part of the key
 
-Ints = NDArray[np.int64]
 Bools = NDArray[np.bool_]
 
 
@@ -185,13 +184,13 @@ def _parts(spec: SequenceSpec, merged: _Merged, split: Mapping[str, str] | None)
 
 
 def _cut(spec: SequenceSpec, train: _Merged) -> _Merged:
-    """Cut the link of all but `ratio` of the overlapping users; a smaller ratio's users are among a larger one's."""
+    """Cut the link of all but `overlap_ratio` of the overlapping users; a smaller ratio's users are among a larger's."""
     overlapping = np.random.default_rng([spec.data_seed, 1]).permutation(np.flatnonzero(train.group == OVERLAPPING))
-    kept = round(len(overlapping) * spec.ratio)
+    kept = round(len(overlapping) * spec.overlap_ratio)
     if not kept:
         raise InputError(
-            f"{train.place}: overlap ratio {spec.ratio:g} leaves none of {len(overlapping)} overlapping users to train "
-            "on; take a higher ratio, or domains and filters that share more users"
+            f"{train.place}: overlap ratio {spec.overlap_ratio:g} leaves none of {len(overlapping)} overlapping users to "
+            "train on; take a higher ratio, or domains and filters that share more users"
         )
     cut = np.isin(train.user, overlapping[kept:])
     user = train.users[train.user].astype(object)

@@ -8,6 +8,8 @@ model       denoiser, guesser, experts, losses and training (eqs. 9-27)
 from trainables.models.lgcd.model import (
     ABLATIONS,
     FIGURES,
+    NAME,
+    NEEDS,
     SELECTION,
     TASK_TYPE,
     Config,
@@ -17,4 +19,16 @@ from trainables.models.lgcd.model import (
     unpack,
 )
 
-__all__ = ["ABLATIONS", "FIGURES", "SELECTION", "TASK_TYPE", "Config", "prepare", "shared", "train", "unpack"]
+__all__ = [
+    "ABLATIONS",
+    "FIGURES",
+    "NAME",
+    "NEEDS",
+    "SELECTION",
+    "TASK_TYPE",
+    "Config",
+    "prepare",
+    "shared",
+    "train",
+    "unpack",
+]

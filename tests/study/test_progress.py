@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 
 from study.engine.run import Progress
-from study.progress import LiveBars, Watcher, cells_table, speed_of
+from study.progress import LiveBars, ProgressDisplay, cells_table, throughput
 
 HALF = Progress(
     total=20, done=8, failed=1, running={"a->b@0.2": 2}, best={"a->b@0.2": 0.75},
@@ -40,22 +40,22 @@ def test_the_table_lives_below_the_bar_and_leaves_nothing() -> None:
     console = Console(file=io.StringIO(), force_terminal=True, width=120)
     assert isinstance(console.file, io.StringIO)
     with LiveBars(console) as bars:
-        watcher = Watcher(bars)
-        watcher.work("reading", 3)(2)
+        display = ProgressDisplay(bars)
+        display.start("reading", 3)(2)
         assert bars.table is None
-        watcher.jobs("search", HALF)
+        display.show_jobs("search", HALF)
         bars.refresh()
         assert ["a->b@0.2", "8/10", "2", "1", "0.7500", "?"] in cells_of(console.file.getvalue())
-        watcher.work("drawing", 1)
+        display.start("drawing", 1)
         assert bars.table is None
 
 
 def test_speed_and_time_left_of_what_is_prepared() -> None:
-    assert speed_of(1200, 5200, 96_000, 40.0) == "30/s, 2,400 tokens/s, 2 min left"
-    assert speed_of(5, 10, 0, 10.0) == "0.5/s, < 1 min left"
-    assert speed_of(90_000, 0, 0, 10.0) == "9,000/s"
-    assert speed_of(10, 10, 500, 10.0) == "1.0/s, 50 tokens/s"
-    assert speed_of(0, 10, 0, 5.0) == ""
+    assert throughput(1200, 5200, 96_000, 40.0) == "30/s, 2,400 tokens/s, 2 min left"
+    assert throughput(5, 10, 0, 10.0) == "0.5/s, < 1 min left"
+    assert throughput(90_000, 0, 0, 10.0) == "9,000/s"
+    assert throughput(10, 10, 500, 10.0) == "1.0/s, 50 tokens/s"
+    assert throughput(0, 10, 0, 5.0) == ""
 
 
 def test_a_bar_of_an_extraction_shows_its_speed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -63,10 +63,10 @@ def test_a_bar_of_an_extraction_shows_its_speed(monkeypatch: pytest.MonkeyPatch)
     console = Console(file=io.StringIO(), force_terminal=True, width=160)
     assert isinstance(console.file, io.StringIO)
     with LiveBars(console) as bars:
-        watcher = Watcher(bars)
+        display = ProgressDisplay(bars)
         monkeypatch.setattr("study.progress.time", SimpleNamespace(monotonic=lambda: next(clock)))
-        told = watcher.work("users of books: encoding", 5400)
-        told(1800, 120_000)
+        advance = display.start("users of books: encoding", 5400)
+        advance(1800, 120_000)
         bars.refresh()
         assert "1800/5400" in console.file.getvalue()
         assert "30/s, 2,000 tokens/s, 2 min left" in console.file.getvalue()
@@ -76,11 +76,11 @@ def test_the_time_that_workers_take_to_start_is_not_taken_for_slow_work() -> Non
     console = Console(file=io.StringIO(), force_terminal=True, width=160)
     assert isinstance(console.file, io.StringIO)
     with LiveBars(console) as bars:
-        told = Watcher(bars).work("users: encoding", 5400)
-        told(0, 0, 0.0)
+        advance = ProgressDisplay(bars).start("users: encoding", 5400)
+        advance(0, 0, 0.0)
         bars.refresh()
         assert "starting workers" in console.file.getvalue()
-        told(1800, 120_000, 60.0)  # a model loads for minutes, then a minute of work
+        advance(1800, 120_000, 60.0)  # a model loads for minutes, then a minute of work
         bars.refresh()
         assert "30/s, 2,000 tokens/s, 2 min left" in console.file.getvalue()
 
@@ -89,5 +89,5 @@ def test_nothing_is_drawn_where_nobody_watches() -> None:
     console = Console(file=io.StringIO(), force_terminal=False)
     assert isinstance(console.file, io.StringIO)
     with LiveBars(console) as bars:
-        Watcher(bars).jobs("search", HALF)
+        ProgressDisplay(bars).show_jobs("search", HALF)
     assert console.file.getvalue().strip() == ""
