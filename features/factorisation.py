@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import csr_matrix
 
-from features.errors import InputError
+from features.checks import number, refuse, whole
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -31,9 +31,11 @@ class FactorSpec:
     seed: int = 0  # of the first factors
 
     def __post_init__(self) -> None:
-        for name, least in (("factors", 1), ("bias_shrinkage", 1e-9), ("regularisation", 1e-9), ("sweeps", 1)):
-            if not getattr(self, name) >= least:
-                raise InputError(f"ratings.{name} is {getattr(self, name)}; give a number of at least {least:g}")
+        refuse(
+            *(whole(self, name, least=1) for name in ("factors", "sweeps")),
+            *(number(self, name, above=0) for name in ("bias_shrinkage", "regularisation")),
+            place="ratings.",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -316,9 +316,10 @@ def rerun(run_id: str, home: Path) -> None:
 
     Exit code 1 where they are not the same to the last bit; then what differs from when they were logged is said.
     """
+    from study.home import Home
     from study.rerun import rerun as train_again
 
-    found = train_again(run_id, home)
+    found = train_again(run_id, Home(home))
     table = Table("metric", "logged", "now", "difference", title=f"run {run_id}")
     for name, logged, now in found.metrics:
         table.add_row(name, f"{logged:.6f}", f"{now:.6f}", "none" if logged == now else f"{now - logged:+.2g}")
@@ -433,8 +434,8 @@ def _report(study: Study, *, fresh: bool) -> None:
     """Draw the report, unless it shows the study as it is; print the table, the figures and the way on."""
     from features.errors import InputError
     from study.report.claims.judge import counts
+    from study.report.comparison_table import summary_table
     from study.report.report import CLAIMS, current
-    from study.report.tables import summary_table
 
     page = study.report_folder / "report.html"
     results, comparison = None if fresh else study.results(), None
@@ -465,11 +466,11 @@ def _report(study: Study, *, fresh: bool) -> None:
 def _way_to_mlflow(study: Study) -> str:
     """What opens the study's store: a server's address, or a command."""
     from study.study import store_uri
-    from study.tracking.runs import shown
+    from study.tracking.runs import without_password
 
     uri = study.tracking_uri
     if uri.startswith("http"):
-        return shown(uri)
+        return without_password(uri)
     return f"study ui --home {study.home}" if uri == store_uri(study.home) else f"mlflow ui --backend-store-uri {uri}"
 
 

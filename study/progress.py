@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from study.engine.run import Progress as JobProgress
 
 
+_FRAME = 8  # lines of the terminal that the bar and the table's frame take
+
+
 class Advance(Protocol):
     """Takes how much is done in all; where they are known, also how many tokens that were and the workers' seconds."""
 
@@ -72,21 +75,41 @@ class LiveBars(Progress):
             yield self.table
 
 
-def cells_table(progress: JobProgress, ended_before: int, seconds: float) -> Table:
-    """Return a table with a line for each cell.
+def cells_table(progress: JobProgress, ended_before: int, seconds: float, most: int | None = None) -> Table:
+    """Return a table with a line for each row and cell; of more than `most`, those in progress first.
 
     The time left assumes that trials go on ending as they did in the `seconds` since `ended_before` of them had ended.
     """
-    table = Table("cell", "done", "running", "failed", "best so far", "time left")
+    table = Table("cell", "row", "done", "running", "failed", "best so far", "time left")
     ended = progress.done - ended_before
-    for cell, (planned, done, failed) in progress.cells.items():
-        left = (planned - done) * len(progress.cells) * seconds / ended if ended > 0 else None
-        best = progress.best.get(cell)
+    lines = _in_sight(progress, most)
+    for row, cell in lines:
+        part = progress.cells[row, cell]
+        waiting = part.planned - part.ended
+        left = waiting * len(progress.cells) * seconds / ended if ended > 0 else None
         table.add_row(
-            cell, f"{done}/{planned}", str(progress.running.get(cell, 0)), str(failed) if failed else "",
-            "" if best is None else f"{best:.4f}", _duration(left) if planned > done else "",
+            cell, row, f"{part.ended}/{part.planned}", str(part.running), str(part.failed) if part.failed else "",
+            "" if part.best is None else f"{part.best:.4f}", _duration(left) if waiting else "",
         )  # fmt: skip
+    hidden = [part for key, part in progress.cells.items() if key not in lines]
+    if hidden:
+        finished = sum(part.ended == part.planned for part in hidden)
+        table.caption = f"and {finished} lines that are finished, {len(hidden) - finished} that are waiting"
     return table
+
+
+def _in_sight(progress: JobProgress, most: int | None) -> list[tuple[str, str]]:
+    """Lines of the table: all, or of too many those that run, then those that wait, in their order."""
+    keys = list(progress.cells)
+    if most is None or len(keys) <= most:
+        return keys
+
+    def urgency(key: tuple[str, str]) -> int:
+        part = progress.cells[key]
+        return 0 if part.running else 1 if part.ended < part.planned else 2
+
+    chosen = set(sorted(keys, key=urgency)[: max(most, 1)])
+    return [key for key in keys if key in chosen]
 
 
 def throughput(done: int, size: int, tokens: int, seconds: float) -> str:
@@ -133,7 +156,7 @@ class ProgressDisplay:
         if fresh or progress.done < self._part_began[0]:
             self._part_began = (progress.done, now)
         ended, began = self._part_began
-        self._bars.table = cells_table(progress, ended, now - began)
+        self._bars.table = cells_table(progress, ended, now - began, most=self._bars.console.height - _FRAME)
         self._bars.update(task, completed=progress.done, total=progress.total)
 
     def _bar(self, name: str, total: int | None) -> TaskID:

@@ -1,62 +1,80 @@
-"""The best configuration of each cell, chosen on validation alone.
+"""What is chosen among trials, on validation alone: the best of each row and cell, and those that no other one beats.
 
-`best_per_cell` is given `Results.validation()`, a frame that has no test column, and refuses one that has.
+`best_trials` is given `Results.validation()`, a frame that has no test column, and refuses one that has.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
+import numpy as np
 import pandas as pd
 
 from features.errors import InputError
 
+if TYPE_CHECKING:
+    from trainables.interface import Selection
+
 
 @dataclass(frozen=True)
 class Best:
-    """The selected trial of one cell; `Results.config(run_id)` is its full configuration."""
+    """The selected trial of one row in one cell; `Results.config(run_id)` is its full configuration."""
 
+    row: str
     cell: str
     task: str
     ratio: float
     run_id: str
     name: str
     value: float  # of the selection metric, on validation
-    of: int  # finished trials it was chosen from
+    trials: int  # finished ones that it was chosen from
 
 
-def best_per_cell(validation: pd.DataFrame, metric: str, direction: str) -> dict[str, Best]:
-    """Cell -> its best trial, cells sorted; equal values go to the first trial by name.
+def best_trials(validation: pd.DataFrame, selection: Selection) -> dict[tuple[str, str], Best]:
+    """Return the best trial of each (row, cell), sorted; of equal values the first by name.
 
-    Trials without a finite value of `metric` cannot win. Raises InputError for a direction other than minimize and
-    maximize, a metric that no trial logged, and a frame that holds a test column.
+    Trials without a finite value of the metric cannot win. Raises InputError for a metric that no trial logged, and for a
+    frame that holds a test column.
     """
-    if direction not in ("minimize", "maximize"):
-        raise InputError(f"selection: direction must be minimize or maximize, is {direction!r}; correct it")
+    metric = selection.metric
     leaked = sorted(str(name) for name in validation.columns if "test_" in str(name))
     if leaked or metric.startswith("test_"):
         raise InputError(
-            f"selection: must not see test data, got {', '.join(leaked) or metric}; use validation metrics"
+            f"selection: sees the test columns {', '.join(leaked) or metric}; give validation metrics alone"
         )
     column = f"metrics.{metric}"
     if validation.empty:
         return {}
     if column not in validation.columns:
         raise InputError(f"selection: no finished trial logged {metric!r}; run the search, or select on another metric")
-    sign = 1.0 if direction == "minimize" else -1.0
     finite = validation[validation[column].map(math.isfinite)]
-    ordered = finite.assign(_key=sign * finite[column]).sort_values(["cell", "_key", "name"])
-    best: dict[str, Best] = {}
-    for cell, rows in ordered.groupby("cell", sort=True):
-        first = rows.iloc[0]
-        best[str(cell)] = Best(
+    ordered = finite.sort_values("name", kind="stable").sort_values(
+        column, kind="stable", ascending=selection.direction == "minimize"
+    )
+    best: dict[tuple[str, str], Best] = {}
+    for (row, cell), trials in ordered.groupby(["row", "cell"], sort=True):
+        first = trials.iloc[0]
+        best[str(row), str(cell)] = Best(
+            row=str(row),
             cell=str(cell),
             task=str(first["task"]),
             ratio=float(first["ratio"]),
             run_id=str(first["run_id"]),
             name=str(first["name"]),
             value=float(first[column]),
-            of=len(rows),
+            trials=len(trials),
         )
     return best
+
+
+def pareto_front(values: Sequence[Sequence[float]], higher: Sequence[bool]) -> list[bool]:
+    """Return for each trial whether none is at least as good in every number and better in one.
+
+    `values` holds a trial's numbers; `higher` says of each number whether a higher one is better.
+    """
+    signs = np.where(higher, -1.0, 1.0)
+    costs = np.asarray(values, dtype=float).reshape(len(values), len(signs)) * signs
+    return [bool(~((costs <= own).all(axis=1) & (costs < own).any(axis=1)).any()) for own in costs]

@@ -10,8 +10,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from trainables.tasks.arrays import TaskFolders
-
 from features.errors import InputError
 from features.store.tables import digest
 from study import parts
@@ -21,18 +19,20 @@ from study.engine.run import Failure, Progress, at_work, refuse_second, run_jobs
 from study.home import Home
 from study.labels import Labels, labels_of
 from study.plan.diff import remember
-from study.plan.schema import Plan, Row
+from study.plan.schema import Plan, Row, swept_rows
 from study.plan.start import config_of_run
 from study.progress import StartProgress, no_progress
 from study.provenance import commit, device, versions
 from study.report.claims.judge import Judged, judge
 from study.report.report import ReportResult, redraw, report
-from study.selection import Best, best_per_cell
+from study.selection import Best, best_trials
 from study.specs import BASELINE, Cell, Cluster, Job, Recipe, RowRecipe
 from study.tracking import runs as tracking
 from study.tracking import tags
+from study.tracking.marks import mark_best, mark_front
 from study.tracking.registry import Recommendation, recommend, register
 from study.tracking.results import Results, load_results, read_config
+from trainables.tasks.arrays import TaskFolders
 
 RUN = "trainables.trial:run"
 RUN_BASELINE = "trainables.trial:run_baseline"
@@ -133,13 +133,13 @@ class Study:
         """Trials by Optuna in every cell, for every row; tags the best of each."""
         summary = self._run("search", {})
         client, experiment = self._store()
-        tracking.mark_best(client, experiment, self.plan.selection)
-        tracking.mark_front(client, experiment, self.plan.search.objectives if self.plan.search else ())
+        mark_best(client, experiment, self.plan.selection)
+        mark_front(client, experiment, self.plan.search.objectives if self.plan.search else ())
         return summary
 
     def sweep(self, parameter: str) -> Summary:
         """One field varied, everything else at the best configuration."""
-        rows = parts.swept_rows(self.plan, parameter)
+        rows = swept_rows(self.plan, parameter)
         return self._run(f"sweep:{parameter}", self._start_configs(parameter, self.plan.sweeps[parameter].start, rows))
 
     def ablate(self) -> Summary:
@@ -195,7 +195,7 @@ class Study:
     def best(self) -> dict[tuple[str, str], tuple[Best, Mapping[str, Any]]]:
         """(row, cell) -> best trial of the search and its whole `config.yaml`, for all rows that are searched."""
         results = self.results()
-        best = best_per_cell(results.validation(), self.plan.selection)
+        best = best_trials(results.validation(), self.plan.selection)
         rows = {row.name for row in self.plan.rows}
         return {key: (trial, results.config(trial.run_id)) for key, trial in best.items() if key[0] in rows}
 
@@ -226,7 +226,7 @@ class Study:
         """Trial -> status of its run; a trial that the search stopped early has ended."""
         states: dict[str, str] = {}
         for run in tracking.find_runs(*store, part) if store else ():
-            trial = run.data.tags.get(tags.TRIAL)
+            trial = str(run.data.tags.get(tags.TRIAL))
             if trial in trials and tags.SUPERSEDED not in run.data.tags:  # of several, the newest is what counts
                 states.setdefault(trial, tracking.FINISHED if tags.PRUNED in run.data.tags else run.info.status)
         return states
@@ -268,7 +268,7 @@ class Study:
         return configs | {key: best[key][1]["config"] for key in wanted}
 
     def _run(self, part: str, start: Configs) -> Summary:
-        """Finish a part's jobs, and the simple baselines that stand beside them; of the rows in `only`, where there are any."""
+        """Finish a part's jobs, with the simple baselines beside them; where `only` names rows, theirs alone."""
         jobs = parts.part_jobs(self.plan, part, self._folders, start)
         if not jobs:
             raise InputError(f"plan {self.plan.name}: has no {part.split(':')[0]} part; add it to the plan")
@@ -335,17 +335,17 @@ class Study:
     def _log_data(self, inputs: Inputs) -> None:
         """One run of part `data` with the domains' manifests and the cells' counts, replaced when they change."""
         client, experiment = self._store()
-        tags = {
+        run_tags = {
             tags.PART: "data", tags.DATA_KEY: inputs.data_key, tags.FEATURE_KEY: inputs.feature_key,
             tags.SIMULATED: str(inputs.simulated).lower(), tags.CELLS: digest({"tasks": sorted(inputs.tasks)}),
         }  # fmt: skip
         for run in tracking.find_runs(client, experiment, "data"):
-            if run.info.status == tracking.FINISHED and tags.items() <= run.data.tags.items():
+            if run.info.status == tracking.FINISHED and run_tags.items() <= run.data.tags.items():
                 for tag, words in self._way.items() - run.data.tags.items():
                     client.set_tag(run.info.run_id, tag, words)
                 return
             client.delete_run(run.info.run_id)
-        run = client.create_run(experiment, run_name="data", tags=tags | self._way)
+        run = client.create_run(experiment, run_name="data", tags=run_tags | self._way)
         for path in describe_data(self.plan, inputs, self.home.logs(self.plan.name)).values():
             client.log_artifact(run.info.run_id, str(path))
         for name, value in table_metrics(inputs.tables).items():

@@ -23,6 +23,7 @@ from search_spaces import load_space, reader
 from study.cli import cli
 from study.plan.load import load_plan
 from study.plan.schema import Plan
+from study.tracking import tags
 from tests.trainables.models_in_files import drop
 from tests.trainables.worlds import build, make_world
 from trainables.interface import Model, load_model, model_names
@@ -210,6 +211,13 @@ def test_every_path_in_a_sentence_is_there(page: str) -> None:
     assert [path for path in named if not (ROOT / path).exists()] == []
 
 
+def test_tags_are_called_as_in_the_code() -> None:
+    code = {value for value in vars(tags).values() if isinstance(value, str)}
+    named = {name for text in TEXTS.values() for name in re.findall(r"[`\"](study\.[a-z_]+)[`\"]", text)}
+    assert {"study.best", "study.row", "study.superseded"} <= named
+    assert named <= code
+
+
 def test_the_benchmarks_name_scripts_that_are_there() -> None:
     scripts = {path.name for path in (ROOT / "tests" / "benchmarks").glob("bench_*.py")}
     named = set(re.findall(r"`(bench_\w+\.py)", TEXTS["docs/benchmarks.md"]))
@@ -249,7 +257,12 @@ def towers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 @pytest.mark.parametrize(
-    ("page", "block"), [(page, block) for page, text in TEXTS.items() for block in blocks(text, "yaml")]
+    ("page", "block"),
+    [
+        pytest.param(page, block, id=f"{page}-{number}")
+        for page, text in TEXTS.items()
+        for number, block in enumerate(blocks(text, "yaml"))
+    ],
 )
 @pytest.mark.usefixtures("towers")
 def test_every_plan_and_space_that_is_shown_binds(page: str, block: str, tmp_path: Path) -> None:

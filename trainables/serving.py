@@ -18,6 +18,8 @@ from features.errors import InputError
 from trainables.interface import load_model, make_config
 from trainables.task_types import TASK_TYPES, item_numbers
 
+RECOMMENDED = {"items": "texts", "titles": "texts", "scores": "numbers"}  # columns of what is recommended
+
 
 class Served:
     """A model and the items that it knows."""
@@ -60,7 +62,7 @@ class Served:
             known = np.isfinite(score)  # what a user has already is never recommended
             shown = score[known].astype(float).clip(*self._limits)
             rows.append((list(self._ids[place[known]]), list(self._titles[place[known]]), list(shown)))
-        return pd.DataFrame(rows, columns=["items", "titles", "scores"])
+        return pd.DataFrame(rows, columns=list(RECOMMENDED))
 
     def _among(self, scores_UJ: torch.Tensor, candidates: pd.Series) -> torch.Tensor:
         """The scores with -inf for all other items; a row without candidates keeps all."""

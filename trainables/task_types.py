@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from features.errors import InputError
+from trainables import queries
 from trainables.baselines import rating as rating_baselines
 from trainables.baselines import sequential as sequence_baselines
 from trainables.metrics.rating import user_errors
@@ -67,6 +68,11 @@ class TaskType:
     load_held_out: Callable[[Path], Any]
     measure: Callable[..., Measured]  # (held_out, predict, task, seed, *, full, predicted=None)
     query: Callable[[pd.DataFrame, Mapping[str, int]], Any]  # what is known of users, from columns and items' numbers
+    query_columns: Mapping[str, str]  # those columns -> number | numbers | texts
+    describe_user: Callable[
+        [Path, str, Sequence[str]], pd.DataFrame
+    ]  # (task_dir, user, source-domain items) -> columns
+    example_user: Callable[[Path], pd.DataFrame]  # task_dir -> those columns of a validation user
     hide_seen: Callable[
         [Tensor, Any, tuple[int, int]], Tensor
     ]  # scores [U, J], query, target items -> -inf for what they have
@@ -158,6 +164,9 @@ RATINGS = TaskType(
     load_held_out=rating.load_held_out,
     measure=_measure_ratings,
     query=_rating_query,
+    query_columns=queries.RATING_COLUMNS,
+    describe_user=queries.describe_rating_user,
+    example_user=queries.example_rating_user,
     hide_seen=lambda scores_UJ, query, target: scores_UJ,  # a query names no items of the target domain
     limits=lambda task: task.rating_scale,
     as_predict=rating_baselines.as_predict,
@@ -259,6 +268,9 @@ SEQUENCES = TaskType(
     load_held_out=sequences.load_held_out,
     measure=_measure_sequences,
     query=_sequence_query,
+    query_columns=queries.SEQUENCE_COLUMNS,
+    describe_user=queries.describe_sequence_user,
+    example_user=queries.example_sequence_user,
     hide_seen=_hide_seen,
     limits=lambda task: (-np.inf, np.inf),
     as_predict=sequence_baselines.as_predict,

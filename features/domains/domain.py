@@ -23,12 +23,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from features.checks import choice, refuse
 from features.domains.filters import FilterSpec, apply_filters, one_number
 from features.domains.readers import COLUMNS, INTERACTIONS, ITEMS, READERS, read_interactions, read_items
 from features.errors import InputError
-from features.simulate.simulator import LABEL
-from features.store.external_sort import write_in_order
-from features.store.folders import whole_folder, write_json
+from features.store.external_sort import external_sort
+from features.store.folders import SIMULATED, whole_folder, write_json
 
 __all__ = ["Domain", "DomainSpec", "FilterSpec", "domain_key", "open_domain", "prepare_domain"]
 
@@ -60,43 +60,49 @@ class DomainSpec:
     filters: FilterSpec = field(default_factory=FilterSpec)
 
     def __post_init__(self) -> None:
-        place = f"domains.{self.name}"
         if not self.name or not self.name.replace("-", "").replace("_", "").isalnum():
             raise InputError(f"domain name {self.name!r}: use letters, digits, - and _ only")
-        _among(f"{place}.reader", self.reader, READERS)
-        _among(f"{place}.duplicates", self.duplicates, DUPLICATES)
-        _among(f"{place}.feedback", self.feedback, FEEDBACK)
-        for name, given in (("where", bool(self.where)), ("feedback: implicit", self.implicit)):
-            if given and self.reader != "table":
-                raise InputError(f"{place}: {name} goes with the reader table, not {self.reader}; leave it out")
-        for column, value in self.where.items():
-            if not isinstance(value, str):
-                raise InputError(f"{place}.where.{column} is {value!r}; give the value as text, in quotes")
-        if self.implicit and "rating" in self.columns:
-            raise InputError(f"{place}.columns: rating is not read where feedback is implicit; leave one of them out")
-        known = (
-            list(dict.fromkeys((*COLUMNS["interactions"], *COLUMNS["items"]))) if self.reader != "amazon2023" else []
-        )
-        for name in self.columns:
-            _among(f"{place}.columns", name, known)
-            if self.items is None and name not in COLUMNS["interactions"]:
-                raise InputError(f"{place}.columns: {name} is a column of items, but no items file is given; set items")
         scale = tuple(self.rating_scale)
         numbers = all(isinstance(bound, int | float) and not isinstance(bound, bool) for bound in scale)
-        if len(scale) != 2 or not numbers or not scale[0] < scale[1]:
-            raise InputError(f"{place}.rating_scale is {list(scale)}; give the lowest and the highest rating, in order")
+        refuse(
+            choice(self, "reader", tuple(READERS)),
+            *(choice(self, "duplicates", DUPLICATES), choice(self, "feedback", FEEDBACK)),
+            *self._reader_faults(),
+            *self._column_faults(),
+            ""
+            if numbers and len(scale) == 2 and scale[0] < scale[1]
+            else f"rating_scale is {list(scale)}; give the lowest and the highest rating, in order",
+            place=f"domains.{self.name}.",
+        )
         object.__setattr__(self, "rating_scale", (float(scale[0]), float(scale[1])))
+
+    def _reader_faults(self) -> Iterator[str]:
+        """What goes with the reader of tables only."""
+        if self.reader != "table":
+            if self.where:
+                yield f"where goes with the reader table, not {self.reader}; leave it out"
+            if self.implicit:
+                yield f"feedback is 'implicit', which goes with the reader table, not {self.reader}; leave it out"
+        for column, value in self.where.items():
+            if not isinstance(value, str):
+                yield f"where.{column} is {value!r}; give the value as text, in quotes"
+
+    def _column_faults(self) -> Iterator[str]:
+        """Names that are not ours, and columns that are not read."""
+        ours = dict.fromkeys((*COLUMNS["interactions"], *COLUMNS["items"])) if self.reader != "amazon2023" else {}
+        for name in self.columns:
+            if name not in ours:
+                remedy = f"choose from {', '.join(ours)}" if ours else f"the reader {self.reader} takes none"
+                yield f"columns: unknown {name!r}; {remedy}"
+            elif self.items is None and name not in COLUMNS["interactions"]:
+                yield f"columns: {name} is a column of items, but no items file is given; set items"
+        if self.implicit and "rating" in self.columns:
+            yield "columns: rating is not read where feedback is implicit; leave one of them out"
 
     @property
     def implicit(self) -> bool:
         """Whether what users did is known, but not how they liked it."""
         return self.feedback == "implicit"
-
-
-def _among(place: str, value: str, known: Sequence[str] | Mapping[str, Any]) -> None:
-    if value not in known:
-        choice = f"choose from {', '.join(known)}" if known else "this reader takes none"
-        raise InputError(f"{place}: unknown {value!r}; {choice}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -187,7 +193,7 @@ def _simulated(spec: DomainSpec, data: Path) -> bool:
     """Whether the simulator's label lies beside the interactions or in a folder above them, up to `data`."""
     path = data / spec.interactions
     folders = [folder for folder in path.parents if folder.is_relative_to(data)]
-    return any((folder / LABEL).is_file() for folder in folders)
+    return any((folder / SIMULATED).is_file() for folder in folders)
 
 
 # --- preparing ----------------------------------------------------------------------------------------------------
@@ -379,7 +385,7 @@ def _export(database: duckdb.DuckDBPyConnection, work: Path, folder: Path) -> No
             tables = chain(more, _placed(database, place, file))
             rows = one_number(database, f"SELECT count(*) FROM {place}")
             target = folder / ("interactions.parquet" if name == "raw" else "items.parquet")
-            write_in_order(tables, schema, rows, size, target, work)
+            external_sort(tables, schema, rows, size, target, work)
     users = "SELECT user_id, count(*) AS interactions FROM kept JOIN users USING (u) GROUP BY u, user_id ORDER BY u"
     pq.write_table(database.execute(users).to_arrow_table(), folder / "users.parquet", compression="zstd")
 

@@ -5,11 +5,11 @@ Each filter leaves a smaller `kept`; the work is done out of core, on numbers al
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import duckdb
 
-from features.errors import InputError
+from features.checks import flag, refuse, whole
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,13 +23,11 @@ class FilterSpec:
     min_user_reviews: int = 0  # users with fewer reviews, after the filters above, are dropped
 
     def __post_init__(self) -> None:
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if field.type is bool or field.type == "bool":
-                if not isinstance(value, bool):
-                    raise InputError(f"filters.{field.name} is {value!r}; it must be true or false")
-            elif isinstance(value, bool) or not isinstance(value, int) or value < 0:
-                raise InputError(f"filters.{field.name} is {value!r}; it must be a whole number, 0 or more")
+        refuse(
+            *(flag(self, name) for name in ("require_description", "require_image")),
+            *(whole(self, name, least=0) for name in ("min_words", "k_core", "min_user_reviews")),
+            place="filters.",
+        )
 
 
 def apply_filters(spec: FilterSpec, database: duckdb.DuckDBPyConnection) -> Iterator[str]:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from features.errors import InputError
+from features.errors import InputError, one_line
 
 PARTS = ("train", "valid", "test")
 
@@ -48,5 +48,5 @@ def _read(path: Path) -> pd.DataFrame:
     except FileNotFoundError:
         raise InputError(f"{path}: no such file; put it there or correct its name") from None
     except (OSError, ValueError) as error:
-        raise InputError(f"{path}: not a readable table ({str(error).splitlines()[0]}); fetch it again") from error
+        raise InputError(f"{path}: not a readable table ({one_line(error, 200)}); fetch it again") from error
     raise InputError(f"{path}: a split is a .parquet or a .csv file; convert or rename it")

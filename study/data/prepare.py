@@ -56,7 +56,7 @@ def feature_sets(plan: Plan) -> list[str]:
     """Return the feature sets that the plan's jobs read: its main one, and those of the subject's ablations."""
     ablations = load_model(plan.model).ABLATIONS
     variants = plan.ablate.variants if plan.ablate else ()
-    others = [ablations[name].features for name in variants if ablations[name].features]
+    others = [feature_set for name in variants if (feature_set := ablations[name].features)]
     return list(dict.fromkeys([plan.features.main, *others]))
 
 

@@ -192,7 +192,8 @@ class Row:
 
     def load_space(self) -> Space | None:
         """The search space, or None."""
-        names = [entry.name for entry in fields(load_model(self.model).Config)]
+        config_class: Any = load_model(self.model).Config
+        names = [entry.name for entry in fields(config_class)]
         return load_space(self.space, names) if self.space else None
 
 
@@ -283,7 +284,7 @@ class Plan:
     @property
     def needs(self) -> frozenset[str]:
         """What the rows' models need of a task beside ids and interactions."""
-        return frozenset(need for row in self.rows for need in getattr(load_model(row.model), "NEEDS", ()))
+        return frozenset(need for row in self.rows for need in load_model(row.model).NEEDS)
 
     @property
     def task_type(self) -> TaskType:

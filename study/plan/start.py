@@ -80,7 +80,7 @@ def base_faults(row: Row, cells: Sequence[str], place: str) -> list[str]:
 def fragment(plan: str, metric: str, best: Mapping[str, tuple[Best, Mapping[str, Any]]]) -> str:
     """The `base` of a plan that starts each cell from its best configuration, as YAML with comments."""
     blocks = [
-        f"  {cell}:  # best of {found.of} by {metric}: {found.value:.6g}, run {found.run_id}\n"
+        f"  {cell}:  # best of {found.trials} by {metric}: {found.value:.6g}, run {found.run_id}\n"
         + indent(yaml.safe_dump(dict(logged["config"]), sort_keys=False), "    ")
         for cell, (found, logged) in best.items()
     ]

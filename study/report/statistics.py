@@ -1,14 +1,14 @@
-"""Intervals: over users by bootstrap, over seeds by Student's t, paired wherever two rows share their test users.
+"""Intervals and tests: over users by bootstrap, over seeds by Student's t, paired wherever two rows share their users.
 
 Legend: U test users, S seeds, B bootstrap resamples.
 
 MAE and RMSE pool every test rating (MuSiC 4.1.2), so a resample of the users adds up their error sums and counts and
-divides once; the average of the users' own RMSEs would be another number. HR and NDCG are averaged over users. All rows
-of one call share their resamples, which is what makes `paired_difference` paired.
+divides once; the average of the users' own RMSEs would be another number. HR and NDCG are averaged over users. All samples
+of the same number of users share their resamples, which is what pairs their differences.
 
-A claim is decided on an `Effect`: a difference with the two things it varies by. Its variance is that over training seeds
-(of the seeds' differences) plus that over users (of the resampled differences), its test a t test with Satterthwaite's
-degrees of freedom. What users and seeds share is counted in both, so that the test errs on the careful side.
+A comparison is tested on an `Effect`: a difference with the two things it varies by. Its variance is that over training
+seeds (of the seeds' differences) plus that over users (of the resampled differences), its test a t test with
+Satterthwaite's degrees of freedom. What users and seeds share is counted in both, so the test errs on the careful side.
 """
 
 from __future__ import annotations
@@ -50,27 +50,36 @@ class Interval:
 
 
 @dataclass(frozen=True)
-class UserErrors:
-    """What `per_user.csv` says of one group of rows: what each test user adds to each metric, users sorted."""
+class UserTotals:
+    """What `per_user.csv` says of one group of rows: what each test user adds to each metric."""
 
     metrics: tuple[Metric, ...]
     users: tuple[str, ...]
-    totals: Mapping[str, Floats]  # metric -> [U, S]
-    counts: Mapping[str, Floats]  # metric -> [U], the same for all seeds
-
-    @property
-    def seeds(self) -> int:
-        """S."""
-        return len(self.totals[self.metrics[0].name][0])
+    """Sorted."""
+    seeds: tuple[int, ...]
+    """Sorted."""
+    totals: Mapping[str, Floats]
+    """Metric -> [U, S]."""
+    counts: Mapping[str, Floats]
+    """Metric -> [U], the same for all seeds."""
 
     @property
     def size(self) -> int:
-        """Ratings or other test cases of all users."""
+        """Number of ratings or other test cases of all users."""
         return int(self.counts[self.metrics[0].name].sum())
 
+    def check_paired(self, other: UserTotals) -> None:
+        """Raise InputError where the other row was not evaluated on the same cases of the same users."""
+        counts = all(np.array_equal(self.counts[name], other.counts[name]) for name in self.counts)
+        if self.users != other.users or not counts:
+            raise InputError(
+                f"paired difference: both rows need the same test users and counts, got {len(self.users)} and"
+                f" {len(other.users)} users; score both on the same task"
+            )
+
     @classmethod
-    def from_frame(cls, frame: pd.DataFrame, metrics: Sequence[Metric], place: str = "per_user.csv") -> UserErrors:
-        """Columns seed, user and those of the metrics; every seed must hold the same users.
+    def from_frame(cls, frame: pd.DataFrame, metrics: Sequence[Metric], place: str = "per_user.csv") -> UserTotals:
+        """Read the columns seed, user and those of the metrics; every seed must hold the same users.
 
         Raises InputError (starting with `place`) for missing columns, repeated or missing pairs and non-finite values.
         """
@@ -94,23 +103,24 @@ class UserErrors:
         return cls(
             metrics=tuple(metrics),
             users=tuple(wide.index),
+            seeds=tuple(int(seed) for seed in sorted(frame["seed"].unique())),
             totals={metric.name: values[metric.total] for metric in metrics},
             counts={metric.name: values[metric.count][:, 0] if metric.count else one for metric in metrics},
         )
 
 
-def pooled_metrics(errors: UserErrors, weights_BU: Floats) -> dict[str, Floats]:
-    """Each metric, [B], of users weighted by `weights_BU` [B, U]; a mean over the seeds of each."""
+def pooled_metrics(users: UserTotals, weights_BU: Floats) -> dict[str, Floats]:
+    """Return each metric, [B], of users weighted by `weights_BU` [B, U]; a mean over the seeds of sample."""
     pooled = {}
-    for metric in errors.metrics:
-        counted_B1 = weights_BU @ errors.counts[metric.name][:, None]
-        value_BS = weights_BU @ errors.totals[metric.name] / counted_B1
+    for metric in users.metrics:
+        counted_B1 = weights_BU @ users.counts[metric.name][:, None]
+        value_BS = weights_BU @ users.totals[metric.name] / counted_B1
         pooled[metric.name] = (np.sqrt(value_BS) if metric.root else value_BS).mean(axis=1)
     return pooled
 
 
 def resample_weights(users: int, resamples: int, seed: int) -> Iterator[Floats]:
-    """How often each user is drawn in each resample: blocks [b, U] whose rows each sum to U, b adding up to B."""
+    """Yield how often each user is drawn in each resample: blocks [b, U] whose rows each sum to U, b adding up to B."""
     rng = np.random.default_rng(seed)
     rows = max(1, _BLOCK_ELEMENTS // users)
     for start in range(0, resamples, rows):
@@ -119,37 +129,8 @@ def resample_weights(users: int, resamples: int, seed: int) -> Iterator[Floats]:
         yield np.bincount(drawn.ravel(), minlength=b * users).reshape(b, users).astype(np.float64)
 
 
-def bootstrap(errors: UserErrors, *, resamples: int = RESAMPLES, seed: int = 0) -> dict[str, Interval]:
-    """Each metric with its percentile interval over resampled users; `n` is the number of users."""
-    drawn = _resampled(errors, resamples, seed)
-    point = pooled_metrics(errors, np.ones((1, len(errors.users))))
-    return {name: _percentile(float(point[name][0]), drawn[name], len(errors.users)) for name in point}
-
-
-def paired_difference(
-    errors: UserErrors, baseline: UserErrors, *, resamples: int = RESAMPLES, seed: int = 0
-) -> dict[str, Interval]:
-    """Each metric minus the baseline's, with its interval over the same resampled users in both.
-
-    Raises InputError where the two were not evaluated on the same cases of the same users.
-    """
-    counts = all(np.array_equal(errors.counts[name], baseline.counts[name]) for name in errors.counts)
-    if errors.users != baseline.users or not counts:
-        raise InputError(
-            f"paired difference: both rows need the same test users and counts, got {len(errors.users)} and"
-            f" {len(baseline.users)} users; score both on the same task"
-        )
-    ours, theirs = _resampled(errors, resamples, seed), _resampled(baseline, resamples, seed)
-    ones = np.ones((1, len(errors.users)))
-    point, base = pooled_metrics(errors, ones), pooled_metrics(baseline, ones)
-    return {
-        name: _percentile(float(point[name][0] - base[name][0]), ours[name] - theirs[name], len(errors.users))
-        for name in point
-    }
-
-
 def seed_interval(values: Sequence[float]) -> Interval:
-    """Mean over seeds with Student's t interval (n - 1 degrees of freedom); one seed gives no interval."""
+    """Return the mean over seeds with Student's t interval (n - 1 degrees of freedom); one seed gives no interval."""
     x = np.asarray(values, dtype=np.float64)
     if x.size == 0 or not np.isfinite(x).all():
         raise InputError(f"seed interval: needs finite values of at least one seed, got {list(values)}; train again")
@@ -160,9 +141,58 @@ def seed_interval(values: Sequence[float]) -> Interval:
     return Interval(mean, mean - half, mean + half, int(x.size))
 
 
-def _resampled(errors: UserErrors, resamples: int, seed: int) -> dict[str, Floats]:
-    blocks = [pooled_metrics(errors, weights) for weights in resample_weights(len(errors.users), resamples, seed)]
-    return {name: np.concatenate([block[name] for block in blocks]) for name in blocks[0]}
+# --- samples of users ---------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One metric of one trained configuration in one cell."""
+
+    seeds: Mapping[int, float]
+    """Training seed -> value over all users."""
+    drawn: Floats
+    """[B], over resampled users, seeds averaged."""
+    users: tuple[str, ...]
+    """Whose rows they are."""
+    fixed: bool = False
+    """Of a simple baseline without training: nothing depends on a seed."""
+
+    @property
+    def value(self) -> float:
+        """Mean over the seeds."""
+        return float(np.mean(list(self.seeds.values())))
+
+
+def samples(
+    users: UserTotals, *, fixed: bool = False, resamples: int = RESAMPLES, seed: int = 0
+) -> dict[str, Sample]:  # fmt: skip
+    """Return a sample of every metric, all from one set of resamples."""
+    blocks = [pooled_metrics(users, weights) for weights in resample_weights(len(users.users), resamples, seed)]
+    return {
+        metric.name: Sample(
+            dict(zip(users.seeds, _by_seed(users, metric), strict=True)),
+            np.concatenate([block[metric.name] for block in blocks]),
+            users.users,
+            fixed,
+        )
+        for metric in users.metrics
+    }
+
+
+def interval_over_users(sample: Sample) -> Interval:
+    """Return the value with its percentile interval over resampled users; `n` is the number of users."""
+    return _percentile(sample.value, sample.drawn, len(sample.users))
+
+
+def difference_over_users(ours: Sample, theirs: Sample) -> Interval:
+    """Return ours minus theirs with its interval over the same resampled users in both."""
+    return _percentile(ours.value - theirs.value, ours.drawn - theirs.drawn, len(ours.users))
+
+
+def _by_seed(users: UserTotals, metric: Metric) -> list[float]:
+    """Return one metric of each seed, over all users."""
+    values = users.totals[metric.name].sum(axis=0) / users.counts[metric.name].sum()
+    return [float(value) for value in (np.sqrt(values) if metric.root else values)]
 
 
 def _percentile(value: float, drawn_B: Floats, n: int) -> Interval:
@@ -173,21 +203,6 @@ def _percentile(value: float, drawn_B: Floats, n: int) -> Interval:
 
 
 # --- effects ------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Sample:
-    """One metric of one trained configuration in one cell."""
-
-    seeds: Mapping[int, float]  # training seed -> value over all users
-    drawn: Floats  # [B], over resampled users, seeds averaged
-    users: tuple[str, ...]  # whose rows they are
-    fixed: bool = False  # a predictor without training: nothing hangs on a seed
-
-    @property
-    def value(self) -> float:
-        """Mean over the seeds."""
-        return float(np.mean(list(self.seeds.values())))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -204,11 +219,14 @@ class Effect:
 
     value: float
     seeds: int
-    seed_variance: float  # of `value`, over the seeds at hand; NaN: one seed, and no trial tells how seeds vary
+    seed_variance: float
+    """Of `value`, over the seeds at hand; NaN: one seed, and no trial tells how seeds vary."""
     seed_freedom: float
     users: int
-    user_variance: float  # of `value`, over the users at hand
-    paired: bool = True  # the same users in both
+    user_variance: float
+    """Of `value`, over the users at hand."""
+    paired: bool = True
+    """Whether both have the same users."""
 
     @property
     def error(self) -> float:
@@ -223,12 +241,12 @@ class Effect:
         return self.error**4 / below if below > 0 else math.inf
 
     def interval(self) -> Interval:
-        """Of the value, at 95%; `n` is the number of seeds."""
+        """Return the value with its 95% interval; `n` is the number of seeds."""
         half = float(stdtrit(self.freedom, (1 + LEVEL) / 2)) * self.error
         return Interval(self.value, self.value - half, self.value + half, self.seeds)
 
     def tail(self, sign: int = 1) -> float:
-        """One-sided p value of "better" (sign 1) or of "worse" (sign -1): small where the data say so; NaN: 1."""
+        """Return the one-sided p value of "better" (sign 1) or "worse" (sign -1): small where the data say so; of NaN 1."""
         if math.isnan(self.error):
             return 1.0
         if self.error == 0:
@@ -236,7 +254,7 @@ class Effect:
         return float(stdtr(self.freedom, -sign * self.value / self.error))
 
     def minus(self, other: Effect) -> Effect:
-        """The difference of the effects of two cells.
+        """Return the difference of the effects of two cells.
 
         They share training seeds, and a cell of a higher cold ratio holds the test users of a lower one; what both effects
         have in common by that cancels here, but is counted in both variances, so that the test errs on the careful side.
@@ -249,7 +267,7 @@ class Effect:
         )  # fmt: skip
 
     def at(self, seeds: int, users: int | None = None) -> Effect:
-        """What this effect would be known by with other numbers of seeds and users."""
+        """Return the effect as it would be known with other numbers of seeds and users."""
         users = users or self.users
         shared = self.user_variance * self.users / users
         freedom = self.seed_freedom if self.seeds == 1 else self.seed_freedom / max(1, self.seeds - 1) * (seeds - 1)
@@ -259,17 +277,8 @@ class Effect:
         )  # fmt: skip
 
 
-def samples(errors: UserErrors, seeds: Sequence[int], *, fixed: bool = False) -> dict[str, Sample]:
-    """Of every metric, from users' rows over one set of resamples; `seeds` in the order of the rows' columns."""
-    drawn = _resampled(errors, RESAMPLES, 0)
-    return {
-        name: Sample(dict(zip(seeds, _by_seed(errors, name), strict=True)), drawn[name], errors.users, fixed)
-        for name in drawn
-    }
-
-
 def effect(ours: Sample, theirs: Sample, *, higher: bool, spread: Spread | None = None) -> Effect:
-    """How much better `ours` is; paired by seed and by user where both have the same ones.
+    """Return how much better `ours` is; paired by seed and by user where both have the same ones.
 
     `spread` stands in for the variance over seeds where there is one seed.
     """
@@ -277,8 +286,8 @@ def effect(ours: Sample, theirs: Sample, *, higher: bool, spread: Spread | None 
     value = sign * (ours.value - theirs.value)
     users, paired = min(len(ours.users), len(theirs.users)), ours.users == theirs.users
     drawn = [ours.drawn - theirs.drawn] if paired else [ours.drawn, theirs.drawn]
-    user_variance = sum(float(np.var(each, ddof=1)) for each in drawn)
-    seeds = min(len(each.seeds) for each in (ours, theirs) if not each.fixed or ours.fixed == theirs.fixed)
+    user_variance = sum(float(np.var(values, ddof=1)) for values in drawn)
+    seeds = min(len(sample.seeds) for sample in (ours, theirs) if not sample.fixed or ours.fixed == theirs.fixed)
     seed_variance, freedom = _over_seeds(ours, theirs, spread)
     return Effect(
         value=value, seeds=seeds, seed_variance=seed_variance, seed_freedom=freedom, users=users,
@@ -287,7 +296,7 @@ def effect(ours: Sample, theirs: Sample, *, higher: bool, spread: Spread | None 
 
 
 def pooled_spread(trials: Sequence[Sequence[float]]) -> Spread | None:
-    """Of the values over seeds of several trials; None where none has two."""
+    """Pool the values over seeds of several trials; None where no trial has two."""
     several = [values for values in trials if len(values) > 1]
     freedom = sum(len(values) - 1 for values in several)
     if not freedom:
@@ -296,40 +305,33 @@ def pooled_spread(trials: Sequence[Sequence[float]]) -> Spread | None:
 
 
 def _over_seeds(ours: Sample, theirs: Sample, spread: Spread | None) -> tuple[float, float]:
-    """Variance of the difference over seeds, and its degrees of freedom."""
-    trained = [each for each in (ours, theirs) if not each.fixed]
+    """Return the variance of the difference over seeds, and its degrees of freedom."""
+    trained = [sample for sample in (ours, theirs) if not sample.fixed]
     if not trained:
         return 0.0, 1.0
-    if min(len(each.seeds) for each in trained) == 1:
-        parts = [1.0 / len(each.seeds) for each in trained]
+    if min(len(sample.seeds) for sample in trained) == 1:
+        parts = [1.0 / len(sample.seeds) for sample in trained]
         return (spread.variance * sum(parts), float(spread.freedom)) if spread else (math.nan, 1.0)
     if len(trained) == 2 and set(ours.seeds) == set(theirs.seeds):
         differences = [ours.seeds[seed] - theirs.seeds[seed] for seed in ours.seeds]
         return float(np.var(differences, ddof=1)) / len(differences), len(differences) - 1.0
-    variances = [float(np.var(list(each.seeds.values()), ddof=1)) / len(each.seeds) for each in trained]
-    return sum(variances), min(len(each.seeds) for each in trained) - 1.0
-
-
-def _by_seed(errors: UserErrors, name: str) -> list[float]:
-    """One metric of each seed, over all users."""
-    (metric,) = (metric for metric in errors.metrics if metric.name == name)
-    values = errors.totals[name].sum(axis=0) / errors.counts[name].sum()
-    return [float(value) for value in (np.sqrt(values) if metric.root else values)]
+    variances = [float(np.var(list(sample.seeds.values()), ddof=1)) / len(sample.seeds) for sample in trained]
+    return sum(variances), min(len(sample.seeds) for sample in trained) - 1.0
 
 
 # --- many comparisons, and how many seeds they need ---------------------------------------------------------------
 
 
 def in_at_least(tails: Sequence[float], least: int) -> float:
-    """P value of "true in at least `least` of these", from one-sided ones (Benjamini and Heller 2008, Bonferroni's form).
+    """Return the p value of "true in at least `least` of these", from one-sided ones.
 
-    With `least` equal to their number it is the largest of them, with 1 it is Bonferroni's.
+    By Benjamini and Heller (2008), in Bonferroni's form: with `least` equal to their number it is the largest of them.
     """
     return min(1.0, (len(tails) - least + 1) * sorted(tails)[least - 1])
 
 
 def holm(tails: Sequence[float]) -> list[float]:
-    """P values corrected for their number (Holm 1979): at most the stated share of families has a false one."""
+    """Return the p values corrected for their number (Holm 1979): at most the stated share of families has a false one."""
     corrected, before = [0.0] * len(tails), 0.0
     for rank, k in enumerate(sorted(range(len(tails)), key=lambda k: (tails[k], k))):
         before = max(before, min(1.0, (len(tails) - rank) * tails[k]))
@@ -337,47 +339,49 @@ def holm(tails: Sequence[float]) -> list[float]:
     return corrected
 
 
-def power(found: Effect, difference: float, level: float) -> float:
-    """Chance that a two-sided test at `level` sees a true `difference`, by the noncentral t distribution."""
-    if math.isnan(found.error):
+def power(measured: Effect, difference: float, level: float) -> float:
+    """Return the chance that a two-sided test at `level` sees a true `difference`, by the noncentral t distribution."""
+    if math.isnan(measured.error):
         return math.nan
-    if found.error == 0:
+    if measured.error == 0:
         return 1.0
     from scipy.stats import nct  # half a second, and claims alone need it
 
-    critical = stdtrit(found.freedom, 1 - level / 2)
-    return float(nct.sf(critical, found.freedom, abs(difference) / found.error))
+    critical = stdtrit(measured.freedom, 1 - level / 2)
+    return float(nct.sf(critical, measured.freedom, abs(difference) / measured.error))
 
 
-def seeds_needed(found: Effect, difference: float, level: float) -> int | None:
-    """The smallest number of seeds that sees `difference` with POWER at `level`; None: not even MOST_SEEDS do."""
-    return _smallest(lambda seeds: power(found.at(seeds), difference, level) >= POWER, found.seeds + 1, MOST_SEEDS)
+def seeds_needed(measured: Effect, difference: float, level: float) -> int | None:
+    """Return the smallest number of seeds that sees `difference` with POWER at `level`; None: not even MOST_SEEDS do."""
+    return _smallest(
+        lambda seeds: power(measured.at(seeds), difference, level) >= POWER, measured.seeds + 1, MOST_SEEDS
+    )
 
 
-def users_needed(found: Effect, difference: float, level: float) -> tuple[int, int] | None:
-    """The fewest users that see `difference` with the seeds at hand, else with as many times more seeds: (users, seeds).
+def users_needed(measured: Effect, difference: float, level: float) -> tuple[int, int] | None:
+    """Return the fewest (users, seeds) that see `difference`: with the seeds at hand, else with as many times more seeds.
 
     None: not even a thousand times as many of both do.
     """
 
     def seen(users: int, seeds: int) -> bool:
-        return power(found.at(seeds, users), difference, level) >= POWER
+        return power(measured.at(seeds, users), difference, level) >= POWER
 
-    most = 1_000 * found.users
-    users = _smallest(lambda users: seen(users, found.seeds), found.users, most)
+    most = 1_000 * measured.users
+    users = _smallest(lambda users: seen(users, measured.seeds), measured.users, most)
     if users is not None:
-        return users, found.seeds
-    users = _smallest(lambda users: seen(users, _times(found, users)), found.users, most)
-    return None if users is None else (users, _times(found, users))
+        return users, measured.seeds
+    users = _smallest(lambda users: seen(users, _times(measured, users)), measured.users, most)
+    return None if users is None else (users, _times(measured, users))
 
 
-def _times(found: Effect, users: int) -> int:
-    """Seeds that are as many times those at hand as `users` are."""
-    return math.ceil(found.seeds * users / found.users)
+def _times(measured: Effect, users: int) -> int:
+    """Return the seeds that are as many times those at hand as `users` are."""
+    return math.ceil(measured.seeds * users / measured.users)
 
 
 def _smallest(enough: Callable[[int], bool], low: int, high: int) -> int | None:
-    """The smallest whole number that is enough, by doubling, then bisection.
+    """Return the smallest whole number that is enough, by doubling, then bisection.
 
     Far too many users can be too few again: the variance that is left is that over few seeds, with few degrees of freedom.
     """

@@ -1,7 +1,8 @@
-"""A study read back from MLflow alone: one row per trial, with tags, parameters and metrics as columns.
+"""A study read back from MLflow alone: one line per trial, with tags, parameters and metrics as columns.
 
 Columns of `Results.trials`: those of `COLUMNS`, then `params.<field>` (text, as MLflow keeps it) and `metrics.<name>`
-(float; NaN where not logged). Epoch series stay in MLflow until `Results.epochs` asks for one.
+(float; NaN where not logged). Runs that the plan no longer asks for (tag study.superseded) are left out everywhere. Epoch
+series stay in MLflow until `Results.epochs` asks for one.
 """
 
 from __future__ import annotations
@@ -27,11 +28,15 @@ from mlflow.store.artifact.artifact_repository_registry import get_artifact_repo
 
 from features.errors import InputError
 from study.labels import Labels
-from study.specs import RATIO
+from study.specs import BASELINE
 
 TAG = "study."
+SUPERSEDED = f"{TAG}superseded"  # why the plan no longer asks for a run
 NOT_CONFIG = frozenset({"task", "source", "target", "ratio", "seeds", "features"})
-COLUMNS = ("run_id", "status", "part", "cell", "task", "source", "target", "ratio", "name", "variant", "best", "error")
+COLUMNS = (
+    "run_id", "status", "part", "cell", "task", "source", "target", "ratio", "row", "model", "name", "variant", "best",
+    "error",
+)  # fmt: skip
 _PAGE = 1_000
 _REMAKE = "put the file back, or delete the run in MLflow (study ui): `study run` then makes it again"
 
@@ -42,7 +47,7 @@ class MissingError(InputError):
 
 @dataclass(frozen=True, kw_only=True)
 class Results:
-    """Everything of one study; `trials` holds one row per trial, the finished run where a trial has several."""
+    """Everything of one study; `trials` holds one line per trial, the finished run where a trial has several."""
 
     labels: Labels
     tracking_uri: str
@@ -61,67 +66,74 @@ class Results:
     objectives: tuple[str, ...] = ()  # metrics that the search optimised together; empty: the selection metric alone
     way: Mapping[str, str] = field(default_factory=dict)  # store, plan, data -> their words in a command, as last run
 
-    def finished(self, part: str | None = None) -> pd.DataFrame:
-        """The finished trials (of one part)."""
-        rows = self.trials[self.trials["status"] == "FINISHED"]
-        return rows if part is None else rows[rows["part"] == part]
+    def finished(self, part: str | None = None, row: str | None = None) -> pd.DataFrame:
+        """Return the finished trials (of one part, of one row)."""
+        trials = self.trials[self.trials["status"] == "FINISHED"]
+        trials = trials if part is None else trials[trials["part"] == part]
+        return trials if row is None else trials[trials["row"] == row]
 
     def without_result(self) -> pd.DataFrame:
-        """The trials that have none, but for those that the search gave up (PRUNED), which are not to have one."""
+        """Return the trials that have none, but for those that the search gave up (PRUNED), which are not to have one."""
         return self.trials[~self.trials["status"].isin(["FINISHED", "PRUNED"])]
 
-    def validation(self, part: str = "search") -> pd.DataFrame:
-        """Finished trials of a part without any test column: the only thing that selection is given."""
-        rows = self.finished(part)
-        return rows[[name for name in rows.columns if not str(name).startswith("metrics.test_")]]
+    def validation(self, part: str = "search", row: str | None = None) -> pd.DataFrame:
+        """Return the finished trials of a part without any test column: the only thing that selection is given."""
+        trials = self.finished(part, row)
+        return trials[[name for name in trials.columns if not str(name).startswith("metrics.test_")]]
+
+    def rows_in(self, part: str) -> list[str]:
+        """Return the rows that have finished trials in a part: those of the plan in its order, then simple baselines."""
+        trials = {str(row) for row in self.finished(part)["row"].unique()}
+        order = {row: k for k, row in enumerate((*self.labels.rows, *self.labels.task_type.baselines))}
+        return sorted(trials, key=lambda row: (order.get(row, len(order)), row))
 
     def sweeps(self) -> list[str]:
-        """Names of the parameters that were swept (finished trials only), sorted."""
+        """Return the names of the parameters that were swept (finished trials only), sorted."""
         parts = self.finished()["part"].unique()
         return sorted(str(part).removeprefix("sweep:") for part in parts if str(part).startswith("sweep:"))
 
     def tasks(self) -> list[str]:
-        """All tasks of the study, sorted, so that a task keeps its colour in every figure."""
+        """Return all tasks of the study, sorted, so that a task keeps its colour in every figure."""
         return sorted(str(task) for task in self.trials["task"].unique())
 
     def ratios(self) -> list[float]:
-        """All ratios of the study, sorted; not those of a sweep of the ratio."""
+        """Return all ratios of the study, sorted; not those of a sweep of the ratio."""
         return sorted(float(ratio) for ratio in self._of_cells["ratio"].unique())
 
     def cells_of_plan(self) -> list[str]:
-        """All cells but those that only a sweep of the ratio has, sorted."""
+        """Return all cells but those that only a sweep of the ratio has, sorted."""
         return sorted(str(cell) for cell in self._of_cells["cell"].unique())
 
     @property
     def _of_cells(self) -> pd.DataFrame:
-        return self.trials[self.trials["part"] != f"sweep:{RATIO}"]
+        return self.trials[self.trials["part"] != f"sweep:{self.labels.ratio_field}"]
 
-    def searched(self) -> list[str]:
-        """Config fields that took more than one value over the finished search trials, sorted."""
-        rows = self.finished("search")
-        names = [str(name) for name in rows.columns if str(name).startswith("params.")]
-        varied = [name.removeprefix("params.") for name in names if rows[name].nunique(dropna=False) > 1]
+    def searched(self, row: str) -> list[str]:
+        """Return the config fields that took more than one value over a row's finished search trials, sorted."""
+        trials = self.finished("search", row)
+        names = [str(name) for name in trials.columns if str(name).startswith("params.")]
+        varied = [name.removeprefix("params.") for name in names if trials[name].nunique(dropna=False) > 1]
         return sorted(set(varied) - NOT_CONFIG)
 
     def command(self, verb: str, *options: str) -> str:
-        """What `study VERB` on this study is in a terminal, on the machine that it last ran on."""
+        """Return what `study VERB` on this study is in a terminal, on the machine that it last ran on."""
         words = [f"{self.way.get('store', '')}study {verb} {self.way.get('plan', self.experiment)}"]
         if verb != "report":  # it reads the store alone
             words += filter(None, [self.way.get("data")])
         return " ".join([*words, *options])
 
     def epochs(self, run_id: str, metric: str) -> pd.DataFrame:
-        """Columns epoch, value: the series `epoch/<metric>` of one run; of a repeated epoch the newest value."""
+        """Return the series `epoch/<metric>` of one run, columns epoch and value; of a repeated epoch the newest value."""
         history = MlflowClient(self.tracking_uri).get_metric_history(run_id, f"epoch/{metric}")
         newest = {point.step: point.value for point in sorted(history, key=lambda point: point.timestamp)}
         return pd.DataFrame({"epoch": sorted(newest), "value": [newest[step] for step in sorted(newest)]})
 
     def config(self, run_id: str) -> Mapping[str, Any]:
-        """The run's `config.yaml`, see `read_config`."""
+        """Return the run's `config.yaml`, see `read_config`."""
         return read_config(self.tracking_uri, run_id)
 
     def per_user(self, run_id: str, name: str = "per_user.csv") -> pd.DataFrame:
-        """The run's rows of test users (or `val_per_user.csv`): seed, user, and the columns of the study's kind."""
+        """Return the run's rows of test users (or `val_per_user.csv`): seed, user, and the columns of the task type."""
         text = read_artifact(self.tracking_uri, run_id, name)
         texts = ["user", self.labels.task_type.group_column]
         try:
@@ -144,9 +156,9 @@ def load_results(tracking_uri: str, experiment: str, labels: Labels) -> Results:
     found = client.get_experiment_by_name(experiment)
     if found is None:
         raise InputError(f"{tracking_uri}: holds no experiment {experiment!r}; run `study run` on the plan first")
-    runs = _all_runs(client, found.experiment_id)
+    runs = [run for run in _all_runs(client, found.experiment_id) if SUPERSEDED not in run.data.tags]
     ours = [run for run in runs if f"{TAG}part" in run.data.tags]
-    trial_runs = [run for run in ours if f"{TAG}trial" in run.data.tags and f"{TAG}cell" in run.data.tags]
+    trial_runs = [run for run in ours if {f"{TAG}{name}" for name in ("trial", "cell", "row")} <= run.data.tags.keys()]
     trials, duplicates = _one_per_trial(trial_runs)
     data = [run for run in ours if run.data.tags[f"{TAG}part"] == "data" and run.info.status == "FINISHED"]
     newest = max(data, key=_age) if data else None
@@ -171,7 +183,7 @@ def load_results(tracking_uri: str, experiment: str, labels: Labels) -> Results:
 
 
 def per_seed(trial: pd.Series, metric: str) -> list[float]:
-    """The metric of each seed that a row of `Results.trials` logged, else its one value, else nothing."""
+    """Return the metric of each seed that a line of `Results.trials` logged, else its one value, else nothing."""
     prefix = f"metrics.{metric}/seed_"
     seeds = [float(trial[name]) for name in trial.index if str(name).startswith(prefix)]
     seeds = [value for value in seeds if math.isfinite(value)]
@@ -179,8 +191,13 @@ def per_seed(trial: pd.Series, metric: str) -> list[float]:
     return seeds or ([value] if math.isfinite(value) else [])
 
 
+def is_baseline(trial: pd.Series) -> bool:
+    """Return whether a line of `Results.trials` is of a simple baseline, which is not trained."""
+    return str(trial["model"]) == BASELINE
+
+
 def read_config(tracking_uri: str, run_id: str) -> Mapping[str, Any]:
-    """A trial's `config.yaml`: model, config, cell, seeds, features and folders, all that training it again needs."""
+    """Return a trial's `config.yaml`: model, config, cell, seeds and folders, all that training it again needs."""
     try:
         loaded = yaml.safe_load(read_artifact(tracking_uri, run_id, "config.yaml"))
     except yaml.YAMLError as error:
@@ -191,7 +208,7 @@ def read_config(tracking_uri: str, run_id: str) -> Mapping[str, Any]:
 
 
 def read_artifact(tracking_uri: str, run_id: str, path: str) -> str:
-    """The text of one artifact; InputError where the run has none of that name (any more)."""
+    """Return the text of one artifact; InputError where the run has none of that name (any more)."""
     try:
         run = MlflowClient(tracking_uri).get_run(run_id)
     except MlflowException as error:
@@ -226,9 +243,9 @@ def _all_runs(client: MlflowClient, experiment_id: str) -> list[Run]:
 
 @contextmanager
 def _no_collection() -> Iterator[None]:
-    """Without the garbage collector, which goes through all there is again and again while a million objects are made.
+    """Switch the garbage collector off, which goes through all there is again and again while a million objects are made.
 
-    Of 5,000 runs it takes more than half the time.
+    Of reading 5,000 runs it takes more than half the time.
     """
     enabled = gc.isenabled()
     gc.disable()
@@ -248,9 +265,9 @@ def _is_true(run: Run, tag: str) -> bool:
 
 
 def _objectives(runs: Sequence[Run]) -> tuple[str, ...]:
-    """As the newest run that says them does."""
-    told = [run for run in sorted(runs, key=_age) if f"{TAG}objectives" in run.data.tags]
-    return tuple(told[-1].data.tags[f"{TAG}objectives"].split(",")) if told else ()
+    """Return those of the newest run that names them."""
+    named = [run for run in sorted(runs, key=_age) if f"{TAG}objectives" in run.data.tags]
+    return tuple(named[-1].data.tags[f"{TAG}objectives"].split(",")) if named else ()
 
 
 def _values(runs: Sequence[Run], tag: str) -> tuple[str, ...]:
@@ -258,7 +275,7 @@ def _values(runs: Sequence[Run], tag: str) -> tuple[str, ...]:
 
 
 def _one_per_trial(runs: Sequence[Run]) -> tuple[list[Run], tuple[str, ...]]:
-    """The newest finished run of each trial, else its newest run; and the trials that finished more than once."""
+    """Return the newest finished run of each trial, else its newest run; and the trials that finished more than once."""
     groups: dict[str, list[Run]] = {}
     for run in sorted(runs, key=_age):
         groups.setdefault(run.data.tags[f"{TAG}trial"], []).append(run)
@@ -272,15 +289,15 @@ def _one_per_trial(runs: Sequence[Run]) -> tuple[list[Run], tuple[str, ...]]:
 
 
 def _frame(runs: Sequence[Run]) -> pd.DataFrame:
-    return pd.DataFrame([_row(run) for run in runs]) if runs else pd.DataFrame(columns=list(COLUMNS))
+    return pd.DataFrame([_line_of(run) for run in runs]) if runs else pd.DataFrame(columns=list(COLUMNS))
 
 
-def _row(run: Run) -> dict[str, Any]:
+def _line_of(run: Run) -> dict[str, Any]:
     tags, params = run.data.tags, run.data.params
-    part, cell = tags[f"{TAG}part"], tags[f"{TAG}cell"]
+    part, cell, study_row = (tags[f"{TAG}{name}"] for name in ("part", "cell", "row"))
     task, ratio = tags[f"{TAG}task"], float(tags[f"{TAG}ratio"])
     source, _, target = task.partition("->")
-    row: dict[str, Any] = {
+    line: dict[str, Any] = {
         "run_id": run.info.run_id,
         "status": "PRUNED" if f"{TAG}pruned" in tags else run.info.status,
         "part": part,
@@ -289,7 +306,9 @@ def _row(run: Run) -> dict[str, Any]:
         "source": source,
         "target": target,
         "ratio": ratio,
-        "name": tags[f"{TAG}trial"].removeprefix(f"{part}/{cell}/"),
+        "row": study_row,
+        "model": tags.get(f"{TAG}model", ""),
+        "name": tags[f"{TAG}trial"].removeprefix(f"{part}/{cell}/{study_row}/"),
         "variant": tags.get(f"{TAG}variant", ""),
         "best": _is_true(run, "best"),
         "error": tags.get(f"{TAG}error", ""),
@@ -297,8 +316,10 @@ def _row(run: Run) -> dict[str, Any]:
         "spent": _spent(run),
         "gpus": tags.get(f"{TAG}gpus", ""),
     }
-    row |= {f"params.{name}": value for name, value in params.items()}
-    return row | {f"metrics.{name}": value for name, value in run.data.metrics.items() if not name.startswith("epoch/")}
+    line |= {f"params.{name}": value for name, value in params.items()}
+    return line | {
+        f"metrics.{name}": value for name, value in run.data.metrics.items() if not name.startswith("epoch/")
+    }
 
 
 def _way(data: Run | None) -> dict[str, str]:
@@ -307,14 +328,14 @@ def _way(data: Run | None) -> dict[str, str]:
 
 
 def _spent(run: Run) -> float:
-    """Seconds that the trial ran, whatever lay between its attempts; of those that finished, by the trial's own clock."""
+    """Return the seconds that the trial ran, without the time between its attempts; if finished, by its own clock."""
     if run.info.status == "FINISHED":
         return float(run.data.metrics.get("seconds", math.nan))
     return float(run.data.tags.get(f"{TAG}spent", math.nan))
 
 
 def _records(tracking_uri: str, run: Run | None, path: str, lost: list[str]) -> tuple[Mapping[str, Any], ...]:
-    """Those of a JSON file; none where there is none, or, which `lost` is told, where it cannot be read."""
+    """Return the records of a JSON file; none where there is none, or, which goes into `lost`, where it cannot be read."""
     if run is None or not any(
         entry.path == path for entry in MlflowClient(tracking_uri).list_artifacts(run.info.run_id)
     ):

@@ -22,7 +22,7 @@ from features.domains import domain as domain_module
 from features.domains.domain import Domain, DomainSpec, FilterSpec, domain_key, open_domain, prepare_domain
 from features.errors import InputError
 from features.simulate.simulator import SimulateSpec, simulate
-from features.store.external_sort import write_in_order
+from features.store.external_sort import external_sort
 
 FOOD_KITCHEN = Path(__file__).parents[2].parent / "shared" / "data" / "food-kitchen"
 REAL = Path(__file__).parents[2].parent / "shared" / "data" / "books-movies-ratings"
@@ -240,18 +240,24 @@ def test_nothing_left_names_the_filter(data: Path, store: Path, filters: FilterS
     ("change", "message"),
     [
         ({"name": "a/b"}, r"domain name 'a/b': use letters, digits, - and _ only"),
-        ({"reader": "amazon"}, r"domains.toy.reader: unknown 'amazon'; choose from amazon2023, recbole, table"),
-        ({"duplicates": "max"}, r"domains.toy.duplicates: unknown 'max'; choose from mean, last, first"),
+        ({"reader": "amazon"}, r"domains.toy.reader is 'amazon'; choose from amazon2023, recbole, table"),
+        ({"duplicates": "max"}, r"domains.toy.duplicates is 'max'; choose from mean, last, first"),
         ({"columns": {"stars": "x"}}, r"domains.toy.columns: unknown 'stars'; choose from user_id, item_id, rating, "),
         ({"columns": {"title": "x"}}, r"domains.toy.columns: title is a column of items, but no items file is given"),
-        ({"reader": "amazon2023", "columns": {"text": "x"}}, r"columns: unknown 'text'; this reader takes none"),
+        (
+            {"reader": "amazon2023", "columns": {"text": "x"}},
+            r"columns: unknown 'text'; the reader amazon2023 takes none",
+        ),
         ({"where": {"domain": 3}}, r"domains.toy.where.domain is 3; give the value as text, in quotes"),
-        ({"feedback": "none"}, r"domains.toy.feedback: unknown 'none'; choose from explicit, implicit"),
+        ({"feedback": "none"}, r"domains.toy.feedback is 'none'; choose from explicit, implicit"),
         (
             {"feedback": "implicit", "columns": {"rating": "x"}},
             r"columns: rating is not read where feedback is implicit",
         ),
-        ({"feedback": "implicit", "reader": "recbole"}, r"feedback: implicit goes with the reader table, not recbole"),
+        (
+            {"feedback": "implicit", "reader": "recbole"},
+            r"feedback is 'implicit', which goes with the reader table, not",
+        ),
         (
             {"where": {"a": "b"}, "reader": "amazon2023"},
             r"where goes with the reader table, not amazon2023; leave it out",
@@ -389,14 +395,14 @@ def test_against_pandas(data: Path, store: Path, monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.mark.parametrize(("rows", "bucket"), [(1, 1), (7, 1), (1000, 300), (1000, 10**9)])
-def test_write_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rows: int, bucket: int) -> None:
+def test_external_sort(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rows: int, bucket: int) -> None:
     monkeypatch.setattr("features.store.external_sort.BUCKET", bucket)
     position = np.random.default_rng(0).permutation(rows)
     whole = pa.table({"value": [f"v{n}" for n in position], "position": position})
     parts = (whole.slice(start, 13) for start in range(0, rows, 13))
     (tmp_path / "work").mkdir()
     schema = pa.schema([("value", pa.string())])
-    write_in_order(parts, schema, rows, 40 * rows, tmp_path / "t.parquet", tmp_path / "work")
+    external_sort(parts, schema, rows, 40 * rows, tmp_path / "t.parquet", tmp_path / "work")
     assert pq.read_table(tmp_path / "t.parquet")["value"].to_pylist() == [f"v{n}" for n in range(rows)]
     assert list((tmp_path / "work").iterdir()) == []
 

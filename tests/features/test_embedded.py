@@ -81,10 +81,10 @@ def test_nobody_to_learn_from(tmp_path: Path) -> None:
 
 
 def test_all_faults_of_a_spec_at_once() -> None:
-    with pytest.raises(InputError, match=r"generator\.embedded\.width must be a multiple of 32, not 40") as caught:
+    with pytest.raises(InputError, match=r"generator\.local\.width is 40; give a multiple of 32") as caught:
         EmbeddedSpec(width=40, layers=0, epochs=0, vocabulary=9)
-    for name in ("layers", "epochs", "vocabulary"):
-        assert f"generator.embedded.{name} must be" in str(caught.value)
+    for name, value in (("layers", 0), ("epochs", 0), ("vocabulary", 9)):
+        assert f"generator.local.{name} is {value}; give a whole number of at least" in str(caught.value)
 
 
 # --- tokenizer ----------------------------------------------------------------------------------------------------

@@ -531,12 +531,12 @@ def test_shards_of_another_encoder_under_our_name(tiny_bert, make_domain, tmp_pa
 
 
 def test_all_faults_of_a_feature_spec_at_once(tiny_bert) -> None:
-    with pytest.raises(InputError, match=r"features\.kind must be one of items, users, not 'pairs'") as caught:
+    with pytest.raises(InputError, match=r"features\.kind is 'pairs'; choose from items, users") as caught:
         FeatureSpec(kind="pairs", users="median", prompt="x", max_reviews=-1, encoder=EncoderSpec(model=str(tiny_bert)))
     for part in (
-        "features.users must be one of review_mean, concat",
-        "features.prompt must be",
-        "max_reviews must be 0",
+        "features.users is 'median'; choose from review_mean, concat",
+        "features.prompt is 'x'; choose from key-features-1, named-1, plain-1",
+        "features.max_reviews is -1; give a whole number of at least 0",
     ):
         assert part in str(caught.value)
 

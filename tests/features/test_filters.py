@@ -86,10 +86,10 @@ def test_no_filter_does_nothing(database: duckdb.DuckDBPyConnection, rows: list[
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"min_words": -1}, "filters.min_words is -1; it must be a whole number, 0 or more"),
-        ({"k_core": 2.0}, "filters.k_core is 2.0; it must be a whole number, 0 or more"),
-        ({"min_user_reviews": True}, "filters.min_user_reviews is True; it must be a whole number, 0 or more"),
-        ({"require_image": 1}, "filters.require_image is 1; it must be true or false"),
+        ({"min_words": -1}, "filters.min_words is -1; give a whole number of at least 0"),
+        ({"k_core": 2.0}, "filters.k_core is 2.0; give a whole number of at least 0"),
+        ({"min_user_reviews": True}, "filters.min_user_reviews is True; give a whole number of at least 0"),
+        ({"require_image": 1}, "filters.require_image is 1; give true or false"),
     ],
 )
 def test_bad_values_are_refused(change: dict[str, Any], message: str) -> None:

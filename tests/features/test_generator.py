@@ -187,13 +187,13 @@ def test_frequencies_follow_the_tempered_distribution() -> None:
 
 
 def test_all_faults_of_a_spec_at_once() -> None:
-    with pytest.raises(InputError, match=r"generator\.texts must be 1 to 100, not 0") as caught:
+    with pytest.raises(InputError, match=r"generator\.texts is 0; give a whole number from 1 to 100") as caught:
         GeneratorSpec(texts=0, temperature=-1, top_p=0, dtype="int8", history=0)
     for part in (
-        "temperature must be between 0 and 5",
-        "top_p must be above 0",
-        "dtype must be one of",
-        "history must",
+        "generator.temperature is -1; give a number from 0 to 5",
+        "generator.top_p is 0; give a number above 0, up to 1",
+        "generator.dtype is 'int8'; choose from auto, float32, bfloat16",
+        "generator.history is 0; give a whole number of at least 1",
     ):
         assert part in str(caught.value)
     with pytest.raises(InputError, match="prompt: must be one of items-1"):

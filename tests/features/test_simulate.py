@@ -16,7 +16,7 @@ from PIL import Image
 
 from features.errors import InputError
 from features.simulate import vocabulary as phrases
-from features.simulate.simulator import LABEL, DomainSize, SimulateSpec, _by_taste, _latent, _match, simulate
+from features.simulate.simulator import SIMULATED, DomainSize, SimulateSpec, _by_taste, _latent, _match, simulate
 
 SIZE = {"users": 60, "items": 40, "ratings": 500}
 
@@ -58,7 +58,7 @@ def test_layout_is_that_of_amazon_2023_and_labelled(small: Path) -> None:
     assert {"title", "description", "categories", "images", "store", "parent_asin"} < set(item)
     assert review["user_id"].startswith("SIM")
     assert item["parent_asin"].startswith("SIM")
-    assert json.loads((small / LABEL).read_text())["simulated"] is True
+    assert json.loads((small / SIMULATED).read_text())["simulated"] is True
 
 
 def test_some_reviews_are_short_and_some_items_bare(small: Path) -> None:
@@ -199,17 +199,17 @@ def test_matching_gives_up_where_there_is_no_way() -> None:
         ({"domains": {"a": {"users": 3}}}, r"domains.a has the fields \['users'\]; give users, items and ratings"),
         ({"domains": {"a": 5}}, r"domains.a is 5; give users, items and ratings"),
         ({"domains": {"a": {**SIZE, "ratings": 601}}}, r"domains.a.ratings is 601; .* whole number from 60 to 600"),
-        ({"domains": {"a": {**SIZE, "users": 1}}}, r"domains.a.users is 1; it must be a whole number from 2"),
-        ({"overlap": 61}, r"overlap is 61; it must be a whole number from 0 to 60"),
-        ({"overlap": 1.5}, r"overlap is 1.5; it must be a whole number"),
-        ({"seed": -1}, r"seed is -1; it must be a whole number from 0"),
-        ({"seed": True}, r"seed is True; it must be a whole number"),
-        ({"factors": 9}, r"factors is 9; it must be a whole number from 1 to 8"),
-        ({"choice": 11}, r"choice is 11; it must be a number from 0 to 10"),
-        ({"noise": float("nan")}, r"noise is nan; it must be a number from 0 to 5"),
-        ({"images": 2}, r"images is 2; it must be a number from 0 to 1"),
-        ({"missing": "0.1"}, r"missing is '0.1'; it must be a number"),
-        ({"image_size": 4}, r"image_size is 4; it must be a whole number from 8 to 1024"),
+        ({"domains": {"a": {**SIZE, "users": 1}}}, r"domains.a.users is 1; give a whole number from 2"),
+        ({"overlap": 61}, r"overlap is 61; give a whole number from 0 to 60"),
+        ({"overlap": 1.5}, r"overlap is 1.5; give a whole number"),
+        ({"seed": -1}, r"seed is -1; give a whole number from 0"),
+        ({"seed": True}, r"seed is True; give a whole number"),
+        ({"factors": 9}, r"factors is 9; give a whole number from 1 to 8"),
+        ({"choice": 11}, r"choice is 11; give a number from 0 to 10"),
+        ({"noise": float("nan")}, r"noise is nan; give a number from 0 to 5"),
+        ({"images": 2}, r"images is 2; give a number from 0 to 1"),
+        ({"missing": "0.1"}, r"missing is '0.1'; give a number"),
+        ({"image_size": 4}, r"image_size is 4; give a whole number from 8 to 1024"),
     ],
 )
 def test_bad_values_are_refused(change: dict[str, Any], message: str) -> None:

@@ -6,6 +6,7 @@ import json
 import os
 import pickle
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from hypothesis import strategies as st
 
 from features.errors import InputError
 from features.extraction.prompts import Row
+from features.store.folders import atomic_file
 from features.store.tables import KEY_BYTES, KEY_TYPE, FeatureTable, RowStore, digest, open_table, row_key, write_table
 
 ENCODER = "e" * 64
@@ -173,3 +175,33 @@ def test_unfinished_broken_and_foreign_tables_are_refused(tmp_path: Path) -> Non
     (path / "manifest.json").unlink()
     with pytest.raises(InputError, match=r"no finished feature table \(manifest.json is missing\); extract it"):
         open_table(path)
+
+
+# --- one file in one step -----------------------------------------------------------------------------------------
+
+
+def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
+    path = tmp_path / "state.bin"
+    with atomic_file(path, durable=True) as beside:
+        beside.write_bytes(b"first")
+        assert not path.exists()
+    assert path.read_bytes() == b"first"
+    with pytest.raises(TypeError, match="bytes-like"), atomic_file(path) as beside:
+        beside.write_bytes("half-way")  # type: ignore[arg-type]
+    assert path.read_bytes() == b"first"
+    assert list(tmp_path.iterdir()) == [path], "nothing unfinished is left"
+
+
+def test_two_writers_of_one_file_do_not_meet(tmp_path: Path) -> None:
+    path = tmp_path / "state.bin"
+    with atomic_file(path) as mine, ThreadPoolExecutor(1) as pool:
+        mine.write_bytes(b"mine")
+        assert pool.submit(write_file, path, b"theirs").result() != mine
+        assert path.read_bytes() == b"theirs"
+    assert path.read_bytes() == b"mine"
+
+
+def write_file(path: Path, content: bytes) -> Path:
+    with atomic_file(path) as beside:
+        beside.write_bytes(content)
+    return beside

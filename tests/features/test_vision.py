@@ -302,7 +302,7 @@ def test_what_the_model_sees_is_part_of_the_key_and_where_it_comes_from_is_not(o
 
 
 def test_users_have_no_images(one_seeing: Path, tiny_bert: Path) -> None:
-    with pytest.raises(InputError, match="users have no images; give them a text encoder in the place of"):
+    with pytest.raises(InputError, match="which reads images, and users have none; give a text encoder"):
         FeatureSpec(kind="users", encoder=spec_of(one_seeing))
     with pytest.raises(InputError, match=r"encoder\.states is 'text', but .* sees no images; leave it out"):
         EncoderSpec(model=str(tiny_bert), states="text")

@@ -68,7 +68,7 @@ def test_everything_is_made_once(make: Callable[..., Plan], raw: Path, tmp_path:
         (f"{task}@{ratio}", "text") for ratio in ("1", "0.5") for task in ("film->song", "song->film")
     ]
     # seeds 0 and 1 are the scores', 0 and 3 those of the sweep
-    assert [done for what, done in steps if what == "pretraining popular"] == list(range(1, 2 * 3 + 2 * 2 + 1))
+    assert [done for what, done in steps if what == "pretraining Popular"] == list(range(1, 2 * 3 + 2 * 2 + 1))
     for (cell, _), task in inputs.tasks.items():
         shared = {path.name for path in task.task_dir.glob("shared-*")}
         assert shared == {f"shared-{seed}.txt" for seed in ((0, 3) if cell.endswith("0.5") else (0, 1, 3))}

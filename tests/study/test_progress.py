@@ -9,12 +9,15 @@ from types import SimpleNamespace
 import pytest
 from rich.console import Console
 
-from study.engine.run import Progress
+from study.engine.run import CellProgress, Progress
 from study.progress import LiveBars, ProgressDisplay, cells_table, throughput
 
 HALF = Progress(
-    total=20, done=8, failed=1, running={"a->b@0.2": 2}, best={"a->b@0.2": 0.75},
-    cells={"a->b@0.2": (10, 8, 1), "a->b@0.5": (10, 0, 0)},
+    total=20, done=8, failed=1, running=2,
+    cells={
+        ("music", "a->b@0.2"): CellProgress(planned=10, ended=8, failed=1, running=2, best=0.75),
+        ("emcdr", "a->b@0.2"): CellProgress(planned=10),
+    },
 )  # fmt: skip
 
 
@@ -31,9 +34,26 @@ def rendered(table: object) -> str:
 
 def test_a_row_says_done_running_failed_best_and_time_left() -> None:
     assert cells_of(rendered(cells_table(HALF, ended_before=4, seconds=1200))) == [
-        ["a->b@0.2", "8/10", "2", "1", "0.7500", "20 min"], ["a->b@0.5", "0/10", "0", "", "", "1 h 40 min"],
+        ["a->b@0.2", "music", "8/10", "2", "1", "0.7500", "20 min"],
+        ["a->b@0.2", "emcdr", "0/10", "0", "", "", "1 h 40 min"],
     ]  # fmt: skip
     assert [row[-1] for row in cells_of(rendered(cells_table(HALF, ended_before=8, seconds=5)))] == ["?", "?"]
+
+
+def test_lines_in_progress_are_shown_where_not_all_fit_on_the_terminal() -> None:
+    states = {
+        "a": CellProgress(planned=2, ended=2),
+        "b": CellProgress(planned=2),
+        "c": CellProgress(planned=2, running=1),
+    }
+    cells = {(row, f"x->y@{number}"): state for number in range(3) for row, state in states.items()}
+    progress = Progress(total=18, done=6, failed=0, running=3, cells=cells)
+    table = cells_table(progress, ended_before=0, seconds=1, most=5)
+    assert [line[:2] for line in cells_of(rendered(table))] == [
+        ["x->y@0", "b"], ["x->y@0", "c"], ["x->y@1", "b"], ["x->y@1", "c"], ["x->y@2", "c"],
+    ]  # fmt: skip
+    assert table.caption == "and 3 lines that are finished, 1 that are waiting"
+    assert len(cells_of(rendered(cells_table(progress, ended_before=0, seconds=1, most=9)))) == 9
 
 
 def test_the_table_lives_below_the_bar_and_leaves_nothing() -> None:
@@ -45,7 +65,7 @@ def test_the_table_lives_below_the_bar_and_leaves_nothing() -> None:
         assert bars.table is None
         display.show_jobs("search", HALF)
         bars.refresh()
-        assert ["a->b@0.2", "8/10", "2", "1", "0.7500", "?"] in cells_of(console.file.getvalue())
+        assert ["a->b@0.2", "music", "8/10", "2", "1", "0.7500", "?"] in cells_of(console.file.getvalue())
         display.start("drawing", 1)
         assert bars.table is None
 

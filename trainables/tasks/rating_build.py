@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from features.checks import number, refuse
 from features.domains.domain import Domain
 from features.errors import InputError
 from features.factorisation import FactorSpec, Interactions, biases, factorise
@@ -36,10 +37,8 @@ class SplitSpec:
     data_seed: int = 0  # of the shuffle
 
     def __post_init__(self) -> None:
-        for name in ("cold_ratio", "validation_share"):
-            value = getattr(self, name)
-            if not (isinstance(value, int | float) and 0 < value < 1):
-                raise InputError(f"split.{name} is {value!r}; give a share between 0 and 1, both excluded")
+        shares = (number(self, name, above=0, below=1) for name in ("cold_ratio", "validation_share"))
+        refuse(*shares, place="split.")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from features.checks import number, refuse, whole
 from features.errors import InputError
 from trainables.devices import OnDevice
 from trainables.tasks.arrays import FeatureRows, load_array, load_rows, not_built, read_meta
@@ -44,40 +45,20 @@ class SequenceSpec:
     data_seed: int = 0
 
     def __post_init__(self) -> None:
-        share = "a share between 0 and 1, both excluded"
-        faults = [
-            f"sequences.{name} is {getattr(self, name)!r}; give {rule}"
-            for name, good, rule in (
-                (
-                    "overlap_ratio",
-                    _number(self.overlap_ratio) and 0 < self.overlap_ratio <= 1,
-                    "a share above 0, up to 1",
-                ),
-                (
-                    "protocols",
-                    0 < len(self.protocols) == len(set(self.protocols)) and set(self.protocols) <= set(PROTOCOLS),
-                    f"one or more of {', '.join(PROTOCOLS)}, each once",
-                ),
-                ("negatives", _whole(self.negatives) and self.negatives > 0, "a whole number above 0"),
-                ("validation_share", _number(self.validation_share) and 0 < self.validation_share < 1, share),
-                ("test_share", _number(self.test_share) and 0 < self.test_share < 1, share),
-                ("data_seed", _whole(self.data_seed) and self.data_seed >= 0, "a whole number, 0 or more"),
-            )
-            if not good
-        ]
-        if not faults and self.validation_share + self.test_share >= 1:
-            faults = ["sequences: validation_share and test_share leave nobody to train on; lower one of them"]
-        if faults:
-            raise InputError("; ".join(faults))
+        protocols = set(self.protocols)
+        refuse(
+            number(self, "overlap_ratio", above=0, most=1),
+            ""
+            if 0 < len(self.protocols) == len(protocols) and protocols <= set(PROTOCOLS)
+            else f"protocols is {self.protocols!r}; give one or more of {', '.join(PROTOCOLS)}, each once",
+            whole(self, "negatives", least=1),
+            *(number(self, name, above=0, below=1) for name in ("validation_share", "test_share")),
+            whole(self, "data_seed", least=0),
+            place="sequences.",
+        )
+        if self.validation_share + self.test_share >= 1:
+            raise InputError("sequences: validation_share and test_share leave nobody to train on; lower one of them")
         object.__setattr__(self, "protocols", tuple(self.protocols))
-
-
-def _whole(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 @dataclass(frozen=True)

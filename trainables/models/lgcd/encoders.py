@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import copy
 import math
-import os
 import pickle
 import zlib
 from collections.abc import Sequence
@@ -28,7 +27,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LinearLR
 
-from features.store.folders import FULL, locked, whole_folder, write_json
+from features.store.folders import FULL, atomic_file, locked, whole_folder, write_json
 from features.store.tables import digest
 from trainables.sequence_tools import batches, next_item_loss, padded, principal_components, windows, within
 from trainables.tasks.sequential import Sequences, SequenceTask
@@ -190,15 +189,12 @@ def _keep(
         "number": number, "encoders": encoders.state_dict(), "optimiser": optimiser.state_dict(),
         "schedule": schedule.state_dict(), "rng": rng.bit_generator.state, "torch": torch.get_rng_state(),
     }  # fmt: skip
-    partial = path.with_name(f"{path.name}.{os.getpid()}")
     try:
-        torch.save(state, partial)
-        partial.replace(path)
+        with atomic_file(path) as beside:
+            torch.save(state, beside)
     except (OSError, RuntimeError) as error:  # torch says RuntimeError where a write comes up short
         if isinstance(error, OSError) and error.errno not in FULL:
             raise
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _restore(path: Path, encoders: Encoders, optimiser: Optimizer, schedule: LinearLR, rng: np.random.Generator) -> int:
