@@ -1,8 +1,23 @@
-"""The one error that bad input raises in `features` and `trainables`."""
+"""The tree of all errors that the packages raise on purpose, with where each is defined.
+
+    ValueError
+        InputError              features.errors: bad input from outside, in one line: place, rule, value, remedy
+            PlanError           study.plan.load: all faults of a plan, a line each
+            MissingError        study.tracking.results: a store lacks what was asked for
+        SpaceError              search_spaces.reader: all faults of a search space, a line each
+    Exception
+        DownloadError           features.images.download: why a file could not be fetched
+        UnreadableImageError    features.images.gather: why a file that is there is of no use
+        NodeError               study.engine.worker: the fault of a node, not of the trial that it ran
+
+The command line prints an InputError without a traceback and exits with code 2.
+"""
 
 
 class InputError(ValueError):
-    """Bad input from outside; the message is one line: place, rule, value, remedy.
+    """Bad input from outside; the message is one line: place, rule, value, remedy."""
 
-    The command line prints it without a traceback and exits with code 2.
-    """
+
+def one_line(error: object, longest: int | None = None) -> str:
+    """Return the message of an error (or any text) on one line, cut at `longest` characters."""
+    return " ".join(str(error).split())[:longest]

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import csr_matrix
 
-from features.errors import InputError
+from features.checks import number, refuse, whole
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -31,9 +31,11 @@ class FactorSpec:
     seed: int = 0  # of the first factors
 
     def __post_init__(self) -> None:
-        for name, least in (("factors", 1), ("bias_shrinkage", 1e-9), ("regularisation", 1e-9), ("sweeps", 1)):
-            if not getattr(self, name) >= least:
-                raise InputError(f"ratings.{name} is {getattr(self, name)}; give a number of at least {least:g}")
+        refuse(
+            *(whole(self, name, least=1) for name in ("factors", "sweeps")),
+            *(number(self, name, above=0) for name in ("bias_shrinkage", "regularisation")),
+            place="ratings.",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,16 +68,24 @@ def factorise(spec: FactorSpec, ratings: Interactions) -> Vectors:
         spec.bias_shrinkage, ratings.user, ratings.item, centred, ratings.users, ratings.items
     )  # fmt: skip
     residual = centred - user_bias[ratings.user] - item_bias[ratings.item]
-    by_user = csr_matrix((residual, (ratings.user, ratings.item)), (ratings.users, ratings.items))
-    by_item = by_user.T.tocsr()
-    item_factors = np.random.default_rng(spec.seed).normal(0.0, 0.1, (ratings.items, spec.factors))
-    for _ in range(spec.sweeps):
-        item_factors = _solve(by_item, _solve(by_user, item_factors, spec.regularisation), spec.regularisation)
-    user_factors = _solve(by_user, item_factors, spec.regularisation)
+    user_factors, item_factors = alternating_ridge(spec, ratings, residual)
     return Vectors(
         users=np.column_stack([user_bias, user_factors]).astype(np.float32),
         items=np.column_stack([item_bias, item_factors]).astype(np.float32),
     )
+
+
+def alternating_ridge(spec: FactorSpec, ratings: Interactions, residual_N: Floats) -> tuple[Floats, Floats]:
+    """User [U, K] and item [I, K] factors of what offsets leave of the ratings, in float64; the users' are solved last.
+
+    Objective: min over p, q of sum (residual - p . q)^2 + regularisation * (sum |p|^2 + sum |q|^2).
+    """
+    by_user = csr_matrix((residual_N, (ratings.user, ratings.item)), (ratings.users, ratings.items))
+    by_item = by_user.T.tocsr()
+    item_factors = np.random.default_rng(spec.seed).normal(0.0, 0.1, (ratings.items, spec.factors))
+    for _ in range(spec.sweeps):
+        item_factors = _solve(by_item, _solve(by_user, item_factors, spec.regularisation), spec.regularisation)
+    return _solve(by_user, item_factors, spec.regularisation), item_factors
 
 
 def biases(
@@ -92,14 +102,27 @@ def biases(
 
 
 def _solve(residual: csr_matrix, other: Floats, ridge: float) -> Floats:
-    """Least-squares factors of each row of `residual` given the factors of its columns, [rows, K]."""
-    factors = other.shape[1]
+    """Least-squares factors of each row of `residual` given the factors of its columns, [rows, K].
+
+    p_u = (sum q q^T + ridge * I)^-1 sum residual * q, the sums over what u has rated; q are the rows of `other`.
+    """
     right = residual @ other
-    solved = np.zeros((residual.shape[0], factors))
-    pairs = (other[:, :, None] * other[:, None, :]).reshape(len(other), -1)
-    for start in range(0, residual.shape[0], _CHUNK):
-        block = residual[start : start + _CHUNK]
-        present = csr_matrix((np.ones_like(block.data), block.indices, block.indptr), block.shape)
-        gram = (present @ pairs).reshape(-1, factors, factors) + ridge * np.eye(factors)
-        solved[start : start + _CHUNK] = np.linalg.solve(gram, right[start : start + _CHUNK, :, None])[..., 0]
+    solved = np.zeros(right.shape)
+    for start in range(0, len(solved), _CHUNK):
+        part = slice(start, start + _CHUNK)
+        gram = _gram(residual[part], other) + ridge * np.eye(other.shape[1])
+        solved[part] = np.linalg.solve(gram, right[part, :, None])[..., 0]
     return solved
+
+
+def _gram(block: csr_matrix, other: Floats) -> Floats:
+    """Sum of q q^T over each row's columns, [rows, K, K]; a column of it at a time, so nothing is as large as [I, K, K]."""
+    used = np.zeros(len(other), bool)
+    used[block.indices] = True
+    place = np.cumsum(used, dtype=np.int32) - 1
+    q = other[used]
+    present = csr_matrix((np.ones_like(block.data), place[block.indices], block.indptr), (block.shape[0], len(q)))
+    gram = np.empty((block.shape[0], q.shape[1], q.shape[1]))
+    for column in range(q.shape[1]):
+        gram[:, column:, column] = gram[:, column, column:] = present @ (q[:, column:] * q[:, column, None])
+    return gram

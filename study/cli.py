@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,6 +29,13 @@ HOME = click.option(
 )  # fmt: skip
 DATA = click.option("--data", type=click.Path(path_type=Path), help="Folder that holds the plan's raw files.")
 ADDRESS = click.option("--address", help="Ray cluster to run on, e.g. `auto`; default: this machine.")
+ONLY = click.option(
+    "--only", metavar="ROW", multiple=True, help="Train this row of the plan alone (may be given several times)."
+)
+REGISTER = click.option(
+    "--register", metavar="ROW", multiple=True, help="Also register this rival's winners as models (may be repeated)."
+)
+ROW = click.option("--row", metavar="ROW", help="Row of the plan; default: its subject.")
 CONCURRENT = click.option(
     "--max-concurrent", type=click.IntRange(1), help="Trials side by side; default: all that fit."
 )
@@ -141,21 +148,11 @@ def check(plan: str, data: Path | None, home: Path, cluster: Path | None) -> Non
         console.print(part, soft_wrap=True)
 
 
-def _verb(name: str, text: str) -> Callable[[Callable[[Study], None]], None]:
-    """Register a command that works on a plan."""
-
-    def register(body: Callable[[Study], None]) -> None:
-        def command(plan: str, data: Path | None, home: Path, address: str | None, max_concurrent: int | None) -> None:
-            with _study(plan, data, home, address, max_concurrent) as study:
-                body(study)
-
-        command.__doc__ = text
-        decorated: Any = command
-        for option in (CONCURRENT, ADDRESS, HOME, DATA, PLAN):
-            decorated = option(decorated)
-        cli.command(name)(decorated)
-
-    return register
+def _places(command: Any) -> Any:
+    """The arguments and options of every verb that trains."""
+    for option in (CONCURRENT, ADDRESS, ONLY, HOME, DATA, PLAN):
+        command = option(command)
+    return command
 
 
 @cli.command()
@@ -166,74 +163,92 @@ def _verb(name: str, text: str) -> Callable[[Callable[[Study], None]], None]:
 @click.option("--dry-run", is_flag=True, help="Read the domains, say what would be extracted and how long it takes.")
 def extract(plan: str, data: Path | None, home: Path, address: str | None, dry_run: bool) -> None:
     """Make the domains, feature tables and tasks that the plan needs."""
-    with _study(plan, data, home, address, None) as study:
+    with _study(plan, data=data, home=home, address=address) as study:
         if dry_run:
-            from study.data.prepare import data_folder, prepare_domains
-            from study.data.preview import extraction, users_to_ask_for
+            from study.data.domains import data_folder, given_split, prepare_domains
+            from study.data.preview import extraction_lines
+            from study.data.pseudo_items import users_to_generate_for
 
-            domains = prepare_domains(study.plan, data, home, study.watch)
-            for line in extraction(study.plan, domains, home, study.cluster):
+            domains = prepare_domains(study.plan, data, study.home, study.start_progress)
+            for line in extraction_lines(study.plan, domains, study.home, study.cluster):
                 console.print(line, soft_wrap=True, highlight=False, markup=False)
-            asked = users_to_ask_for(study.plan, domains, data_folder(study.plan, data, home, study.watch))
-            for name, users in asked.items():
+            split = given_split(study.plan, data_folder(study.plan, data, study.home, study.start_progress))
+            for name, users in users_to_generate_for(study.plan, domains, split).items():
                 console.print(f"pseudo-items of {name}: {users:,} users to generate for")
             return
-        for (cell, feature_set), task in _inputs(study).tasks.items():
+        for (cell, feature_set), task in _extract(study).tasks.items():
             console.print(f"{cell} ({feature_set}): {task.task_dir}", markup=False, soft_wrap=True)
 
 
-@_verb("search", "Search: trials by Optuna through Ray Tune in every cell, selected on validation.")
-def _search(study: Study) -> None:
-    _say(study.search())
+@cli.command()
+@_places
+def search(plan: str, **where: Any) -> None:
+    """Search: trials by Optuna through Ray Tune in every cell, for every row, selected on validation."""
+    with _study(plan, **where) as study:
+        _say(study.search())
 
 
-@_verb("sweep", "Sweeps: one field varied, everything else at the best configuration.")
-def _sweep(study: Study) -> None:
-    if not study.plan.sweeps:
-        raise click.UsageError(f"plan {study.plan.name} has no sweeps; add `sweeps` to it")
-    _end([_shown(study.sweep(parameter)) for parameter in study.plan.sweeps])
+@cli.command()
+@_places
+def sweep(plan: str, **where: Any) -> None:
+    """Sweeps: one field varied, everything else at the best configuration."""
+    with _study(plan, **where) as study:
+        if not study.plan.sweeps:
+            raise click.UsageError(f"plan {study.plan.name} has no sweeps; add `sweeps` to it")
+        _end([_shown(study.sweep(parameter)) for parameter in study.plan.sweeps])
 
 
-@_verb("ablate", "Ablations: variants of the best configuration.")
-def _ablate(study: Study) -> None:
-    _say(study.ablate())
+@cli.command()
+@_places
+def ablate(plan: str, **where: Any) -> None:
+    """Ablations: variants of the subject's best configuration."""
+    with _study(plan, **where) as study:
+        _say(study.ablate())
 
 
-@_verb("score", "Score: the best configuration and the simple predictors on test.")
-def _score(study: Study) -> None:
+@cli.command()
+@_places
+@REGISTER
+def score(plan: str, register: tuple[str, ...], **where: Any) -> None:
+    """Score: each row's best configuration and the simple baselines on test; the only verb that opens test data."""
     from study.report.claims.judge import counts
 
-    summary = _shown(study.score())
-    judged = study.claims()
-    _claims(counts(judged) if judged else "")
-    _end([summary])
+    with _study(plan, **where) as study:
+        summary = _shown(study.score(register))
+        judged = study.claims()
+        _claims(counts(judged) if judged else "")
+        _end([summary])
 
 
-@_verb("run", "Run all parts of a plan in order; what is done is skipped.")
-def _run(study: Study) -> None:
-    _run_all(study)
+@cli.command()
+@_places
+def run(plan: str, **where: Any) -> None:
+    """Run all parts of a plan in order; what is done is skipped."""
+    with _study(plan, **where) as study:
+        _run_all(study)
+
+
+@cli.command()
+@_places
+def resume(plan: str, **where: Any) -> None:
+    """Go on with a study that was begun here: what `run` does, refused where there is nothing to go on with."""
+    from features.errors import InputError
+
+    with _study(plan, **where) as study:
+        if not any(row.finished or row.failed or row.open for row in study.status()):
+            raise InputError(f"plan {study.plan.name}: nothing of it has run in {study.home}; begin with `study run`")
+        _run_all(study)
 
 
 def _run_all(study: Study) -> None:
     from study.parts import part_names
 
-    _inputs(study)  # made, and logged, before any part
+    _extract(study)  # made, and logged, before any part
     summaries = [_shown(study.run_part(part)) for part in part_names(study.plan)]
     if not any(summary.ran for summary in summaries):
         console.print("Nothing was left to train.")
     _report(study, fresh=False)
     _end(summaries)
-
-
-@_verb(
-    "resume", "Go on with a study that was begun here: what `run` does, refused where there is nothing to go on with."
-)
-def _resume(study: Study) -> None:
-    from features.errors import InputError
-
-    if not any(row.finished or row.failed or row.open for row in study.status()):
-        raise InputError(f"plan {study.plan.name}: nothing of it has run in {study.home}; begin with `study run`")
-    _run_all(study)
 
 
 @cli.command("report")
@@ -242,7 +257,7 @@ def _resume(study: Study) -> None:
 @click.option("--only", metavar="FIGURE", help="Draw one figure anew, by the name of its files.")
 def _redraw(plan: str, home: Path, only: str | None) -> None:
     """Redraw figures, tables and claims from MLflow alone."""
-    with _study(plan, None, home, None, None) as study:
+    with _study(plan, home=home) as study:
         if only is None:
             _report(study, fresh=True)
         else:
@@ -257,33 +272,37 @@ def status(plan: str, home: Path) -> None:
     from study.plan.load import load_plan
     from study.study import Study
 
-    table = Table("part", *(f"{name}" for name in ("planned", "finished", "failed", "running", "left")))
+    table = Table("part", "row", "planned", "finished", "failed", "running", "left")
     for row in Study(load_plan(plan), home=home).status():
         counts = (row.planned, row.finished, row.failed, row.running, row.left)
-        table.add_row(row.part, *map(str, counts))
+        table.add_row(row.part, row.row, *map(str, counts))
     console.print(table)
 
 
 @cli.command()
 @PLAN
 @HOME
+@ROW
 @click.option(
     "--export",
     type=click.Path(path_type=Path, dir_okay=False),
     help="Also write them to this YAML file, which the `base` of a plan may name.",
 )
-def best(plan: str, home: Path, export: Path | None) -> None:
-    """Print the best configuration of each cell: the `base` of a plan that starts from them."""
+def best(plan: str, home: Path, row: str | None, export: Path | None) -> None:
+    """Print a row's best configuration of each cell: the `base` of a plan that starts from them."""
     from features.errors import InputError
     from study.plan.load import load_plan
     from study.plan.start import fragment
     from study.study import Study
 
     study = Study(load_plan(plan), home=home)
-    found = study.best()
-    if not found:
-        raise InputError(f"plan {study.plan.name}: no search trial is finished in {home}; run `study search {plan}`")
-    text = fragment(study.plan.name, study.plan.selection[0], found)
+    name = study.plan.row(row).name if row else study.plan.subject.name
+    trials = {cell: trial for (owner, cell), trial in study.best().items() if owner == name}
+    if not trials:
+        raise InputError(
+            f"plan {study.plan.name}: no search trial of {name} is finished in {home}; run `study search {plan}`"
+        )
+    text = fragment(study.plan.name, study.plan.selection.metric, trials)
     console.print(text, markup=False, highlight=False, soft_wrap=True)
     if export:
         export.write_text(text)
@@ -297,9 +316,10 @@ def rerun(run_id: str, home: Path) -> None:
 
     Exit code 1 where they are not the same to the last bit; then what differs from when they were logged is said.
     """
+    from study.home import Home
     from study.rerun import rerun as train_again
 
-    found = train_again(run_id, home)
+    found = train_again(run_id, Home(home))
     table = Table("metric", "logged", "now", "difference", title=f"run {run_id}")
     for name, logged, now in found.metrics:
         table.add_row(name, f"{logged:.6f}", f"{now:.6f}", "none" if logged == now else f"{now - logged:+.2g}")
@@ -320,7 +340,8 @@ def rerun(run_id: str, home: Path) -> None:
 @click.option("--user", required=True, help="Id of a user who has a history in the source domain.")
 @click.option("--cell", help="Cell whose registered model is asked; default: the first that knows the user.")
 @click.option("-n", "count", type=click.IntRange(1), default=10, show_default=True, help="Items to recommend.")
-def recommend(plan: str, home: Path, user: str, cell: str | None, count: int) -> None:
+@ROW
+def recommend(plan: str, home: Path, user: str, cell: str | None, count: int, row: str | None) -> None:
     """Show a user's source-domain history and the best target-domain items, by the registered model."""
     from study.plan.load import load_plan
     from study.study import Study
@@ -330,7 +351,7 @@ def recommend(plan: str, home: Path, user: str, cell: str | None, count: int) ->
         from features.errors import InputError
 
         raise InputError(f"{home}: holds no study; run one there first, or name another --home")
-    found = Study(load_plan(plan), home=home).recommend(user, cell, count)
+    found = Study(load_plan(plan), home=home).recommend(user, cell, count, row)
     known = Table("item", "title", title=f"{user} has, in the source domain (oldest first)")
     for item, title in found.history.itertuples(index=False):
         known.add_row(item, title)
@@ -351,9 +372,10 @@ def ui(home: Path, port: int, host: str) -> None:
     import subprocess
 
     from features.errors import InputError
+    from study.home import Home
     from study.study import named_uri, store_uri
 
-    uri = store_uri(home)
+    uri = store_uri(Home(home))
     if uri.startswith("http"):
         raise InputError(f"{uri}: is a server with a UI of its own; open it in a browser")
     if named_uri() is None and not (home / "mlflow.db").is_file():
@@ -368,14 +390,15 @@ def ui(home: Path, port: int, host: str) -> None:
 # --- what is seen -------------------------------------------------------------------------------------------------
 
 
-def _inputs(study: Study) -> Inputs:
-    """What trials read; says which feature tables are not whole."""
-    from features.extraction.extract import shortfall
+def _extract(study: Study) -> Inputs:
+    """Make what trials read, and say which feature tables are not whole."""
+    from features.extraction.spec import shortfall
 
-    for name, table in study.inputs.tables.items():
+    inputs = study.extract()
+    for name, table in inputs.tables.items():
         if (missing := shortfall(table)) is not None:
             console.print(f"features of {name}: {missing}", markup=False, soft_wrap=True, highlight=False)
-    return study.inputs
+    return inputs
 
 
 def _say(summary: Summary) -> None:
@@ -402,7 +425,7 @@ def _shown(summary: Summary) -> Summary:
         console.print(f"  {note}", markup=False, soft_wrap=True, highlight=False)
     if summary.superseded:
         console.print(
-            f"  {summary.superseded} runs of an earlier form of the plan were deleted; MLflow can restore them"
+            f"  {summary.superseded} runs that the plan no longer asks for are left out; they count again when it does"
         )
     return summary
 
@@ -411,8 +434,8 @@ def _report(study: Study, *, fresh: bool) -> None:
     """Draw the report, unless it shows the study as it is; print the table, the figures and the way on."""
     from features.errors import InputError
     from study.report.claims.judge import counts
+    from study.report.comparison_table import summary_table
     from study.report.report import CLAIMS, current
-    from study.report.tables import summary_table
 
     page = study.report_folder / "report.html"
     results, comparison = None if fresh else study.results(), None
@@ -435,7 +458,7 @@ def _report(study: Study, *, fresh: bool) -> None:
         console.print(f"figure  {path}", markup=False, soft_wrap=True, highlight=False)
     console.print(f"report  {page}", markup=False, soft_wrap=True, highlight=False)
     console.print(f"MLflow  {_way_to_mlflow(study)}", markup=False, soft_wrap=True, highlight=False)
-    journal = study.home / "optuna" / f"{study.plan.name}.log"
+    journal = study.home.journal(study.plan.name)
     if journal.is_file():
         console.print(f"Optuna  optuna-dashboard {journal}", markup=False, soft_wrap=True, highlight=False)
 
@@ -443,11 +466,11 @@ def _report(study: Study, *, fresh: bool) -> None:
 def _way_to_mlflow(study: Study) -> str:
     """What opens the study's store: a server's address, or a command."""
     from study.study import store_uri
-    from study.tracking.runs import shown
+    from study.tracking.runs import without_password
 
     uri = study.tracking_uri
     if uri.startswith("http"):
-        return shown(uri)
+        return without_password(uri)
     return f"study ui --home {study.home}" if uri == store_uri(study.home) else f"mlflow ui --backend-store-uri {uri}"
 
 
@@ -472,18 +495,19 @@ def _show_changes(plan: Plan, home: Path) -> None:
 
 @contextmanager
 def _study(
-    plan: str, data: Path | None, home: Path, address: str | None, max_concurrent: int | None
-) -> Iterator[Study]:
+    plan: str, *, home: Path, data: Path | None = None, address: str | None = None, max_concurrent: int | None = None,
+    only: Sequence[str] = (),
+) -> Iterator[Study]:  # fmt: skip
     from study.plan.load import full_name, load_plan
-    from study.progress import Watcher
+    from study.progress import ProgressDisplay
     from study.specs import Cluster
     from study.study import Study
 
     loaded = load_plan(plan)
     _show_changes(loaded, home)
     with _bars() as bars:
-        watcher = Watcher(bars)
+        display = ProgressDisplay(bars)
         yield Study(
-            loaded, home=home, data=data, cluster=Cluster(address=address, max_concurrent=max_concurrent),
-            watch=watcher.work, watch_jobs=watcher.jobs, named=full_name(plan),
+            loaded, home=home, data=data, only=only, cluster=Cluster(address=address, max_concurrent=max_concurrent),
+            start_progress=display.start, show_jobs=display.show_jobs, named=full_name(plan),
         )  # fmt: skip

@@ -62,7 +62,7 @@ class Labels:
         systems = list(self.published.comparison.rows) if self.published else []
         place = {name: k for k, name in enumerate(systems)}
         rows = sorted(self.rows.values(), key=lambda row: place.get(row.paper_name, len(systems)))
-        return (*self.task_type.predictors, *(row.row for row in rows))
+        return (*self.task_type.baselines, *(row.row for row in rows))
 
     @property
     def subject_published(self) -> Published | None:

@@ -2,93 +2,104 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
-from study.plan.schema import Plan
-from study.specs import PREDICTOR, RATIO, Cell, Job, trial_name
+from study.plan.schema import Plan, Row, swept_rows
+from study.specs import BASELINE, Cell, Job, trial_name
 from trainables.interface import load_model
-from trainables.tasks.rating import TaskFolders
+from trainables.tasks.arrays import TaskFolders
 
 Folders = Callable[[Cell, str], TaskFolders | None]
-"""(cell, feature_set) -> its task, or None where only names are asked for."""
-Configs = Mapping[str, Mapping[str, Any]]
-"""Cell name -> the configuration that a part starts from."""
+"""(cell, feature set) -> its task, or None where only names are asked for."""
+Configs = Mapping[tuple[str, str], Mapping[str, Any]]
+"""(row, cell name) -> the configuration that a part starts from."""
+TEST = "test"  # name of the jobs of the part `score`
 
 
 def search_jobs(plan: Plan, folders: Folders) -> list[Job]:
-    """Trials of the search; cells take turns, so that none waits for another."""
-    if plan.search is None:
-        return []
+    """Trials of the search of all rows; rows and cells take turns, so that none waits for another."""
+    searched = [row for row in plan.rows if row.search is not None]
+    most = max((row.search.trials for row in searched if row.search), default=0)
     return [
-        _job("search", cell, trial_name(number), None, plan.search.seeds, plan.features.main, folders)
-        for number in range(plan.search.trials)
+        _job(plan, folders, "search", row, cell, trial_name(number), None, row.search.seeds)
+        for number in range(most)
         for cell in plan.cells
+        for row in searched
+        if row.search is not None and number < row.search.trials
     ]
 
 
 def sweep_jobs(plan: Plan, parameter: str, folders: Folders, start: Configs) -> list[Job]:
-    """One field varied over its values in every cell; for the ratio, the cells are what varies."""
-    sweep = plan.sweeps[parameter]
+    """One field varied over its values in every cell; for the cells' ratio, the cells are what varies."""
+    sweep, part = plan.sweeps[parameter], f"sweep:{parameter}"
     jobs = []
     for value in sweep.values:
         for cell in plan.cells:
-            config = dict(start.get(cell.name, {}))
-            at = cell
-            if parameter == RATIO:
-                at = replace(cell, ratio=value)
-            else:
-                config[parameter] = value
-            name = f"{parameter}={value}"
-            jobs.append(_job(f"sweep:{parameter}", at, name, config, sweep.seeds, plan.features.main, folders))
+            for row in swept_rows(plan, parameter):
+                config, at = dict(start.get((row.name, cell.name), {})), cell
+                if parameter == plan.ratio_field:
+                    at = replace(cell, ratio=value)
+                else:
+                    config[parameter] = value
+                jobs.append(_job(plan, folders, part, row, at, f"{parameter}={value}", config, sweep.seeds))
     return jobs
 
 
 def ablation_jobs(plan: Plan, folders: Folders, start: Configs) -> list[Job]:
-    """The full model (`full`) and its variants in every cell."""
+    """The full subject (`full`) and its variants in every cell."""
     if plan.ablate is None:
         return []
-    ablations = load_model(plan.model).ABLATIONS
+    subject, seeds = plan.subject, plan.ablate.seeds
+    ablations = load_model(subject.model).ABLATIONS
     jobs = []
     for cell in plan.cells:
-        config = start.get(cell.name, {})
-        jobs.append(_job("ablate", cell, "full", config, plan.ablate.seeds, plan.features.main, folders))
+        config = start.get((subject.name, cell.name), {})
+        jobs.append(_job(plan, folders, "ablate", subject, cell, "full", config, seeds))
         for name in plan.ablate.variants:
-            feature_set = ablations[name].features or plan.features.main
             changed = {**config, **ablations[name].config}
-            jobs.append(_job("ablate", cell, name, changed, plan.ablate.seeds, feature_set, folders))
+            features = ablations[name].features
+            jobs.append(_job(plan, folders, "ablate", subject, cell, name, changed, seeds, feature_set=features))
     return jobs
 
 
 def score_jobs(plan: Plan, folders: Folders, best: Configs) -> list[Job]:
-    """The best configuration of every cell, on test."""
+    """The best configuration of every row in every cell, on test."""
     if plan.score is None:
         return []
     return [
-        _job("score", cell, "best", best.get(cell.name, {}), plan.score.seeds, plan.features.main, folders, score=True)
+        _job(plan, folders, "score", row, cell, TEST, best.get((row.name, cell.name), {}), plan.score.seeds)
         for cell in plan.cells
+        for row in plan.rows
     ]
 
 
-def predictor_jobs(plan: Plan, part: str, folders: Folders) -> list[Job]:
-    """The simple predictors that stand beside a part's trials; they have no seed, so one run is all there is.
+def baseline_jobs(plan: Plan, part: str, folders: Folders) -> list[Job]:
+    """The simple baselines that stand beside a part's trials; they have no seed, so one run is all there is.
 
-    With the scores all of them, on test; with a sweep of the ratio the bar alone, for it knows the ratio's training data.
+    With the scores all of them, on test; with a sweep of the cells' ratio the reference alone, because its value changes
+    with the training data.
     """
     task_type = plan.task_type
     if part == "score" and plan.score:
-        names, cells = task_type.predictors, plan.cells
-    elif part == f"sweep:{RATIO}" and RATIO in plan.sweeps:
+        names, places = task_type.baselines, [(cell, TEST) for cell in plan.cells]
+    elif part == f"sweep:{plan.ratio_field}" and plan.ratio_field in plan.sweeps:
         names = (task_type.reference,)
-        cells = [replace(cell, ratio=value) for value in plan.sweeps[RATIO].values for cell in plan.cells]
+        places = [
+            (replace(cell, ratio=value), f"{plan.ratio_field}={value}")
+            for value in plan.sweeps[plan.ratio_field].values
+            for cell in plan.cells
+        ]
     else:
         return []
-    return [
-        _job(part, cell, f"{PREDICTOR}{name}", {"predictor": name}, (-1,), plan.features.main, folders, part == "score")
-        for cell in cells
-        for name in names
-    ]
+    jobs = []
+    for cell, job_name in places:
+        for name in names:
+            row = Row(name=name, model=BASELINE, title=name, space=None, base={}, search=None, place="")
+            jobs.append(_job(plan, folders, part, row, cell, job_name, {BASELINE: name}, (-1,)))
+    return jobs
 
 
 def part_names(plan: Plan) -> list[str]:
@@ -98,26 +109,37 @@ def part_names(plan: Plan) -> list[str]:
     return names + (["ablate"] if plan.ablate else []) + (["score"] if plan.score else [])
 
 
+def part_jobs(plan: Plan, part: str, folders: Folders, start: Configs) -> list[Job]:
+    """All jobs of a part, baselines first; `start`: the configurations that it starts from, read by all but the search."""
+    makers: dict[str, Callable[[], list[Job]]] = {
+        "search": partial(search_jobs, plan, folders),
+        "ablate": partial(ablation_jobs, plan, folders, start),
+        "score": partial(score_jobs, plan, folders, start),
+    }
+    swept = part.removeprefix("sweep:")
+    make = makers.get(part) or partial(sweep_jobs, plan, swept, folders, start)
+    return [*baseline_jobs(plan, part, folders), *make()]
+
+
 def planned(plan: Plan) -> dict[str, list[Job]]:
     """Every job of every part by name only, without folders or configurations."""
+    return {part: part_jobs(plan, part, lambda cell, feature_set: None, {}) for part in part_names(plan)}
 
-    def nowhere(cell: Cell, feature_set: str) -> None:
-        return None
 
-    jobs = {"search": search_jobs(plan, nowhere)}
-    jobs |= {f"sweep:{parameter}": sweep_jobs(plan, parameter, nowhere, {}) for parameter in plan.sweeps}
-    jobs["ablate"] = ablation_jobs(plan, nowhere, {})
-    jobs["score"] = score_jobs(plan, nowhere, {})
-    return {part: [*jobs[part], *predictor_jobs(plan, part, nowhere)] for part in part_names(plan)}
+def of_rows(jobs: Collection[Job], only: Collection[str]) -> list[Job]:
+    """The jobs of these rows; all of them where no row is named."""
+    return [job for job in jobs if not only or job.row in only]
 
 
 def _job(
-    part: str, cell: Cell, name: str, config: Mapping[str, Any] | None, seeds: tuple[int, ...], feature_set: str,
-    folders: Folders, score: bool = False,
+    plan: Plan, folders: Folders, part: str, row: Row, cell: Cell, name: str, config: Mapping[str, Any] | None,
+    seeds: tuple[int, ...], feature_set: str | None = None,
 ) -> Job:  # fmt: skip
-    found = folders(cell, feature_set)
+    """`feature_set`: another than the plan's main one."""
+    chosen, score = feature_set or plan.features.main, part == "score"
+    task = folders(cell, chosen)
     return Job(
-        part=part, cell=cell, name=name, config=config, seeds=seeds, features=feature_set, score=score,
-        task_dir=str(found.task_dir) if found else "",
-        test_dir=(str(found.test_dir) if found else "") if score else None,
+        part=part, cell=cell, row=row.name, model=row.model, name=name, config=config, seeds=seeds, feature_set=chosen,
+        score=score, task_dir=str(task.task_dir) if task else "",
+        test_dir=(str(task.test_dir) if task else "") if score else None,
     )  # fmt: skip

@@ -1,22 +1,63 @@
-"""What is seen of a study while it runs: a bar, and a table of cells that lives on the terminal."""
+"""Progress callbacks of a study, and what they show: a bar, and a live table of cells on the terminal."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any, Protocol
 
 from rich.console import Console, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 if TYPE_CHECKING:
-    from study.data.prepare import Told
-    from study.engine.run import Progress as Jobs
+    from study.engine.run import Progress as JobProgress
+
+
+_FRAME = 8  # lines of the terminal that the bar and the table's frame take
+
+
+class Advance(Protocol):
+    """Takes how much is done in all; where they are known, also how many tokens that were and the workers' seconds."""
+
+    def __call__(self, done: int, tokens: int = 0, seconds: float | None = None, /) -> None: ...
+
+
+StartProgress = Callable[[str, int], Advance]
+"""(what is being done, its size or 0 where that is unknown) -> a callback that takes how much of it is done."""
+
+
+def no_progress(what: str, size: int) -> Advance:
+    """Start a progress that shows nothing."""
+    return lambda done, tokens=0, seconds=None: None
+
+
+def advance_by(advance: Advance) -> Callable[[int], None]:
+    """Return a callback that takes what was done since its last call."""
+    done = 0
+
+    def advance_more(more: int) -> None:
+        nonlocal done
+        done += more
+        advance(done)
+
+    return advance_more
+
+
+def phase_progress(start_progress: StartProgress, what: str) -> Callable[..., None]:
+    """Return a callback that takes (phase, done, total[, tokens, seconds]) and shows one bar after the other."""
+    bars: dict[str, Advance] = {}
+
+    def advance(phase: str, done: int, total: int, *counts: Any) -> None:
+        if phase not in bars:
+            bars[phase] = start_progress(f"{what}: {phase}", total)
+        bars[phase](done, *counts)
+
+    return advance
 
 
 class LiveBars(Progress):
-    """Bars, and below them a table where there is one; nothing at all where no person watches."""
+    """Bars, and below them a table where there is one; nothing at all where the output is no terminal."""
 
     table: Table | None = None
 
@@ -28,28 +69,51 @@ class LiveBars(Progress):
         super().__init__(*columns, console=console, transient=True, disable=not console.is_terminal)
 
     def get_renderables(self) -> Iterable[RenderableType]:
-        """What rich draws, several times a second."""
+        """Yield what rich draws, several times a second."""
         yield from super().get_renderables()
         if self.table is not None:
             yield self.table
 
 
-def cells_table(progress: Jobs, ended_before: int, seconds: float) -> Table:
-    """A row a cell. The time left assumes that trials go on ending as they did in the `seconds` since `ended_before`."""
-    table = Table("cell", "done", "running", "failed", "best so far", "time left")
+def cells_table(progress: JobProgress, ended_before: int, seconds: float, most: int | None = None) -> Table:
+    """Return a table with a line for each row and cell; of more than `most`, those in progress first.
+
+    The time left assumes that trials go on ending as they did in the `seconds` since `ended_before` of them had ended.
+    """
+    table = Table("cell", "row", "done", "running", "failed", "best so far", "time left")
     ended = progress.done - ended_before
-    for cell, (planned, done, failed) in progress.cells.items():
-        left = (planned - done) * len(progress.cells) * seconds / ended if ended > 0 else None
-        best = progress.best.get(cell)
+    lines = _in_sight(progress, most)
+    for row, cell in lines:
+        part = progress.cells[row, cell]
+        waiting = part.planned - part.ended
+        left = waiting * len(progress.cells) * seconds / ended if ended > 0 else None
         table.add_row(
-            cell, f"{done}/{planned}", str(progress.running.get(cell, 0)), str(failed) if failed else "",
-            "" if best is None else f"{best:.4f}", _duration(left) if planned > done else "",
+            cell, row, f"{part.ended}/{part.planned}", str(part.running), str(part.failed) if part.failed else "",
+            "" if part.best is None else f"{part.best:.4f}", _duration(left) if waiting else "",
         )  # fmt: skip
+    hidden = [part for key, part in progress.cells.items() if key not in lines]
+    if hidden:
+        finished = sum(part.ended == part.planned for part in hidden)
+        table.caption = f"and {finished} lines that are finished, {len(hidden) - finished} that are waiting"
     return table
 
 
-def speed_of(done: int, size: int, tokens: int, seconds: float) -> str:
-    """`34/s, 2,100 tokens/s, 2 min left`; of a size of 0, which is unknown, no time left."""
+def _in_sight(progress: JobProgress, most: int | None) -> list[tuple[str, str]]:
+    """Lines of the table: all, or of too many those that run, then those that wait, in their order."""
+    keys = list(progress.cells)
+    if most is None or len(keys) <= most:
+        return keys
+
+    def urgency(key: tuple[str, str]) -> int:
+        part = progress.cells[key]
+        return 0 if part.running else 1 if part.ended < part.planned else 2
+
+    chosen = set(sorted(keys, key=urgency)[: max(most, 1)])
+    return [key for key in keys if key in chosen]
+
+
+def throughput(done: int, size: int, tokens: int, seconds: float) -> str:
+    """Return `34/s, 2,100 tokens/s, 2 min left`; without the time left for a size of 0, which is unknown."""
     if not done or not seconds:
         return ""
     rates = [f"{done / seconds:,.0f}/s" if done >= 10 * seconds else f"{done / seconds:.1f}/s"]
@@ -65,37 +129,37 @@ def _duration(seconds: float | None) -> str:
     return f"{minutes // 60} h {minutes % 60:02d} min" if minutes >= 60 else f"{minutes} min" if minutes else "< 1 min"
 
 
-class Watcher:
-    """Draws what a study says of its progress."""
+class ProgressDisplay:
+    """Draws the progress of a study, one thing at a time."""
 
     def __init__(self, bars: LiveBars) -> None:
         self._bars = bars
         self._current: tuple[str, TaskID] | None = None
-        self._began = (0, 0.0)
+        self._part_began = (0, 0.0)  # trials that had ended, and the time
 
-    def work(self, what: str, size: int) -> Told:
-        """A bar for something that is prepared, with its speed and the time left."""
-        task, began = self._task(what, size or None), time.monotonic()
+    def start(self, what: str, size: int) -> Advance:
+        """Show a bar for something that is prepared, with its throughput and the time left; a `StartProgress`."""
+        task, began = self._bar(what, size or None), time.monotonic()
 
-        def told(done: int, tokens: int = 0, seconds: float | None = None, /) -> None:
-            """Nodes and models take minutes to start, which says nothing of the time left: workers count their own."""
-            speed = speed_of(done, size, tokens, time.monotonic() - began if seconds is None else seconds)
+        def advance(done: int, tokens: int = 0, seconds: float | None = None, /) -> None:
+            # Nodes and models take minutes to start, which says nothing of the time left: workers count their own.
+            speed = throughput(done, size, tokens, time.monotonic() - began if seconds is None else seconds)
             self._bars.update(task, completed=done, speed="starting workers" if seconds == done == 0 else speed)
 
-        return told
+        return advance
 
-    def jobs(self, part: str, progress: Jobs) -> None:
-        """The bar and the table of a part's trials."""
+    def show_jobs(self, part: str, progress: JobProgress) -> None:
+        """Show the bar and the table of a part's trials."""
         now = time.monotonic()
         fresh = self._current is None or self._current[0] != part
-        task = self._task(part, progress.total)
-        if fresh or progress.done < self._began[0]:
-            self._began = (progress.done, now)
-        ended, since = self._began
-        self._bars.table = cells_table(progress, ended, now - since)
+        task = self._bar(part, progress.total)
+        if fresh or progress.done < self._part_began[0]:
+            self._part_began = (progress.done, now)
+        ended, began = self._part_began
+        self._bars.table = cells_table(progress, ended, now - began, most=self._bars.console.height - _FRAME)
         self._bars.update(task, completed=progress.done, total=progress.total)
 
-    def _task(self, name: str, total: int | None) -> TaskID:
+    def _bar(self, name: str, total: int | None) -> TaskID:
         if self._current is None or self._current[0] != name:
             if self._current is not None:
                 self._bars.remove_task(self._current[1])

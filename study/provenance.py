@@ -36,11 +36,14 @@ def _hash_of_files() -> str:
     return digest.hexdigest()[:40]
 
 
-def device() -> str:
-    """`x86_64 AVX512`, and the GPU's name: kinds of machine that round differently."""
+def device(kind: str = "cpu") -> str:
+    """Return what computes: `x86_64 AVX512`, for `cuda` with the GPU's name behind it. Such machines round differently.
+
+    `cpu` never touches CUDA, even where there is a GPU.
+    """
     import torch
 
-    gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
+    gpu = f", {torch.cuda.get_device_name()}" if kind == "cuda" else ""
     return f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}{gpu}"
 
 

@@ -11,10 +11,12 @@ import torch
 
 from features.errors import InputError
 from study.engine.worker import reset, resolve
+from study.home import Home
 from study.provenance import commit, device, versions
-from study.specs import Resources
-from study.study import DOOR, PREDICTOR_DOOR, named_uri, store_uri
+from study.specs import BASELINE, Resources
+from study.study import RUN, RUN_BASELINE, named_uri, store_uri
 from study.tracking import runs as tracking
+from study.tracking import tags
 from study.tracking.results import read_config
 
 
@@ -33,12 +35,12 @@ class Rerun:
         return all(logged == now or (math.isnan(logged) and math.isnan(now)) for _, logged, now in self.metrics)
 
 
-def rerun(run_id: str, home: Path) -> Rerun:
-    """Train the trial `run_id` of the store in `home`, with as many threads as it had.
+def rerun(run_id: str, home: Home) -> Rerun:
+    """Train the trial `run_id` of the store in `home` again, of whatever row, with the resources that it had.
 
-    Raises InputError where the store, the run's result, its configuration or its task is not there.
+    Raises InputError where the store, the run's result, its configuration, its task or the GPU that it needs is not there.
     """
-    if named_uri() is None and not (home / "mlflow.db").is_file():
+    if named_uri() is None and not home.database.is_file():
         raise InputError(
             f"{home}: holds no MLflow store; name the study's home folder with --home, or its server in MLFLOW_TRACKING_URI"
         )
@@ -50,33 +52,39 @@ def rerun(run_id: str, home: Path) -> Rerun:
     run = client.get_run(run_id)
     if run.info.status != tracking.FINISHED:
         raise InputError(f"run {run_id}: is {run.info.status} and has no result; name a trial that is FINISHED")
+    gpus = float(run.data.tags.get(tags.GPUS, 0))
+    if gpus > 0 and not torch.cuda.is_available():
+        raise InputError(f"run {run_id}: was trained on a GPU, and this machine has none; rerun it where there is one")
     # Which function to call is not taken from the store: whoever can write there could name any.
-    door = resolve(PREDICTOR_DOOR if document["model"] == "predictor" else DOOR)
+    train = resolve(RUN_BASELINE if document["model"] == BASELINE else RUN)
     before = torch.get_num_threads()
-    reset(Resources(cpus=float(run.data.tags.get("study.cpus", 1))).threads)
+    reset(Resources(cpus=float(run.data.tags.get(tags.CPUS, 1))).threads)
     try:
-        *_, last = door(
+        *_, last = train(
             document["model"], document["config"], document["task_dir"], document["seeds"],
-            test_dir=document["test_dir"],
+            test_dir=document["test_dir"], **({"device": "cuda"} if gpus > 0 else {}),
         )  # fmt: skip
     finally:
         torch.set_num_threads(before)
     logged = {name: value for name, value in run.data.metrics.items() if not name.startswith("epoch/")}
     names = [name for name in {**last.metrics, **logged} if "seconds" not in name]
     metrics = [(name, logged.get(name, math.nan), last.metrics.get(name, math.nan)) for name in names]
-    found = Rerun(metrics=tuple(metrics), differences=())
-    return found if found.same else Rerun(metrics=found.metrics, differences=tuple(_differences(run.data.tags)))
+    result = Rerun(metrics=tuple(metrics), differences=())
+    return result if result.same else Rerun(metrics=result.metrics, differences=tuple(_differences(run.data.tags)))
 
 
-def _differences(tags: Mapping[str, str]) -> Iterator[str]:
-    """What the run's tags say of the code, the packages and the machine, against what is so here."""
-    for name, now in (("commit", commit()), ("device", device())):
-        logged = tags.get(f"study.{name}", "not logged")
-        if logged != now:
-            yield f"{name}: {logged} then, {now} now"
-    was, is_ = (
-        dict(each.partition("=")[::2] for each in text.split()) for text in (tags.get("study.versions", ""), versions())
-    )
-    for name in sorted(was.keys() | is_.keys()):
-        if was.get(name) != is_.get(name):
-            yield f"{name}: {was.get(name, 'not logged')} then, {is_.get(name, 'not there')} now"
+def _differences(logged: Mapping[str, str]) -> Iterator[str]:
+    """Yield what the run's tags say of the code, the packages and the machine where it is other than here."""
+    for name, tag, now in (("commit", tags.COMMIT, commit()), ("device", tags.DEVICE, device())):
+        then = logged.get(tag, "not logged")
+        if then != now:
+            yield f"{name}: {then} then, {now} now"
+    before, after = _packages(logged.get(tags.VERSIONS, "")), _packages(versions())
+    for name in sorted(before.keys() | after.keys()):
+        if before.get(name) != after.get(name):
+            yield f"{name}: {before.get(name, 'not logged')} then, {after.get(name, 'not there')} now"
+
+
+def _packages(text: str) -> dict[str, str]:
+    """Package -> version, of `torch=2.13 ray=2.55`."""
+    return dict(package.partition("=")[::2] for package in text.split())

@@ -6,48 +6,62 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+import pandas as pd
 from rich.markup import escape
 from rich.table import Table
 
-from features.encoders.encoder import resolve_encoder
+from features.encoders.spec import resolve_encoder
 from features.errors import InputError
-from features.pseudo.generator import EMBEDDED, resolve_generator
-from features.simulate.simulator import LABEL
+from features.pseudo.generator import LOCAL, resolve_generator
+from features.store.folders import SIMULATED
 from study import parts
-from study.data.prepare import data_folder, unwatched
-from study.data.preview import outlook
-from study.labels import labels_of
-from study.plan.schema import AblationPlan, Plan, SweepPlan
-from study.specs import PREDICTOR
-from study.study import store_uri
+from study.data.domains import data_folder
+from study.data.preview import preview
+from study.home import Home
+from study.plan.schema import AblationPlan, Plan, Row, SweepPlan
+from study.progress import no_progress
+from study.specs import BASELINE, Job
+from study.study import plan_labels, store_uri
+from study.tracking import runs as tracking
+from study.tracking import tags
 from study.tracking.results import load_results
-from trainables.interface import load_model
+
+_RUNS = 200  # newest trainings of a model that its time is measured on
 
 
 def describe(plan: Plan, data: Path | None, home: Path) -> Iterator[Table | str]:
-    """Sections to print; raises InputError for what is not there (files, encoder)."""
-    yield f"[bold]{plan.name}[/bold]: model {plan.model}, {len(plan.cells)} cells"
+    """Yield the sections to print; raises InputError for what is not there (files, encoder)."""
+    rivals = f", {len(plan.rows) - 1} rivals" if plan.compare else ""
+    yield f"[bold]{plan.name}[/bold]: model {plan.model}{rivals}, {len(plan.cells)} cells"
     yield escape(_inputs(plan, data, home))
-    labels = labels_of(plan.model, plan.published)
-    cells = Table("cell", "source", "target", labels.ratio.lower(), title="cells")
+    cells = Table("cell", "source", "target", plan_labels(plan).ratio.lower(), title="cells")
     for cell in plan.cells:
         cells.add_row(cell.name, cell.source, cell.target, f"{cell.ratio:g}")
     yield cells
     yield from _data(plan, data, home)
-    space = plan.load_space()
-    searched = space.describe() if space and plan.search else {}
-    config = Table("field", "value", title="configuration")
-    for name, value in plan.config.items():
-        config.add_row(name, searched.get(name) or str(value), style="bold" if name in searched else None)
-    for place, own in plan.by_cell.items():
-        for name, value in own.items():
-            config.add_row(f"{name} [dim]{place}[/dim]", str(value))
-    yield config
+    for row in plan.rows:
+        yield _configuration(plan, row)
     yield _work(plan)
     yield from _favoured(plan)
-    yield escape(_cost(plan, home))
-    if space and plan.search and space.size() is not None:
-        yield f"The space holds {space.size():,} configurations; the search tries {plan.search.trials} in each cell."
+    yield _cost(plan, Home(home))
+    for row in plan.rows:
+        space = row.load_space() if row.search else None
+        if space is not None and row.search is not None and (size := space.size()) is not None:
+            yield f"The space of {row.name} holds {size:,} configurations; each cell tries {row.search.trials} of them."
+
+
+def _configuration(plan: Plan, row: Row) -> Table:
+    """A row's fields: what is searched, and the values of the others."""
+    space = row.load_space() if row.search else None
+    searched = space.describe() if space else {}
+    of_model = "" if row.name == row.model else f" (model {row.model})"
+    table = Table("field", "value", title=f"configuration of {row.name}{of_model}")
+    for name, value in row.config.items():
+        table.add_row(name, searched.get(name) or str(value), style="bold" if name in searched else None)
+    for cell in plan.cells:
+        for name, value in row.of_cell(cell).items():
+            table.add_row(f"{name} [dim]{cell.name}[/dim]", str(value))
+    return table
 
 
 def _inputs(plan: Plan, data: Path | None, home: Path) -> str:
@@ -55,28 +69,28 @@ def _inputs(plan: Plan, data: Path | None, home: Path) -> str:
         users, items = (resolve_encoder(plan.features.text.spec(kind).encoder) for kind in ("users", "items"))
         vectors = f"text vectors by {users.spec.model}"
         if plan.features.text.items is not None:
-            vectors += f", items by {items.spec.model}{' with their images' if items.spec.looks else ''}"
+            vectors += f", items by {items.spec.model}{' with their images' if items.spec.reads_images else ''}"
     else:
         vectors = f"rating-based vectors, {plan.features.ratings.factors} factors"
     pseudo = plan.features.pseudo
     if pseudo is not None:
-        if pseudo.model != EMBEDDED:
+        if pseudo.model != LOCAL:
             resolve_generator(pseudo)
         vectors += f"; pseudo-items by {pseudo.model}"
     if plan.simulate:
         return f"input: SIMULATED domains (seed {plan.simulate.seed}); {vectors}"
-    folder = data_folder(plan, data, home, unwatched)
+    folder = data_folder(plan, data, Home(home), no_progress)
     for spec in plan.domains.values():
         for name in filter(None, (spec.interactions, spec.items, plan.sequences.users)):
             if not (folder / name).is_file():
                 raise InputError(f"{folder / name}: no such file; put it there, or name its folder with --data")
-    label = " (SIMULATED)" if (folder / LABEL).is_file() else ""
+    label = " (SIMULATED)" if (folder / SIMULATED).is_file() else ""
     return f"input: {folder}{label}; {vectors}"
 
 
 def _data(plan: Plan, data: Path | None, home: Path) -> Iterator[Table | str]:
     """What the domains hold and what language models have to do, for the kinds that say so before anything is made."""
-    found = outlook(plan, data, home)
+    found = preview(plan, data, Home(home))
     if found is None:
         return
     table = Table("domain", "users", "items", "interactions", "titles to encode", title="data")
@@ -93,16 +107,20 @@ def _data(plan: Plan, data: Path | None, home: Path) -> Iterator[Table | str]:
 
 
 def _work(plan: Plan) -> Table:
-    table = Table("part", "trials", "seeds each", "trainings", title="work")
+    """What each part trains, a line for each of its rows."""
+    table = Table("part", "row", "trials", "seeds each", "trainings", title="work")
     total = 0
     for part, jobs in parts.planned(plan).items():
-        trained = [job for job in jobs if not job.name.startswith(PREDICTOR)]
-        trainings = sum(len(job.seeds) for job in trained)
-        total += trainings
-        table.add_row(part, str(len(trained)), str(len(trained[0].seeds)), str(trainings))
-    table.add_row("all", "", "", str(total), style="bold")
-    metric, direction = load_model(plan.model).SELECTION
-    table.caption = f"configurations are selected by {metric} ({direction})"
+        rows: dict[str, list[Job]] = {}
+        for job in jobs:
+            if job.model != BASELINE:
+                rows.setdefault(job.row, []).append(job)
+        for row, trained in rows.items():
+            trainings = sum(len(job.seeds) for job in trained)
+            total += trainings
+            table.add_row(part, row, str(len(trained)), str(len(trained[0].seeds)), str(trainings))
+    table.add_row("all", "", "", "", str(total), style="bold")
+    table.caption = f"configurations are selected by {plan.selection.metric} ({plan.selection.direction})"
     return table
 
 
@@ -121,24 +139,54 @@ def _favoured(plan: Plan) -> Iterator[str]:
         )
 
 
-def _cost(plan: Plan, home: Path) -> str:
-    """Expected time of what is left, from the trainings that this home folder has seen."""
-    try:
-        finished = load_results(store_uri(home, plan), plan.name, labels_of(plan.model)).finished()
-    except InputError:
-        return f"Nothing of this plan has run in {home} yet, so the time of a training is not known."
-    trained = finished[~finished["name"].str.startswith(PREDICTOR)]
-    names = set(trained["part"] + "/" + trained["cell"] + "/" + trained["name"])
-    left = sum(
-        len(job.seeds)
-        for jobs in parts.planned(plan).values()
-        for job in jobs
-        if job.trial not in names and not job.name.startswith(PREDICTOR)
-    )
-    if not names:
-        return f"No training of this plan is finished in {home}, so its time is not known."
-    seeds = trained["params.seeds"].str.count(",") + 1
-    mean = float(trained["metrics.seconds"].sum() / seeds.sum())
+def _cost(plan: Plan, home: Home) -> Table:
+    """Expected time of what is left, by row, from the trainings of its model that this home folder has seen."""
+    finished = _finished(plan, home)
+    done = set(finished["part"] + "/" + finished["cell"] + "/" + finished["row"] + "/" + finished["name"])
+    seconds = _training_seconds(plan, home)
     side_by_side = max(1, int((os.cpu_count() or 1) / plan.resources.cpus))
-    minutes = left * mean / side_by_side / 60
-    return f"{left} trainings left; at {mean:.1f} s each, {side_by_side} side by side, about {minutes:.0f} min."
+    table = Table("row", "trainings left", "seconds each", "expected minutes", title="cost")
+    jobs = [job for jobs in parts.planned(plan).values() for job in jobs if job.trial not in done]
+    total, unknown = 0.0, False
+    for row in plan.rows:
+        left = sum(len(job.seeds) for job in jobs if job.row == row.name)
+        mean = seconds.get(row.model)
+        minutes = None if mean is None else left * mean / side_by_side / 60
+        total += minutes or 0.0
+        unknown |= mean is None and left > 0
+        table.add_row(
+            row.name, f"{left:,}", "not known" if mean is None else f"{mean:.1f}",
+            "not known" if minutes is None else f"{minutes:.1f}",
+        )  # fmt: skip
+    table.add_row(
+        "all", f"{sum(len(j.seeds) for j in jobs if j.model != BASELINE):,}", "", f"{total:.1f}", style="bold"
+    )
+    table.caption = f"{side_by_side} side by side; seconds are means over the model's trainings in {home}" + (
+        "; a model that has not been trained there has no known time" if unknown else ""
+    )
+    return table
+
+
+def _finished(plan: Plan, home: Home) -> pd.DataFrame:
+    """The plan's finished trials in this home folder; none where nothing of it has run."""
+    try:
+        return load_results(store_uri(home, plan), plan.name, plan_labels(plan)).finished()
+    except InputError:
+        return pd.DataFrame(columns=["part", "cell", "row", "name"], dtype=str)
+
+
+def _training_seconds(plan: Plan, home: Home) -> dict[str, float]:
+    """Model -> mean seconds of one training with one seed, over all plans of the store."""
+    uri = store_uri(home, plan)
+    if uri == tracking.default_uri(home.path) and not home.database.is_file():
+        return {}
+    client = tracking.connect(uri)
+    experiments = [experiment.experiment_id for experiment in client.search_experiments()]
+    means = {}
+    for model in dict.fromkeys(row.model for row in plan.rows):
+        condition = f"tags.`{tags.MODEL}` = '{model}' AND attributes.status = 'FINISHED'"
+        runs = client.search_runs(experiments, condition, max_results=_RUNS)
+        spent = [(run.data.metrics["seconds"], run.data.params["seeds"].count(",") + 1) for run in runs]
+        if spent:
+            means[model] = sum(seconds for seconds, _ in spent) / sum(seeds for _, seeds in spent)
+    return means

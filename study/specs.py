@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from trainables.interface import Selection
 
 Direction = Literal["minimize", "maximize"]
+ARROW = "->"  # between source and target in the name of a cell, and in no name of a field
 BASELINE = "baseline"  # the model of a row that is a simple baseline; the row has the baseline's name
 
 # Names become tags, file names and MLflow filters; an alphabet without quotes, slashes or blanks needs no escaping.
@@ -42,7 +43,7 @@ class Cell:
     @property
     def task(self) -> str:
         """`books->movies`."""
-        return f"{self.source}->{self.target}"
+        return f"{self.source}{ARROW}{self.target}"
 
     @property
     def name(self) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -13,28 +13,34 @@ from typing import Any
 from features.errors import InputError
 from features.store.tables import digest
 from study import parts
-from study.data.prepare import Inputs, Watch, describe_data, feature_figures, prepare, unwatched
-from study.engine.run import Failure, Progress, RunSummary, at_work, refuse_second, run_jobs
+from study.data.prepare import Inputs, describe_data, prepare
+from study.data.tables import table_metrics
+from study.engine.run import Failure, Progress, at_work, refuse_second, run_jobs
+from study.home import Home
 from study.labels import Labels, labels_of
 from study.plan.diff import remember
-from study.plan.schema import Plan
+from study.plan.schema import Plan, Row, swept_rows
 from study.plan.start import config_of_run
+from study.progress import StartProgress, no_progress
 from study.provenance import commit, device, versions
 from study.report.claims.judge import Judged, judge
 from study.report.report import ReportResult, redraw, report
-from study.selection import Best, best_per_cell
-from study.specs import Cell, Cluster, Job
+from study.selection import Best, best_trials
+from study.specs import BASELINE, Cell, Cluster, Job, Recipe, RowRecipe
 from study.tracking import runs as tracking
-from study.tracking.pareto import mark_front
+from study.tracking import tags
+from study.tracking.marks import mark_best, mark_front, mark_places
 from study.tracking.registry import Recommendation, recommend, register
 from study.tracking.results import Results, load_results, read_config
-from trainables.tasks.rating import TaskFolders
+from trainables.tasks.arrays import TaskFolders
 
-DOOR = "trainables.trial:run"
-PREDICTOR_DOOR = "trainables.trial:run_predictor"
+RUN = "trainables.trial:run"
+RUN_BASELINE = "trainables.trial:run_baseline"
 
-WatchJobs = Callable[[str, Progress], None]
+ShowJobs = Callable[[str, Progress], None]
 """(part, how far it is)."""
+Configs = dict[tuple[str, str], Mapping[str, Any]]
+"""(row, cell) -> fields of the model's config."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,17 +50,18 @@ class Summary:
     part: str
     planned: int
     ran: int
-    failures: tuple[Failure, ...]
+    failures: tuple[Failure, ...] = ()
     stopped: str | None = None  # why trials were left: the budget that is spent
     notes: tuple[str, ...] = ()  # what else a person should know, a line each
-    superseded: int = 0  # runs of an earlier form of the plan, deleted in MLflow (its UI restores them)
+    superseded: int = 0  # runs that the plan no longer asks for: kept in MLflow, and left out of everything
 
 
 @dataclass(frozen=True, kw_only=True)
 class StatusRow:
-    """Where a part of a study stands, in trials."""
+    """Where a row of a part stands, in trials."""
 
     part: str
+    row: str
     planned: int
     finished: int
     failed: int
@@ -73,14 +80,20 @@ class Study:
 
     def __init__(
         self, plan: Plan, *, home: Path, data: Path | None = None, cluster: Cluster | None = None,
-        watch: Watch | None = None, watch_jobs: WatchJobs | None = None, named: str | None = None,
+        only: Collection[str] = (), start_progress: StartProgress | None = None,
+        show_jobs: ShowJobs | None = None, named: str | None = None,
     ) -> None:  # fmt: skip
-        """`named`: what `load_plan` finds the plan by in any folder; default: its name, as of a shipped plan."""
+        """Open a study; nothing is made before a verb is called.
+
+        `only`: rows that the verbs train; the others keep what they have. `named`: what `load_plan` finds the plan by in
+        any folder; default: its name, as of a shipped plan. Raises InputError for a row that the plan does not have.
+        """
         self.named = named or plan.name
-        self.plan, self.home, self.data = plan, home.absolute(), data  # workers have another working folder
+        self.plan, self.home, self.data = plan, Home(home), data
+        self.only = tuple(plan.row(name).name for name in only)
         self.cluster = cluster or Cluster()
-        self.watch: Watch = watch or unwatched
-        self._watch_jobs: WatchJobs = watch_jobs or (lambda part, progress: None)
+        self.start_progress: StartProgress = start_progress or no_progress
+        self._show_jobs: ShowJobs = show_jobs or (lambda part, progress: None)
 
     @property
     def tracking_uri(self) -> str:
@@ -89,19 +102,22 @@ class Study:
 
     @cached_property
     def labels(self) -> Labels:
-        """What the plan is about."""
-        return labels_of(self.plan.model, self.plan.published)
+        """What the plan's rows, metrics and fields are called."""
+        return plan_labels(self.plan)
 
     @property
     def report_folder(self) -> Path:
         """Where `report` writes."""
-        return self.home / "reports" / self.plan.name
+        return self.home.report(self.plan.name)
 
     # --- verbs ----------------------------------------------------------------------------------------------------
 
+    def extract(self) -> Inputs:
+        """Make everything that trials read, where it is missing, and describe it in MLflow."""
+        return self._inputs
+
     @cached_property
-    def inputs(self) -> Inputs:
-        """Verb `extract`: everything that trials read, made where it is missing, and described in MLflow."""
+    def _inputs(self) -> Inputs:
         refuse_second(self.home, self.plan.name)  # it would describe its data in the other's experiment
         on_ray, actors = self.cluster.address is not None, None
         if on_ray:
@@ -109,43 +125,50 @@ class Study:
 
             connect(self.cluster)
             actors = most_actors(self.cluster)
-        inputs = prepare(self.plan, self.data, self.home, self.watch, on_ray=on_ray, actors=actors)
+        inputs = prepare(self.plan, self.data, self.home, self.start_progress, on_ray=on_ray, actors=actors)
         self._log_data(inputs)
         return inputs
 
     def search(self) -> Summary:
-        """Trials by Optuna in every cell; tags the best of each."""
-        summary = self._run("search", parts.search_jobs(self.plan, self._folders))
+        """Trials by Optuna in every cell, for every row; tags the best of each."""
+        summary = self._run("search", {})
         client, experiment = self._store()
-        metric, direction = self.plan.selection
-        tracking.mark_best(client, experiment, metric=metric, direction=direction)
+        mark_best(client, experiment, self.plan.selection)
         mark_front(client, experiment, self.plan.search.objectives if self.plan.search else ())
         return summary
 
     def sweep(self, parameter: str) -> Summary:
         """One field varied, everything else at the best configuration."""
-        part = f"sweep:{parameter}"
-        start = self._start_configs(part, self.plan.sweeps[parameter].start)
-        return self._run(part, parts.sweep_jobs(self.plan, parameter, self._folders, start))
+        rows = swept_rows(self.plan, parameter)
+        return self._run(f"sweep:{parameter}", self._start_configs(parameter, self.plan.sweeps[parameter].start, rows))
 
     def ablate(self) -> Summary:
-        """Variants of the best configuration."""
-        start = self._start_configs("ablate", self.plan.ablate.start) if self.plan.ablate else {}
-        return self._run("ablate", parts.ablation_jobs(self.plan, self._folders, start))
+        """Variants of the subject's best configuration."""
+        if self.plan.ablate is None:
+            raise InputError(f"plan {self.plan.name}: has no ablate part; add it to the plan")
+        return self._run("ablate", self._start_configs("ablate", self.plan.ablate.start, [self.plan.subject]))
 
-    def score(self) -> Summary:
-        """The best configuration and the simple predictors on test; the only verb that opens test data."""
-        summary = self._run("score", parts.score_jobs(self.plan, self._folders, self._best_configs("score")))
-        return replace(summary, notes=tuple(register(self.results(), self.inputs.domains, self.home)))
+    def score(self, registered: Collection[str] = ()) -> Summary:
+        """Each row's best configuration and the simple baselines on test; the only verb that opens test data.
 
-    def recommend(self, user: str, cell: str | None, n: int) -> Recommendation:
-        """Target-domain items for a user, by the registered model of a cell; None: of the first that knows him."""
+        The subject's winner becomes a registered model, and those of the rows in `registered`.
+        """
+        names = [self.plan.subject.name, *(self.plan.row(name).name for name in registered)]
+        summary = self._run("score", self._best_configs("score", self.plan.rows))
+        task_type = self.plan.task_type
+        direction = task_type.validation_directions[f"val_{task_type.headline}"]
+        mark_places(*self._store(), metric=f"test_{task_type.headline}", maximize=direction == "maximize")
+        return replace(summary, notes=tuple(register(self.results(), self._inputs.domains, self.home, names)))
+
+    def recommend(self, user: str, cell: str | None, n: int, row: str | None = None) -> Recommendation:
+        """Target-domain items for a user, by the registered model of a cell; None: of the first that knows them."""
         cells = [each for each in self.plan.cells if cell in (None, each.name)]
         if not cells:
             names = ", ".join(each.name for each in self.plan.cells)
             raise InputError(f"--cell {cell}: plan {self.plan.name} has no such cell; choose from {names}")
         client, _ = self._store()
-        return recommend(client, self.plan.name, cells, self.home, user, n)
+        rival = None if row in (None, self.plan.subject.name) else self.plan.row(str(row)).name
+        return recommend(client, self.plan.name, cells, self.home, user, n, rival)
 
     def run_part(self, part: str) -> Summary:
         """The verb of a part by the part's name."""
@@ -172,35 +195,44 @@ class Study:
         """The verdict on each claim of the paper."""
         return judge(self.results())
 
-    def best(self) -> dict[str, tuple[Best, Mapping[str, Any]]]:
-        """Best trial of each searched cell and its whole `config.yaml`."""
+    def best(self) -> dict[tuple[str, str], tuple[Best, Mapping[str, Any]]]:
+        """(row, cell) -> best trial of the search and its whole `config.yaml`, for all rows that are searched."""
         results = self.results()
-        found = best_per_cell(results.validation(), *self.plan.selection)
-        return {cell: (best, results.config(best.run_id)) for cell, best in found.items()}
+        best = best_trials(results.validation(), self.plan.selection)
+        rows = {row.name for row in self.plan.rows}
+        return {key: (trial, results.config(trial.run_id)) for key, trial in best.items() if key[0] in rows}
 
     def status(self) -> list[StatusRow]:
-        """How far each part is; names alone are compared, so a changed plan shows only when it runs."""
-        begun = self._server is not None or (self.home / "mlflow.db").is_file()
+        """How far each row of each part is; names alone are compared, so a changed plan shows only when it runs."""
+        begun = self._server is not None or self.home.database.is_file()
         store = self._store() if begun else None  # reading makes no store
         working = at_work(self.home, self.plan.name) is not None  # a killed driver leaves runs open
-        rows = []
+        lines = []
         for part, jobs in parts.planned(self.plan).items():
-            names = {job.trial for job in jobs}
-            states: dict[str, str] = {}
-            for run in tracking.find_runs(*store, part) if store else ():
-                trial = run.data.tags.get("study.trial")
-                if trial in names:  # of several, the newest is what the plan asks for
-                    ended = "study.pruned" in run.data.tags
-                    states.setdefault(trial, tracking.FINISHED if ended else run.info.status)
-            count = list(states.values()).count
-            begun_only = count(tracking.RUNNING) + count(tracking.KILLED)
-            rows.append(
-                StatusRow(
-                    part=part, planned=len(names), finished=count(tracking.FINISHED), failed=count(tracking.FAILED),
-                    running=count(tracking.RUNNING) if working else 0, open=begun_only,
-                )
-            )  # fmt: skip
-        return rows
+            states = self._states(store, part, {job.trial for job in jobs})
+            rows: dict[str, list[str]] = {}
+            for job in jobs:
+                name = "baselines" if job.model == BASELINE else job.row
+                rows.setdefault(name, []).append(states.get(job.trial, ""))
+            for row, trials in rows.items():
+                count = trials.count
+                lines.append(
+                    StatusRow(
+                        part=part, row=row, planned=len(trials), finished=count(tracking.FINISHED),
+                        failed=count(tracking.FAILED), running=count(tracking.RUNNING) if working else 0,
+                        open=count(tracking.RUNNING) + count(tracking.KILLED),
+                    )
+                )  # fmt: skip
+        return lines
+
+    def _states(self, store: tuple[Any, str] | None, part: str, trials: Collection[str]) -> dict[str, str]:
+        """Trial -> status of its run; a trial that the search stopped early has ended."""
+        states: dict[str, str] = {}
+        for run in tracking.find_runs(*store, part) if store else ():
+            trial = str(run.data.tags.get(tags.TRIAL))
+            if trial in trials and tags.SUPERSEDED not in run.data.tags:  # of several, the newest is what counts
+                states.setdefault(trial, tracking.FINISHED if tags.PRUNED in run.data.tags else run.info.status)
+        return states
 
     # --- inside ---------------------------------------------------------------------------------------------------
 
@@ -210,110 +242,116 @@ class Study:
         return named_uri(self.plan)
 
     def _folders(self, cell: Cell, feature_set: str) -> TaskFolders:
-        return self.inputs.tasks[cell.name, feature_set]
+        return self._inputs.tasks[cell.name, feature_set]
 
-    def _start_configs(self, part: str, start: str) -> dict[str, Mapping[str, Any]]:
-        """What a sweep or the ablations start from, by cell."""
+    def _start_configs(self, part: str, start: str, rows: Sequence[Row]) -> Configs:
+        """What a sweep or the ablations start from."""
         if start == "best":
-            return self._best_configs(part)
+            return self._best_configs(part, rows)
         if start == "base":
-            return self.plan.by_cell
-        config = config_of_run(start, read_config(self.tracking_uri, start), self.plan, f"{part}: start")
-        return {cell.name: config for cell in self.plan.cells}
+            return {(row.name, cell.name): row.of_cell(cell) for row in rows for cell in self.plan.cells}
+        document = read_config(self.tracking_uri, start)
+        (row,) = rows
+        config = config_of_run(start, document, row, f"{part}: start")
+        return {(row.name, cell.name): config for cell in self.plan.cells}
 
-    def _best_configs(self, part: str) -> dict[str, Mapping[str, Any]]:
-        """The best configuration by cell; the plan's base where it has no search."""
-        if self.plan.search is None:
-            return self.plan.by_cell
-        configs = {cell: document["config"] for cell, (_, document) in self.best().items()}
-        missing = [cell.name for cell in self.plan.cells if cell.name not in configs]
-        if missing:
+    def _best_configs(self, part: str, rows: Sequence[Row]) -> Configs:
+        """The best configuration of each row and cell; a row's base where it has no search."""
+        chosen = [row for row in rows if not self.only or row.name in self.only]
+        configs = self._start_configs(part, "base", rows)
+        searched = [row for row in chosen if row.search is not None]
+        if not searched:
+            return configs
+        best = self.best()
+        wanted = [(row.name, cell.name) for row in searched for cell in self.plan.cells]
+        if missing := [f"{row} in {cell}" for row, cell in wanted if (row, cell) not in best]:
             raise InputError(
-                f"{part}: no finished search trial in {', '.join(missing)}; run `study search` on the plan first"
+                f"{part}: no finished search trial of {', '.join(missing)}; run `study search` on the plan first"
             )
-        return configs
+        return configs | {key: best[key][1]["config"] for key in wanted}
 
-    def _run(self, part: str, jobs: Sequence[Job]) -> Summary:
-        """Finish a part's jobs, and the simple predictors that stand beside them."""
+    def _run(self, part: str, start: Configs) -> Summary:
+        """Finish a part's jobs, with the simple baselines beside them; where `only` names rows, theirs alone."""
+        jobs = parts.part_jobs(self.plan, part, self._folders, start)
         if not jobs:
             raise InputError(f"plan {self.plan.name}: has no {part.split(':')[0]} part; add it to the plan")
-        remember(self.plan, self.home)
-        beside = parts.predictor_jobs(self.plan, part, self._folders)
-        done = [self._run_jobs(part, beside, PREDICTOR_DOOR, "predictor", {})] if beside else []
-        done.append(self._run_jobs(part, jobs, DOOR, self.plan.model, self.plan.config))
+        chosen = parts.of_rows(jobs, self.only)
+        if not chosen:
+            return Summary(part=part, planned=0, ran=0)
+        remember(self.plan, self.home.path)
+        done = run_jobs(
+            Recipe(
+                experiment=self.plan.name, home=self.home.path, rows=self._row_recipes(part, chosen),
+                selection=self.plan.selection, tags=self._tags, resources=self.plan.resources, faults=self.plan.faults,
+                cluster=self.cluster, tracking_uri=self._server, planned={job.trial for job in jobs},
+            ),
+            chosen,
+            on_progress=lambda progress: self._show_jobs(part, progress),
+        )  # fmt: skip
         return Summary(
-            part=part, planned=sum(each.planned for each in done), ran=sum(each.ran for each in done),
-            failures=tuple(failure for each in done for failure in each.failures),
-            superseded=sum(each.superseded for each in done), stopped=done[-1].stopped,
+            part=part, planned=done.planned, ran=done.ran, failures=done.failures, superseded=done.superseded,
+            stopped=done.stopped,
         )  # fmt: skip
 
-    def _run_jobs(
-        self, part: str, jobs: Sequence[Job], trainable: str, model: str, base: Mapping[str, Any]
-    ) -> RunSummary:
-        return run_jobs(
-            experiment=self.plan.name,
-            home=self.home,
-            jobs=jobs,
-            trainable=trainable,
-            model=model,
-            base=base,
-            space=self.plan.load_space() if part == "search" else None,
-            search=self.plan.search if part == "search" else None,
-            selection=self.plan.selection,
-            resources=self.plan.resources,
-            faults=self.plan.faults,
-            cluster=self.cluster,
-            tags=self._tags,
-            tracking_uri=self._server,
-            keep={job.trial for job in parts.planned(self.plan)[part]},
-            on_progress=lambda progress: self._watch_jobs(part, progress),
-        )
+    def _row_recipes(self, part: str, jobs: Sequence[Job]) -> dict[str, RowRecipe]:
+        """How the jobs of each row are trained."""
+        named = {job.row for job in jobs}
+        recipes = {
+            row.name: RowRecipe(
+                trainable=RUN, model=row.model, base=row.config,
+                space=row.load_space() if part == "search" else None, search=row.search if part == "search" else None,
+            )
+            for row in self.plan.rows
+            if row.name in named
+        }  # fmt: skip
+        baselines = {job.row for job in jobs if job.model == BASELINE}
+        return recipes | {name: RowRecipe(trainable=RUN_BASELINE, model=BASELINE, base={}) for name in baselines}
 
     @cached_property
     def _tags(self) -> dict[str, str]:
         """Tags of every run: where its numbers come from."""
         return {
-            "study.simulated": str(self.inputs.simulated).lower(),
-            "study.data_key": self.inputs.data_key,
-            "study.feature_key": self.inputs.feature_key,
-            "study.commit": commit(),
-            "study.versions": versions(),
-            "study.device": device(),
-            "study.cpus": f"{self.plan.resources.cpus:g}",
-            "study.gpus": f"{self.plan.resources.gpus:g}",
+            tags.SIMULATED: str(self._inputs.simulated).lower(),
+            tags.DATA_KEY: self._inputs.data_key,
+            tags.FEATURE_KEY: self._inputs.feature_key,
+            tags.COMMIT: commit(),
+            tags.VERSIONS: versions(),
+            tags.DEVICE: device(),
+            tags.CPUS: f"{self.plan.resources.cpus:g}",
+            tags.GPUS: f"{self.plan.resources.gpus:g}",
         }
 
     @property
     def _way(self) -> dict[str, str]:
         """Tags with the words by which a command finds the study: see `Results.command`."""
         return {
-            "study.store": tracking.naming(self._server),
-            "study.plan": shlex.join([self.named, "--home", str(self.home)]),
-            "study.data": shlex.join(["--data", str(self.data.absolute())]) if self.data else "",
+            tags.STORE: tracking.naming(self._server),
+            tags.PLAN: shlex.join([self.named, "--home", str(self.home)]),
+            tags.DATA: shlex.join(["--data", str(self.data.absolute())]) if self.data else "",
         }
 
     def _store(self) -> tuple[Any, str]:
         client = tracking.connect(self.tracking_uri)
-        artifacts = self.home / "artifacts" if self._server is None else None
+        artifacts = self.home.artifacts if self._server is None else None
         return client, tracking.open_experiment(client, self.plan.name, artifacts)
 
     def _log_data(self, inputs: Inputs) -> None:
         """One run of part `data` with the domains' manifests and the cells' counts, replaced when they change."""
         client, experiment = self._store()
-        tags = {
-            "study.part": "data", "study.data_key": inputs.data_key, "study.feature_key": inputs.feature_key,
-            "study.simulated": str(inputs.simulated).lower(), "study.cells": digest({"tasks": sorted(inputs.tasks)}),
+        run_tags = {
+            tags.PART: "data", tags.DATA_KEY: inputs.data_key, tags.FEATURE_KEY: inputs.feature_key,
+            tags.SIMULATED: str(inputs.simulated).lower(), tags.CELLS: digest({"tasks": sorted(inputs.tasks)}),
         }  # fmt: skip
         for run in tracking.find_runs(client, experiment, "data"):
-            if run.info.status == tracking.FINISHED and tags.items() <= run.data.tags.items():
+            if run.info.status == tracking.FINISHED and run_tags.items() <= run.data.tags.items():
                 for tag, words in self._way.items() - run.data.tags.items():
                     client.set_tag(run.info.run_id, tag, words)
                 return
             client.delete_run(run.info.run_id)
-        run = client.create_run(experiment, run_name="data", tags=tags | self._way)
-        for path in describe_data(self.plan, inputs, self.home / "logs" / self.plan.name).values():
+        run = client.create_run(experiment, run_name="data", tags=run_tags | self._way)
+        for path in describe_data(self.plan, inputs, self.home.logs(self.plan.name)).values():
             client.log_artifact(run.info.run_id, str(path))
-        for name, value in feature_figures(inputs.tables).items():
+        for name, value in table_metrics(inputs.tables).items():
             client.log_metric(run.info.run_id, name, value)
         client.set_terminated(run.info.run_id, tracking.FINISHED)
 
@@ -323,6 +361,12 @@ def named_uri(plan: Plan | None = None) -> str | None:
     return (plan.tracking_uri if plan else None) or os.environ.get("MLFLOW_TRACKING_URI") or None
 
 
-def store_uri(home: Path, plan: Plan | None = None) -> str:
+def store_uri(home: Home, plan: Plan | None = None) -> str:
     """The MLflow store in use: a named one, or the SQLite file in the home folder."""
-    return named_uri(plan) or tracking.default_uri(home)
+    return named_uri(plan) or tracking.default_uri(home.path)
+
+
+def plan_labels(plan: Plan) -> Labels:
+    """What a plan's rows, metrics and fields are called."""
+    rivals = {row.name: (row.model, row.title) for row in plan.rows[1:]}
+    return labels_of(plan.model, plan.published, rivals)

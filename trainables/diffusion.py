@@ -7,11 +7,11 @@ and kept in float32. Shapes: B batch, D feature, T steps.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from features.errors import InputError
 
@@ -25,7 +25,7 @@ Denoiser = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 
 @dataclass(frozen=True)
 class SameForAll:
-    """Noise that is drawn once and taken for every row: what is generated for a user hangs on no other user's row."""
+    """Noise that is drawn once and taken for every row: what is generated for a user depends on no other user's row."""
 
     generator: torch.Generator
 
@@ -33,11 +33,16 @@ class SameForAll:
 Noise = torch.Generator | SameForAll
 
 
-def normal(shape_BD: Sequence[int], noise: Noise) -> Tensor:
-    """Standard normal noise, [B, D]."""
+def normal_like(x_BD: Tensor, noise: Noise) -> Tensor:
+    """Standard normal noise of the shape of x, [B, D], on its device; drawn on the CPU: the same on every device."""
     if isinstance(noise, SameForAll):
-        return torch.randn(1, *shape_BD[1:], generator=noise.generator).expand(*shape_BD)
-    return torch.randn(shape_BD, generator=noise)
+        return torch.randn(1, *x_BD.shape[1:], generator=noise.generator).to(x_BD.device).expand(*x_BD.shape)
+    return torch.randn(x_BD.shape, generator=noise).to(x_BD.device)
+
+
+def random_steps(rows: int, steps: int, generator: torch.Generator, device: torch.device) -> Tensor:
+    """Steps that training noises its rows to, drawn evenly from 1..T: int64 [B]."""
+    return torch.randint(1, steps + 1, (rows,), generator=generator).to(device)
 
 
 def variances(steps: int, start: float, end: float, schedule: str) -> Tensor:
@@ -57,9 +62,8 @@ def variances(steps: int, start: float, end: float, schedule: str) -> Tensor:
     return torch.linspace(start * scale, end * scale, steps, dtype=torch.float64).clamp(max=MAX_VARIANCE)
 
 
-@dataclass(frozen=True)
-class Diffusion:
-    """Tables of one schedule, each float32 [T]."""
+class Diffusion(nn.Module):
+    """Tables of one schedule, each float32 [T]; they follow the network that they are part of to its device."""
 
     signal: Tensor  # sqrt(abar_t), the share of x_0 in x_t
     noise: Tensor  # sqrt(1 - abar_t), the share of eps in x_t
@@ -67,19 +71,21 @@ class Diffusion:
     mean_xt: Tensor  # factor of x_t in the posterior mean
     deviation: Tensor  # standard deviation of the posterior, sqrt(beta~_t); 0 at t = 1
 
-    @classmethod
-    def from_variances(cls, beta_T: Tensor) -> Diffusion:
-        """Tables from beta_1..beta_T, float64 [T]."""
+    def __init__(self, beta_T: Tensor) -> None:
+        """Tables from the variances beta_1..beta_T, float64 [T]."""
+        super().__init__()
         alpha = 1 - beta_T
         bar = alpha.cumprod(0)
         bar_before = torch.cat([bar.new_ones(1), bar[:-1]])
-        return cls(
-            signal=bar.sqrt().float(),
-            noise=(1 - bar).sqrt().float(),
-            mean_x0=(bar_before.sqrt() * beta_T / (1 - bar)).float(),
-            mean_xt=(alpha.sqrt() * (1 - bar_before) / (1 - bar)).float(),
-            deviation=(beta_T * (1 - bar_before) / (1 - bar)).sqrt().float(),
-        )
+        tables = {
+            "signal": bar.sqrt(),
+            "noise": (1 - bar).sqrt(),
+            "mean_x0": bar_before.sqrt() * beta_T / (1 - bar),
+            "mean_xt": alpha.sqrt() * (1 - bar_before) / (1 - bar),
+            "deviation": (beta_T * (1 - bar_before) / (1 - bar)).sqrt(),
+        }
+        for name, table in tables.items():
+            self.register_buffer(name, table.float(), persistent=False)
 
     @property
     def steps(self) -> int:
@@ -107,10 +113,10 @@ class Diffusion:
         """
         x = start_BD
         for t in range(first or self.steps, 0, -1):
-            x0 = denoise(x, torch.full((len(x),), t, dtype=torch.int64), condition_BD)
+            x0 = denoise(x, torch.full((len(x),), t, dtype=torch.int64, device=x.device), condition_BD)
             x = self.posterior_mean(x0, x, t)
             if t > 1:
-                x = x + self.deviation[t - 1] * normal(x.shape, generator)
+                x = x + self.deviation[t - 1] * normal_like(x, generator)
         return x
 
     def strided(
@@ -123,7 +129,7 @@ class Diffusion:
         chosen = torch.linspace(first, 1, min(steps, first)).round().long().tolist()
         x = start_BD
         for t, following in zip(chosen, [*chosen[1:], 0], strict=True):
-            t_B = torch.full((len(x),), t, dtype=torch.int64)
+            t_B = torch.full((len(x),), t, dtype=torch.int64, device=x.device)
             x0 = denoise(x, t_B, condition_BD)
             if following == 0:
                 return x0
@@ -135,6 +141,7 @@ class Diffusion:
 def timestep_embedding(t_B: Tensor, dim: int) -> Tensor:
     """Sinusoidal embedding of the step number, [B, dim] (MuSiC eq. 7; Vaswani et al. 2017)."""
     half = dim // 2
-    frequency = torch.exp(torch.arange(half, dtype=torch.float32) * (-math.log(10_000.0) / half))
+    place = torch.arange(half, dtype=torch.float32, device=t_B.device)
+    frequency = torch.exp(place * (-math.log(10_000.0) / half))
     angle = t_B[:, None].float() * frequency
     return torch.cat([angle.sin(), angle.cos()], dim=-1)

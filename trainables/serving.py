@@ -18,20 +18,24 @@ from features.errors import InputError
 from trainables.interface import load_model, make_config
 from trainables.task_types import TASK_TYPES, item_numbers
 
+RECOMMENDED = {"items": "texts", "titles": "texts", "scores": "numbers"}  # columns of what is recommended
+
 
 class Served:
     """A model and the items that it knows."""
 
     def __init__(self, folder: Path) -> None:
         packed = torch.load(folder / "weights.pt", weights_only=True)
-        module = load_model(packed["model"])
+        model = load_model(packed["model"])
         config = make_config(packed["model"], packed["config"], f"config of {packed['model']}")
-        self._task_type = TASK_TYPES[module.TASK_TYPE]
-        self._score = module.unpack(config, packed["state"], packed["seed"])
-        self._limits = packed["state"].get("limits", (-np.inf, np.inf))
+        assert model.unpack is not None
+        self._task_type = TASK_TYPES[model.TASK_TYPE]
+        self._score = model.unpack(config, packed["state"], packed["seed"])
+        self._limits = packed["limits"]
         items = pd.read_parquet(folder / "items.parquet")
         target, source = items[items["in_target"]], items[~items["in_target"]]
         self._ids, self._titles = target["item_id"].to_numpy(object), target["title"].to_numpy(object)
+        self._range = (int(target.index[0]), int(target.index[-1]) + 1)
         self._place = {item: place for place, item in enumerate(self._ids)}
         # An id of both domains means the source domain's item in a history.
         self._numbers = dict(zip(target["item_id"], target.index, strict=True))
@@ -40,15 +44,16 @@ class Served:
     def recommend(self, users: pd.DataFrame, n: int) -> pd.DataFrame:
         """The `n` best items of each row: columns items (ids), titles, scores, each a list, best first.
 
-        `users`: the columns of the kind's query, and, where only some items are asked about, their ids as `candidates`.
-        Scores of ratings are within the rating scale. Raises InputError for no row, unknown items, and what is no number
-        or not of the model's width.
+        `users`: the columns of the task type's query, and, where only some items are asked about, their ids as
+        `candidates`. Scores of ratings are within the rating scale. Raises InputError for no row, unknown items, and what
+        is no number or not of the model's width.
         """
         if n < 1:
             raise InputError(f"n is {n}; give at least 1")
         if users.empty:
             raise InputError("users: there is no row; give one for each user")
-        scores_UJ = self._score(self._task_type.query(users, self._numbers))
+        query = self._task_type.query(users, self._numbers)
+        scores_UJ = self._task_type.hide_seen(self._score(query), query, self._range)
         if "candidates" in users:
             scores_UJ = self._among(scores_UJ, users["candidates"])
         best = scores_UJ.topk(min(n, scores_UJ.shape[1]), dim=1)
@@ -57,7 +62,7 @@ class Served:
             known = np.isfinite(score)  # what a user has already is never recommended
             shown = score[known].astype(float).clip(*self._limits)
             rows.append((list(self._ids[place[known]]), list(self._titles[place[known]]), list(shown)))
-        return pd.DataFrame(rows, columns=["items", "titles", "scores"])
+        return pd.DataFrame(rows, columns=list(RECOMMENDED))
 
     def _among(self, scores_UJ: torch.Tensor, candidates: pd.Series) -> torch.Tensor:
         """The scores with -inf for all other items; a row without candidates keeps all."""

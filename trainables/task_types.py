@@ -1,8 +1,8 @@
-"""The kinds of task: all that the door and the study have to know of `ratings` (MuSiC) and `sequences` (LGCD).
+"""The task types: all that the runner and the study have to know of `ratings` (MuSiC) and `sequences` (LGCD).
 
-A kind says how its tasks are opened and measured, what its numbers are called and which way is better, and which simple
-predictors stand beside a model. Whoever else asks which kind a task is should ask the kind instead.
-Shapes: N ratings, R rows (held-out users x protocols), C candidates.
+A task type says how its tasks are opened and measured, what its numbers are called and which way is better, and which
+simple baselines stand beside a model. Whoever else asks which type a task is should ask the task type instead.
+Shapes: N ratings, R rows (held-out users x protocols), C candidates, J items of the target domain.
 """
 
 from __future__ import annotations
@@ -17,19 +17,24 @@ import numpy as np
 import pandas as pd
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from features.errors import InputError
-from trainables.baselines import rating as predictors
-from trainables.baselines import sequential as sequence_predictors
+from trainables import queries
+from trainables.baselines import rating as rating_baselines
+from trainables.baselines import sequential as sequence_baselines
 from trainables.metrics.rating import user_errors
-from trainables.metrics.sequential import sequence_errors
-from trainables.tasks import rating as task
+from trainables.metrics.sequential import SequenceErrors, sequence_errors
+from trainables.tasks import rating
 from trainables.tasks import sequential as sequences
+from trainables.tasks.arrays import read_meta
 
-Predict = Callable[..., Any]
-"""What a model has learned. ratings: (held_out, task, seed) -> ratings [N], not cut to the rating scale, and the users'
-vectors [U, D]. sequences: (held_out, task, seed, candidates) -> scores [R, C] of the candidates [R, C], or of all items of
-the target domain where candidates are None."""
+Predict = Callable[[Any, Any, int], Tensor]
+"""What a model has learned: (held_out, task, seed) -> ratings [N] of `held_out.ratings`, not cut to the rating scale; or
+scores [R, J] of all items of the target domain, for each row of `held_out`. The same for the same seed."""
+
+_CPU = torch.device("cpu")
+SCORE_BYTES = 256 * 2**20  # of the scores that a sequence model is asked for at once
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,17 +66,26 @@ class TaskType:
     task: type  # of its tasks
     load_task: Callable[[Path], Any]
     load_held_out: Callable[[Path], Any]
-    measure: Callable[..., Measured]  # (held_out, predict, task, seed, *, full)
+    measure: Callable[..., Measured]  # (held_out, predict, task, seed, *, full, predicted=None)
     query: Callable[[pd.DataFrame, Mapping[str, int]], Any]  # what is known of users, from columns and items' numbers
-    as_predict: Callable[[str], Predict]  # a simple predictor in the form of a model's prediction
-    predictors: tuple[str, ...]  # the simple predictors, each a row of every table
+    query_columns: Mapping[str, str]  # those columns -> number | numbers | texts
+    describe_user: Callable[
+        [Path, str, Sequence[str]], pd.DataFrame
+    ]  # (task_dir, user, source-domain items) -> columns
+    example_user: Callable[[Path], pd.DataFrame]  # task_dir -> those columns of a validation user
+    hide_seen: Callable[
+        [Tensor, Any, tuple[int, int]], Tensor
+    ]  # scores [U, J], query, target items -> -inf for what they have
+    limits: Callable[[Any], tuple[float, float]]  # task -> least and largest score that is shown to a user
+    as_predict: Callable[[str], Predict]  # a simple baseline in the form of a model's prediction
+    baselines: tuple[str, ...]  # the simple baselines, each a row of every table
     reference: str  # the one among them that a useful model has to pass
     metrics: tuple[Metric, ...]  # in the order of tables
     full: tuple[Metric, ...] = ()  # those of the full ranking, named full_<metric>; test alone has them
     cold_items: bool = False  # whether scores know test items that never occur in training
     groups: tuple[str, ...] = ("",)  # of rows that are averaged apart; their metrics are named <metric>_<group>
     group_column: str = ""  # column of `per_user.csv` that holds the group
-    headline: str  # the metric that marks a cell's best row, and whose difference to the bar is shown
+    headline: str  # the metric that marks a cell's best row, and whose difference to the reference is shown
     sensitivity: tuple[str, ...]  # metrics of sensitivity figures, a panel for each group
     ablation: tuple[str, ...]  # metrics of the ablation table
     rows: str  # what a domain's interactions are called
@@ -79,46 +93,61 @@ class TaskType:
     ratio_of: str  # what it is the share of
     digits: int = 3  # of a metric in tables
 
+    @property
+    def validation_directions(self) -> dict[str, str]:
+        """Metrics that may select, as they are reported -> minimize | maximize."""
+        groups = ["", *(f"_{group}" for group in self.groups if group)]
+        directions = {"lower": "minimize", "higher": "maximize"}
+        return {f"val_{metric.name}{group}": directions[metric.better] for metric in self.metrics for group in groups}
+
 
 def task_type_at(task_dir: Path) -> TaskType:
     """The type of the task in a folder; InputError where there is none."""
-    return TASK_TYPES[task.read_meta(task_dir).get("kind", "ratings")]
+    return TASK_TYPES[read_meta(task_dir).get("kind", "ratings")]
 
 
-def task_type_of(found: Any) -> TaskType:
+def task_type_of(opened: Any) -> TaskType:
     """The type of an open task."""
-    (task_type,) = (task_type for task_type in TASK_TYPES.values() if isinstance(found, task_type.task))
+    (task_type,) = (task_type for task_type in TASK_TYPES.values() if isinstance(opened, task_type.task))
     return task_type
 
 
-def _measure_ratings(held_out: task.HeldOut, predict: Predict, of: task.Task, seed: int, *, full: bool) -> Measured:
+def _measure_ratings(
+    held_out: rating.HeldOut,
+    predict: Predict,
+    task: rating.Task,
+    seed: int,
+    *,
+    full: bool,
+    predicted: Tensor | None = None,
+) -> Measured:
     """Errors pooled over ratings, NDCG@20 over users; `full` adds `cold_item_...`, of items without training ratings."""
-    predicted, _ = predict(held_out, of, seed)
-    ratings = held_out.ratings
-    found = user_errors(ratings.user.numpy(), predicted.numpy(), ratings.rating.numpy(), of.rating_scale)
-    metrics = found.metrics()
-    cold = held_out.cold_item
+    predicted = predict(held_out, task, seed) if predicted is None else predicted
+    ratings, predicted_N = held_out.ratings.to(_CPU), predicted.cpu()
+    errors = user_errors(ratings.user.numpy(), predicted_N.numpy(), ratings.rating.numpy(), task.rating_scale)
+    metrics = errors.metrics()
+    cold_N = held_out.cold_item.cpu()
     if full:
-        metrics["cold_item_n"] = float(cold.sum())
-    if full and cold.any():
-        error = (predicted.clamp(*of.rating_scale) - ratings.rating)[cold].double()
+        metrics["cold_item_n"] = float(cold_N.sum())
+    if full and cold_N.any():
+        error = (predicted_N.clamp(*task.rating_scale) - ratings.rating)[cold_N].double()
         metrics["cold_item_mae"] = float(error.abs().mean())
         metrics["cold_item_rmse"] = float(error.square().mean().sqrt())
     columns = {
-        "user": found.user, "n": found.n, "sum_abs_error": found.sum_abs_error,
-        "sum_squared_error": found.sum_squared_error, "ndcg20": found.ndcg,
+        "user": errors.user, "n": errors.n, "sum_abs_error": errors.sum_abs_error,
+        "sum_squared_error": errors.sum_squared_error, "ndcg20": errors.ndcg,
     }  # fmt: skip
     return Measured(columns, metrics)
 
 
-def _rating_query(users: pd.DataFrame, numbers: Mapping[str, int]) -> task.RatingQuery:
+def _rating_query(users: pd.DataFrame, numbers: Mapping[str, int]) -> rating.RatingQuery:
     """Columns features (raw source-domain vector) and source_offset."""
     rows = [np.asarray(row, np.float32) for row in users["features"]]
     if len(widths := {len(row) for row in rows}) > 1:
         raise InputError(
             f"features: have {min(widths)} to {max(widths)} numbers; give each user as many as the model reads"
         )
-    query = task.RatingQuery(
+    query = rating.RatingQuery(
         features=torch.from_numpy(np.stack(rows)),
         source_offset=torch.from_numpy(users["source_offset"].to_numpy(np.float32, copy=True)),
     )
@@ -130,13 +159,18 @@ def _rating_query(users: pd.DataFrame, numbers: Mapping[str, int]) -> task.Ratin
 
 RATINGS = TaskType(
     name="ratings",
-    task=task.Task,
-    load_task=task.load_task,
-    load_held_out=task.load_held_out,
+    task=rating.Task,
+    load_task=rating.load_task,
+    load_held_out=rating.load_held_out,
     measure=_measure_ratings,
     query=_rating_query,
-    as_predict=predictors.as_predict,
-    predictors=tuple(predictors.PREDICTORS),
+    query_columns=queries.RATING_COLUMNS,
+    describe_user=queries.describe_rating_user,
+    example_user=queries.example_rating_user,
+    hide_seen=lambda scores_UJ, query, target: scores_UJ,  # a query names no items of the target domain
+    limits=lambda task: task.rating_scale,
+    as_predict=rating_baselines.as_predict,
+    baselines=tuple(rating_baselines.PREDICTORS),
     reference="source_offset",
     metrics=(
         Metric(name="mae", label="MAE", unit="rating points", better="lower", total="sum_abs_error", count="n"),
@@ -157,19 +191,49 @@ RATINGS = TaskType(
 
 
 def _measure_sequences(
-    held_out: sequences.HeldOut, predict: Predict, of: sequences.SequenceTask, seed: int, *, full: bool
-) -> Measured:
+    held_out: sequences.HeldOut, predict: Predict, task: sequences.SequenceTask, seed: int, *, full: bool,
+    predicted: Tensor | None = None,
+) -> Measured:  # fmt: skip
     """HR@k and NDCG@k over users, per protocol and over protocols; `full` adds those among all target-domain items.
 
-    `seconds`: of predicting the candidates' scores.
+    Items that a row's history holds come last, because a user has an item once. Rows are scored a chunk at a time, so that
+    SCORE_BYTES hold the scores; each chunk but the first has a seed of its own. `seconds`: of predicting the scores.
     """
-    began = time.perf_counter()
-    scores = predict(held_out, of, seed, held_out.candidates)
-    seconds = time.perf_counter() - began
-    found = sequence_errors(held_out, scores, predict(held_out, of, seed, None) if full else None, of.target[0])
-    protocol = np.array(of.protocols)[found.protocol]
-    columns = {"user": found.user, "protocol": protocol, **found.columns()}
-    return Measured(columns, {**found.metrics(of.protocols), "seconds": seconds})
+    chunks, seconds = [], 0.0
+    rows = max(1, SCORE_BYTES // (4 * (task.target[1] - task.target[0])))
+    for number, start in enumerate(range(0, len(held_out), rows)):
+        index = torch.arange(start, min(start + rows, len(held_out)), device=held_out.device)
+        chunk = held_out if len(index) == len(held_out) else held_out.rows(index)
+        began = time.perf_counter()
+        scores_RJ = predict(chunk, task, _chunk_seed(seed, number)) if predicted is None else predicted[index]
+        scores_RJ[-1:, -1:].cpu()  # a GPU has not finished before it gives a number away
+        seconds += time.perf_counter() - began
+        chunks.append(_ranked(chunk, scores_RJ, task, full=full))
+    errors = SequenceErrors.joined(chunks)
+    protocol = np.array(task.protocols)[errors.protocol]
+    columns = {"user": errors.user, "protocol": protocol, **errors.columns()}
+    return Measured(columns, {**errors.metrics(task.protocols), "seconds": seconds})
+
+
+def _chunk_seed(seed: int, chunk: int) -> int:
+    """Seed of a chunk of rows: the first has the given one."""
+    return seed if chunk == 0 else int(np.random.SeedSequence([seed % 2**32, chunk]).generate_state(1)[0])
+
+
+def _ranked(
+    held_out: sequences.HeldOut, scores_RJ: Tensor, task: sequences.SequenceTask, *, full: bool
+) -> SequenceErrors:  # fmt: skip
+    """Metrics of each row from the scores of all items; the candidates are columns of them."""
+    first = task.target[0]
+    hidden_RJ = sequences.seen(held_out.history, task.target)
+    column_RC = held_out.candidates.long() - first
+    candidates_RC = scores_RJ.gather(1, column_RC).masked_fill(hidden_RJ.gather(1, column_RC), sequences.LAST)
+    full_RJ = scores_RJ.masked_fill(hidden_RJ, sequences.LAST) if full else None
+    return sequence_errors(held_out, candidates_RC, full_RJ, first)
+
+
+def _hide_seen(scores_UJ: Tensor, histories: sequences.Sequences, target: tuple[int, int]) -> Tensor:
+    return scores_UJ.masked_fill(sequences.seen(histories, target), -torch.inf)
 
 
 def _sequence_query(users: pd.DataFrame, numbers: Mapping[str, int]) -> sequences.Sequences:
@@ -204,8 +268,13 @@ SEQUENCES = TaskType(
     load_held_out=sequences.load_held_out,
     measure=_measure_sequences,
     query=_sequence_query,
-    as_predict=sequence_predictors.as_predict,
-    predictors=tuple(sequence_predictors.PREDICTORS),
+    query_columns=queries.SEQUENCE_COLUMNS,
+    describe_user=queries.describe_sequence_user,
+    example_user=queries.example_sequence_user,
+    hide_seen=_hide_seen,
+    limits=lambda task: (-np.inf, np.inf),
+    as_predict=sequence_baselines.as_predict,
+    baselines=tuple(sequence_baselines.PREDICTORS),
     reference="item_knn",
     metrics=_ranking("", ""),
     full=_ranking("full_", ", among all items"),

@@ -1,33 +1,34 @@
-"""The one door through which every model is trained, tuned, scored and asked for predictions.
+"""The runner: trains, tunes and scores every model, and keeps what it has learned. It owns what every model needs.
 
-A model is a file in `trainables/models/` with `TASK_TYPE` (of the tasks it trains on, see `trainables.task_types`), `Config` (a
-frozen dataclass), `train(config, task, seed)` (a generator of `Epoch`, and of `Stage` before the first), `SELECTION`
-(the metric that selects, and its direction), `ABLATIONS` (name -> `Variant`) and `FIGURES` (config field -> `Figure`). It
-may offer `prepare(config, task, seeds)`, which makes what its trials share ahead of them, with `shared(config, task,
-seeds)`, the folders that hold it, by their paths in the folder of all tasks; and, with `Epoch.pack`,
-`unpack(config, state, seed)`, which gives back a trained model as a function from what is known of users (`TaskType.query`)
-to scores of all items of the target domain [U, J]. Nothing else is registered anywhere.
+For each seed: torch's global random numbers (a seed gives the same alone and beside others), training and evaluation
+mode, validation, the best epoch by the model's SELECTION, the end by the `epochs` and `patience` of its Config, and the
+state from which training goes on after a kill. What a model offers is described in `trainables.interface`.
 """
 
 from __future__ import annotations
 
-import os
+import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import lru_cache, partial
-from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
+from torch import Tensor
 
 from features.errors import InputError
+from features.store.folders import atomic_file
 from features.store.tables import digest
-from trainables.interface import Epoch, Stage, State, load_model, make_config
-from trainables.task_types import Measured, Predict, task_type_at, task_type_of
+from trainables.devices import OwnRandomness, on_cpu, on_device, seeded
+from trainables.interface import Epoch, Model, Part, Setup, Stage, load_model, make_config
+from trainables.task_types import Measured, Predict, TaskType, task_type_at, task_type_of
+
+CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +42,9 @@ class Report:
     metrics: dict[str, float]
     final: bool = False
     artifacts: dict[str, str | bytes] = field(default_factory=dict)
-    state: State | None = None  # what `run` goes on from after this epoch; None: the model cannot
+    state: Callable[[], dict[str, Any]] | None = None
+    """Gives what `run` goes on from behind this report, as `torch.load(weights_only=True)` reads it. Its tensors may be the
+    living ones: call it before the next report is asked for. None: the model cannot go on."""
 
 
 def run(
@@ -52,103 +55,399 @@ def run(
     test_dir: str | None = None,
     rows: bool = False,
     state: Mapping[str, Any] | None = None,
+    device: str = "cpu",
 ) -> Iterator[Report]:
     """Train a configuration over its seeds in lockstep; the generator that a trial runs.
 
-    `state` is that of a report of the same training, which then goes on behind that report.
+    `state` is that of a report of the same training, which then goes on behind that report. `device`: cpu | cuda.
 
-    Metrics are means over seeds: `val_...` of the task's kind and the model's own. The final report adds `<metric>_std`,
+    Metrics are means over seeds: `val_...` of the task type and the model's own. The final report adds `<metric>_std`,
     `<metric>/seed_<seed>`, `selected_epoch`, `seconds`, and, where `test_dir` is given, the same `test_...` and the
-    artifact `per_user.csv`; then the seed that is best on validation is kept at `kept_at`. `rows`: also the artifact
-    `val_per_user.csv`, for comparisons paired by user.
+    artifact `per_user.csv`; then the seed that is best on validation is kept at `kept_at`. Its metrics are those of the
+    selected epoch, `train_loss` is that of the last one. `rows`: also the artifact `val_per_user.csv`, for comparisons
+    paired by user.
     """
-    began = time.perf_counter()
-    task, module = _task(task_dir), load_model(model)
-    task_type = task_type_of(task)
-    if task_type.name != module.TASK_TYPE:
-        raise InputError(
-            f"{task_dir}: its task is of type {task_type.name}, which model {model} does not take; change the model"
+    began = time.perf_counter() - (state["seconds"] if state else 0.0)
+    trial = Trial.load(model, config, task_dir, test_dir, device)
+    saved = state["seeds"] if state else [None] * len(seeds)
+    trainings = [SeedTraining(trial, seed, before) for seed, before in zip(seeds, saved, strict=True)]
+    number = state["epoch"] if state else 0
+    while running := [training for training in trainings if training.result is None]:
+        places = [training.advance() for training in running]
+        if not any(places):
+            continue  # all have ended without a further epoch
+        staged = any(isinstance(place, Stage) for place in places)
+        number += not staged
+        if all(training.result for training in trainings):
+            break
+        metrics = {} if staged else _means([training.metrics for training in trainings])
+        resumable = all(training.resumable for training in trainings)
+        yield Report(
+            epoch=number, metrics=metrics, state=partial(_state, number, began, trainings) if resumable else None
         )
-    settings = make_config(model, config, f"config of {model}")
-    number = 0
-    if state is None:
-        trainings = [module.train(settings, task, seed) for seed in seeds]
-    else:
-        trainings = [module.train(settings, task, seed, of) for seed, of in zip(seeds, state["seeds"], strict=True)]
-        torch.set_rng_state(state["rng"])
-        number, began = state["epoch"], began - state["seconds"]
-    current: list[Epoch | None] = [None] * len(seeds)
-    for passed in zip_longest(*trainings):
-        if underway := [place for place in passed if isinstance(place, Stage)]:
-            yield Report(epoch=number, metrics={}, state=partial(_state, number, began, underway))
-            continue
-        number += 1
-        current = [new or old for new, old in zip(passed, current, strict=True)]
-        reached = [epoch for epoch in current if epoch]
-        if not all(epoch.last for epoch in reached):
-            keep = partial(_state, number, began, reached) if all(epoch.state for epoch in reached) else None
-            yield Report(epoch=number, metrics=_means([dict(epoch.metrics) for epoch in reached]), state=keep)
-    final = [epoch for epoch in current if epoch is not None]
-    measured = [{**epoch.metrics, "selected_epoch": float(epoch.number)} for epoch in final]
-    artifacts: dict[str, str | bytes] = {}
-    if test_dir is not None:
-        test = task_type.load_held_out(Path(test_dir))
-        per_seed = {}
-        for seed, epoch, metrics in zip(seeds, final, measured, strict=True):
-            per_seed[seed], scores = score(epoch.predict, test, task, seed)
+    yield _final_report(trial, number, began, [training.result for training in trainings if training.result], rows)
+
+
+def _state(number: int, began: float, trainings: Sequence[SeedTraining]) -> dict[str, Any]:
+    seeds = [training.state() for training in trainings]
+    return {"epoch": number, "seconds": time.perf_counter() - began, "seeds": seeds}
+
+
+# --- one seed -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trial:
+    """What all seeds of a trial share."""
+
+    name: str  # of the model's file
+    model: Model
+    config: Any
+    task_dir: str
+    task: Any
+    task_type: TaskType
+    test: Any | None  # held-out test users
+    device: torch.device
+
+    @classmethod
+    def load(
+        cls, model: str, config: Mapping[str, Any], task_dir: str, test_dir: str | None, device: str
+    ) -> Trial:  # fmt: skip
+        """Open the task; InputError where the model does not take it, and for a faulty configuration."""
+        opened, module = open_task(task_dir, device), load_model(model)
+        task_type = task_type_of(opened)
+        if task_type.name != module.TASK_TYPE:
+            raise InputError(
+                f"{task_dir}: its task is of type {task_type.name}, which model {model} does not take; change the model"
+            )
+        settings = make_config(model, config, f"config of {model}")
+        test = task_type.load_held_out(Path(test_dir)).to(torch.device(device)) if test_dir is not None else None
+        return cls(
+            name=model, model=module, config=settings, task_dir=task_dir, task=opened, task_type=task_type, test=test,
+            device=torch.device(device),
+        )  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class SeedResult:
+    """What the training of one seed has given."""
+
+    seed: int
+    metrics: Mapping[str, float]  # of the selected epoch, `selected_epoch`, and those on test
+    validation: Measured
+    test: Measured | None
+    packed: Mapping[str, Any] | None  # see `Epoch.pack`; None: not asked for, or the model cannot
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Best:
+    """The best epoch so far."""
+
+    number: int
+    metrics: Mapping[str, float]
+    measured: Measured
+    weights: Mapping[str, Tensor] | None  # copies of the network's; None: the model has no Setup
+    epoch: Epoch | None = None  # None: it was measured before a kill
+
+
+class SeedTraining:
+    """The training of one seed: one place of the model's `train` after the other, until its result is there."""
+
+    def __init__(self, trial: Trial, seed: int, state: Mapping[str, Any] | None = None) -> None:
+        self.seed = seed
+        self.metrics: Mapping[str, float] = {}  # of the epoch that was measured last
+        self.result: SeedResult | None = None
+        self._trial = trial
+        self._randomness = OwnRandomness(seed, trial.device)
+        self._number = 0
+        self._best: _Best | None = None
+        self._epoch: Epoch | None = None
+        self._setup: Setup | None = None
+        self._state = state
+        self._places = trial.model.train(trial.config, trial.task, seed)
+        if state is not None and "result" in state:
+            self.metrics, self.result = state["metrics"], _result_from(state["result"])
+
+    @property
+    def resumable(self) -> bool:
+        """Whether `state` gives what training goes on from."""
+        return self.result is not None or self._setup is not None
+
+    def advance(self) -> Stage | Epoch | None:
+        """Train to the next place; None where there is none. The last epoch gives the result."""
+        if self._setup is not None:
+            self._setup.network.train()
+        with self._randomness:
+            place = next(self._places, None)
+        if isinstance(place, Setup):
+            self._set_up(place)
+            return self.advance()
+        if isinstance(place, Epoch):
+            self._measure(place)
+        elif place is None and self._epoch is None:
+            self._train_again()
+        elif place is None:
+            self._finish()
+        return place
+
+    def state(self) -> dict[str, Any]:
+        """Return what `SeedTraining` goes on from: plain values and tensors on the CPU."""
+        if self.result is not None:
+            return {"metrics": dict(self.metrics), "result": _result_state(self.result)}
+        assert self._setup is not None
+        best = self._best and {
+            "number": self._best.number, "metrics": dict(self._best.metrics), "weights": self._best.weights,
+            "measured": _measured_state(self._best.measured),
+        }  # fmt: skip
+        parts = {name: _part_state(part) for name, part in self._setup.parts.items()}
+        held = {"number": self._number, "metrics": dict(self.metrics), "best": best, "parts": parts}
+        return {**on_cpu(held), "rng": self._randomness.states}
+
+    def _set_up(self, setup: Setup) -> None:
+        """Move what training changes to the task's device, and go on from the state if there is one."""
+        if self._setup is not None or self._number:
+            raise RuntimeError(f"model {self._trial.name}: train yields a second Setup; yield one, before all else")
+        self._setup = setup
+        for part in setup.parts.values():
+            if isinstance(part, torch.nn.Module):
+                part.to(self._trial.device)
+        state, self._state = self._state, None
+        if state is None:
+            return
+        for name, part in setup.parts.items():
+            _load_part(part, state["parts"][name], self._trial.device)
+        self._randomness.load(state["rng"])
+        self._number, self.metrics = state["number"], state["metrics"]
+        if (best := state["best"]) is not None:
+            self._best = _Best(
+                number=best["number"], metrics=best["metrics"], measured=_measured_from(best["measured"]),
+                weights=on_device(best["weights"], self._trial.device),
+            )  # fmt: skip
+
+    def _measure(self, epoch: Epoch) -> None:
+        """Measure an epoch on the validation users; keep it if it is the best; end where it is the last."""
+        trial, self._number, self._epoch = self._trial, self._number + 1, epoch
+        with self._evaluating():
+            measured, metrics = validate(epoch.predict, trial.task, self.seed, predicted=epoch.validation)
+        self.metrics = {**metrics, **epoch.metrics}
+        selection = trial.model.SELECTION
+        value = self.metrics.get(selection.metric)
+        if value is None:
+            raise InputError(
+                f"{trial.task_dir}: its validation gives no {selection.metric}, which selects the epochs of "
+                f"{trial.name}; choose from {', '.join(metrics)}"
+            )
+        if not math.isfinite(value):
+            raise FloatingPointError(f"{selection.metric} is {value} in epoch {self._number}; lower lr")
+        if self._best is None or selection.better(value, self._best.metrics[selection.metric]):
+            self._best = _Best(
+                number=self._number,
+                metrics=self.metrics,
+                measured=measured,
+                weights=self._copied_weights(),
+                epoch=epoch,
+            )
+        done = self._number >= getattr(trial.config, "epochs", math.inf)
+        if done or self._number - self._best.number >= getattr(trial.config, "patience", math.inf):
+            self._finish()
+
+    def _copied_weights(self) -> dict[str, Tensor] | None:
+        if self._setup is None:
+            return None
+        return {name: value.clone() for name, value in self._setup.network.state_dict().items()}
+
+    def _train_again(self) -> None:
+        """Train from the start: the checkpoint was taken behind the last epoch, and only an Epoch can predict."""
+        if self._number == 0:
+            raise RuntimeError(f"model {self._trial.name}: train ends without an Epoch; yield one after each epoch")
+        again = SeedTraining(self._trial, self.seed)
+        while again.result is None:
+            again.advance()
+        self.result, self.metrics = again.result, again.metrics
+
+    def _finish(self) -> None:
+        """Put the best epoch's weights back, score the test users, and let go of all else."""
+        trial, best = self._trial, self._best
+        assert best is not None
+        epoch = best.epoch or self._epoch
+        assert epoch is not None
+        if self._setup is not None:
+            assert best.weights is not None
+            self._setup.network.load_state_dict(best.weights)
+        metrics = {**best.metrics, "selected_epoch": float(best.number)}
+        metrics |= {name: value for name, value in self.metrics.items() if name == "train_loss"}
+        self.metrics = {name: metrics[name] for name in best.metrics}
+        test = packed = None
+        if trial.test is not None:
+            with self._evaluating():
+                test, scores = score(epoch.predict, trial.test, trial.task, self.seed)
+                packed = on_cpu(epoch.pack()) if epoch.pack is not None else None
             metrics |= scores
-        artifacts["per_user.csv"] = per_user_csv(per_seed)
-        _keep(kept_at(model, config, task_dir, seeds), model, settings, seeds, final)
-    validation = {seed: epoch.validation for seed, epoch in zip(seeds, final, strict=True) if epoch.validation}
-    if rows and len(validation) == len(seeds):
-        artifacts["val_per_user.csv"] = per_user_csv(validation)
-    metrics = _means(measured)
-    for name in measured[0]:
-        values = [entry[name] for entry in measured]
+        self.result = SeedResult(seed=self.seed, metrics=metrics, validation=best.measured, test=test, packed=packed)
+        self._places.close()
+        self._setup = self._epoch = self._best = None
+
+    @contextmanager
+    def _evaluating(self) -> Iterator[None]:
+        """Evaluation mode without gradients; what is drawn within it changes nothing of the training."""
+        if self._setup is not None:
+            self._setup.network.eval()
+        with torch.no_grad(), seeded(self.seed, self._trial.device):
+            yield
+
+
+def validate(
+    predict: Predict, task: Any, seed: int, *, full: bool = False, predicted: Tensor | None = None
+) -> tuple[Measured, dict[str, float]]:
+    """Return what each validation user contributes, and the `val_...` metrics.
+
+    `predicted`: predictions in the place of `predict`'s. `full` adds what is expensive to measure: the full ranking of
+    sequences.
+    """
+    measured = task_type_of(task).measure(task.validation, predict, task, seed, full=full, predicted=predicted)
+    return measured, {f"val_{name}": value for name, value in measured.metrics.items()}
+
+
+def score(predict: Predict, test: Any, task: Any, seed: int) -> tuple[Measured, dict[str, float]]:
+    """Return what each test user contributes, and the `test_...` metrics."""
+    measured = task_type_of(task).measure(test, predict, task, seed, full=True)
+    return measured, {f"test_{name}": value for name, value in measured.metrics.items()}
+
+
+# --- states -------------------------------------------------------------------------------------------------------
+
+
+def _part_state(part: Part) -> Any:
+    if isinstance(part, torch.Generator):
+        return part.get_state()
+    if isinstance(part, np.random.Generator):
+        return part.bit_generator.state
+    return part if isinstance(part, dict) else part.state_dict()
+
+
+def _load_part(part: Part, state: Any, device: torch.device) -> None:
+    if isinstance(part, torch.Generator):
+        part.set_state(state)
+    elif isinstance(part, np.random.Generator):
+        part.bit_generator.state = state
+    elif isinstance(part, dict):
+        part.clear()
+        part.update(on_device(state, device))
+    else:
+        part.load_state_dict(state)
+
+
+def _measured_state(measured: Measured) -> dict[str, Any]:
+    """Numbers as tensors, and text as a list: what `torch.load(weights_only=True)` reads."""
+    columns = {
+        name: values.tolist() if values.dtype.kind == "U" else torch.tensor(values)
+        for name, values in measured.columns.items()
+    }
+    return {"columns": columns, "metrics": dict(measured.metrics)}
+
+
+def _measured_from(state: Mapping[str, Any]) -> Measured:
+    columns = {
+        name: np.array(values) if isinstance(values, list) else values.numpy()
+        for name, values in state["columns"].items()
+    }
+    return Measured(columns, state["metrics"])
+
+
+def _result_state(result: SeedResult) -> dict[str, Any]:
+    return {
+        "seed": result.seed, "metrics": dict(result.metrics), "validation": _measured_state(result.validation),
+        "test": result.test and _measured_state(result.test), "packed": result.packed,
+    }  # fmt: skip
+
+
+def _result_from(state: Mapping[str, Any]) -> SeedResult:
+    return SeedResult(
+        seed=state["seed"], metrics=state["metrics"], validation=_measured_from(state["validation"]),
+        test=state["test"] and _measured_from(state["test"]), packed=state["packed"],
+    )  # fmt: skip
+
+
+# --- results ------------------------------------------------------------------------------------------------------
+
+
+def _final_report(trial: Trial, number: int, began: float, results: Sequence[SeedResult], rows: bool) -> Report:
+    """Means over the seeds, each seed's numbers, what each user contributes; keeps the best seed's model."""
+    metrics = _means([result.metrics for result in results])
+    for name in results[0].metrics:
+        values = [result.metrics[name] for result in results]
         metrics[f"{name}_std"] = float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
-        metrics |= {f"{name}/seed_{seed}": value for seed, value in zip(seeds, values, strict=True)}
+        metrics |= {f"{name}/seed_{result.seed}": result.metrics[name] for result in results}
     metrics["seconds"] = time.perf_counter() - began
-    yield Report(epoch=number, metrics=metrics, final=True, artifacts=artifacts)
+    artifacts: dict[str, str | bytes] = {}
+    if trial.test is not None:
+        artifacts["per_user.csv"] = per_user_csv({result.seed: result.test for result in results if result.test})
+        _keep(trial, results)
+    if rows:
+        artifacts["val_per_user.csv"] = per_user_csv({result.seed: result.validation for result in results})
+    return Report(epoch=number, metrics=metrics, final=True, artifacts=artifacts)
 
 
-def _state(number: int, began: float, places: Sequence[Epoch | Stage]) -> dict[str, Any]:
-    seeds = [place.state() for place in places if place.state]
-    return {"epoch": number, "seconds": time.perf_counter() - began, "rng": torch.get_rng_state(), "seeds": seeds}
+def per_user_csv(measured: Mapping[int, Measured]) -> str:
+    """Return column seed, then those of the task type, see `trainables.task_types`."""
+    frames = [pd.DataFrame({"seed": seed, **one.columns}) for seed, one in measured.items()]
+    return pd.concat(frames).to_csv(index=False, float_format="%.9g", lineterminator="\n")
+
+
+def _means(measured: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    return {name: float(np.mean([entry[name] for entry in measured])) for name in measured[0]}
 
 
 def kept_at(model: str, config: Mapping[str, Any], task_dir: str, seeds: Sequence[int]) -> Path:
-    """File of the model that scoring this configuration leaves: beside the tasks, named by all that it depends on."""
+    """Return the file of the model that scoring leaves: beside the tasks, named by all that it depends on."""
     settings = make_config(model, config, f"config of {model}")
     document = {"model": model, "config": asdict(settings), "task": Path(task_dir).parent.name, "seeds": list(seeds)}
     return Path(task_dir).parent.parent / "models" / f"{digest(document)[:16]}.pt"
 
 
-def _keep(path: Path, model: str, settings: Any, seeds: Sequence[int], final: Sequence[Epoch]) -> None:
-    """Write the seed with the best validation metric, the first of equals; models that cannot be packed leave nothing."""
-    metric, direction = load_model(model).SELECTION
-    sign = 1.0 if direction == "minimize" else -1.0
-    seed, best = min(zip(seeds, final, strict=True), key=lambda pair: sign * pair[1].metrics[metric])
-    if best.pack is None:
+def _keep(trial: Trial, results: Sequence[SeedResult]) -> None:
+    """Write the seed with the best validation metric, the first of equals; a model that cannot be packed leaves nothing."""
+    selection = trial.model.SELECTION
+    best = min(results, key=lambda result: selection.sign * result.metrics[selection.metric])
+    if best.packed is None:
         return
+    config = asdict(trial.config)
+    path = kept_at(trial.name, config, trial.task_dir, [result.seed for result in results])
     path.parent.mkdir(exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    torch.save({"model": model, "config": asdict(settings), "seed": seed, "state": best.pack()}, partial)
-    partial.replace(path)
+    document = {
+        "model": trial.name, "config": config, "seed": best.seed, "state": best.packed,
+        "limits": list(trial.task_type.limits(trial.task)),
+    }  # fmt: skip
+    with atomic_file(path) as beside:
+        torch.save(document, beside)
 
 
-def run_predictor(
+# --- tasks, baselines, what trials share --------------------------------------------------------------------------
+
+
+@lru_cache(maxsize=4)
+def open_task(task_dir: str, device: str = "cpu") -> Any:
+    """Open a task; tasks stay open in a worker process, and its trials share the arrays."""
+    return task_type_at(Path(task_dir)).load_task(Path(task_dir)).to(torch.device(device))
+
+
+def run_baseline(
     model: str,
     config: Mapping[str, Any],
     task_dir: str,
     seeds: Sequence[int],
     test_dir: str | None = None,
     rows: bool = False,
+    device: str = "cpu",
 ) -> Iterator[Report]:
-    """One of the simple predictors in the place of a model: `config` is `{"predictor": name}`; nothing is trained."""
+    """Measure a simple baseline in the place of a model: `config` is `{"baseline": name}`; nothing is trained.
+
+    `model` and `device` are not read: a baseline is computed on the CPU.
+    """
     began = time.perf_counter()
-    task = _task(task_dir)
+    task = open_task(task_dir)
     task_type = task_type_of(task)
-    predict = task_type.as_predict(config["predictor"])
+    predict = task_type.as_predict(config["baseline"])
     (seed,) = seeds
     validation, metrics = validate(predict, task, seed)
     artifacts: dict[str, str | bytes] = {"val_per_user.csv": per_user_csv({seed: validation})} if rows else {}
@@ -162,54 +461,22 @@ def run_predictor(
 
 def has_shared(model: str) -> bool:
     """Whether the model's trials share something that can be made ahead of them."""
-    return hasattr(load_model(model), "prepare")
+    return load_model(model).prepare is not None
 
 
-def prepare(model: str, config: Mapping[str, Any], task_dir: str, seeds: Sequence[int]) -> None:
+def prepare(
+    model: str, config: Mapping[str, Any], task_dir: str, seeds: Sequence[int], device: str = "cpu"
+) -> None:  # fmt: skip
     """Make what trials of this configuration and these seeds share, see `has_shared`."""
-    load_model(model).prepare(make_config(model, config, f"config of {model}"), _task(task_dir), seeds)
+    make = load_model(model).prepare
+    assert make is not None
+    make(make_config(model, config, f"config of {model}"), open_task(task_dir, device), seeds)
 
 
 def shared(model: str, config: Mapping[str, Any], task_dir: str, seeds: Sequence[int]) -> list[Path]:
-    """Folders that `prepare` makes, made or not, relative to the folder of all tasks."""
-    if not has_shared(model):
+    """Return the folders that `prepare` makes, made or not, relative to the folder of all tasks."""
+    name_folders = load_model(model).shared
+    if name_folders is None:
         return []
-    folders: list[Path] = load_model(model).shared(
-        make_config(model, config, f"config of {model}"), _task(task_dir), seeds
-    )
+    folders: list[Path] = name_folders(make_config(model, config, f"config of {model}"), open_task(task_dir), seeds)
     return folders
-
-
-def validation_metrics(predict: Predict, task: Any, seed: int, *, full: bool = False) -> dict[str, float]:
-    """`val_...` metrics of a prediction; `full` adds what is dear to measure: the full ranking of sequences."""
-    return validate(predict, task, seed, full=full)[1]
-
-
-def validate(
-    predict: Predict, task: Any, seed: int, *, full: bool = False
-) -> tuple[Measured, dict[str, float]]:  # fmt: skip
-    """What each validation user contributes, and `validation_metrics`."""
-    measured = task_type_of(task).measure(task.validation, predict, task, seed, full=full)
-    return measured, {f"val_{name}": value for name, value in measured.metrics.items()}
-
-
-def score(predict: Predict, test: Any, task: Any, seed: int) -> tuple[Measured, dict[str, float]]:
-    """What each test user contributes, and the `test_...` metrics."""
-    measured = task_type_of(task).measure(test, predict, task, seed, full=True)
-    return measured, {f"test_{name}": value for name, value in measured.metrics.items()}
-
-
-def per_user_csv(measured: Mapping[int, Measured]) -> str:
-    """Column seed, then those of the kind, see `trainables.task_types`."""
-    frames = [pd.DataFrame({"seed": seed, **found.columns}) for seed, found in measured.items()]
-    return pd.concat(frames).to_csv(index=False, float_format="%.9g", lineterminator="\n")
-
-
-@lru_cache(maxsize=4)
-def _task(task_dir: str) -> Any:
-    """Tasks stay open in a worker process: its trials share the arrays."""
-    return task_type_at(Path(task_dir)).load_task(Path(task_dir))
-
-
-def _means(measured: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    return {name: float(np.mean([entry[name] for entry in measured])) for name in measured[0]}

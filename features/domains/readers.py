@@ -24,7 +24,7 @@ import pyarrow.csv as pa_csv
 import pyarrow.json as pa_json
 import pyarrow.parquet as pq
 
-from features.errors import InputError
+from features.errors import InputError, one_line
 
 Kind = Literal["interactions", "items"]
 BLOCK = 1 << 23  # bytes of text parsed at a time
@@ -254,7 +254,7 @@ class _Block:
                 ok = _valid(parser(line)).num_rows == 1
                 reason = "one row a line is expected"
             except (pa.ArrowInvalid, UnicodeDecodeError) as fault:
-                ok, reason = False, " ".join(str(fault).split())
+                ok, reason = False, one_line(fault)
             if not ok:
                 raise InputError(f"{self.path}:{number}: {explain(line) or reason}; correct or remove the line")
         raise InputError(f"{self.path}:{self.first}: unreadable from here on ({error}); one row a line is expected")
@@ -456,7 +456,7 @@ def _parquet_batches(path: Path, kind: Kind, wanted: Wanted) -> Iterator[tuple[d
     except FileNotFoundError:
         raise InputError(f"{path}: no such file; put it there or correct its name") from None
     except (pa.ArrowInvalid, OSError) as error:
-        raise InputError(f"{path}: not a whole parquet file ({_first_line(error)}); fetch it again") from error
+        raise InputError(f"{path}: not a whole parquet file ({one_line(error, 200)}); fetch it again") from error
 
 
 def _csv_batches(
@@ -479,11 +479,7 @@ def _csv_batches(
         except (pa.ArrowInvalid, UnicodeDecodeError) as error:
             if str(error) == "Empty CSV file":
                 return
-            raise InputError(f"{path}: not a CSV table ({_first_line(error)}); correct the file") from error
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).split("\n")[0][:200]
+            raise InputError(f"{path}: not a CSV table ({one_line(error, 200)}); correct the file") from error
 
 
 def _as_text(columns: Sequence[str]) -> pa_csv.ConvertOptions:

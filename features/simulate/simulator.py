@@ -33,12 +33,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from PIL import Image
 
+from features.checks import number, refuse, whole
 from features.errors import InputError
-from features.simulate import vocabulary as phrases
-from features.store.folders import whole_folder, write_json
+from features.simulate import vocabulary
+from features.store.folders import SIMULATED, whole_folder, write_json
 
 VERSION = 1  # of what is written
-LABEL = "SIMULATED.json"  # the file that marks a data folder as simulated
 CHUNK = 50_000  # reviews or items made at a time
 MEAN = 3.6  # rating of a middling item by a middling user
 QUALITY, LENIENCY, TASTE = 0.5, 0.5, 0.55  # standard deviations of the three learnable parts
@@ -80,24 +80,20 @@ class SimulateSpec:
             raise InputError(f"simulate: domains must map names to sizes, not {self.domains!r}; name at least one")
         sizes = {name: _size(name, size) for name, size in self.domains.items()}
         object.__setattr__(self, "domains", sizes)
-        _whole("overlap", self.overlap, 0, min(size.users for size in sizes.values()))
-        _whole("seed", self.seed, 0, 2**63 - 1)
-        _whole("factors", self.factors, 1, len(phrases.FACTORS))
-        _whole("image_size", self.image_size, 8, 1024)
-        for name, top in (("choice", 10.0), ("noise", 5.0), ("short_reviews", 1.0), ("missing", 1.0), ("images", 1.0)):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= top:
-                raise InputError(f"simulate: {name} is {value!r}; it must be a number from 0 to {top:g}")
+        refuse(
+            whole(self, "overlap", least=0, most=min(size.users for size in sizes.values())),
+            whole(self, "seed", least=0, most=2**63 - 1),
+            whole(self, "factors", least=1, most=len(vocabulary.FACTORS)),
+            whole(self, "image_size", least=8, most=1024),
+            *(number(self, "choice", least=0, most=10), number(self, "noise", least=0, most=5)),
+            *(number(self, name, least=0, most=1) for name in ("short_reviews", "missing", "images")),
+            place="simulate: ",
+        )
 
     @property
     def rows(self) -> int:
         """Lines that will be written (reviews and items): the total that `progress` counts up to."""
         return sum(size.ratings + size.items for size in self.domains.values())
-
-
-def _whole(name: str, value: object, low: int, high: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-        raise InputError(f"simulate: {name} is {value!r}; it must be a whole number from {low} to {high}")
 
 
 def _size(name: object, size: object) -> DomainSize:
@@ -109,10 +105,11 @@ def _size(name: object, size: object) -> DomainSize:
         size = DomainSize(**size)
     if not isinstance(size, DomainSize):
         raise InputError(f"simulate: domains.{name} is {size!r}; give users, items and ratings")
-    _whole(f"domains.{name}.users", size.users, 2, 2**28)
-    _whole(f"domains.{name}.items", size.items, 2, 2**28)
+    place = f"simulate: domains.{name}."
+    refuse(whole(size, "users", least=2, most=2**28), whole(size, "items", least=2, most=2**28), place=place)
     # Above a quarter of all pairs, long tails and unique pairs no longer go together.
-    _whole(f"domains.{name}.ratings", size.ratings, max(size.users, size.items), size.users * size.items // 4)
+    most = size.users * size.items // 4
+    refuse(whole(size, "ratings", least=max(size.users, size.items), most=most), place=place)
     return size
 
 
@@ -129,7 +126,7 @@ def simulate(spec: SimulateSpec, out: Path, progress: Callable[[int], None] | No
         return _same(out, label)
     with whole_folder(out) as folder:
         # The label goes first: not even a folder left by a crash holds simulated data without it.
-        write_json(folder / LABEL, label)
+        write_json(folder / SIMULATED, label)
         for name in spec.domains:
             _write_domain(spec, name, folder, progress or (lambda rows: None))
     return _same(out, label)
@@ -137,7 +134,7 @@ def simulate(spec: SimulateSpec, out: Path, progress: Callable[[int], None] | No
 
 def _same(out: Path, label: Mapping[str, Any]) -> Path:
     """`out`, if it holds what `label` describes."""
-    if not (out / LABEL).is_file() or json.loads((out / LABEL).read_text()) != label:
+    if not (out / SIMULATED).is_file() or json.loads((out / SIMULATED).read_text()) != label:
         raise InputError(f"{out}: holds something else already; name a new folder or remove this one")
     return out
 
@@ -327,22 +324,22 @@ def _review_text(latent: _Latent, user: Ints, item: Ints, rating: Ints, rng: np.
     about_user = pc.if_else(
         pa.array(rng.random(user.size) < 0.5),
         _join(
-            _pick(phrases.WISHES, np.zeros_like(user), rng),
-            _pick(phrases.ADJECTIVES, wish_pole, rng),
+            _pick(vocabulary.WISHES, np.zeros_like(user), rng),
+            _pick(vocabulary.ADJECTIVES, wish_pole, rng),
             " things about ",
-            _pick(phrases.NOUNS, wish_pole, rng),
+            _pick(vocabulary.NOUNS, wish_pole, rng),
             ".",
         ),
-        _pick(phrases.LENIENCY, _level(latent.leniency[user], 0.5, rng), rng),
+        _pick(vocabulary.LENIENCY, _level(latent.leniency[user], 0.5, rng), rng),
     )
     reaction = _join(
         "The ",
-        _pick(phrases.ADJECTIVES, trait_pole, rng),
+        _pick(vocabulary.ADJECTIVES, trait_pole, rng),
         " ",
-        _pick(phrases.ASPECTS, np.zeros_like(user), rng),
-        _pick(phrases.REACTIONS, pleased, rng),
+        _pick(vocabulary.ASPECTS, np.zeros_like(user), rng),
+        _pick(vocabulary.REACTIONS, pleased, rng),
     )
-    return _join(_pick(phrases.SENTIMENT, rating - 1, rng), " ", reaction, " ", about_user)
+    return _join(_pick(vocabulary.SENTIMENT, rating - 1, rng), " ", reaction, " ", about_user)
 
 
 def _json(*parts: pa.Array | str) -> pa.Array:
@@ -369,13 +366,13 @@ def _reviews(spec: SimulateSpec, name: str, latent: _Latent) -> Iterator[pa.Arra
         rating = np.clip(np.rint(score + spec.noise * rng.normal(size=item.size)), 1, 5).astype(np.int64)
         text = _review_text(latent, user, item, rating, rng)
         short = rng.random(item.size) < spec.short_reviews
-        text = pc.if_else(pa.array(short), _pick(phrases.SHORT, rating - 1, rng), text)
+        text = pc.if_else(pa.array(short), _pick(vocabulary.SHORT, rating - 1, rng), text)
         asin = latent.item_ids.take(pa.array(item))
         yield _json(
             '{"rating": ',
             pa.array(rating).cast(pa.string()),
             '.0, "title": "',
-            _pick(phrases.TITLES, rating - 1, rng),
+            _pick(vocabulary.TITLES, rating - 1, rng),
             '", "text": "',
             text,
             '", "images": [], "asin": "',
@@ -418,16 +415,16 @@ def _metadata(spec: SimulateSpec, name: str, latent: _Latent, pictured: npt.NDAr
         first = _pole(two[:, 0], _along(factors, two[:, 0]))
         second = _pole(two[:, -1], _along(factors, two[:, -1]))
         quality = _level(latent.quality[part], 0.3, rng)
-        adjective, noun = _pick(phrases.ADJECTIVES, first, rng), _pick(phrases.NOUNS, second, rng)
+        adjective, noun = _pick(vocabulary.ADJECTIVES, first, rng), _pick(vocabulary.NOUNS, second, rng)
         description = _join(
             '"',
-            _pick(phrases.QUALITY, quality, rng),
+            _pick(vocabulary.QUALITY, quality, rng),
             " It is ",
             adjective,
             " and ",
-            _pick(phrases.ADJECTIVES, second, rng),
+            _pick(vocabulary.ADJECTIVES, second, rng),
             ", about ",
-            _pick(phrases.NOUNS, first, rng),
+            _pick(vocabulary.NOUNS, first, rng),
             " and ",
             noun,
             '."',
@@ -437,7 +434,7 @@ def _metadata(spec: SimulateSpec, name: str, latent: _Latent, pictured: npt.NDAr
             f'{{"main_category": "{name}", "title": "The ',
             adjective,
             " ",
-            _pick(phrases.THINGS, np.zeros(len(ids), np.int64), rng),
+            _pick(vocabulary.THINGS, np.zeros(len(ids), np.int64), rng),
             " of ",
             noun,
             '", "features": [], "description": [',
@@ -445,9 +442,9 @@ def _metadata(spec: SimulateSpec, name: str, latent: _Latent, pictured: npt.NDAr
             '], "price": null, "images": [',
             pc.if_else(pa.array(pictured[part]), image, ""),
             f'], "videos": [], "store": "Simulated", "categories": ["{name}", "',
-            _pick(phrases.CATEGORIES, first, rng),
+            _pick(vocabulary.CATEGORIES, first, rng),
             '", "',
-            _pick(phrases.CATEGORIES, second, rng),
+            _pick(vocabulary.CATEGORIES, second, rng),
             '"], "details": {}, "parent_asin": "',
             ids,
             '"}',

@@ -1,4 +1,4 @@
-"""What a trial goes on from after its process, its node or its driver is gone: one file per trial, in the home folder.
+"""Checkpoints, from which a trial goes on after its process, its node or its driver is gone: a file in the home folder.
 
 The file holds the state of the training after an epoch and all reports up to it, so that neither store misses an epoch
 that the dead driver had not written yet. It is of use for the very same work alone (`identity`), and is deleted when the
@@ -17,28 +17,29 @@ from pathlib import Path
 from typing import Any
 
 from features.store.folders import FULL
+from study.home import Home
 
 Message = tuple[int, dict[str, float], bool, dict[str, str | bytes], int]
 """An epoch as it travels to the driver: number, metrics, final, artifacts, wall clock in milliseconds."""
 
 
 def checkpoint_path(home: Path, experiment: str, trial: str) -> Path:
-    """Where a trial's checkpoint lies. The name is a hash: nothing that a plan says becomes a path."""
-    return home.absolute() / "checkpoints" / experiment / f"{hashlib.sha256(trial.encode()).hexdigest()[:32]}.pt"
+    """Return where a trial's checkpoint lies. The name is a hash: nothing that a plan says becomes a path."""
+    return Home(home).checkpoints(experiment) / f"{hashlib.sha256(trial.encode()).hexdigest()[:32]}.pt"
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What a file holds."""
+    """A place that a training goes on from."""
 
     state: Mapping[str, Any]
-    """Of `trainables.trial.Report.state`."""
+    """State of the training, see `trainables.trial.Report.state`."""
     epochs: Sequence[Message]
     """All reports up to it."""
 
 
 def read_checkpoint(path: Path, identity: str) -> Checkpoint | None:
-    """The checkpoint, or None where there is none, another work's, or half of one: then training starts anew."""
+    """Read the checkpoint; None where there is none, another work's, or half of one: then training starts anew."""
     import pickle
 
     import torch
@@ -54,16 +55,16 @@ def read_checkpoint(path: Path, identity: str) -> Checkpoint | None:
     return Checkpoint(document["state"], [tuple(epoch) for epoch in document["epochs"]])
 
 
-class Keeper:
+class CheckpointWriter:
     """Writes a trial's checkpoint every so many seconds."""
 
     def __init__(self, path: Path, identity: str, seconds: float) -> None:
         self._path, self._identity, self._seconds = path, identity, seconds
-        self._kept = time.monotonic()
+        self._written = time.monotonic()
 
     def offer(self, state: Any, epochs: Sequence[Message]) -> None:
-        """Write when the last one is old enough; a disk without room for it costs the checkpoint, not the trial."""
-        if time.monotonic() - self._kept < self._seconds:
+        """Write a checkpoint when the last one is old enough; a full disk costs the checkpoint, not the trial."""
+        if time.monotonic() - self._written < self._seconds:
             return
         import torch
 
@@ -76,4 +77,4 @@ class Keeper:
             beside.unlink(missing_ok=True)
             if isinstance(error, OSError) and error.errno not in FULL:
                 raise
-        self._kept = time.monotonic()
+        self._written = time.monotonic()

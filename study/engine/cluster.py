@@ -1,4 +1,4 @@
-"""A cluster-launcher file held against Ray's own validator, offline, with errors of one line."""
+"""Checks of a cluster-launcher file by Ray's own validator, offline, with errors of one line."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _LENGTH = 200  # characters of jsonschema's message; its own text repeats the wh
 
 
 def check_cluster(path: Path, resources: Resources) -> str:
-    """What the file makes, in one line. Raises InputError where Ray refuses it or no node type can hold a trial."""
+    """Describe the file's cluster in one line. Raises InputError where Ray refuses it or no node type holds a trial."""
     from jsonschema import ValidationError
 
     try:
@@ -41,9 +41,10 @@ def check_cluster(path: Path, resources: Resources) -> str:
     wanted = {"CPU": resources.cpus, "GPU": resources.gpus}
     fits = [name for name, node in types.items() if _holds(node.get("resources") or {}, wanted)]
     if not fits:
-        known = ", ".join(f"{name} {node['resources']}" for name, node in types.items())
+        available = ", ".join(f"{name} {node['resources']}" for name, node in types.items())
         raise InputError(
-            f"{path}: no node type holds a trial of {resources.cpus:g} CPU and {resources.gpus:g} GPU; it has {known}"
+            f"{path}: no node type holds a trial of {resources.cpus:g} CPU and {resources.gpus:g} GPU; "
+            f"it has {available}; add a larger one"
         )
     workers = prepared["max_workers"]
     return (
@@ -53,7 +54,7 @@ def check_cluster(path: Path, resources: Resources) -> str:
 
 @dataclass(frozen=True)
 class NodeType:
-    """Nodes that a cluster may come to have."""
+    """A kind of nodes that a cluster may come to have."""
 
     resources: Mapping[str, float]
     count: int
@@ -61,23 +62,22 @@ class NodeType:
 
 
 def autoscaled() -> tuple[list[NodeType], int]:
-    """Workers that a cluster whose head this machine is may have, and how many in all.
+    """Return the workers that a cluster whose head this machine is may have, and how many in all.
 
-    From the file that `ray up` leaves on the head; without it there are none.
-
-    Ray itself tells a driver only of the nodes that are there, and a cluster that has been idle has none but its head.
+    They are read from the file that `ray up` leaves on the head; without it there are none. Ray itself shows a driver only
+    the nodes that are there, and a cluster that has been idle has none but its head.
     """
     path = Path.home() / "ray_bootstrap_config.yaml"
     if not path.is_file():
         return [], 0
     config = parse_yaml(path.read_text(encoding="utf-8"))
     limit, types = int(config["max_workers"]), config["available_node_types"].values()
-    found = [NodeType(node.get("resources") or {}, min(limit, int(node.get("max_workers", 0)))) for node in types]
-    return [node for node in found if node.count], limit
+    nodes = [NodeType(node.get("resources") or {}, min(limit, int(node.get("max_workers", 0)))) for node in types]
+    return [node for node in nodes if node.count], limit
 
 
 def _holds(has: dict[str, Any], wanted: dict[str, float]) -> bool:
-    """Whether a node has what a trial asks for; what the file leaves out, Ray finds out on the machine."""
+    """Whether a node has what a trial asks for; Ray finds out on the machine what the file leaves out."""
     return all(kind not in has or has[kind] >= number for kind, number in wanted.items() if number)
 
 

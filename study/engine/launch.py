@@ -21,27 +21,27 @@ from study.engine.cluster import NodeType, autoscaled
 from study.engine.node_cache import task_server
 from study.engine.ray_tune import JobCallback, JobScheduler, JobSearcher, Ledger, SilentCallback
 from study.engine.worker import train
-from study.specs import Cluster, Job, Resources
+from study.home import Home
+from study.specs import Cluster, Job, Recipe, Resources
 
 
-def launch(
-    todo: Sequence[Job], ledger: Ledger, *, name: str, home: Path, log: Path, cluster: Cluster, resources: Resources
-) -> None:
-    """Train `todo`; returns when all have ended or the first SIGINT or SIGTERM has stopped the Tuner in good order.
+def launch(recipe: Recipe, jobs: Sequence[Job], ledger: Ledger, *, name: str) -> None:
+    """Train `jobs`; returns when all have ended or the first SIGINT or SIGTERM has stopped the Tuner in good order.
 
-    Raises InputError when the machine can never hold one trial, and whatever a store raised in the driver.
+    `name`: of the Tuner. Raises InputError when the machine can never hold one trial, and whatever a store raised in the
+    driver.
     """
     from ray import tune
 
-    with _quiet(log):
-        connect(cluster)
-        limit = _concurrency(cluster, resources)
-        searcher = JobSearcher(todo, ledger)
-        storage = home.absolute() / "ray"
+    home, resources = Home(recipe.home), recipe.resources
+    with _quiet(home.ray_log(recipe.experiment)):
+        connect(recipe.cluster)
+        limit = _concurrency(recipe.cluster, resources)
+        searcher = JobSearcher(jobs, ledger)
         # Only the stores are durable: what a former Tuner left under this name is of no use to anyone.
-        shutil.rmtree(storage / name, ignore_errors=True)
+        shutil.rmtree(home.ray / name, ignore_errors=True)
         # On a cluster there may be nodes that do not see the home folder.
-        server = task_server() if cluster.address is not None else None
+        server = task_server() if recipe.cluster.address is not None else None
         trainable = train if server is None else tune.with_parameters(train, server=server)
         tuner = tune.Tuner(
             tune.with_resources(trainable, {"cpu": resources.cpus, "gpu": resources.gpus}),
@@ -56,7 +56,7 @@ def launch(
             ),
             run_config=tune.RunConfig(
                 name=name,
-                storage_path=str(storage),
+                storage_path=str(home.ray),
                 callbacks=[JobCallback(searcher, ledger), SilentCallback()],
                 verbose=0,
             ),
@@ -64,7 +64,7 @@ def launch(
         with _sigterm_like_sigint(), _tune_switches():
             try:
                 tuner.fit()
-            except tune.TuneError as error:  # which has what was raised in its scheduler as a text
+            except tune.TuneError as error:  # it has the error of its scheduler as a text
                 if searcher.broken is None:
                     raise
                 raise searcher.broken from error
@@ -89,15 +89,15 @@ def connect(cluster: Cluster) -> None:
         try:
             ray.init(address=cluster.address, log_to_driver=False)
         except ConnectionError as error:
-            raise InputError(f"--address {cluster.address}: {_why_not(error)}") from error
+            raise InputError(f"--address {cluster.address}: {_refusal(error)}") from error
     else:
         ray.init(
-            address="local",  # else Ray joins whatever cluster another user of this machine has started
+            address="local",  # else Ray joins a cluster that another user of this machine has started
             num_cpus=os.cpu_count(), include_dashboard=cluster.dashboard, log_to_driver=False,
         )  # fmt: skip
 
 
-def _why_not(error: ConnectionError) -> str:
+def _refusal(error: ConnectionError) -> str:
     if "AuthenticationError" in str(error.__cause__):
         return (
             "the cluster asks for a token; set RAY_AUTH_MODE=token, with the head's `ray get-auth-token` in "
@@ -107,7 +107,7 @@ def _why_not(error: ConnectionError) -> str:
 
 
 def _concurrency(cluster: Cluster, resources: Resources) -> int | None:
-    """How many trials to run side by side; None leaves it to Tune, on a cluster that grows in ways that nobody tells.
+    """Return how many trials to run side by side; None leaves it to Tune, on a cluster that grows in unknown ways.
 
     Without a limit Tune draws one trial ahead; where the limit is known, nothing is drawn before it can start, and an
     autoscaler is asked for all the nodes that are of use at once.
@@ -118,17 +118,19 @@ def _concurrency(cluster: Cluster, resources: Resources) -> int | None:
         total: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
         fits = _fits(total, resources)
         if not fits:
-            kind, wanted = next(each for each in _wanted(resources).items() if each[1] > total.get(each[0], 0.0))
+            kind, wanted = next(
+                (kind, wanted) for kind, wanted in _wanted(resources).items() if wanted > total.get(kind, 0.0)
+            )
             raise InputError(
-                f"resources: a trial asks for {wanted:g} {kind}, this machine has {total.get(kind, 0.0):g}"
+                f"resources: a trial asks for {wanted:g} {kind}, this machine has {total.get(kind, 0.0):g}; ask for less"
             )
         return fits if cluster.max_concurrent is None else min(fits, cluster.max_concurrent)
     alive = [node for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
     heads = [node for node in alive if "node:__internal_head__" in node["Resources"]]
     # The file here may be of another cluster than the one that was joined.
-    own: str = ray.util.get_node_ip_address()  # type: ignore[no-untyped-call]
-    here = any(node["NodeManagerAddress"] == own for node in heads)
-    growing, workers = autoscaled() if here else ([], 0)
+    address: str = ray.util.get_node_ip_address()  # type: ignore[no-untyped-call]
+    on_head = any(node["NodeManagerAddress"] == address for node in heads)
+    growing, workers = autoscaled() if on_head else ([], 0)
     if all(node.resources for node in growing):  # what a file leaves out, Ray finds out on the machine
         _refuse_impossible(resources, [node["Resources"] for node in alive], growing)
         if cluster.max_concurrent is None and growing:
@@ -138,7 +140,7 @@ def _concurrency(cluster: Cluster, resources: Resources) -> int | None:
 
 
 def most_actors(cluster: Cluster) -> Actors | None:
-    """Workers of an extraction on the joined cluster when it has grown; None where it does not, or nobody tells."""
+    """Return the workers of an extraction on the joined cluster when it has grown; None where it does not, or unknown."""
     for gpus in (1, 0):
         with contextlib.suppress(InputError):  # no node will have a GPU, or none a core
             count = _concurrency(replace(cluster, max_concurrent=None), Resources(cpus=1, gpus=gpus))
@@ -151,17 +153,17 @@ def _wanted(resources: Resources) -> dict[str, float]:
 
 
 def _fits(node: Mapping[str, float], resources: Resources) -> int:
-    """How many trials a node holds at a time."""
+    """Return how many trials a node holds at a time."""
     return min((int(node.get(kind, 0.0) / wanted) for kind, wanted in _wanted(resources).items() if wanted), default=1)
 
 
 def _at_most(growing: Sequence[NodeType], workers: int, resources: Resources) -> int:
-    """How many trials so many workers hold at a time, when they are of the types that hold most."""
-    found = 0
+    """Return how many trials `workers` nodes hold at a time, when they are of the types that hold most."""
+    trials = 0
     for fits, count in sorted(((_fits(node.resources, resources), node.count) for node in growing), reverse=True):
-        found += fits * min(count, workers)
+        trials += fits * min(count, workers)
         workers -= min(count, workers)
-    return found
+    return trials
 
 
 def _refuse_impossible(resources: Resources, there: Sequence[Mapping[str, float]], growing: Sequence[NodeType]) -> None:
@@ -171,7 +173,7 @@ def _refuse_impossible(resources: Resources, there: Sequence[Mapping[str, float]
         has = sorted({f"{node.get('CPU', 0.0):g} CPU and {node.get('GPU', 0.0):g} GPU" for node in nodes})
         raise InputError(
             f"resources: a trial asks for {resources.cpus:g} CPU and {resources.gpus:g} GPU, and no node of the cluster "
-            f"has them; it has nodes of {'; '.join(has)}"
+            f"has them; it has nodes of {'; '.join(has)}; ask for less"
         )
 
 
@@ -180,7 +182,7 @@ def _quiet(log: Path) -> Iterator[None]:
     """Send the messages of Ray and Tune to a file for the time of the block."""
     log.parent.mkdir(parents=True, exist_ok=True)
     logger = logging.getLogger("ray")
-    kept, propagate = logger.handlers, logger.propagate
+    handlers, propagate = logger.handlers, logger.propagate
     handler = logging.FileHandler(log, encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     logger.handlers, logger.propagate = [handler], False
@@ -191,13 +193,13 @@ def _quiet(log: Path) -> Iterator[None]:
             warnings.filterwarnings("ignore", category=DeprecationWarning)
             yield
     finally:
-        logger.handlers, logger.propagate = kept, propagate
+        logger.handlers, logger.propagate = handlers, propagate
         handler.close()
 
 
 @contextlib.contextmanager
 def _tune_switches() -> Iterator[None]:
-    """Ray's documented switches that exist as environment variables only, set for the time of the block.
+    """Set Ray's documented switches that exist as environment variables only, for the time of the block.
 
     Without the first, Tune prints a table and a TensorBoard command whatever `verbose` says; without the second, it
     writes every report to CSV, JSON and TensorBoard files beside MLflow.
@@ -217,7 +219,7 @@ def _tune_switches() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _sigterm_like_sigint() -> Iterator[None]:
-    """SIGTERM stops the Tuner as Ctrl-C does; Ray's own handler exits in the middle of whatever runs."""
+    """Let SIGTERM stop the Tuner as Ctrl-C does; Ray's own handler exits in the middle of the work."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

@@ -1,4 +1,4 @@
-"""Tasks on nodes that do not see the home folder: sent through Ray's object store, once per node.
+"""A cache of tasks on nodes that do not see the home folder: they are sent through Ray's object store, once per node.
 
 A server beside the driver packs a folder of a task, with the vectors elsewhere that it points at, when the first worker
 asks for it. Ray brings the object to a node once; the first worker there writes it to a cache, under the path that it has
@@ -23,15 +23,15 @@ Packed = dict[str, NDArray[np.uint8]]
 
 
 class TaskServer:
-    """A Ray actor on the driver's node."""
+    """Gives workers the files of the home folder, and takes theirs; a Ray actor on the driver's node."""
 
     def __init__(self) -> None:
         self._packed: dict[str, Any] = {}
 
     def pack(self, folder: str) -> list[Any]:
-        """The one reference to a packed folder, in a list, so that Ray hands over the reference and not what it is to.
+        """Return the one reference to a packed folder, in a list, so that Ray hands over the reference and not the files.
 
-        An empty list where there is no such folder, or not yet.
+        The list is empty where there is no such folder, or not yet.
         """
         import ray
 
@@ -55,18 +55,18 @@ class TaskServer:
 
 
 def task_server() -> Any:
-    """A handle of a new server on this node, which lives as long as the handle; sent to workers beside their work."""
+    """Start a server on this node, which lives as long as its handle; workers get the handle beside their work."""
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    this_node = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     actor: Any = ray.remote(TaskServer)
-    return actor.options(num_cpus=0, scheduling_strategy=here).remote()
+    return actor.options(num_cpus=0, scheduling_strategy=this_node).remote()
 
 
 def pack(folder: Path) -> Packed:
-    """All files of a folder, and the vectors that it points at."""
-    from trainables.tasks.rating import find_vectors  # torch: of no use to a server that nobody asks
+    """Map all files of a folder, and the vectors that it points at."""
+    from trainables.tasks.arrays import find_vectors  # torch: of no use to a server that nobody asks
 
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     return {str(path): _bytes(path) for path in [*files, *find_vectors(folder)]}
@@ -79,19 +79,19 @@ def _bytes(path: Path) -> NDArray[np.uint8]:
 
 
 def cache_folder() -> Path:
-    """Where a node keeps what was sent to it."""
+    """Return the folder in which a node keeps what was sent to it."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "study" / "sent"
 
 
 def cached(path: Path) -> Path:
-    """Where a node keeps a file or folder that has this absolute path at home."""
+    """Return where a node keeps a file or folder that has this absolute path at home."""
     return cache_folder() / path.relative_to(path.anchor)
 
 
 def locate(folder: Path, server: Any) -> Path:
-    """A folder of a task as this process can open it: where it is, or a copy on this node.
+    """Return a folder of a task as this process can open it: where it is, or a copy on this node.
 
-    server: that of the driver; None where all see the home folder. A folder that is not at home either is not copied.
+    `server`: the driver's; None where all nodes see the home folder. A folder that is not at home either is not copied.
     Raises OSError, which names the path, where the copy cannot be written.
     """
     if folder.is_dir() or server is None:
@@ -119,7 +119,7 @@ def bring_home(path: Path, server: Any) -> None:
 
 @contextmanager
 def _named(path: Path) -> Iterator[None]:
-    """An error of writing names its file, or at least this path: a write that finds no room names none."""
+    """Let an error of writing name its file, or at least this path: a write that finds no room names none."""
     try:
         yield
     except OSError as error:
@@ -128,7 +128,7 @@ def _named(path: Path) -> Iterator[None]:
 
 
 def _unpack(packed: Packed, folder: Path) -> None:
-    """Vectors first: a folder that is there is whole."""
+    """Write the files to the cache, vectors first: a folder that is there is whole."""
     inside = {Path(name): content for name, content in packed.items() if Path(name).is_relative_to(folder)}
     for name, content in packed.items():
         if Path(name) not in inside and not (copy := cached(Path(name))).is_file():

@@ -1,221 +1,271 @@
-"""One Optuna study per cell: draws that survive the driver, and results that may be told twice.
+"""The Optuna study of one row in one cell: draws that survive the driver, and results that may be told twice.
 
-Optuna's storage (a journal file, or a database) is the memory of a search. Trial n is drawn by a sampler that was made
+Optuna's storage (a journal file, or a database) is the memory of a search. Trial n is drawn by a sampler that is made
 for it alone, from the seed (seed, n): a resumed search never replays the start-up draws, and one trial at a time it
-draws what an uninterrupted search draws. A trial that was drawn but not told belongs to a driver that died; it is read
-back, never drawn again.
+draws what an uninterrupted search draws. A trial that was drawn but has no result belongs to a driver that died; it is
+read back, never drawn again.
 """
 
 from __future__ import annotations
 
 import math
-import os
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import cache
+from typing import TYPE_CHECKING, Any
 
 import optuna
-from optuna.storages import BaseStorage, JournalStorage
-from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
+from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState
 
 from features.errors import InputError
 from search_spaces import Space, SpaceError
+from study.engine.budget import Spent
+from study.engine.fingerprint import parse_study_name, study_name
+from study.engine.optuna_storage import close_storage, open_database, open_journal
 from study.engine.samplers import fixed_points, make_pruner, make_sampler
-from study.specs import Direction, SearchSpec
+from study.engine.warm_start import warm_trials
+from study.home import Home
+from study.specs import Job, Objective, Recipe, SearchSpec, trial_name
 
-# Seconds after which a journal lock without progress counts as left behind by a driver that was killed mid-write. No
-# write takes longer than milliseconds, and one driver at a time works on a study.
-_STALE_LOCK_S = 3
-DATABASES = ("postgresql", "mysql", "mariadb", "sqlite")
+if TYPE_CHECKING:
+    from trainables.interface import Selection
 
-
-def open_journal(path: Path) -> BaseStorage:
-    """The journal file, created when absent; a half-written last line of a killed driver is cut off.
-
-    Optuna itself skips a torn tail when it reads, but appends right behind it, which no later reader survives.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if path.exists():
-        _cut_torn_tail(path)
-    return JournalStorage(JournalFileBackend(str(path), JournalFileSymlinkLock(str(path), grace_period=_STALE_LOCK_S)))
+Key = tuple[str, str]
+"""(row, name of the cell)."""
 
 
-def _cut_torn_tail(path: Path) -> None:
-    with path.open("rb+") as file:
-        end = file.seek(0, os.SEEK_END)
-        whole = end
-        while whole:
-            start = max(0, whole - 4096)
-            file.seek(start)
-            newline = file.read(whole - start).rfind(b"\n")
-            if newline >= 0:
-                whole = start + newline + 1
-                break
-            whole = start
-        if whole < end:
-            file.truncate(whole)
+@dataclass(frozen=True, kw_only=True)
+class OptunaTrial:
+    """A trial of a search as it stands in Optuna."""
+
+    ended: bool
+    """Whether it has a result, failed or was pruned."""
+    params: Mapping[str, Any] | None
+    """Drawn parameters; None where a driver that was killed has drawn a part of them."""
 
 
-def check_database(url: str, place: str) -> None:
-    """Raise InputError unless `url` names a database that this installation can talk to; nothing is opened."""
-    from sqlalchemy import make_url
-    from sqlalchemy.exc import ArgumentError, NoSuchModuleError
-
-    rule = "give a URL such as postgresql+psycopg://user@host/name"
-    try:
-        parsed = make_url(url)
-        if parsed.get_backend_name() not in DATABASES or not parsed.database:
-            raise InputError(f"{place}: must name a database of {', '.join(DATABASES)}; {rule}")
-        parsed.get_dialect().import_dbapi()
-    except (ArgumentError, NoSuchModuleError, ValueError) as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError(f"{place}: is not the URL of a database; {rule}") from error
-    except ImportError as error:
-        raise InputError(f"{place}: needs the Python package {error.name}; install it") from error
+def objectives(search: SearchSpec, selection: Selection) -> tuple[Objective, ...]:
+    """Return what the search optimises: its objectives, else the selection metric."""
+    return search.objectives or (Objective(metric=selection.metric, direction=selection.direction),)
 
 
-def open_database(url: str, place: str) -> BaseStorage:
-    """Optuna's tables in a database, made when absent. Passwords are better kept in ~/.pgpass than in a plan.
-
-    A connection that the server dropped between two trials is replaced.
-    """
-    check_database(url, place)
-    from sqlalchemy import make_url
-    from sqlalchemy.exc import SQLAlchemyError
-
-    options: dict[str, Any] = {"pool_pre_ping": True}
-    if url.startswith("sqlite"):
-        options["connect_args"] = {"timeout": 60}  # seconds that a writer waits for another
-    try:
-        return optuna.storages.RDBStorage(url, engine_kwargs=options)
-    except (SQLAlchemyError, OSError, RuntimeError, KeyError) as error:
-        shown = make_url(url).render_as_string(hide_password=True)
-        reason = " ".join(str(getattr(error, "orig", None) or error).split())[:200]
-        raise InputError(f"{place}: {shown} cannot be used ({reason}); start the server or correct the URL") from error
-
-
-def close_storage(storage: BaseStorage) -> None:
-    """Give the connections of a database back; a journal has none."""
-    if isinstance(storage, optuna.storages.RDBStorage):
-        storage.remove_session()
-        storage.engine.dispose()
-
-
-class CellSearch:
-    """The search of one cell, over its Optuna study; this process is the only one that draws from it.
-
-    `owner` tells studies of one name in a shared database apart, see `_claim`. `warm` gives the trials of another study
-    that the sampler is to know; it is asked once, when the study is new. They come before trial 0 in Optuna's numbers.
-    """
+class CellStudy:
+    """The search of one row in one cell; this process is the only one that draws from it."""
 
     def __init__(
-        self, *, storage: BaseStorage, name: str, space: Space, spec: SearchSpec, directions: Sequence[Direction],
-        owner: str | None = None, warm: Callable[[], Sequence[FrozenTrial]] | None = None,
+        self, study: optuna.Study, storage: BaseStorage, *, space: Space, search: SearchSpec, selection: Selection,
+        warm_count: int,
     ) -> None:  # fmt: skip
-        optuna.logging.set_verbosity(optuna.logging.WARNING)
-        self._points = fixed_points(spec, space)
-        self._study = optuna.create_study(
-            storage=storage, study_name=name, directions=list(directions), sampler=make_sampler(spec, 0),
-            pruner=make_pruner(spec), load_if_exists=True,
-        )  # fmt: skip
+        """`study`: from `open_study`. `warm_count`: how many trials of another search come before trial 0."""
+        self._study = study
         self._storage = storage
-        self._study_id = storage.get_study_id_from_name(name)
-        if owner is not None:
-            self._claim(owner)
-        self._known = 0 if warm is None else self._warm_up(warm)
-        self._drawn = storage.get_n_trials(self._study_id) - self._known
+        self._study_id = study._study_id
         self._space = space
-        self._spec = spec
+        self._search = search
+        self._points = fixed_points(search, space)
+        self._objectives = objectives(search, selection)
+        self._metric = selection.metric
+        self._warm_count = warm_count
+        self._drawn = storage.get_n_trials(self._study_id) - warm_count
 
-    def _claim(self, owner: str) -> None:
-        """Two home folders may name their studies alike; in one database the second is refused."""
-        found = self._study.user_attrs.get("owner")
-        if found is None:
-            self._study.set_user_attr("owner", owner)
-        elif found != owner:
-            raise InputError(
-                f"search.storage: its study '{self._study.study_name}' belongs to another home folder or MLflow store; "
-                "give the plan another name"
-            )
+    def trials(self) -> list[OptunaTrial]:
+        """All trials that were drawn, by number."""
+        frozen = self._storage.get_all_trials(self._study_id, deepcopy=False)[self._warm_count :]
+        return [OptunaTrial(ended=trial.state.is_finished(), params=self._whole(trial)) for trial in frozen]
 
-    def _warm_up(self, warm: Callable[[], Sequence[FrozenTrial]]) -> int:
-        """Copy the known trials in front of the own ones; a driver that was killed on the way is carried on."""
-        known: int | None = self._study.user_attrs.get("warm_start")
-        have = self._storage.get_n_trials(self._study_id)
-        if known is None or have < known:
-            trials = warm()
-            known = len(trials)
-            self._study.set_user_attr("warm_start", known)
-            self._study.add_trials(trials[have:])
-        return known
+    def _whole(self, trial: FrozenTrial) -> dict[str, Any] | None:
+        try:
+            return self._space.fit(trial.params, whole=True)
+        except SpaceError:
+            return None
 
     def state(self, number: int) -> TrialState | None:
-        """The trial's state in Optuna; None before it was drawn."""
+        """Return the trial's state in Optuna; None before it was drawn."""
         return self._frozen(number).state if number < self._drawn else None
 
-    def draw(self, number: int) -> dict[str, Any]:
-        """The parameters of trial `number`: read back if they were drawn before, drawn now otherwise.
+    def ask(self, number: int) -> dict[str, Any]:
+        """Return the parameters of trial `number`: read back if they were drawn before, drawn now otherwise.
 
         Numbers are drawn in order. A driver that was killed between two parameters left a trial with some of them; the
         missing ones are drawn now.
         """
-        self._study.sampler = make_sampler(self._spec, number, self._points)
+        self._study.sampler = make_sampler(self._search, number, self._points)
         if number >= self._drawn:
             trial = self._study.ask()
-            assert trial.number - self._known == number == self._drawn, (trial.number, number, self._drawn)
+            assert trial.number - self._warm_count == number == self._drawn, (trial.number, number, self._drawn)
             self._drawn += 1
             return self._space.suggest(trial)
-        params = self._frozen(number).params
-        try:
-            return self._space.fit(params, whole=True)
-        except SpaceError:
-            return self._space.suggest(optuna.Trial(self._study, self._trial_id(number)))
+        params = self._whole(self._frozen(number))
+        return self._space.suggest(optuna.Trial(self._study, self._trial_id(number))) if params is None else params
 
-    def report(self, number: int, step: int, value: float) -> bool:
-        """Tell the value of an epoch; whether the trial is stopped there. Steps that were told before are not judged again.
+    def report(self, number: int, epoch: int, value: float) -> bool:
+        """Tell Optuna the value of an epoch; returns whether the trial is stopped there.
 
-        After an interruption epochs come a second time: a trial that was stopped is stopped at the same one.
+        After an interruption epochs come a second time. They are not judged again: a trial that was stopped is stopped at
+        the same one.
         """
         frozen = self._frozen(number)
         if frozen.state.is_finished():
-            return frozen.state == TrialState.PRUNED and step >= (frozen.last_step or 0)
-        if not math.isfinite(value) or (frozen.last_step is not None and step < frozen.last_step):
+            return frozen.state == TrialState.PRUNED and epoch >= (frozen.last_step or 0)
+        if not math.isfinite(value) or (frozen.last_step is not None and epoch < frozen.last_step):
             return False
-        self._storage.set_trial_intermediate_value(frozen._trial_id, step, value)
+        self._storage.set_trial_intermediate_value(frozen._trial_id, epoch, value)
         return self._study.pruner.prune(self._study, self._frozen(number))
 
-    def tell(self, number: int, values: Sequence[float] | None, *, pruned: bool = False) -> None:
-        """Record the result, None for a failure; a trial that was told before keeps its first result.
-
-        `pruned`: it was stopped after the last epoch that was reported.
-        """
+    def complete(self, number: int, metrics: Mapping[str, float], seeds: int) -> None:
+        """Tell Optuna a trial's result, a mean over `seeds` seeds, with their spread beside it."""
         if not self._frozen(number).state.is_finished():
-            state = TrialState.FAIL if values is None else TrialState.COMPLETE
-            self._study.tell(
-                self._known + number,
-                None if values is None else list(values),
-                state=TrialState.PRUNED if pruned else state,
-            )
+            spread = {"std": metrics.get(f"{self._metric}_std", 0.0), "count": seeds}
+            self._storage.set_trial_user_attr(self._trial_id(number), "replicates", spread)
+        self._tell(number, TrialState.COMPLETE, [metrics[objective.metric] for objective in self._objectives])
 
-    def replicates(self, number: int, *, std: float, count: int) -> None:
-        """Beside the value, which is a mean over seeds: their spread and how many there are."""
+    def fail(self, number: int) -> None:
+        """Tell Optuna that a trial has no result because of its parameters."""
+        self._tell(number, TrialState.FAIL)
+
+    def prune(self, number: int) -> None:
+        """Tell Optuna that a trial was stopped after the last epoch that was reported."""
+        self._tell(number, TrialState.PRUNED)
+
+    def _tell(self, number: int, state: TrialState, values: Sequence[float] | None = None) -> None:
+        """A trial that has ended in Optuna keeps its first result."""
         if not self._frozen(number).state.is_finished():
-            self._storage.set_trial_user_attr(self._trial_id(number), "replicates", {"std": std, "count": count})
+            self._study.tell(self._warm_count + number, values, state=state)
 
     @property
-    def spent(self) -> Mapping[str, float]:
-        """Seconds by the clock (`wall`, of all cells; one cell's study has it) and of trials that ran (`trials`)."""
-        return {"wall": 0.0, "trials": 0.0, **self._study.user_attrs.get("spent", {})}
+    def spent(self) -> Spent:
+        """Seconds that this search has taken so far; those by the clock as far as its own trials ended the wait."""
+        return _spent(self._study.user_attrs)
 
-    def spend(self, **seconds: float) -> None:
+    def spend(self, spent: Spent) -> None:
         """Add to what was spent."""
-        spent = self.spent
-        self._study.set_user_attr("spent", {key: spent[key] + seconds.get(key, 0.0) for key in spent})
+        total = self.spent + spent
+        self._study.set_user_attr("spent", {"clock": total.clock, "trials": total.trials})
 
     def _trial_id(self, number: int) -> int:
-        return self._storage.get_trial_id_from_study_id_trial_number(self._study_id, self._known + number)
+        return self._storage.get_trial_id_from_study_id_trial_number(self._study_id, self._warm_count + number)
 
-    def _frozen(self, number: int) -> optuna.trial.FrozenTrial:
+    def _frozen(self, number: int) -> FrozenTrial:
         return self._storage.get_trial(self._trial_id(number))
+
+
+def open_study(
+    storage: BaseStorage, name: str, *, space: Space, search: SearchSpec, selection: Selection, owner: str | None = None,
+    warm: Callable[[], Sequence[FrozenTrial]] | None = None,
+) -> CellStudy:  # fmt: skip
+    """Open an Optuna study, created when absent.
+
+    `owner` tells studies of one name in a shared database apart: two home folders may name their plans alike, and the
+    second is refused by an InputError. `warm` gives the trials of another search that the sampler is to know; it is asked
+    once, when the study is new, and they come before trial 0 in Optuna's numbers.
+    """
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    study = optuna.create_study(
+        storage=storage, study_name=name, sampler=make_sampler(search, 0), pruner=make_pruner(search), load_if_exists=True,
+        directions=[objective.direction for objective in objectives(search, selection)],
+    )  # fmt: skip
+    if owner is not None:
+        _claim(study, owner)
+    warm_count = 0 if warm is None else _copy_warm_trials(study, storage, warm)
+    return CellStudy(study, storage, space=space, search=search, selection=selection, warm_count=warm_count)
+
+
+def _claim(study: optuna.Study, owner: str) -> None:
+    claimed = study.user_attrs.get("owner")
+    if claimed is None:
+        study.set_user_attr("owner", owner)
+    elif claimed != owner:
+        raise InputError(
+            f"search.storage: its study '{study.study_name}' belongs to another home folder or MLflow store; "
+            "give the plan another name"
+        )
+
+
+def _copy_warm_trials(study: optuna.Study, storage: BaseStorage, warm: Callable[[], Sequence[FrozenTrial]]) -> int:
+    """Copy another search's trials in front of this search's, and go on where a driver was killed on the way."""
+    count: int | None = study.user_attrs.get("warm_start")
+    copied = storage.get_n_trials(study._study_id)
+    if count is None or copied < count:
+        trials = warm()
+        count = len(trials)
+        study.set_user_attr("warm_start", count)
+        study.add_trials(trials[copied:])
+    return count
+
+
+def _spent(user_attrs: Mapping[str, Any]) -> Spent:
+    return Spent(**user_attrs.get("spent", {}))
+
+
+# --- all studies of a part --------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Studies:
+    """The Optuna studies of a part's drawn jobs."""
+
+    cells: Mapping[Key, CellStudy]
+    clock_elsewhere: float = 0.0
+    """Seconds by the clock of the experiment's searches in rows and cells that this call leaves alone."""
+
+    def of_job(self, job: Job) -> CellStudy | None:
+        """Return the study that a job is drawn from; None: it has its configuration."""
+        return self.cells[job.row, job.cell.name] if job.config is None else None
+
+
+def open_studies(
+    recipe: Recipe, jobs: Iterable[Job], fingerprints: Mapping[str, str], *, owner: str, resources: ExitStack
+) -> Studies:
+    """Open one study for each row and cell that has drawn jobs; `resources` closes their storages.
+
+    `owner`: see `open_study`. Raises InputError for a storage or a warm start that cannot be used.
+    """
+    drawn: dict[Key, list[Job]] = {}
+    for job in jobs:
+        if job.config is None:
+            drawn.setdefault((job.row, job.cell.name), []).append(job)
+    home = Home(recipe.home)
+
+    @cache
+    def storage_at(url: str | None) -> BaseStorage:
+        if url is None:
+            return open_journal(home.journal(recipe.experiment))
+        storage = open_database(url, "search.storage")
+        resources.callback(close_storage, storage)
+        return storage
+
+    @cache  # read for the first new study of a row, if any is new
+    def warm_of(row: str) -> Mapping[str, Sequence[FrozenTrial]]:
+        return warm_trials(recipe, row, [cell for name, cell in drawn if name == row])
+
+    cells = {}
+    for (row, cell), cell_jobs in drawn.items():
+        space, search = recipe.rows[row].space, recipe.rows[row].search
+        assert space is not None, "drawn jobs need a space"
+        assert search is not None, "drawn jobs need a search"
+        names = sorted(job.name for job in cell_jobs)
+        assert names == [trial_name(number) for number in range(len(names))], f"{row}, {cell}: gaps in {names}"
+        cells[row, cell] = open_study(
+            storage_at(search.storage),
+            study_name(recipe, cell_jobs[0], fingerprints[cell_jobs[0].trial]),
+            space=space,
+            search=search,
+            selection=recipe.selection,
+            owner=owner if search.storage is not None else None,
+            warm=(lambda row=row, cell=cell: warm_of(row)[cell]) if search.warm_start is not None else None,  # type: ignore[misc]
+        )
+    searches = [recipe.rows[row].search for row, _ in cells]
+    urls = {search.storage for search in searches if search is not None}
+    return Studies(cells, sum(_clock_elsewhere(storage_at(url), recipe.experiment, url, cells) for url in urls))
+
+
+def _clock_elsewhere(storage: BaseStorage, experiment: str, url: str | None, cells: Iterable[Key]) -> float:
+    """Of each row and cell that is not opened, its newest study counts: older ones belong to an earlier plan."""
+    newest: dict[Key, float] = {}
+    for study in sorted(storage.get_all_studies(), key=lambda study: study._study_id):
+        name = parse_study_name(study.study_name)
+        if name is not None and name[0] == (None if url is None else experiment) and name[1:] not in cells:
+            newest[name[1:]] = _spent(study.user_attrs).clock
+    return sum(newest.values())

@@ -1,7 +1,7 @@
-"""The one Ray Tune searcher: hands out the jobs of a part, all cells side by side, and passes their results on.
+"""Ray Tune's searcher, scheduler and callbacks: they hand out the jobs of a part, and report to the ledger.
 
-It decides nothing about the stores (the ledger does) and keeps nothing that must survive: a new driver makes a new
-searcher from what Optuna and MLflow hold.
+All rows and cells run side by side. Nothing here decides about the stores (the ledger does) or must survive: a new driver
+makes a new searcher from what Optuna and MLflow hold.
 """
 
 from __future__ import annotations
@@ -22,70 +22,76 @@ from study.tracking.runs import EpochReport
 if TYPE_CHECKING:
     from ray.tune.experiment import Trial
 
-_KEPT = {"trial_id", "done", "training_iteration", "node_ip", "pid"}  # of a result, for Tune's own use
+_TUNE_KEYS = {"trial_id", "done", "training_iteration", "node_ip", "pid"}  # of a result, for Tune's own use
 _REASON_LENGTH = 300  # characters of Ray's message in a tag; the artifact has all of it
+_Key = tuple[str, str]  # row, name of the cell
 
 
 class Ledger(Protocol):
-    """Who is told what becomes of each job."""
+    """Where what becomes of each job is reported; see `study.engine.ledger.Ledger`."""
 
     def start(self, job: Job) -> dict[str, Any]:
         """Open the job in the stores; returns what its worker needs."""
 
     def report(self, job: Job, epochs: Sequence[EpochReport]) -> bool:
-        """Epochs of a running job; whether to stop it."""
+        """Take epochs of a running job; returns whether to stop it."""
 
-    def exhausted(self) -> bool:
-        """Whether no further job may start."""
+    def exhausted(self, row: str) -> bool:
+        """Whether no further job of the row may start."""
 
     def failed(self, job: Job, *, reason: str, detail: str) -> None:
-        """The training raised."""
+        """Note that the training raised."""
 
     def lost(self, job: Job, *, reason: str, detail: str) -> bool:
-        """The worker process went; whether to hand the job out again."""
+        """Enter that the worker process went; returns whether to hand the job out again."""
 
     def close(self, job: Job) -> None:
-        """The trial has ended, after its last report."""
+        """Enter the end of a trial, after its last report."""
+
+
+def _key(job: Job) -> _Key:
+    return job.row, job.cell.name
 
 
 class JobSearcher(Searcher):
-    """Hands out `todo`: the cell with the fewest running trials first, within a cell in the given order.
+    """Hands out `todo`: the row and cell with the fewest running trials first, within it in the given order.
 
-    So no cell waits for another's last trial, and up to one trial per cell at a time each cell's search is sequential,
-    hence reproducible.
+    So no cell waits for another's last trial, and up to one trial per row and cell at a time each search is sequential,
+    hence reproducible. A row whose budget is spent hands out no more; the others go on.
     """
 
     def __init__(self, todo: Sequence[Job], ledger: Ledger) -> None:
         super().__init__()
         self._ledger = ledger
-        self._queues: dict[str, deque[Job]] = {}
+        self._queues: dict[_Key, deque[Job]] = {}
         for job in todo:
-            self._queues.setdefault(job.cell.name, deque()).append(job)
-        self._handed: Counter[str] = Counter()
-        self._running: Counter[str] = Counter()
+            self._queues.setdefault(_key(job), deque()).append(job)
+        self._handed: Counter[_Key] = Counter()
+        self._running: Counter[_Key] = Counter()
         self._jobs: dict[str, Job] = {}
         self.broken: Exception | None = None
-        """What the ledger raised at the end of a trial; Tune would count it as the trial's own error and go on."""
+        """Error of the ledger at the end of a trial; Tune would count it as the trial's own and go on."""
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:  # type: ignore[override]  # Ray takes a word too
-        """Tune's question for another trial; Ray's word FINISHED when there is none."""
-        waiting = [cell for cell, queue in self._queues.items() if queue]
-        done = not (waiting or self._running.total())
-        if done or self.broken is not None or self._ledger.exhausted():
+        """Answer Tune's question for another trial; with Ray's word FINISHED when there is none."""
+        going = {row for row, _ in self._queues if not self._ledger.exhausted(row)}
+        waiting = [key for key, queue in self._queues.items() if queue and key[0] in going]
+        running = any(count for key, count in self._running.items() if key[0] in going)
+        if self.broken is not None or not (waiting or running):
             return str(self.FINISHED)
         if not waiting:
             return None  # one that is running may come back
-        cell = min(waiting, key=lambda name: (self._running[name], self._handed[name]))
-        job = self._queues[cell].popleft()
-        self._handed[cell] += 1
-        self._running[cell] += 1
+        key = min(waiting, key=lambda key: (self._running[key], self._handed[key]))
+        job = self._queues[key].popleft()
+        self._handed[key] += 1
+        self._running[key] += 1
         self._jobs[trial_id] = job
         return {"payload": self._ledger.start(job)}
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        """Tune's notice that a trial ended; what it ended with has arrived before, through `JobScheduler`."""
+        """Take Tune's notice that a trial ended; its result has arrived before, through `JobScheduler`."""
         job = self._jobs[trial_id]
-        self._running[job.cell.name] -= 1
+        self._running[_key(job)] -= 1
         if not error:
             try:
                 self._ledger.close(job)
@@ -94,15 +100,15 @@ class JobSearcher(Searcher):
                 raise
 
     def again(self, job: Job) -> None:
-        """Hand the job out once more, before the others of its cell."""
-        self._queues[job.cell.name].appendleft(job)
+        """Hand the job out once more, before the others of its row and cell."""
+        self._queues[_key(job)].appendleft(job)
 
     def job(self, trial_id: str) -> Job:
-        """The job behind a Tune trial."""
+        """Return the job behind a Tune trial."""
         return self._jobs[trial_id]
 
     def save(self, checkpoint_path: str) -> None:
-        """Nothing: Ray's snapshot is not what a study resumes from."""
+        """Save nothing: Ray's snapshot is not what a study resumes from."""
 
     def __getstate__(self) -> dict[str, Any]:
         return {}  # Tune pickles its searcher into the snapshot, see `save`
@@ -117,16 +123,21 @@ class JobScheduler(FIFOScheduler):
         self._ledger = ledger
 
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
-        """A message of `study.engine.worker`; the notice that a trial is over repeats the last one without its contents."""
+        """Take a message of `study.engine.worker`.
+
+        The notice that a trial is over repeats the last one without its contents.
+        """
         if "epochs" not in result:
             return str(self.CONTINUE)
         job = self._searcher.job(trial.trial_id)
         # Tune flattens what its schedulers see.
-        tags = {key.removeprefix("tags/"): text for key, text in result.items() if key.startswith("tags/")}
+        run_tags = {key.removeprefix("tags/"): text for key, text in result.items() if key.startswith("tags/")}
         stop = self._ledger.report(
             job,
             [
-                EpochReport(epoch=epoch, metrics=metrics, final=final, artifacts=artifacts, time_ms=time_ms, tags=tags)
+                EpochReport(
+                    epoch=epoch, metrics=metrics, final=final, artifacts=artifacts, time_ms=time_ms, tags=run_tags
+                )
                 for epoch, metrics, final, artifacts, time_ms in result["epochs"]
             ],
         )
@@ -152,15 +163,15 @@ class JobCallback(Callback):
     def on_trial_result(
         self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **info: Any
     ) -> None:
-        """Takes the message out of the result, so that Tune neither logs nor keeps it; `JobScheduler` has read it.
+        """Take the message out of the result, so that Tune neither logs nor keeps it; `JobScheduler` has read it.
 
         Of the rest too, Tune would keep several windows for each number, of each trial until the end of the part.
         """
-        for name in result.keys() - _KEPT:
+        for name in result.keys() - _TUNE_KEYS:
             del result[name]
 
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        """The trial's process or node is gone."""
+        """Report that the trial's process or node is gone."""
         if self._searcher.broken is not None:
             return
         # "Failure # 1 (occurred at ...)", then Ray's message: what happened, a line of identifiers each, and advice.
@@ -175,7 +186,7 @@ class JobCallback(Callback):
 
 
 class SilentCallback(TrialProgressCallback):
-    """In the place of Tune's own, which prints a line per finished trial whatever its verbosity."""
+    """Takes the place of Tune's own, which prints a line per finished trial whatever its verbosity."""
 
     def on_trial_result(self, *args: Any, **info: Any) -> None:
         """Print nothing."""

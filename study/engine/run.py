@@ -10,23 +10,20 @@ import contextlib
 import fcntl
 import hashlib
 import os
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-from optuna.storages import BaseStorage
-from optuna.trial import FrozenTrial
 
 from features.errors import InputError
-from search_spaces import Space
-from study.engine.optuna_study import close_storage, open_database, open_journal
-from study.engine.reconcile import Failure, PartLedger, Progress, Recipe
-from study.engine.warm_start import warm_trials
-from study.specs import Cluster, Direction, Faults, Job, Resources, SearchSpec
+from study.engine.fingerprint import fingerprints
+from study.engine.ledger import CellProgress, Failure, Ledger, Progress
+from study.engine.optuna_study import open_studies
+from study.engine.reconcile import carry_out, decide
+from study.home import Home
+from study.specs import Job, Recipe
 from study.tracking import runs as tracking
 
-__all__ = ["Failure", "Progress", "RunSummary", "at_work", "refuse_second", "run_jobs"]
+__all__ = ["CellProgress", "Failure", "Progress", "RunSummary", "at_work", "refuse_second", "run_jobs"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,42 +34,26 @@ class RunSummary:
     ran: int
     """Trials that this call trained; 0: there was nothing left to do."""
     superseded: int
-    """Runs of an earlier plan under the same names: deleted in MLflow (its UI restores them) and trained anew."""
+    """Runs that the plan does not ask for any more: tagged in this call, and kept for when it does again."""
     failures: tuple[Failure, ...]
     """All planned trials that failed, in this call or before."""
     stopped: str | None
-    """Why trials of the plan were not started: the budget that is spent."""
+    """Why trials of the plan were not started: the budgets that are spent."""
     log: Path
     """Where Ray's own messages went."""
 
 
 def run_jobs(
-    *,
-    experiment: str,
-    home: Path,
-    jobs: Sequence[Job],
-    trainable: str,
-    model: str,
-    base: Mapping[str, Any],
-    selection: tuple[str, Direction],
-    space: Space | None = None,
-    search: SearchSpec | None = None,
-    resources: Resources | None = None,
-    faults: Faults | None = None,
-    cluster: Cluster | None = None,
-    tags: Mapping[str, str] | None = None,
-    tracking_uri: str | None = None,
-    keep: Collection[str] | None = None,
-    on_progress: Callable[[Progress], None] | None = None,
-) -> RunSummary:
-    """Finish `jobs`, all of one part, and say what became of them.
+    recipe: Recipe, jobs: Sequence[Job], on_progress: Callable[[Progress], None] | None = None
+) -> RunSummary:  # fmt: skip
+    """Finish `jobs`, all of one part, of any rows of the recipe, and say what became of them.
 
-    `trainable` is `module:function`, importable on the workers, with the signature of `trainables.trial.run`. A job's
-    configuration is `base` with its own (or its drawn) fields over it. Jobs without a configuration are drawn from
-    `space` as `search` says; their names are the trial numbers 0000, 0001, ... of their cell.
+    A job's configuration is its row's base with its own fields over it. Jobs without a configuration are drawn from their
+    row's space as its search says; their names are the trial numbers 0000, 0001, ... of their row and cell. Jobs of all
+    rows share one launch, so that no row waits for another's last trial.
 
-    Finished trials of the part that are neither in `jobs` nor in `keep` belong to an earlier plan: they are dropped, so
-    that none of them is ever selected. None keeps them all.
+    Trials of the part that the recipe's `planned` does not have are superseded: kept, but never selected. Those that it has
+    and `jobs` has not are left as they are.
 
     A fixed job that failed is trained again by the next call. A drawn one is not: its failure is Optuna's result,
     unless the worker process was lost too often, which says nothing about the parameters.
@@ -82,67 +63,50 @@ def run_jobs(
     """
     (part,) = {job.part for job in jobs}
     assert len({job.trial for job in jobs}) == len(jobs), "two jobs of one name"
-    resources, cluster = resources or Resources(), cluster or Cluster()
-    recipe = Recipe(
-        experiment=experiment, trainable=trainable, model=model, base=base, space=space, search=search,
-        selection=selection, tags=tags or {}, threads=resources.threads, home=home, faults=faults or Faults(),
-    )  # fmt: skip
-    log = home.absolute() / "logs" / f"{experiment}-ray.log"
-    with _exclusive(home, experiment), contextlib.ExitStack() as opened:
+    home = Home(recipe.home)
+    with _exclusive(home, recipe.experiment), contextlib.ExitStack() as resources:
+        hashes = fingerprints(recipe, jobs)
         tracker = tracking.open_part(
-            home=home, uri=tracking_uri, experiment=experiment, part=part, tags=recipe.tags, metric=selection[0]
+            home=recipe.home, uri=recipe.tracking_uri, experiment=recipe.experiment, part=part, run_tags=recipe.tags,
+            metric=recipe.selection.metric,
+        )  # fmt: skip
+        studies = open_studies(recipe, jobs, hashes, owner=_owner(recipe), resources=resources)
+        drawn = {key: study.trials() for key, study in studies.cells.items()}
+        decision = decide(recipe, jobs, hashes, runs=tracker.runs, drawn=drawn)
+        carry_out(decision, tracker, studies)
+        ledger = Ledger(
+            recipe, jobs, decision, fingerprints=hashes, tracker=tracker, studies=studies, on_progress=on_progress
         )
-        ledger = PartLedger(
-            recipe=recipe,
-            jobs=jobs,
-            keep=tracker.runs if keep is None else keep,
-            tracker=tracker,
-            storage=lambda: _storage(search, home, experiment, opened),
-            warm=lambda cells: _warm(recipe, home, cells),
-            owner=hashlib.sha256((tracking_uri or tracking.default_uri(home)).encode()).hexdigest()[:16],
-            on_progress=on_progress,
-        )
-        ledger.show()
+        ledger.send_progress()
         status = tracking.KILLED
         try:
-            if ledger.todo and not ledger.exhausted():
+            if not ledger.complete:
                 from study.engine.launch import launch
 
                 tracker.start_part()
-                name = f"{experiment}-{part.replace(':', '-')}"
-                launch(ledger.todo, ledger, name=name, home=home, log=log, cluster=cluster, resources=resources)
+                launch(recipe, decision.todo, ledger, name=f"{recipe.experiment}-{part.replace(':', '-')}")
             if ledger.complete:
                 status = tracking.FINISHED
         finally:
             tracker.end_part(status)
-    if not ledger.complete:
+    if status != tracking.FINISHED:
         raise KeyboardInterrupt
     return RunSummary(
-        planned=len(jobs), ran=ledger.ran, superseded=ledger.superseded, failures=ledger.failures,
-        stopped=ledger.stopped, log=log,
+        planned=len(jobs), ran=ledger.ran, superseded=tracker.superseded, failures=ledger.failures,
+        stopped=ledger.stopped, log=home.ray_log(recipe.experiment),
     )  # fmt: skip
 
 
-def _storage(search: SearchSpec | None, home: Path, experiment: str, opened: contextlib.ExitStack) -> BaseStorage:
-    if search is not None and search.storage is not None:
-        storage = open_database(search.storage, "search.storage")
-        opened.callback(close_storage, storage)
-        return storage
-    return open_journal(home / "optuna" / f"{experiment}.log")
+def _owner(recipe: Recipe) -> str:
+    """Tell home folders and MLflow stores apart, in a database that several share."""
+    store = recipe.tracking_uri or tracking.default_uri(recipe.home)
+    return hashlib.sha256(store.encode()).hexdigest()[:16]
 
 
-def _warm(recipe: Recipe, home: Path, cells: Sequence[str]) -> Mapping[str, Sequence[FrozenTrial]]:
-    assert recipe.search is not None
-    assert recipe.search.warm_start is not None
-    assert recipe.space is not None
-    directions = [direction for _, direction in recipe.objectives]
-    return warm_trials(recipe.search.warm_start, home=home, cells=cells, space=recipe.space, directions=directions)
-
-
-def at_work(home: Path, experiment: str) -> str | None:
-    """Number of the process that is running jobs of the experiment in this home folder; None: there is none."""
+def at_work(home: Home, experiment: str) -> str | None:
+    """Return the number of the process that is running jobs of the experiment in this home folder; None: there is none."""
     try:
-        with (home / f"{experiment}.lock").open(encoding="utf-8") as file:
+        with home.lock(experiment).open(encoding="utf-8") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
             except BlockingIOError:
@@ -152,18 +116,17 @@ def at_work(home: Path, experiment: str) -> str | None:
     return None
 
 
-def refuse_second(home: Path, experiment: str) -> None:
+def refuse_second(home: Home, experiment: str) -> None:
     """Raise InputError when another process runs jobs of the experiment in this home folder."""
     if owner := at_work(home, experiment):
         raise InputError(f"study '{experiment}': process {owner} works on it in {home}; wait for it or stop it")
 
 
 @contextlib.contextmanager
-def _exclusive(home: Path, experiment: str) -> Iterator[None]:
+def _exclusive(home: Home, experiment: str) -> Iterator[None]:
     """Hold the experiment for this process; the kernel lets go of it when the process ends, however it ends."""
-    home.mkdir(parents=True, exist_ok=True)
-    path = home / f"{experiment}.lock"
-    with path.open("a+", encoding="utf-8") as file:
+    home.path.mkdir(parents=True, exist_ok=True)
+    with home.lock(experiment).open("a+", encoding="utf-8") as file:
         while True:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

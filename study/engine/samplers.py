@@ -18,7 +18,7 @@ from features.errors import InputError
 from search_spaces import Space, SpaceError
 from study.specs import SearchSpec
 
-# Samplers whose draws depend on the seed and the told trials alone. True: the seed names one sequence that all trials
+# Samplers whose draws depend on the seed and the finished trials alone. True: the seed names one sequence that all trials
 # share (scrambled Sobol points are only spread out within one scrambling), so it must not change from trial to trial.
 SAMPLERS: Mapping[str, bool] = {
     "TPESampler": False,
@@ -36,7 +36,7 @@ MOST_GRID = 100_000  # configurations; they are shuffled in memory
 
 
 def fixed_points(spec: SearchSpec, space: Space) -> Sequence[Mapping[str, Any]]:
-    """Parameters that are given instead of drawn, by trial number; the whole grid, shuffled, where that is searched.
+    """Return parameters that are given instead of drawn, by trial number; of a grid search the whole grid, shuffled.
 
     The grid is ours: Optuna's own has no conditional parameters. It takes Optuna's argument `search_space`.
     """
@@ -66,13 +66,13 @@ def fixed_points(spec: SearchSpec, space: Space) -> Sequence[Mapping[str, Any]]:
 
 
 def make_sampler(spec: SearchSpec, number: int, points: Sequence[Mapping[str, Any]] = ()) -> BaseSampler:
-    """The sampler of trial `number`, a function of the specification, that number and `fixed_points`."""
+    """Make the sampler of trial `number`, a function of the specification, that number and `fixed_points`."""
     words = [spec.seed] if SAMPLERS[spec.sampler] else [spec.seed, number]
     seed = int(np.random.SeedSequence(words).generate_state(1)[0])
     if spec.sampler == GRID:
         sampler: BaseSampler = optuna.samplers.RandomSampler(seed=seed)
     else:
-        sampler = _made(optuna.samplers, spec.sampler, {**_quiet(spec.sampler), **spec.sampler_args, "seed": seed})
+        sampler = _make(optuna.samplers, spec.sampler, {**_quiet(spec.sampler), **spec.sampler_args, "seed": seed})
     if number < len(points):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
@@ -81,14 +81,14 @@ def make_sampler(spec: SearchSpec, number: int, points: Sequence[Mapping[str, An
 
 
 def make_pruner(spec: SearchSpec) -> BasePruner:
-    """What stops trials early; without one, what never does."""
+    """Make the pruner; without one in the specification, one that never stops a trial."""
     if spec.pruner is None:
         return optuna.pruners.NopPruner()
-    made: BasePruner = _made(optuna.pruners, spec.pruner, spec.pruner_args)
-    return made
+    pruner: BasePruner = _make(optuna.pruners, spec.pruner, spec.pruner_args)
+    return pruner
 
 
-def _made(module: Any, name: str, arguments: Mapping[str, Any]) -> Any:
+def _make(module: Any, name: str, arguments: Mapping[str, Any]) -> Any:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # deprecated
@@ -99,7 +99,7 @@ def _made(module: Any, name: str, arguments: Mapping[str, Any]) -> Any:
 
 
 def _quiet(name: str) -> dict[str, bool]:
-    """Conditional parameters are drawn independently by every sampler but TPE; that is no news for each trial."""
+    """Switch warnings off: every sampler but TPE draws conditional parameters independently, in each trial."""
     parameters = inspect.signature(getattr(optuna.samplers, name)).parameters
     return {word: False for word in parameters if word.startswith("warn_") and parameters[word].default is True}
 

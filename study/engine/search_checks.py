@@ -1,4 +1,4 @@
-"""How a plan's search draws, held against Optuna, its space and the databases that are within reach."""
+"""Checks of how a plan's search draws: against Optuna, its space and the databases that are within reach."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from optuna.trial import TrialState
 
 from features.errors import InputError
 from search_spaces import Space
-from study.engine.optuna_study import check_database
+from study.engine.optuna_storage import check_database
 from study.engine.samplers import GRID, PRUNERS, SAMPLERS, fixed_points, make_pruner, make_sampler
 from study.specs import Direction, SearchSpec
 from trainables.interface import number_hint
@@ -25,9 +25,9 @@ _PROBE = 3  # random trials that a sampler is shown, when a plan is checked, bef
 
 
 def check_search(spec: SearchSpec, space: Space | None) -> list[str]:
-    """Everything that is wrong with how a search draws: one line each, without the plan's name.
+    """Return all faults of how a search draws: one line each, without the plan's name.
 
-    Without a space, which then has faults of its own, only what needs none is looked at.
+    Without a space, which then has faults of its own, only the checks that need none are made.
     """
     faults = _storage_faults(spec)
     if spec.sampler not in SAMPLERS:
@@ -50,16 +50,16 @@ def check_search(spec: SearchSpec, space: Space | None) -> list[str]:
 
 
 def _storage_faults(spec: SearchSpec) -> list[str]:
-    """Storages that a plan names: reachable in principle, and nothing that would have to be unpickled in them."""
-    named = {"search.storage": spec.storage}
+    """Check storages that a plan names: within reach, and nothing in them that would have to be unpickled."""
+    urls = {"search.storage": spec.storage}
     faults = []
     if spec.warm_start is not None:
-        named["search.warm_start.storage"] = (
+        urls["search.warm_start.storage"] = (
             spec.warm_start.storage if "://" in (spec.warm_start.storage or "") else None
         )
         if spec.sampler == GRID:
             faults.append("search.warm_start: a grid learns nothing; leave it out")
-    for place, url in named.items():
+    for place, url in urls.items():
         try:
             if url is not None:
                 check_database(url, place)
@@ -96,7 +96,7 @@ def _budget_faults(spec: SearchSpec) -> list[str]:
 
 
 def _argument_faults(place: str, module: Any, name: str, given: Mapping[str, Any]) -> list[str]:
-    """The arguments against the signature of the class. What takes an object cannot come from a plan."""
+    """Check arguments against the signature of the class. One that takes an object cannot come from a plan."""
     faults = []
     parameters = inspect.signature(getattr(module, name)).parameters
     for key, value in given.items():

@@ -1,4 +1,4 @@
-"""One trial inside a Ray worker: runs the model's door and reports its epochs in batches.
+"""One trial inside a Ray worker: runs the trainable and reports its epochs in batches.
 
 An exception of the training is a result (Optuna FAIL, MLflow FAILED), not a crash: it travels to the driver as data,
 and the worker process is reused. Only a lost process, or a node that cannot fetch or return what the trial needs, reaches
@@ -19,9 +19,10 @@ from pathlib import Path
 from typing import Any, cast
 
 from features.store.folders import FULL
-from study.engine.checkpoints import Keeper, Message, read_checkpoint
+from study.engine.checkpoints import CheckpointWriter, Message, read_checkpoint
 from study.engine.node_cache import bring_home, cached, locate
 from study.provenance import device, versions
+from study.tracking import tags
 from trainables import interface, trial
 
 _MIN_INTERVAL_S, _MAX_INTERVAL_S, _INTERVAL_SHARE, _WAITS = 0.5, 10.0, 0.05, 10.0
@@ -33,7 +34,7 @@ class NodeError(Exception):
 
 @contextmanager
 def _node_errors() -> Iterator[None]:
-    """Tells what fails in the block, of Ray or of the disk, from what the training raises."""
+    """Tell errors of Ray or of the disk in the block from those that the training raises."""
     try:
         yield
     except Exception as error:
@@ -45,33 +46,34 @@ def _node_errors() -> Iterator[None]:
 
 
 def full_disk(error: BaseException | None) -> str:
-    """Host, path and message of the full disk that an error comes from, on this node or beside the driver; else empty."""
+    """Return host, path and message of the full disk that an error comes from, here or beside the driver; else nothing."""
     while error is not None:
-        # What a Ray actor raised arrives as an error of its class, without its number.
+        # An error of a Ray actor arrives as one of its class, without its number.
         remote = getattr(error, "cause", None)
-        found = remote or error
-        if isinstance(found, OSError) and found.errno in FULL:
-            return f"{'the node of the driver' if remote else socket.gethostname()}: {found}"
+        origin = remote or error
+        if isinstance(origin, OSError) and origin.errno in FULL:
+            return f"{'the node of the driver' if remote else socket.gethostname()}: {origin}"
         error = error.__cause__
     return ""
 
 
 def resolve(path: str) -> Callable[..., Iterator[Any]]:
-    """The function that `module:function` names; raises ImportError or AttributeError."""
+    """Import the function that `module:function` names; raises ImportError or AttributeError."""
     module, _, name = path.partition(":")
     return cast(Callable[..., Iterator[Any]], getattr(importlib.import_module(module), name))
 
 
 def train(config: dict[str, Any], server: Any = None) -> None:
-    """The Ray Tune trainable; `config["payload"]` is what `PartLedger.start` returned.
+    """Train as Ray Tune's trainable; `config["payload"]` is what `Ledger.start` returned.
 
-    server: of `study.engine.node_cache`, for nodes that do not see the home folder. Raises NodeError.
+    `server`: of `study.engine.node_cache`, for nodes that do not see the home folder. Raises NodeError.
     """
     from ray import tune
 
-    outbox = Outbox(lambda message: tune.report(message))
+    payload = config["payload"]
+    outbox = Outbox(lambda message: tune.report(message), payload["device"])
     try:
-        run_trial(config["payload"], outbox, server)
+        run_trial(payload, outbox, server)
     except Exception as error:
         if isinstance(error, NodeError) and not full_disk(error):
             raise
@@ -83,8 +85,8 @@ def run_trial(payload: dict[str, Any], outbox: Outbox, server: Any = None) -> No
     """Train and put every epoch into the outbox.
 
     `payload`: trainable, model, config, task_dir, seeds, test_dir, rows, metrics (that are optimised), threads (of
-    torch), checkpoint (path, identity, seconds). Where that file is, training goes on from it, and its epochs are sent
-    again.
+    torch), device (`cpu`, which never touches CUDA, or `cuda`), checkpoint (path, identity, seconds). Where that file is,
+    training goes on from it, and its epochs are sent again.
 
     Raises what the training raises, FloatingPointError when a metric that is optimised is not a number, RuntimeError when
     the training ends without its final report, and NodeError.
@@ -98,17 +100,17 @@ def run_trial(payload: dict[str, Any], outbox: Outbox, server: Any = None) -> No
 
 
 def _train(payload: dict[str, Any], outbox: Outbox, place: Place) -> None:
-    door = resolve(payload["trainable"])
+    trainable = resolve(payload["trainable"])
     path, identity = place.checkpoint, payload["checkpoint"]["identity"]
-    keeper = Keeper(path, identity, payload["checkpoint"]["seconds"])
-    found = read_checkpoint(path, identity)
-    epochs = list(found.epochs) if found else []
+    writer = CheckpointWriter(path, identity, payload["checkpoint"]["seconds"])
+    checkpoint = read_checkpoint(path, identity)
+    epochs = list(checkpoint.epochs) if checkpoint else []
     for epoch in epochs:
         outbox.add(epoch)
     final = False
-    for report in door(
-        payload["model"], payload["config"], place.task_dir, payload["seeds"],
-        test_dir=place.test_dir, rows=payload["rows"], **({"state": found.state} if found else {}),
+    for report in trainable(
+        payload["model"], payload["config"], place.task_dir, payload["seeds"], test_dir=place.test_dir,
+        rows=payload["rows"], device=payload["device"], **({"state": checkpoint.state} if checkpoint else {}),
     ):  # fmt: skip
         metrics = {key: float(value) for key, value in report.metrics.items()}
         final = report.final
@@ -116,13 +118,13 @@ def _train(payload: dict[str, Any], outbox: Outbox, place: Place) -> None:
             if not math.isfinite(metrics[name]):
                 raise FloatingPointError(f"{name} is {metrics[name]} at epoch {report.epoch}")
         if final:
-            place.finish()
+            place.return_model()
         if metrics:
             epochs.append((report.epoch, metrics, report.final, dict(report.artifacts), int(time.time() * 1000)))
             outbox.add(epochs[-1])
         if report.state is not None:
             with _node_errors():
-                keeper.offer(report.state, epochs)
+                writer.offer(report.state, epochs)
     if not final:
         raise RuntimeError(f"{payload['trainable']} ended without a final report")
 
@@ -135,35 +137,36 @@ class Place:
         with _node_errors():
             task = locate(home, server)
             self.test_dir = None if test is None else str(locate(Path(test), server))
-        self._server, self._sent, self._kept = server, task != home, None
+        self._server, self._cached, self._model = server, task != home, None
         self.task_dir = str(task)
         checkpoint = Path(payload["checkpoint"]["path"])
-        self.checkpoint = cached(checkpoint) if self._sent else checkpoint
-        if self._sent and payload["model"] in interface.model_names():
+        self.checkpoint = cached(checkpoint) if self._cached else checkpoint
+        if self._cached and payload["model"] in interface.model_names():
             model, config, seeds = payload["model"], payload["config"], payload["seeds"]
             with _node_errors():
                 for folder in trial.shared(model, config, self.task_dir, seeds):
                     locate(home.parent.parent / folder, server)
-            self._kept = trial.kept_at(model, config, payload["task_dir"], seeds)
+            self._model = trial.kept_at(model, config, payload["task_dir"], seeds)
 
-    def finish(self) -> None:
-        """Before the result counts, bring home what scoring has kept."""
-        if self._kept is not None:
+    def return_model(self) -> None:
+        """Send home the model that scoring has kept, before the result counts."""
+        if self._model is not None:
             with _node_errors():
-                bring_home(self._kept, self._server)
+                bring_home(self._model, self._server)
 
     def leave(self) -> None:
-        """However the training ended: of what only this node sees, nothing is of use to anyone."""
-        if self._sent:
+        """Delete what only this node sees and nobody needs, however the training ended."""
+        if self._cached:
             self.checkpoint.unlink(missing_ok=True)
-        if self._kept is not None:
-            cached(self._kept).unlink(missing_ok=True)
+        if self._model is not None:
+            cached(self._model).unlink(missing_ok=True)
 
 
 def reset(threads: int) -> None:
     """Bring a reused process to the state of a new one, so that nothing of a trial reaches the next.
 
-    Trials draw from generators of their own; whoever draws from the global ones finds them the same in every trial.
+    Trials draw from generators of their own; code that draws from the global ones finds them the same in every trial.
+    Nothing here touches CUDA in a process that has not used it.
     """
     import numpy as np
     import torch
@@ -177,6 +180,10 @@ def reset(threads: int) -> None:
     torch.set_flush_denormal(False)
     torch.autograd.set_detect_anomaly(False)
     torch.use_deterministic_algorithms(False)
+    torch.backends.cudnn.benchmark = False
+    torch.backends.cudnn.deterministic = False
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        torch.cuda.empty_cache()
     np.seterr(divide="warn", over="warn", under="ignore", invalid="warn")
     torch.manual_seed(0)
     np.random.seed(0)
@@ -184,10 +191,10 @@ def reset(threads: int) -> None:
 
 
 def pause(age: float, waited: float) -> float:
-    """Seconds to the next message of a trial of that age, of whose last one the driver took `waited` seconds.
+    """Return the seconds to a trial's next message, from its age and the seconds that the driver took for the last one.
 
     The first come fast enough to watch, later ones grow rarer; and a driver with hundreds of trials is not drowned by
-    them, for they wait longer the longer it takes to answer.
+    them, because they wait longer the longer it takes to answer.
     """
     return max(_MIN_INTERVAL_S, min(_MAX_INTERVAL_S, _INTERVAL_SHARE * age), _WAITS * waited)
 
@@ -195,15 +202,17 @@ def pause(age: float, waited: float) -> float:
 class Outbox:
     """Collects epochs and sends them together."""
 
-    def __init__(self, send: Callable[[dict[str, Any]], None]) -> None:
+    def __init__(self, send: Callable[[dict[str, Any]], None], device: str = "cpu") -> None:
+        """`device`: what trains, `cpu` or `cuda`."""
         self._send = send
+        self._device = device
         self._epochs: list[Message] = []
         self._failure: dict[str, str] | None = None
         self._began = self._sent = time.monotonic()
         self._waited = 0.0
 
     def add(self, epoch: Message) -> None:
-        """Keep an epoch, and send all when the last sending is long enough ago; a final one waits for `send`."""
+        """Take an epoch, and send all when the last sending is long enough ago; a final one waits for `send`."""
         self._epochs.append(epoch)
         now = time.monotonic()
         if now - self._sent >= pause(now - self._began, self._waited) and not epoch[2]:
@@ -216,10 +225,12 @@ class Outbox:
         self._failure = {"reason": reason, "detail": detail, "full": full_disk(error)}
 
     def send(self) -> None:
-        """Hand over everything kept so far."""
+        """Hand over everything that has not been sent."""
         began = time.monotonic()
         epochs, self._epochs = self._epochs, []
-        tags = {"study.device": device(), "study.versions": versions()} if any(epoch[2] for epoch in epochs) else {}
-        self._send({"epochs": epochs, "failure": self._failure, "tags": tags})
+        run_tags = {}
+        if any(epoch[2] for epoch in epochs):
+            run_tags = {tags.DEVICE: device(self._device), tags.VERSIONS: versions()}
+        self._send({"epochs": epochs, "failure": self._failure, "tags": run_tags})
         self._sent = time.monotonic()
         self._waited = self._sent - began

@@ -8,6 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from study.home import Home
 from study.plan.schema import Plan
 from study.provenance import commit, versions
 
@@ -23,7 +24,11 @@ _EFFECTS = (  # the first that a field begins with
     (("search.trials", "search.budget"), "trials that are finished stay, the search goes on"),
     (("search", "space"), "where it changes what is drawn, the search starts anew; best configurations may change"),
     (("sweeps", "ablate", "score"), "of this part, trials of other configurations or seeds are trained; others stay"),
-    (("tasks", "ratios"), "cells that stay keep their trials"),
+    (
+        ("tasks", "cold_ratios", "overlap_ratios"),
+        "cells that stay keep their trials; those of others are left out, and kept",
+    ),
+    (("compare",), "rows that stay as they are keep their trials; those of a dropped row are left out, and kept"),
     (("base", "model"), "trials whose configuration it changes are trained again"),
     (("",), "data or vectors that it changes are made again, and their trials trained again"),
 )
@@ -57,7 +62,7 @@ def remember(plan: Plan, home: Path) -> None:
 
 
 def _path(plan: Plan, home: Path) -> Path:
-    return home / "plans" / f"{plan.name}.json"
+    return Home(home).remembered_plan(plan.name)
 
 
 def _fields(plan: Plan) -> dict[str, Any]:

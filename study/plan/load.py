@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from features.errors import InputError
 from search_spaces import parse_yaml
@@ -58,10 +59,23 @@ def load_plan(name_or_path: str) -> Plan:
             for key, body in document["domains"].items()
         }
         document = {**document, "domains": named}
-    plan = bind(Plan, document, place, faults)
+    plan = bind(Plan, _with_all_rows(document), place, faults)
     if isinstance(plan, Plan) and not faults:
         faults = check_plan(plan, document, place)
     if faults:
         raise PlanError(list(dict.fromkeys(faults)))
     assert isinstance(plan, Plan)
     return plan
+
+
+def _with_all_rows(document: Any) -> Any:
+    """The document with the names of all rows in the place of the word `all` in a sweep's `models`."""
+    if not isinstance(document, Mapping) or not isinstance(document.get("sweeps"), Mapping):
+        return document
+    rivals = document.get("compare")
+    rows = [document.get("model"), *(rivals if isinstance(rivals, Mapping) else ())]
+    sweeps = {
+        name: {**sweep, "models": rows} if isinstance(sweep, Mapping) and sweep.get("models") == "all" else sweep
+        for name, sweep in document["sweeps"].items()
+    }
+    return {**document, "sweeps": sweeps}

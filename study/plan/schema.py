@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
+from functools import cached_property
 from typing import Any
 
 from features.domains.domain import DomainSpec
-from features.encoders.encoder import EncoderSpec
-from features.extraction.extract import FeatureSpec
+from features.encoders.spec import EncoderSpec
+from features.errors import InputError
+from features.extraction.spec import FeatureSpec
 from features.factorisation import FactorSpec
 from features.images.gather import ImageSpec
 from features.pseudo.generator import GeneratorSpec
 from features.simulate.simulator import SimulateSpec
 from search_spaces import Space, load_space
-from study.plan.start import ARROW
-from study.specs import RATIO, Cell, Faults, Resources, SearchSpec
-from trainables.interface import load_model, make_config
+from study.specs import ARROW, Cell, Faults, Resources, SearchSpec
+from trainables.interface import Selection, load_model, make_config
 from trainables.task_types import TASK_TYPES, TaskType
-from trainables.tasks.rating import SplitSpec
+from trainables.tasks.rating_build import SplitSpec
 from trainables.tasks.sequential import PROTOCOLS, SequenceSpec
 
 
@@ -68,7 +69,7 @@ class FeaturesPlan:
 
     @property
     def main(self) -> str:
-        """Flavour that search, sweeps and scores use: text | ratings."""
+        """Feature set that search, sweeps and scores use: text | ratings."""
         return "text" if self.text else "ratings"
 
 
@@ -84,7 +85,7 @@ class SplitPlan:
 
     def at(self, ratio: float) -> SplitSpec:
         """The split of a cell."""
-        return SplitSpec(ratio=ratio, validation_share=self.validation_share, data_seed=self.data_seed)
+        return SplitSpec(cold_ratio=ratio, validation_share=self.validation_share, data_seed=self.data_seed)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,25 +106,27 @@ class SequencePlan:
     def at(self, ratio: float) -> SequenceSpec:
         """The sequences of a cell."""
         shared = {entry.name: getattr(self, entry.name) for entry in fields(self)}
-        return SequenceSpec(ratio=ratio, **{name: shared[name] for name in shared if name not in ("users", "columns")})
+        del shared["users"], shared["columns"]
+        return SequenceSpec(overlap_ratio=ratio, **shared)
 
 
-OF_TASK_TYPE = {  # keys of a plan that only one kind of model reads; the first holds the rules of its splits
-    "ratings": ("split", "features.ratings"),
-    "sequences": ("sequences", "features.pseudo"),
+OF_TASK_TYPE = {  # keys of a plan that models of one task type alone read; the first holds the rules of its splits
+    "ratings": ("split", "features.ratings", "cold_ratios"),
+    "sequences": ("sequences", "features.pseudo", "overlap_ratios"),
 }
 
 
 @dataclass(frozen=True, kw_only=True)
 class SweepPlan:
-    """One field varied, everything else as where it starts: the cell's best, the plan's base, or a run's configuration.
+    """One field varied, everything else as where it starts: the cell's best, the row's base, or a run's configuration.
 
-    The field `ratio` is the cell's own: other cells are trained, with the best of the plan's one ratio.
+    `cold_ratio` or `overlap_ratio` is the cell's own: other cells are trained, with the best of the plan's one ratio.
     """
 
     values: tuple[Any, ...]
     seeds: tuple[int, ...] = (0, 1, 2)
     start: str = "best"  # best | base | id of an MLflow run
+    models: tuple[str, ...] = ()  # rows that are swept; the word `all` in a plan: every row; empty: the subject alone
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,18 +146,72 @@ class ScorePlan:
 
 
 @dataclass(frozen=True, kw_only=True)
+class RowSearchPlan:
+    """What a rival's search has other than the subject's; tables say it where it has less."""
+
+    trials: int  # configurations per cell
+
+
+@dataclass(frozen=True, kw_only=True)
+class RowPlan:
+    """A rival: searched and scored like the subject, in the same cells, with the same budget and seeds."""
+
+    model: str | None = None  # a file in trainables/models; None: the row's name is the model's
+    space: str | None = None  # as of the plan; needed for a search
+    base: Mapping[str, Any] = field(default_factory=dict)  # as of the plan
+    search: RowSearchPlan | None = None  # None: as the subject's
+    title: str | None = None  # what tables call the row; None: the model's NAME
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """A row of the study's table: a model, its space, base and search; the subject, or one of its rivals."""
+
+    name: str
+    model: str
+    title: str
+    space: str | None
+    base: Mapping[str, Any]
+    search: SearchSpec | None
+    place: str  # of its keys in the plan: empty for the subject, else `compare.<name>.`
+
+    @property
+    def shared(self) -> dict[str, Any]:
+        """The fields of `base` that hold in every cell."""
+        return {name: value for name, value in self.base.items() if ARROW not in name}
+
+    def of_cell(self, cell: Cell) -> Mapping[str, Any]:
+        """The fields of `base` that hold in this cell alone."""
+        fields_of_cell: Mapping[str, Any] = self.base.get(cell.name, {})
+        return fields_of_cell
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """Every field of the model's config: the shared fields of `base` over the defaults."""
+        return asdict(make_config(self.model, self.shared, f"{self.place}base"))
+
+    def load_space(self) -> Space | None:
+        """The search space, or None."""
+        config_class: Any = load_model(self.model).Config
+        names = [entry.name for entry in fields(config_class)]
+        return load_space(self.space, names) if self.space else None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Plan:
-    """A whole study."""
+    """A whole study: a subject, whose paper, figures, sweeps, ablations and claims it is about, and its rivals."""
 
     name: str  # MLflow experiment; letters, digits, - and _
-    model: str  # a file in trainables/models
+    model: str  # the subject: a file in trainables/models
     domains: Mapping[str, DomainSpec]
     tasks: tuple[tuple[str, str], ...]  # source, target
-    ratios: tuple[float, ...]  # cold ratios, each between 0 and 1; of sequences overlap ratios, up to 1
+    cold_ratios: tuple[float, ...] = ()  # of ratings: shares of the overlapping users that are test users, in (0, 1)
+    overlap_ratios: tuple[
+        float, ...
+    ] = ()  # of sequences: shares of the training overlapping users that keep their link
     space: str | None = None  # e.g. music/paper; needed for a search
-    base: Mapping[str, Any] = field(
-        default_factory=dict
-    )  # config fields that are not the default; see study.plan.start
+    base: Mapping[str, Any] = field(default_factory=dict)  # config fields other than the defaults; see study.plan.start
+    compare: Mapping[str, RowPlan] = field(default_factory=dict)  # row -> rival
     split: SplitPlan = field(default_factory=SplitPlan)  # of ratings
     sequences: SequencePlan = field(default_factory=SequencePlan)  # in the place of split, for models of sequences
     features: FeaturesPlan = field(default_factory=FeaturesPlan)
@@ -169,6 +226,17 @@ class Plan:
     tracking_uri: str | None = None  # MLflow store; default: a SQLite file in the home folder
 
     @property
+    def ratios(self) -> tuple[float, ...]:
+        """Those of the cells, cold or overlap ratios by task type."""
+        ratios: tuple[float, ...] = getattr(self, f"{self.ratio_field}s")
+        return ratios
+
+    @property
+    def ratio_field(self) -> str:
+        """`cold_ratio` or `overlap_ratio`, as a sweep over the cells' ratio is named."""
+        return f"{self.task_type.ratio}_ratio"
+
+    @property
     def cells(self) -> list[Cell]:
         """All cells, tasks first."""
         return [Cell(source=s, target=t, ratio=ratio) for s, t in self.tasks for ratio in self.ratios]
@@ -176,43 +244,67 @@ class Plan:
     @property
     def swept_cells(self) -> list[Cell]:
         """Cells that a sweep of the ratio adds."""
-        swept = self.sweeps[RATIO].values if RATIO in self.sweeps else ()
+        swept = self.sweeps[self.ratio_field].values if self.ratio_field in self.sweeps else ()
         cells = [Cell(source=s, target=t, ratio=ratio) for s, t in self.tasks for ratio in swept]
         return [cell for cell in cells if cell not in self.cells]
 
+    @cached_property
+    def rows(self) -> tuple[Row, ...]:
+        """The subject, named by its model, then its rivals."""
+        subject = Row(
+            name=self.model, model=self.model, title=load_model(self.model).NAME, space=self.space, base=self.base,
+            search=self.search, place="",
+        )  # fmt: skip
+        return (subject, *(self._rival(name, rival) for name, rival in self.compare.items()))
+
+    def _rival(self, name: str, rival: RowPlan) -> Row:
+        model, search = rival.model or name, self.search
+        if search is not None:  # points are of the subject's space
+            trials = rival.search.trials if rival.search is not None else search.trials
+            search = replace(search, trials=trials, points_to_evaluate=())
+        return Row(
+            name=name, model=model, title=rival.title or load_model(model).NAME, space=rival.space, base=rival.base,
+            search=search, place=f"compare.{name}.",
+        )  # fmt: skip
+
+    @property
+    def subject(self) -> Row:
+        """The row whose paper the study is about."""
+        return self.rows[0]
+
+    def row(self, name: str) -> Row:
+        """The row of that name; InputError where there is none."""
+        for row in self.rows:
+            if row.name == name:
+                return row
+        raise InputError(
+            f"plan {self.name}: has no row {name!r}; choose from {', '.join(row.name for row in self.rows)}"
+        )
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """What the rows' models need of a task beside ids and interactions."""
+        return frozenset(need for row in self.rows for need in load_model(row.model).NEEDS)
+
     @property
     def task_type(self) -> TaskType:
-        """Of the model's tasks."""
+        """That of the subject's tasks, hence of all rows'."""
         return TASK_TYPES[load_model(self.model).TASK_TYPE]
 
     @property
     def rules(self) -> SplitPlan | SequencePlan:
         """How the cells are split."""
-        found: SplitPlan | SequencePlan = getattr(self, OF_TASK_TYPE[self.task_type.name][0])
-        return found
+        rules: SplitPlan | SequencePlan = getattr(self, OF_TASK_TYPE[self.task_type.name][0])
+        return rules
 
     @property
-    def shared(self) -> dict[str, Any]:
-        """The fields of `base` that are of every cell."""
-        return {name: value for name, value in self.base.items() if ARROW not in name}
+    def selection(self) -> Selection:
+        """Metric that selects, of all rows, and its direction."""
+        selection: Selection = load_model(self.model).SELECTION
+        return selection
 
-    @property
-    def by_cell(self) -> dict[str, Mapping[str, Any]]:
-        """Cell -> the fields of `base` that are of this cell alone."""
-        return {cell.name: self.base.get(cell.name, {}) for cell in self.cells}
 
-    @property
-    def config(self) -> dict[str, Any]:
-        """Every field of the model's config: the shared fields of `base` over the defaults."""
-        return asdict(make_config(self.model, self.shared, f"plan {self.name}: base"))
-
-    def load_space(self) -> Space | None:
-        """The search space, or None."""
-        names = [entry.name for entry in fields(load_model(self.model).Config)]
-        return load_space(self.space, names) if self.space else None
-
-    @property
-    def selection(self) -> tuple[str, Any]:
-        """Metric that selects and its direction."""
-        metric, direction = load_model(self.model).SELECTION
-        return metric, direction
+def swept_rows(plan: Plan, parameter: str) -> list[Row]:
+    """Rows whose sensitivity a sweep shows: those that it names, else the subject."""
+    names = plan.sweeps[parameter].models
+    return [row for row in plan.rows if row.name in names] if names else [plan.subject]

@@ -1,4 +1,4 @@
-"""What sweeps, ablations and scores start from: the search's best, the plan's base, or a run that somebody names.
+"""Start configurations of sweeps, ablations and scores: the search's best, the row's base, or a run that a plan names.
 
 A plan's `base` holds fields of the model's config, for every trial, and under a cell's name fields for that cell alone.
 `study best --export` writes such a `base`, and a plan may name that file in the place of its own.
@@ -7,7 +7,7 @@ A plan's `base` holds fields of the model's config, for every trial, and under a
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from textwrap import indent
 from typing import TYPE_CHECKING, Any
@@ -16,13 +16,13 @@ import yaml
 
 from features.errors import InputError
 from search_spaces import parse_yaml
+from study.plan.schema import Row
+from study.specs import ARROW
 from trainables.interface import make_config
 
 if TYPE_CHECKING:
-    from study.plan.schema import Plan
     from study.selection import Best
 
-ARROW = "->"  # in the name of a cell, and in no name of a field
 WORDS = ("best", "base")
 RUN_ID = re.compile(r"[0-9a-f]{32}")  # MLflow's
 
@@ -55,44 +55,42 @@ def read_base(document: Any, path: Path) -> Any:
     return {**document, "base": found["base"]}
 
 
-def base_faults(plan: Plan, place: str) -> list[str]:
-    """What is wrong with the shared fields of a plan's `base`, or with those of a cell over them."""
-    cells = {name: own for name, own in plan.base.items() if ARROW in name}
+def base_faults(row: Row, cells: Sequence[str], place: str) -> list[str]:
+    """What is wrong with the shared fields of a row's `base`, or with those of a cell over them."""
+    by_cell = {name: values for name, values in row.base.items() if ARROW in name}
+    key = f"{place}: {row.place}base"
     faults = [
-        f"{place}: base.{name} is {own!r}; give a mapping of fields"
-        for name, own in cells.items()
-        if not isinstance(own, Mapping)
+        f"{key}.{name} is {values!r}; give a mapping of fields"
+        for name, values in by_cell.items()
+        if not isinstance(values, Mapping)
     ]
-    for name, own in {"": {}, **cells}.items() if not faults else ():
+    for name, values in {"": {}, **by_cell}.items() if not faults else ():
         try:
-            make_config(plan.model, {**plan.shared, **own}, f"{place}: base{f'.{name}' if name else ''}")
+            make_config(row.model, {**row.shared, **values}, f"{key}{f'.{name}' if name else ''}")
         except InputError as error:
             faults.append(str(error))
-    planned = [f"{source}{ARROW}{target}@{ratio:g}" for source, target in plan.tasks for ratio in plan.ratios]
-    missing = [name for name in planned if cells and name not in cells]
+    missing = [name for name in cells if by_cell and name not in by_cell]
     if missing:
-        faults.append(f"{place}: base names cells, but not {', '.join(missing)}; give every cell of the plan or none")
-    if cells and plan.search is not None:
-        faults.append(f"{place}: base names cells, and a search draws over one base; leave out `search`, or the cells")
+        faults.append(f"{key} names cells, but not {', '.join(missing)}; give every cell of the plan or none")
+    if by_cell and row.search is not None:
+        faults.append(f"{key} names cells, and a search draws over one base; leave out `search`, or the cells")
     return faults
 
 
 def fragment(plan: str, metric: str, best: Mapping[str, tuple[Best, Mapping[str, Any]]]) -> str:
     """The `base` of a plan that starts each cell from its best configuration, as YAML with comments."""
     blocks = [
-        f"  {cell}:  # best of {found.of} by {metric}: {found.value:.6g}, run {found.run_id}\n"
+        f"  {cell}:  # best of {found.trials} by {metric}: {found.value:.6g}, run {found.run_id}\n"
         + indent(yaml.safe_dump(dict(logged["config"]), sort_keys=False), "    ")
         for cell, (found, logged) in best.items()
     ]
     return f"# study best {plan} --export FILE; a plan beside it says `base: FILE`\nbase:\n" + "".join(blocks)
 
 
-def config_of_run(run_id: str, document: Mapping[str, Any], plan: Plan, place: str) -> Mapping[str, Any]:
+def config_of_run(run_id: str, document: Mapping[str, Any], row: Row, place: str) -> Mapping[str, Any]:
     """The configuration in a run's `config.yaml`; InputError where it is another model's, or not one that it takes."""
     model, config = document.get("model"), document.get("config")
-    if model != plan.model or not isinstance(config, Mapping):
-        raise InputError(
-            f"{place}: run {run_id} is of the model {model!r}, and the plan's is {plan.model}; name another"
-        )
-    make_config(plan.model, config, f"{place}: run {run_id}")
+    if model != row.model or not isinstance(config, Mapping):
+        raise InputError(f"{place}: run {run_id} is of the model {model!r}, and the row's is {row.model}; name another")
+    make_config(row.model, config, f"{place}: run {run_id}")
     return config

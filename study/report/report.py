@@ -37,7 +37,7 @@ from study.report.figures.sensitivity import sensitivity
 from study.report.page import Content, page
 from study.report.table import Table
 from study.tracking.results import TAG, Results, load_results
-from study.tracking.runs import shown
+from study.tracking.runs import without_password
 
 PAGE = "report.html"
 DRAWN_FROM = f"{TAG}drawn_from"  # tag of the report run: hash of all that it shows
@@ -103,7 +103,7 @@ def report(
     except (MlflowException, OSError) as error:
         run_id = ""
         reason = " ".join(str(error).split())[:300]
-        unlogged = f"MLflow at {shown(tracking_uri)} does not take the report ({reason}); only {out} has it"
+        unlogged = f"MLflow at {without_password(tracking_uri)} does not take the report ({reason}); only {out} has it"
     return ReportResult(
         out=out,
         page=out / PAGE,

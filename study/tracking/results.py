@@ -84,7 +84,7 @@ class Results:
     def rows_in(self, part: str) -> list[str]:
         """Return the rows that have finished trials in a part: those of the plan in its order, then simple baselines."""
         trials = {str(row) for row in self.finished(part)["row"].unique()}
-        order = {row: k for k, row in enumerate((*self.labels.rows, *self.labels.task_type.predictors))}
+        order = {row: k for k, row in enumerate((*self.labels.rows, *self.labels.task_type.baselines))}
         return sorted(trials, key=lambda row: (order.get(row, len(order)), row))
 
     def sweeps(self) -> list[str]:

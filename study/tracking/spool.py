@@ -1,14 +1,15 @@
-"""What goes to a tracking server, in order, kept on disk until the server has taken it.
+"""Writes to a tracking server, in order, kept on disk until the server has taken them.
 
 A server that is away for minutes holds up no trial and costs no metric: writes go to a file and return at once, a
-thread sends them. What a dead driver had not sent, the next one sends first. Runs get an id of ours until the server has
-given them theirs.
+thread sends them. What a dead driver had not sent, the next one sends first. A run has an id of the driver until the
+server has given it one.
 """
 
 from __future__ import annotations
 
 import base64
 import json
+import re
 import tempfile
 import threading
 import time
@@ -22,6 +23,7 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from features.errors import InputError
+from study.tracking import tags
 
 if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
@@ -30,10 +32,11 @@ ANSWER_S = 3.0
 """A server that has not answered by then is away."""
 _PAUSE_S = 1.0
 _TRIES = 5  # of one write to a server that does answer
+_LOCAL = re.compile(r"spooled-[0-9a-f]{32}")
 
 
 def answers(uri: str) -> bool:
-    """Whether a server is there, whatever it says; what stands before one that is down says 502 to 504."""
+    """Whether a server is there, whatever it answers; a proxy before one that is down answers 502 to 504."""
     try:
         with urllib.request.urlopen(f"{uri.rstrip('/')}/health", timeout=ANSWER_S):
             return True
@@ -44,17 +47,20 @@ def answers(uri: str) -> bool:
 
 
 class Spool:
-    """In the place of an `MlflowClient`, for writing."""
+    """Takes the place of an `MlflowClient`, for writing."""
 
     def __init__(self, client: MlflowClient, uri: str, folder: Path) -> None:
-        """Raises InputError when the server is away, for nothing can be read from it either."""
+        """Begin with what an earlier driver left in `folder`.
+
+        Raises InputError when the server is away, because nothing can be read from it either.
+        """
         self._client, self._uri = client, uri
         folder.mkdir(parents=True, exist_ok=True)
         self._writes, self._sent = folder / "writes.jsonl", folder / "sent.txt"
-        kept = _whole_lines(self._writes)
+        writes = _whole_lines(self._writes)
         taken = [line.partition(" ") for line in _whole_lines(self._sent)]
-        self._ids = {ours: theirs for ours, _, theirs in taken if theirs}
-        self._queue = deque(kept[len(taken) :])
+        self._ids = {local: remote for local, _, remote in taken if remote}
+        self._queue = deque(writes[len(taken) :])
         self._repeated = bool(self._queue)  # the first may have arrived, and only the note of it not
         self._changed = threading.Condition()
         self._closing = False
@@ -70,10 +76,10 @@ class Spool:
     # --- MlflowClient's words ---------------------------------------------------------------------------------------
 
     def create_run(self, experiment_id: str, *, run_name: str, tags: Mapping[str, str]) -> Any:
-        """A run with an id of ours."""
-        ours = f"spooled-{uuid.uuid4().hex}"
-        self._put("create_run", ours, experiment_id, run_name, dict(tags))
-        return SimpleNamespace(info=SimpleNamespace(run_id=ours))
+        """Give the run a local id; the server finds it by the tag with that id, should its answer be lost."""
+        local = f"spooled-{uuid.uuid4().hex}"
+        self._put("create_run", local, experiment_id, run_name, dict(tags))
+        return SimpleNamespace(info=SimpleNamespace(run_id=local))
 
     def update_run(self, run_id: str, *, status: str) -> None:
         self._put("update_run", run_id, status)
@@ -86,9 +92,6 @@ class Spool:
 
     def delete_tag(self, run_id: str, key: str) -> None:
         self._put("delete_tag", run_id, key)
-
-    def delete_run(self, run_id: str) -> None:
-        self._put("delete_run", run_id)
 
     def log_batch(
         self, run_id: str, metrics: Sequence[Any] = (), params: Sequence[Any] = (), tags: Sequence[Any] = ()
@@ -157,10 +160,8 @@ class Spool:
             if not answers(self._uri):
                 time.sleep(_PAUSE_S)
                 continue
-            for ours, theirs in self._ids.items() if "spooled-" in line else ():
-                line = line.replace(ours, theirs)
             try:
-                note = self._send(*json.loads(line))
+                note = self._send(*json.loads(_LOCAL.sub(lambda match: self._ids.get(match[0], match[0]), line)))
             except Exception as error:
                 self._repeated, tries = True, tries + 1
                 if tries >= _TRIES:
@@ -179,22 +180,29 @@ class Spool:
     def _send(self, what: str, run_id: str, *words: Any) -> str:
         """Send one write; returns the line of `sent.txt`."""
         from mlflow.entities import Metric, Param, RunTag
+        from mlflow.exceptions import MlflowException
 
         client = self._client
         if what == "create_run":
-            theirs = self._created(*words)
-            self._ids[run_id] = theirs
-            return f"{run_id} {theirs}"
+            remote = self._create(run_id, *words)
+            self._ids[run_id] = remote
+            return f"{run_id} {remote}"
         if what == "update_run":
             client.update_run(run_id, status=words[0])
         elif what == "set_terminated":
             client.set_terminated(run_id, words[0], end_time=words[1])
         elif what == "log_batch":
-            numbers, params, tags = words
+            numbers, params, run_tags = words
             client.log_batch(
                 run_id, metrics=[Metric(*entry) for entry in numbers], params=[Param(*entry) for entry in params],
-                tags=[RunTag(*entry) for entry in tags],
+                tags=[RunTag(*entry) for entry in run_tags],
             )  # fmt: skip
+        elif what == "delete_tag":
+            try:
+                client.delete_tag(run_id, *words)
+            except MlflowException as error:
+                if error.error_code != "RESOURCE_DOES_NOT_EXIST":  # it is gone already where an answer was lost
+                    raise
         elif what == "log_artifact":
             name, content = words
             with tempfile.TemporaryDirectory() as folder:
@@ -204,15 +212,13 @@ class Spool:
             getattr(client, what)(run_id, *words)
         return "-"
 
-    def _created(self, experiment_id: str, run_name: str, tags: dict[str, str]) -> str:
-        """The server's id of a new run; of one that is there already where the answer to its making was lost."""
+    def _create(self, local: str, experiment_id: str, run_name: str, run_tags: dict[str, str]) -> str:
+        """Return the server's id of a new run; of one that is there already where the answer to its making was lost."""
         if self._repeated:
-            names = ("study.part", "study.trial")  # whose alphabet needs no escaping, see study.specs
-            query = " AND ".join(f"tags.`{name}` = '{tags[name]}'" for name in names if name in tags)
-            for run in self._client.search_runs([experiment_id], query):
-                if ("study.trial" in run.data.tags) == ("study.trial" in tags):
-                    return str(run.info.run_id)
-        return str(self._client.create_run(experiment_id, run_name=run_name, tags=tags).info.run_id)
+            for run in self._client.search_runs([experiment_id], f"tags.`{tags.WRITE}` = '{local}'"):
+                return str(run.info.run_id)
+        run_tags = {**run_tags, tags.WRITE: local}
+        return str(self._client.create_run(experiment_id, run_name=run_name, tags=run_tags).info.run_id)
 
 
 def _whole_lines(path: Path) -> list[str]:

@@ -21,9 +21,10 @@ import torch.nn.functional as functional
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from trainables.models.lgcd.encoders import Encoders, PretrainSpec, batches, padded, pretraining_loss, windows
+from trainables.models.lgcd.encoders import Encoders, PretrainSpec, pretraining_loss
 from trainables.models.lgcd.model import Config, _Trainer
-from trainables.tasks.rating import FeatureRows
+from trainables.sequence_tools import batches, padded, windows
+from trainables.tasks.arrays import FeatureRows
 from trainables.tasks.sequential import HeldOut, Sequences, SequenceTask
 
 FOOD, KITCHEN, TEXT = 8_661, 27_637, 384  # items, items, width of MiniLM's vectors
@@ -73,7 +74,7 @@ class Padded(Dataset[tuple[Tensor, Tensor]]):
 
 def usual(task: SequenceTask) -> Iterator[int]:
     """Trains for ever; yields the number of sequences after each batch."""
-    encoders = Encoders(SPEC, task.text[torch.arange(task.items)]).train()
+    encoders = Encoders(SPEC, task.titles()).train()
     optimiser = torch.optim.Adam(encoders.parameters(), lr=SPEC.lr)
     while True:
         for items_BL, target_BL in DataLoader(Padded(task), batch_size=SPEC.batch, shuffle=True):
@@ -91,13 +92,13 @@ def usual(task: SequenceTask) -> Iterator[int]:
 
 def ours(task: SequenceTask) -> Iterator[int]:
     """The same with our batches and loss: the inner loop of `sequence_encoders.pretrain`."""
-    encoders, rng = Encoders(SPEC, task.text[torch.arange(task.items)]).train(), np.random.default_rng(0)
+    encoders, rng = Encoders(SPEC, task.titles()).train(), np.random.default_rng(0)
     optimiser = torch.optim.Adam(encoders.parameters(), lr=SPEC.lr, fused=True)
-    first, length = windows(task.train.starts.numpy(), SPEC.max_length + 1)
-    item = task.train.item.numpy()
+    first, length = windows(task.train.starts, SPEC.max_length + 1)
     while True:
         for batch in batches(length, SPEC.batch, rng):
-            loss = pretraining_loss(encoders, task, *padded(item, first[batch], length[batch]), SPEC.negatives, rng)
+            items_BL, real_BL = padded(task.train.item, first[batch], length[batch])
+            loss = pretraining_loss(encoders, task, items_BL, real_BL, SPEC.negatives, rng)
             optimiser.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             optimiser.step()
@@ -106,7 +107,7 @@ def ours(task: SequenceTask) -> Iterator[int]:
 
 def diffusion(task: SequenceTask) -> Iterator[int]:
     """The diffusion of a trial over frozen encoders; yields the number of rows after each batch."""
-    trainer = _Trainer(Config(), task, 0, Encoders(SPEC, task.text[torch.arange(task.items)]).eval())
+    trainer = _Trainer(Config(), task, 0, Encoders(SPEC, task.titles()).eval())
     trainer.network.train()
     while True:
         for rows in trainer._batches():

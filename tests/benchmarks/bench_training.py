@@ -22,7 +22,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from trainables.models.music import Config, MuSiC, _Trainer, train
-from trainables.tasks.rating import FeatureRows, HeldOut, Ratings, Task
+from trainables.tasks.arrays import FeatureRows
+from trainables.tasks.rating import HeldOut, Ratings, Task
 from trainables.trial import score
 
 WIDTH = 384  # of MiniLM's vectors
@@ -59,10 +60,12 @@ def make_task(size: Size, spread: int = 1) -> Task:
     train_ratings, items = ratings(size.overlapping, size.each), size.items * spread
     return Task(
         source=rows(size.overlapping), source_offset=torch.zeros(size.overlapping),
+        source_ratings=train_ratings, source_items=items,
         target=rows(size.overlapping + size.side * spread), items=rows(items),
         train=train_ratings, overlapping=train_ratings,
         validation=HeldOut(
-            source=rows(size.held_out), source_offset=torch.zeros(size.held_out),
+            source=rows(size.held_out), source_row=torch.arange(size.held_out),
+            source_offset=torch.zeros(size.held_out),
             ratings=ratings(size.held_out, size.each), cold_item=torch.zeros(size.held_out * size.each, dtype=torch.bool),
         ),
         mean=3.0, item_offset=torch.zeros(items), slope=0.5, rating_scale=(1.0, 5.0),

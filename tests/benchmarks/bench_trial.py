@@ -28,6 +28,7 @@ import numpy as np
 
 SOURCE_USERS, TARGET_USERS, OVERLAP = 18_045, 10_292, 2_165
 ITEMS, RATINGS, WIDTH = 159_997, 513_247, 4_096
+SOURCE_ITEMS, SOURCE_RATINGS = 156_884, 881_003
 RATIO, VALIDATION = 0.2, 0.2
 CONFIG: dict[str, Any] = {"steps": 10, "epochs": 100, "patience": 100}
 
@@ -50,13 +51,13 @@ def point(folder: Path, name: str, vectors: Path, rows: np.ndarray) -> None:
     (folder / f"{name}.json").write_text(json.dumps({"vectors": str(vectors), "scale": 1.0, "missing": 0}))
 
 
-def write_ratings(folder: Path, counts: np.ndarray, draw: np.random.Generator) -> None:
+def write_ratings(folder: Path, counts: np.ndarray, draw: np.random.Generator, prefix: str = "") -> None:
     """Long-tailed items, uniform ratings."""
     user = np.repeat(np.arange(len(counts)), counts)
     popularity = (np.arange(ITEMS) + 50.0) ** -0.8
     item = draw.permutation(ITEMS)[draw.choice(ITEMS, len(user), p=popularity / popularity.sum())]
     for name, array in (("user", user), ("item", item), ("rating", draw.integers(1, 6, len(user)).astype(np.float32))):
-        np.save(folder / f"{name}.npy", array)
+        np.save(folder / f"{prefix}{name}.npy", array)
 
 
 def write_task(folder: Path) -> Path:
@@ -81,8 +82,11 @@ def write_task(folder: Path) -> Path:
     np.save(held_out / "cold_item.npy", np.zeros(counts[known : known + validation].sum(), bool))
     np.save(search / "source_offset.npy", np.zeros(train, np.float32))
     np.save(held_out / "source_offset.npy", np.zeros(validation, np.float32))
+    np.save(held_out / "source_row.npy", np.arange(train, train + validation))
+    write_ratings(search, np.full(SOURCE_USERS, SOURCE_RATINGS // SOURCE_USERS), draw, "source_")
     np.save(search / "item_offset.npy", np.zeros(ITEMS, np.float32))
-    (search / "task.json").write_text(json.dumps({"mean": 3.0, "slope": 0.5, "rating_scale": [1.0, 5.0]}))
+    meta = {"mean": 3.0, "slope": 0.5, "rating_scale": [1.0, 5.0], "source_items": SOURCE_ITEMS}
+    (search / "task.json").write_text(json.dumps(meta))
     return search
 
 

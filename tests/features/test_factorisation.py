@@ -121,10 +121,10 @@ def test_the_seed_decides_and_nothing_else() -> None:
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"factors": 0}, r"^ratings\.factors is 0; give a number of at least 1$"),
-        ({"bias_shrinkage": 0}, r"^ratings\.bias_shrinkage is 0; give a number of at least 1e-09$"),
-        ({"regularisation": -1.0}, r"^ratings\.regularisation is -1\.0; give a number of at least 1e-09$"),
-        ({"sweeps": 0}, r"^ratings\.sweeps is 0; give a number of at least 1$"),
+        ({"factors": 0}, r"^ratings\.factors is 0; give a whole number of at least 1$"),
+        ({"bias_shrinkage": 0}, r"^ratings\.bias_shrinkage is 0; give a number above 0$"),
+        ({"regularisation": -1.0}, r"^ratings\.regularisation is -1\.0; give a number above 0$"),
+        ({"sweeps": 0}, r"^ratings\.sweeps is 0; give a whole number of at least 1$"),
         ({"regularisation": float("nan")}, r"^ratings\.regularisation is nan; give a number"),
     ],
 )

@@ -20,9 +20,9 @@ import pytest
 import torch
 import yaml
 
-from features.encoders.encoder import EncoderSpec, resolve_encoder
+from features.encoders.spec import EncoderSpec, resolve_encoder
 from features.errors import InputError
-from features.store.tables import RowStore
+from features.store.shards import VectorStore
 from study.cli import _way_to_mlflow, cli, ui
 from study.plan.load import load_plan
 from study.study import Study, commit, versions
@@ -162,7 +162,7 @@ def test_no_overlapping_users(plan: Path, data: Path, home: Path) -> None:
 
 
 def test_too_few_overlapping_users_for_a_split(tmp_path: Path, data: Path, home: Path) -> None:
-    plan = write_plan(tmp_path, drop=("simulate",), ratios=[0.999])
+    plan = write_plan(tmp_path, drop=("simulate",), cold_ratios=[0.999])
     ran = study("extract", plan, "--data", data, "--home", home)
     assert re.fullmatch(
         r"task books->movies: 60 overlapping users at cold ratio 0\.999 leave .*another ratio", ran.fault
@@ -192,7 +192,7 @@ def test_a_store_written_by_another_encoder(tmp_path: Path, home: Path) -> None:
     encoder = {"model": str(save_encoder(tmp_path / "bert", "bert")), "max_tokens": 16, "max_failed_fraction": 1.0}
     plan = write_plan(tmp_path, features={"text": {"encoder": encoder}})
     key = resolve_encoder(EncoderSpec(**encoder)).key
-    other = RowStore(RowStore.of(home / "store", key).folder, "f" * 64)
+    other = VectorStore(VectorStore.open(home / "store", key).folder, "f" * 64)
     other.write([bytes(16)], np.zeros((1, 32), np.float16), np.ones(1, np.int32))
     ran = study("extract", plan, "--home", home)
     assert re.search(rf"written by another encoder \(key ffffffffffff, expected {key[:12]}\); give this", ran.fault)
@@ -234,12 +234,12 @@ PLANS: dict[str, tuple[dict[str, Any], str]] = {
         {"tasks": [["books", "books"]]}, "plan.yaml: tasks: source and target are both 'books'; name two domains",
     ),
     "ratio 0": (
-        {"ratios": [0]}, "plan.yaml: ratios: split.ratio is 0; give a share between 0 and 1, both excluded",
+        {"cold_ratios": [0]}, "plan.yaml: cold_ratios: split.cold_ratio is 0; give a number above 0, below 1",
     ),
     "ratio 1.5": (
-        {"ratios": [0.2, 1.5]}, "plan.yaml: ratios: split.ratio is 1.5; give a share between 0 and 1, both excluded",
+        {"cold_ratios": [0.2, 1.5]}, "plan.yaml: cold_ratios: split.cold_ratio is 1.5; give a number above 0, below 1",
     ),
-    "unknown model": ({"model": "musik"}, "plan.yaml: model: unknown 'musik'; choose from lgcd, music"),
+    "unknown model": ({"model": "musik"}, "plan.yaml: model: unknown 'musik'; choose from emcdr, lgcd, music"),
     "unknown space": (
         {"space": "nope/paper"}, "space 'nope/paper': there is no space file 'nope'; shipped are lgcd and music",
     ),
@@ -279,13 +279,13 @@ def test_a_fault_in_a_plan(tmp_path: Path, home: Path, kind: str) -> None:
 
 def test_all_faults_of_a_plan_and_its_space_are_told_at_once(tmp_path: Path, home: Path) -> None:
     plan = write_plan(
-        tmp_path, ratios=[0, 0.5], tasks=[["books", "music"]], base={"epoch": 1, "lr": "1e-5"},
+        tmp_path, cold_ratios=[0, 0.5], tasks=[["books", "music"]], base={"epoch": 1, "lr": "1e-5"},
         space_file="v: {stepz: {FloatDistribution: {low: 0.0, high: 1.0}}, lr: {FloatDistribution: {low: 1e-5, high: 1}}}",
     )  # fmt: skip
     faults = study("check", plan, "--home", home).faults
     assert [fault.removeprefix(f"{tmp_path}/") for fault in faults[:2]] == [
         "plan.yaml: tasks: unknown domain 'music' in ['books', 'music']; known: books, movies",
-        "plan.yaml: ratios: split.ratio is 0; give a share between 0 and 1, both excluded",
+        "plan.yaml: cold_ratios: split.cold_ratio is 0; give a number above 0, below 1",
     ]
     assert faults[2].startswith("plan.yaml: base: unknown field 'epoch'; did you mean 'epochs'?; lr is '1e-5'; ")
     assert ": v.stepz is not a config field; the fields are " in faults[3]
@@ -393,7 +393,7 @@ def test_misused_commands(tmp_path: Path) -> None:
 
 def test_faults_of_the_simulator(tmp_path: Path) -> None:
     assert study("simulate", tmp_path / "out", "--users", 500, "--overlap", 501).fault == (
-        "simulate: overlap is 501; it must be a whole number from 0 to 500"
+        "simulate: overlap is 501; give a whole number from 0 to 500"
     )
     (tmp_path / "file").write_text("mine")
     ran = study("simulate", tmp_path, "--users", 20, "--items", 20, "--ratings", 50, "--overlap", 5, "--images", 0)
@@ -472,10 +472,12 @@ def test_there_is_something_to_resume_or_it_says_so(finished: Finished, tmp_path
 
 def test_status_counts(finished: Finished) -> None:
     lines = study("status", finished.plan, "--home", finished.home).out.splitlines()
-    table = [cells for line in lines if len(cells := re.findall(r"[\w:]+", line)) == 6]
-    assert table[0] == ["part", "planned", "finished", "failed", "running", "left"]
-    rows = {part: [int(count) for count in counts] for part, *counts in table[1:]}
-    assert rows == {part: [trials, trials, 0, 0, 0] for part, trials in WORK.items()}
+    table = [cells for line in lines if len(cells := re.findall(r"[\w:]+", line)) == 7]
+    assert table[0] == ["part", "row", "planned", "finished", "failed", "running", "left"]
+    rows = {(part, row): [int(count) for count in counts] for part, row, *counts in table[1:]}
+    trials = {(part, "music"): count for part, count in WORK.items()}
+    trials |= {("score", "music"): 2, ("score", "baselines"): WORK["score"] - 2}
+    assert rows == {key: [count, count, 0, 0, 0] for key, count in trials.items()}
 
 
 def test_the_best_are_the_base_of_another_plan(finished: Finished, tmp_path: Path) -> None:
@@ -490,9 +492,9 @@ def test_the_best_are_the_base_of_another_plan(finished: Finished, tmp_path: Pat
         assert config["steps"] in (2, 5)
         assert 1e-4 <= config["lr"] <= 1e-2
     plan = load_plan(str(write_plan(tmp_path, drop=("search",), base="best.yaml")))
-    assert plan.by_cell == best
-    other = Study(plan, home=tmp_path / "none")
-    assert other._best_configs("score") == other._start_configs("sweep:steps", "base") == best
+    assert {cell.name: plan.subject.of_cell(cell) for cell in plan.cells} == best
+    other, start = Study(plan, home=tmp_path / "none"), {("music", cell): config for cell, config in best.items()}
+    assert other._best_configs("score", plan.rows) == other._start_configs("sweep:steps", "base", plan.rows) == start
     told = study("check", tmp_path / "plan.yaml", "--home", tmp_path / "none")
     assert "lr books->movies@0.5" in told.out, told
 
@@ -501,17 +503,15 @@ def test_a_part_starts_from_a_named_run(finished: Finished) -> None:
     ours = Study(load_plan(str(finished.plan)), home=finished.home)
     results = ours.results()
     found = results.finished("sweep:steps").iloc[0]
-    started = ours._start_configs("sweep:steps", found["run_id"])
-    assert list(started) == ["books->movies@0.2", "books->movies@0.5"]
+    started = ours._start_configs("sweep:steps", found["run_id"], [ours.plan.subject])
+    assert list(started) == [("music", "books->movies@0.2"), ("music", "books->movies@0.5")]
     assert all(config == results.config(found["run_id"])["config"] for config in started.values())
-    assert str(started["books->movies@0.5"]["lr"]) == found["params.lr"]
-    predictor = results.finished("score").query("name == 'predictor:item_mean'").iloc[0]["run_id"]
-    with pytest.raises(
-        InputError, match=f"ablate: start: run {predictor} is of the model 'predictor', and the plan's is"
-    ):
-        ours._start_configs("ablate", predictor)
+    assert str(started["music", "books->movies@0.5"]["lr"]) == found["params.lr"]
+    baseline = results.finished("score").query("row == 'item_mean'").iloc[0]["run_id"]
+    with pytest.raises(InputError, match=f"ablate: start: run {baseline} is of the model 'baseline', and the row's is"):
+        ours._start_configs("ablate", baseline, [ours.plan.subject])
     with pytest.raises(InputError, match=f"run {'0' * 32}: is not in .*; give the id of a trial"):
-        ours._start_configs("ablate", "0" * 32)
+        ours._start_configs("ablate", "0" * 32, [ours.plan.subject])
 
 
 def test_export_to_nowhere(finished: Finished, tmp_path: Path) -> None:
@@ -569,9 +569,9 @@ def process(*words: object) -> subprocess.CompletedProcess[str]:
 
 
 def test_exit_codes_of_the_process(tmp_path: Path) -> None:
-    ran = process("check", write_plan(tmp_path, ratios=[1.5]))
+    ran = process("check", write_plan(tmp_path, cold_ratios=[1.5]))
     assert (ran.returncode, ran.stdout) == (2, "")
-    assert ran.stderr == "study: plan.yaml: ratios: split.ratio is 1.5; give a share between 0 and 1, both excluded\n"
+    assert ran.stderr == "study: plan.yaml: cold_ratios: split.cold_ratio is 1.5; give a number above 0, below 1\n"
     ran = process("check", write_plan(tmp_path), "--home", tmp_path / "home")
     assert (ran.returncode, ran.stderr) == (0, "")
 

@@ -16,7 +16,7 @@ from trainables.task_types import SEQUENCES
 from . import tiny
 from .tiny_sequences import write_raw, write_sequences
 
-WORK = {"search": 2, "sweep:ratio": 2, "ablate": 2, "score": 4}  # trials of each part, predictors included
+WORK = {"search": 2, "sweep:overlap_ratio": 2, "ablate": 2, "score": 4}  # trials of each part, predictors included
 CELL = "film->song@1"
 
 
@@ -38,7 +38,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
     raw = write_raw(folder / "raw")
     changes = {
         "tasks": [["film", "song"]],
-        "sweeps": {"ratio": {"values": [0.5], "seeds": [0]}},
+        "sweeps": {"overlap_ratio": {"values": [0.5], "seeds": [0]}},
         "score": {"seeds": [0]},
     }
     plan = write_sequences(folder, **changes)
@@ -74,10 +74,10 @@ def test_the_best_trial_has_the_highest_validation_ndcg(finished: Finished, resu
 
 
 def test_other_ratios_are_trained_with_it(results: Results) -> None:
-    rows = results.finished("sweep:ratio").set_index("name")
+    rows = results.finished("sweep:overlap_ratio").set_index("name")
     best = results.finished("search").query("best").iloc[0]
-    assert rows.loc["ratio=0.5", "cell"] == "film->song@0.5"
-    assert rows.loc["ratio=0.5", "params.dropout"] == best["params.dropout"]
+    assert rows.loc["overlap_ratio=0.5", "cell"] == "film->song@0.5"
+    assert rows.loc["overlap_ratio=0.5", "params.dropout"] == best["params.dropout"]
     folders = {results.config(row["run_id"])["task_dir"] for _, row in rows.iterrows()}
     assert len(folders) == 1
     assert results.config(best["run_id"])["task_dir"] not in folders

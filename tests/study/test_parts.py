@@ -13,12 +13,15 @@ from study.plan.load import load_plan
 from study.plan.schema import Plan
 from study.specs import Cell, Job
 from trainables.task_types import RATINGS
-from trainables.tasks.rating import TaskFolders
+from trainables.tasks.arrays import TaskFolders
 
 from .tiny import WORK, write_plan
 
 MakePlan = Callable[..., Plan]
-BEST = {"books->movies@0.2": {"lr": 0.1, "steps": 7}, "books->movies@0.5": {"lr": 0.2, "steps": 9}}
+BEST = {
+    ("music", "books->movies@0.2"): {"lr": 0.1, "steps": 7},
+    ("music", "books->movies@0.5"): {"lr": 0.2, "steps": 9},
+}
 
 
 @pytest.fixture
@@ -56,22 +59,26 @@ def test_a_sweep_from_nothing_changes_one_field_of_the_base(make: MakePlan) -> N
 
 
 def test_ablations_stand_beside_the_full_model(make: MakePlan) -> None:
-    jobs = parts.ablation_jobs(make(ratios=[0.2], ablate__variants=["wo_side", "wo_mllm"]), folders, BEST)
-    best = BEST["books->movies@0.2"]
+    jobs = parts.ablation_jobs(make(cold_ratios=[0.2], ablate__variants=["wo_side", "wo_mllm"]), folders, BEST)
+    best = BEST["music", "books->movies@0.2"]
     assert shown(jobs) == [(0.2, "full", best), (0.2, "wo_side", {**best, "side": False}), (0.2, "wo_mllm", best)]
 
 
 def test_only_the_ablation_of_text_reads_other_features(make: MakePlan) -> None:
     text = {"text": {"encoder": {"model": "minilm"}}}
-    plan = make(ratios=[0.2], features=text, ablate__variants=["wo_side", "wo_mllm"])
+    plan = make(cold_ratios=[0.2], features=text, ablate__variants=["wo_side", "wo_mllm"])
     jobs = parts.ablation_jobs(plan, folders, BEST)
-    assert [(job.name, job.features) for job in jobs] == [("full", "text"), ("wo_side", "text"), ("wo_mllm", "ratings")]
+    assert [(job.name, job.feature_set) for job in jobs] == [
+        ("full", "text"),
+        ("wo_side", "text"),
+        ("wo_mllm", "ratings"),
+    ]
     assert jobs[2].task_dir == "/tasks/books->movies@0.2-ratings/search"
 
 
 def test_only_scores_are_given_test_data(make: MakePlan) -> None:
     plan = make()
-    scores = [*parts.score_jobs(plan, folders, BEST), *parts.predictor_jobs(plan, "score", folders)]
+    scores = [*parts.score_jobs(plan, folders, BEST), *parts.baseline_jobs(plan, "score", folders)]
     assert {(job.score, job.test_dir) for job in scores} == {
         (True, f"/tasks/{cell.name}-ratings/test") for cell in plan.cells
     }
@@ -82,13 +89,13 @@ def test_only_scores_are_given_test_data(make: MakePlan) -> None:
     assert {(job.score, job.test_dir) for job in others} == {(False, None)}
 
 
-def test_scores_are_the_best_and_the_simple_predictors(make: MakePlan) -> None:
-    plan = make(ratios=[0.2])
+def test_scores_are_the_best_and_the_simple_baselines(make: MakePlan) -> None:
+    plan = make(cold_ratios=[0.2])
     (best,) = parts.score_jobs(plan, folders, BEST)
-    assert (best.name, best.config, best.seeds) == ("best", BEST["books->movies@0.2"], (0, 1))
-    rows = parts.predictor_jobs(plan, "score", folders)
-    assert [(job.name, job.config, job.seeds) for job in rows] == [
-        (f"predictor:{name}", {"predictor": name}, (-1,)) for name in RATINGS.predictors
+    assert (best.name, best.config, best.seeds) == ("test", BEST["music", "books->movies@0.2"], (0, 1))
+    rows = parts.baseline_jobs(plan, "score", folders)
+    assert [(job.row, job.model, job.name, job.config, job.seeds) for job in rows] == [
+        (name, "baseline", "test", {"baseline": name}, (-1,)) for name in RATINGS.baselines
     ]
 
 
@@ -107,4 +114,4 @@ def test_parts_that_are_left_out_have_no_jobs(make: MakePlan) -> None:
     assert parts.part_names(plan) == []
     assert parts.planned(plan) == {}
     assert parts.search_jobs(plan, folders) == parts.ablation_jobs(plan, folders, {}) == []
-    assert parts.score_jobs(plan, folders, {}) == parts.predictor_jobs(plan, "score", folders) == []
+    assert parts.score_jobs(plan, folders, {}) == parts.baseline_jobs(plan, "score", folders) == []

@@ -13,9 +13,10 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from study.plan import load as plans
+from study.plan import schema
 from study.plan.load import FOLDER, PlanError, load_plan, shipped_plans
 from study.plan.schema import Plan
+from trainables.interface import Selection
 
 from .tiny import PLAN, study, write_plan
 
@@ -40,20 +41,20 @@ def test_a_plan_is_bound_to_its_dataclasses(tmp_path: Path) -> None:
     assert plan.score is not None
     assert plan.score.seeds == (0, 1)
     assert (plan.features.main, plan.features.ratings.factors) == ("ratings", 4)
-    assert plan.selection == ("val_rmse", "minimize")
-    assert plan.config["epochs"] == 2
-    assert plan.config["dim"] == 32, "the rest is the model's default"
+    assert plan.selection == Selection("val_rmse", "minimize")
+    assert plan.subject.config["epochs"] == 2
+    assert plan.subject.config["dim"] == 32, "the rest is the model's default"
 
 
 def test_what_is_left_out_has_the_default(tmp_path: Path) -> None:
     plan = load_plan(str(write_plan(tmp_path, drop=("search", "sweeps", "ablate", "score", "base", "features"))))
     assert (plan.search, plan.ablate, plan.score, dict(plan.sweeps)) == (None, None, None, {})
-    assert plan.split == plans.SplitPlan(validation_share=0.2, data_seed=0)
+    assert plan.split == schema.SplitPlan(validation_share=0.2, data_seed=0)
     assert plan.features.main == "ratings"
 
 
 def test_a_reverse_task_is_a_cell_of_its_own(tmp_path: Path) -> None:
-    plan = load_plan(str(write_plan(tmp_path, tasks=[["books", "movies"], ["movies", "books"]], ratios=[0.5])))
+    plan = load_plan(str(write_plan(tmp_path, tasks=[["books", "movies"], ["movies", "books"]], cold_ratios=[0.5])))
     assert [cell.name for cell in plan.cells] == ["books->movies@0.5", "movies->books@0.5"]
 
 
@@ -63,21 +64,21 @@ def test_a_reverse_task_is_a_cell_of_its_own(tmp_path: Path) -> None:
         ({"name": "a b"}, "plan.yaml: name is 'a b'; use letters, digits, - and _, at most 100"),
         ({"name": "x" * 101}, f"plan.yaml: name is '{'x' * 56}...; use letters, digits, - and _, at most 100"),
         ({"name": 3}, "plan.yaml: name is 3; give a value of type str"),
-        ({"ratios": []}, "plan.yaml: ratios is empty; give at least one"),
-        ({"ratios": [0.2, 0.2]}, "plan.yaml: ratios holds a value twice; give each once"),
+        ({"cold_ratios": []}, "plan.yaml: cold_ratios is empty; give at least one"),
+        ({"cold_ratios": [0.2, 0.2]}, "plan.yaml: cold_ratios holds a value twice; give each once"),
         (
-            {"ratios": [0.2, 0.20000001]},
-            "plan.yaml: ratios are [0.2, 0.20000001]; names keep 6 digits, so two of these are one cell",
+            {"cold_ratios": [0.2, 0.20000001]},
+            "plan.yaml: cold_ratios are [0.2, 0.20000001]; names keep 6 digits, so two of these are one cell",
         ),
-        ({"ratios": [".5"]}, "plan.yaml: ratios[0] is '.5'; give a value of type float"),
-        ({"ratios": [True]}, "plan.yaml: ratios[0] is True; give a value of type float"),
-        ({"ratios": 0.5}, "plan.yaml: ratios is 0.5; give a list"),
+        ({"cold_ratios": [".5"]}, "plan.yaml: cold_ratios[0] is '.5'; give a value of type float"),
+        ({"cold_ratios": [True]}, "plan.yaml: cold_ratios[0] is True; give a value of type float"),
+        ({"cold_ratios": 0.5}, "plan.yaml: cold_ratios is 0.5; give a list"),
         ({"tasks": [["books"]]}, "plan.yaml: tasks[0] is ['books']; give a list of 2"),
         ({"domains": ["books"]}, "plan.yaml: domains is ['books']; give a mapping"),
         ({"domains__books": None}, "plan.yaml: domains.books is None; give a mapping"),
         (
             {"split": {"validation_share": 1.0}},
-            "plan.yaml: split: split.validation_share is 1.0; give a share between 0 and 1, both excluded",
+            "plan.yaml: split: split.validation_share is 1.0; give a number above 0, below 1",
         ),
         ({"split": {"data_seed": 0.5}}, "plan.yaml: split.data_seed is 0.5; give a value of type int"),
         (
@@ -172,11 +173,11 @@ def test_a_reverse_task_is_a_cell_of_its_own(tmp_path: Path) -> None:
         ),
         (
             {"features__ratings__sweeps": 0},
-            "plan.yaml: features.ratings: ratings.sweeps is 0; give a number of at least 1",
+            "plan.yaml: features.ratings: ratings.sweeps is 0; give a whole number of at least 1",
         ),
         (
             {"features": {"text": {"encoder": {"model": "minilm"}, "users": "sum"}}},
-            "plan.yaml: features.text: features.users must be one of review_mean, concat, not 'sum'",
+            "plan.yaml: features.text: features.users is 'sum'; choose from review_mean, concat",
         ),
         (
             {"domains__books__rating_scale": [1, float("nan")]},
@@ -195,7 +196,7 @@ def test_a_base_by_cell_names_all_cells_and_has_no_search(tmp_path: Path) -> Non
         "plan.yaml: base names cells, but not books->movies@0.5; give every cell of the plan or none",
         "plan.yaml: base names cells, and a search draws over one base; leave out `search`, or the cells",
     )
-    assert faults(tmp_path, drop=("search",), ratios=[0.2], base={"books->movies@0.2": 3}) == (
+    assert faults(tmp_path, drop=("search",), cold_ratios=[0.2], base={"books->movies@0.2": 3}) == (
         "plan.yaml: base.books->movies@0.2 is 3; give a mapping of fields",
     )
 
@@ -205,10 +206,8 @@ def test_a_search_needs_a_space(tmp_path: Path) -> None:
 
 
 def test_missing_fields_are_all_named(tmp_path: Path) -> None:
-    found = faults(tmp_path, drop=("name", "model", "domains", "tasks", "ratios"))
-    assert found == tuple(
-        f"plan.yaml: {name} is missing; set it" for name in ("name", "model", "domains", "tasks", "ratios")
-    )
+    found = faults(tmp_path, drop=("name", "model", "domains", "tasks"))
+    assert found == tuple(f"plan.yaml: {name} is missing; set it" for name in ("name", "model", "domains", "tasks"))
 
 
 def test_a_number_is_written_as_yaml_reads_it(tmp_path: Path) -> None:

@@ -12,20 +12,23 @@ from study import parts
 from study.plan.load import PlanError, load_plan
 from study.plan.schema import Plan, SequencePlan, SplitPlan
 from study.specs import Cell
+from trainables.interface import Selection
 from trainables.task_types import RATINGS, SEQUENCES
-from trainables.tasks.rating import SplitSpec, TaskFolders
+from trainables.tasks.arrays import TaskFolders
+from trainables.tasks.rating_build import SplitSpec
 from trainables.tasks.sequential import SequenceSpec
 
 from . import tiny
-from .tiny_sequences import WORK, write_sequences
+from .tiny_sequences import PLAN, WORK, write_sequences
 
+BASE = {**PLAN["base"], "pseudo_items": 0}
 TEXT = {"text": {"encoder": {"model": "minilm"}}}
 MakePlan = Callable[..., Plan]
 
 
 @pytest.fixture
 def make(tmp_path: Path) -> MakePlan:
-    return lambda **changes: load_plan(str(write_sequences(tmp_path, features=TEXT, **changes)))
+    return lambda **changes: load_plan(str(write_sequences(tmp_path, features=TEXT, base=BASE, **changes)))
 
 
 def faults(make: MakePlan, **changes: Any) -> tuple[str, ...]:
@@ -46,8 +49,8 @@ def test_a_plan_of_sequences_is_bound(make: MakePlan) -> None:
     plan = make(sequences__data_seed=3)
     assert plan.task_type is SEQUENCES
     assert plan.rules == SequencePlan(users="users.parquet", negatives=19, data_seed=3)
-    assert plan.rules.at(0.2) == SequenceSpec(ratio=0.2, negatives=19, data_seed=3)
-    assert plan.selection == ("val_ndcg10", "maximize")
+    assert plan.rules.at(0.2) == SequenceSpec(overlap_ratio=0.2, negatives=19, data_seed=3)
+    assert plan.selection == Selection("val_ndcg10", "maximize")
     assert plan.features.main == "text"
     assert [cell.name for cell in plan.cells] == ["film->song@1", "song->film@1"]
     assert [cell.name for cell in plan.swept_cells] == ["film->song@0.5", "song->film@0.5"]
@@ -60,14 +63,20 @@ def test_a_plan_of_ratings_keeps_its_split(tmp_path: Path) -> None:
     plan = load_plan(str(tiny.write_plan(tmp_path, split={"data_seed": 4})))
     assert plan.task_type is RATINGS
     assert plan.rules == SplitPlan(data_seed=4)
-    assert plan.rules.at(0.2) == SplitSpec(ratio=0.2, data_seed=4)
+    assert plan.rules.at(0.2) == SplitSpec(cold_ratio=0.2, data_seed=4)
 
 
 @pytest.mark.parametrize(
     ("changes", "fault"),
     [
-        ({"ratios": [0.0]}, "plan.yaml: ratios: sequences.ratio is 0.0; give a share above 0, up to 1"),
-        ({"ratios": [1.5]}, "plan.yaml: ratios: sequences.ratio is 1.5; give a share above 0, up to 1"),
+        (
+            {"overlap_ratios": [0.0]},
+            "plan.yaml: overlap_ratios: sequences.overlap_ratio is 0.0; give a number above 0, up to 1",
+        ),
+        (
+            {"overlap_ratios": [1.5]},
+            "plan.yaml: overlap_ratios: sequences.overlap_ratio is 1.5; give a number above 0, up to 1",
+        ),
         (
             {"sequences": {"protocols": ["inter", "outer"]}},
             "plan.yaml: sequences: sequences.protocols is ('inter', 'outer'); give one or more of as-given, inter, "
@@ -75,12 +84,12 @@ def test_a_plan_of_ratings_keeps_its_split(tmp_path: Path) -> None:
         ),
         (
             {"sequences": {"negatives": 0}},
-            "plan.yaml: sequences: sequences.negatives is 0; give a whole number above 0",
+            "plan.yaml: sequences: sequences.negatives is 0; give a whole number of at least 1",
         ),
         ({"sequences": {"user": "x"}}, "plan.yaml: sequences.unknown key 'user'; did you mean 'users'?"),
         (
             {"sequences": {"data_seed": -1}},
-            "plan.yaml: sequences: sequences.data_seed is -1; give a whole number, 0 or more",
+            "plan.yaml: sequences: sequences.data_seed is -1; give a whole number of at least 0",
         ),
         (
             {"split": {"validation_share": 0.2}},
@@ -100,28 +109,33 @@ def test_a_plan_of_ratings_keeps_its_split(tmp_path: Path) -> None:
             "plan.yaml: published: lgcd/food-kitchen has no numbers of film->song, song->film; it has kitchen->food, "
             "food->kitchen: name the domains so, or leave published out",
         ),
-        ({"sweeps__ratio__values": []}, "plan.yaml: sweeps.ratio.values is []; give at least one, each once"),
         (
-            {"sweeps__ratio__values": [0.5, 2]},
-            "plan.yaml: sweeps.ratio: sequences.ratio is 2; give a share above 0, up to 1",
+            {"sweeps__overlap_ratio__values": []},
+            "plan.yaml: sweeps.overlap_ratio.values is []; give at least one, each once",
         ),
         (
-            {"sweeps__ratio__values": ["half"]},
-            "plan.yaml: sweeps.ratio: sequences.ratio is 'half'; give a share above 0, up to 1",
+            {"sweeps__overlap_ratio__values": [0.5, 2]},
+            "plan.yaml: sweeps.overlap_ratio: sequences.overlap_ratio is 2; give a number above 0, up to 1",
         ),
         (
-            {"sweeps__ratio__values": [0.5, 0.50000001]},
-            "plan.yaml: sweeps.ratio: names keep 6 digits, so two of [0.5, 0.50000001] are one cell; keep one of them",
+            {"sweeps__overlap_ratio__values": ["half"]},
+            "plan.yaml: sweeps.overlap_ratio: sequences.overlap_ratio is 'half'; give a number above 0, up to 1",
         ),
         (
-            {"ratios": [0.5, 1.0]},
-            "plan.yaml: sweeps.ratio: starts from the best of one ratio, but ratios are [0.5, 1.0]; keep one",
+            {"sweeps__overlap_ratio__values": [0.5, 0.50000001]},
+            "plan.yaml: sweeps.overlap_ratio: names keep 6 digits, so two of [0.5, 0.50000001] are one cell; "
+            "keep one of them",
+        ),
+        (
+            {"overlap_ratios": [0.5, 1.0]},
+            "plan.yaml: sweeps.overlap_ratio: starts from the best of one ratio, but overlap_ratios are [0.5, 1.0]; "
+            "keep one",
         ),
     ],
 )
 def test_one_fault(tmp_path: Path, changes: dict[str, Any], fault: str) -> None:
     def make(**changes: Any) -> Plan:
-        return load_plan(str(write_sequences(tmp_path, **{"features": TEXT, **changes})))
+        return load_plan(str(write_sequences(tmp_path, **{"features": TEXT, "base": BASE, **changes})))
 
     assert faults(make, **changes) == (fault,)
 
@@ -135,39 +149,40 @@ def test_sequences_are_not_for_ratings(tmp_path: Path) -> None:
 
 
 def test_a_sweep_of_the_ratio_trains_the_best_in_other_cells(make: MakePlan) -> None:
-    best = {"film->song@1": {"dropout": 0.1}, "song->film@1": {"dropout": 0.2}}
-    jobs = parts.sweep_jobs(make(), "ratio", folders, best)
+    best = {("lgcd", "film->song@1"): {"dropout": 0.1}, ("lgcd", "song->film@1"): {"dropout": 0.2}}
+    jobs = parts.sweep_jobs(make(), "overlap_ratio", folders, best)
     assert [(job.cell.name, job.name, job.config, job.task_dir) for job in jobs] == [
-        ("film->song@0.5", "ratio=0.5", {"dropout": 0.1}, "/tasks/film->song@0.5/search"),
-        ("song->film@0.5", "ratio=0.5", {"dropout": 0.2}, "/tasks/song->film@0.5/search"),
-        ("film->song@1", "ratio=1.0", {"dropout": 0.1}, "/tasks/film->song@1/search"),
-        ("song->film@1", "ratio=1.0", {"dropout": 0.2}, "/tasks/song->film@1/search"),
+        ("film->song@0.5", "overlap_ratio=0.5", {"dropout": 0.1}, "/tasks/film->song@0.5/search"),
+        ("song->film@0.5", "overlap_ratio=0.5", {"dropout": 0.2}, "/tasks/song->film@0.5/search"),
+        ("film->song@1", "overlap_ratio=1.0", {"dropout": 0.1}, "/tasks/film->song@1/search"),
+        ("song->film@1", "overlap_ratio=1.0", {"dropout": 0.2}, "/tasks/song->film@1/search"),
     ]
     assert {job.seeds for job in jobs} == {(0, 1)}
 
 
 def test_the_bar_stands_beside_it_on_validation(make: MakePlan) -> None:
     plan = make()
-    jobs = parts.predictor_jobs(plan, "sweep:ratio", folders)
-    assert [(job.cell.name, job.name, job.test_dir) for job in jobs] == [
-        (cell, "predictor:item_knn", None)
-        for cell in ("film->song@0.5", "song->film@0.5", "film->song@1", "song->film@1")
+    jobs = parts.baseline_jobs(plan, "sweep:overlap_ratio", folders)
+    assert [(job.cell.name, job.row, job.name, job.test_dir) for job in jobs] == [
+        (cell, "item_knn", f"overlap_ratio={ratio}", None)
+        for ratio, cells in (("0.5", ("film->song@0.5", "song->film@0.5")), ("1.0", ("film->song@1", "song->film@1")))
+        for cell in cells
     ]
-    assert parts.predictor_jobs(plan, "sweep:steps", folders) == []
-    scores = parts.predictor_jobs(plan, "score", folders)
-    assert [job.name for job in scores[:3]] == [f"predictor:{name}" for name in SEQUENCES.predictors]
+    assert parts.baseline_jobs(plan, "sweep:steps", folders) == []
+    scores = parts.baseline_jobs(plan, "score", folders)
+    assert [(job.row, job.name) for job in scores[:3]] == [(name, "test") for name in SEQUENCES.baselines]
     assert {job.test_dir for job in scores} == {"/tasks/film->song@1/test", "/tasks/song->film@1/test"}
 
 
 def test_what_is_planned(make: MakePlan) -> None:
     planned = {part: [job.trial for job in jobs] for part, jobs in parts.planned(make()).items()}
     assert {part: len(set(names)) for part, names in planned.items()} == WORK
-    assert "sweep:ratio/film->song@0.5/predictor:item_knn" in planned["sweep:ratio"]
+    assert "sweep:overlap_ratio/film->song@0.5/item_knn/overlap_ratio=0.5" in planned["sweep:overlap_ratio"]
 
 
 def test_a_sweep_of_the_cold_ratio_is_one_of_cells_too(tmp_path: Path) -> None:
     plan = load_plan(
-        str(tiny.write_plan(tmp_path, ratios=[0.5], sweeps__ratio={"values": [0.2, 0.5, 0.8], "seeds": [0]}))
+        str(tiny.write_plan(tmp_path, cold_ratios=[0.5], sweeps__cold_ratio={"values": [0.2, 0.5, 0.8], "seeds": [0]}))
     )
     assert [cell.name for cell in plan.swept_cells] == ["books->movies@0.2", "books->movies@0.8"]
-    assert parts.predictor_jobs(plan, "sweep:ratio", folders)[0].name == "predictor:source_offset"
+    assert parts.baseline_jobs(plan, "sweep:cold_ratio", folders)[0].row == "source_offset"

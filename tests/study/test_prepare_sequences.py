@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
-import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -18,18 +14,14 @@ import pytest
 
 from features.domains.splits import read_split
 from features.errors import InputError
-from study.data.prepare import (
-    Inputs,
-    data_folder,
-    describe_data,
-    estimates,
-    histories,
-    prepare,
-    prepare_domains,
-    unwatched,
-)
+from study.data.domains import data_folder, prepare_domains
+from study.data.prepare import Inputs, describe_data, prepare
+from study.data.pseudo_items import histories
+from study.data.tables import estimates
+from study.home import Home
 from study.plan.load import load_plan
 from study.plan.schema import Plan
+from study.progress import Advance, no_progress
 from trainables.task_types import SEQUENCES
 from trainables.tasks.sequential_build import training_users
 
@@ -48,7 +40,7 @@ def raw(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Plan]:
     """Plans of a model that counts items; what its trials share is made in this process, for no other knows the model."""
     drop("popular", POPULAR, tmp_path, monkeypatch)
-    monkeypatch.setattr("study.data.prepare.ProcessPoolExecutor", lambda processes, **settings: ThreadPoolExecutor(1))
+    monkeypatch.setattr("study.engine.pool.ProcessPoolExecutor", lambda processes, **settings: ThreadPoolExecutor(1))
 
     def plan(**changes: Any) -> Plan:
         own = {"model": "popular", "base": {"epochs": 1}, "space_file": SPACE, "drop": ("ablate", "sweeps")}
@@ -57,26 +49,26 @@ def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Plan]
     return plan
 
 
-def stamps(home: Path) -> dict[Path, int]:
-    return {path: path.stat().st_mtime_ns for path in home.rglob("*") if path.is_file()}
+def stamps(home: Home) -> dict[Path, int]:
+    return {path: path.stat().st_mtime_ns for path in home.path.rglob("*") if path.is_file()}
 
 
 def test_everything_is_made_once(make: Callable[..., Plan], raw: Path, tmp_path: Path) -> None:
-    home, told = tmp_path / "home", []
-    sweep = {"ratio": {"values": [0.5, 1.0], "seeds": [0, 3]}}
+    home, steps = Home(tmp_path / "home"), []
+    sweep = {"overlap_ratio": {"values": [0.5, 1.0], "seeds": [0, 3]}}
     plan = make(drop=("ablate",), sweeps=sweep)
 
-    def watch(what: str, size: int) -> Callable[..., None]:
-        return lambda done, *more: told.append((what, done))
+    def start_progress(what: str, size: int) -> Callable[..., None]:
+        return lambda done, *counts: steps.append((what, done))
 
-    inputs = prepare(plan, raw, home, watch)
-    tables = sorted(path.name.rpartition("-")[0] for path in (home / "store" / "features").iterdir())
+    inputs = prepare(plan, raw, home, start_progress)
+    tables = sorted(path.name.rpartition("-")[0] for path in (home.store / "features").iterdir())
     assert tables == ["film-items", "song-items"]
     assert list(inputs.tasks) == [
         (f"{task}@{ratio}", "text") for ratio in ("1", "0.5") for task in ("film->song", "song->film")
     ]
     # seeds 0 and 1 are the scores', 0 and 3 those of the sweep
-    assert [done for what, done in told if what == "preparing the model"] == list(range(1, 2 * 3 + 2 * 2 + 1))
+    assert [done for what, done in steps if what == "pretraining Popular"] == list(range(1, 2 * 3 + 2 * 2 + 1))
     for (cell, _), task in inputs.tasks.items():
         shared = {path.name for path in task.task_dir.glob("shared-*")}
         assert shared == {f"shared-{seed}.txt" for seed in ((0, 3) if cell.endswith("0.5") else (0, 1, 3))}
@@ -86,20 +78,45 @@ def test_everything_is_made_once(make: Callable[..., Plan], raw: Path, tmp_path:
     assert [cell["train_overlapping"] for cell in cells] == [44, 44, 22, 22]
     assert list(inputs.pseudo) == ["film-song@1", "film-song@0.5"], "one for both directions"
     assert [cell["pseudo_items"] for cell in cells] == [4 * 20, 4 * 20, 4 * 64, 4 * 64]
-    assert list(dict.fromkeys(what for what, _ in told if "film-song@0.5" in what)) == [
+    assert list(dict.fromkeys(what for what, _ in steps if "film-song@0.5" in what)) == [
         f"pseudo-items of film-song@0.5: {phase}" for phase in ("train", "generate", "encode")
     ]
 
     before = stamps(home)
-    again = prepare(plan, raw, home, unwatched)
+    again = prepare(plan, raw, home, no_progress)
     assert {path: stamp for path, stamp in stamps(home).items() if "shared" not in path.name} == {
         path: stamp for path, stamp in before.items() if "shared" not in path.name
     }
     assert (again.data_key, again.feature_key, again.tasks) == (inputs.data_key, inputs.feature_key, inputs.tasks)
 
 
+def test_every_row_is_pretrained_with_its_own_configuration(
+    make: Callable[..., Plan], raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[tuple[str, float, int, str]] = []
+
+    def prepare_one(
+        server: None, model: str, config: dict[str, Any], task_dir: Path, seeds: list[int], device: str
+    ) -> None:
+        calls.append((task_dir.parent.name[:9], config["weight"], seeds[0], device))
+
+    monkeypatch.setattr("study.data.pretrain.prepare_one", prepare_one)
+    bars: list[tuple[str, int]] = []
+
+    def start_progress(what: str, size: int) -> Advance:
+        bars.append((what, size))
+        return no_progress(what, size)
+
+    rival = {"model": "popular", "base": {"weight": 3.0}, "search": {"trials": 1}, "title": "Heavy"}
+    plan = make(compare={"heavy": {**rival, "space": f"{tmp_path}/space.yaml/v"}}, resources={"gpus": 0.5})
+    prepare(plan, raw, Home(tmp_path / "home"), start_progress)
+    assert [bar for bar in bars if "pretraining" in bar[0]] == [("pretraining Popular", 4), ("pretraining Heavy", 4)]
+    cells = [("film-song", 0), ("film-song", 1), ("song-film", 0), ("song-film", 1)]  # one direction, then the other
+    assert calls == [(task, weight, seed, "cuda") for weight in (2.0, 3.0) for task, seed in cells]
+
+
 def test_held_out_users_are_the_given_ones(make: Callable[..., Plan], raw: Path, tmp_path: Path) -> None:
-    inputs = prepare(make(), raw, tmp_path / "home", unwatched)
+    inputs = prepare(make(), raw, Home(tmp_path / "home"), no_progress)
     users = pd.read_parquet(raw / "users.parquet").set_index("user_id")["split"]
     for task in inputs.tasks.values():
         for folder, part in (
@@ -116,12 +133,12 @@ def _ids(folder: Path) -> list[str]:
 
 def test_keys_change_with_what_they_stand_for(make: Callable[..., Plan], raw: Path, tmp_path: Path) -> None:
     def keys(**changes: Any) -> tuple[str, str]:
-        inputs = prepare(make(**changes), raw, tmp_path / "home", unwatched)
+        inputs = prepare(make(**changes), raw, Home(tmp_path / "home"), no_progress)
         return inputs.data_key, inputs.feature_key
 
     data, features = keys()
     assert keys(search__trials=7) == (data, features)
-    assert keys(ratios=[0.5]) == (data, features), "the cell's name says the ratio"
+    assert keys(overlap_ratios=[0.5]) == (data, features), "the cell's name says the ratio"
     assert keys(sequences__negatives=9)[0] == data
     assert keys(sequences__negatives=9)[1] != features
     moved = pd.read_parquet(raw / "users.parquet")
@@ -131,29 +148,29 @@ def test_keys_change_with_what_they_stand_for(make: Callable[..., Plan], raw: Pa
     assert keys(sequences={"negatives": 19})[1] != features
     assert keys(features__pseudo={**PSEUDO, "texts": 3})[1] != features
     assert keys(features__pseudo=None)[1] != features
-    assert keys(sweeps={"ratio": {"values": [0.5], "seeds": [0]}}, drop=("ablate",)) == (data, features)
+    assert keys(sweeps={"overlap_ratio": {"values": [0.5], "seeds": [0]}}, drop=("ablate",)) == (data, features)
 
 
 def test_the_split_file_is_looked_for_with_the_others(make: Callable[..., Plan], raw: Path, tmp_path: Path) -> None:
     with pytest.raises(
         InputError, match=r"reads interactions\.parquet, users\.parquet; say where they are with --data"
     ):
-        data_folder(make(), None, tmp_path, unwatched)
-    assert data_folder(make(), raw.parent, tmp_path, unwatched) == raw
+        data_folder(make(), None, Home(tmp_path), no_progress)
+    assert data_folder(make(), raw.parent, Home(tmp_path), no_progress) == raw
     with pytest.raises(InputError, match=r"there is no column 'part' for split; its columns are user_id, split"):
-        prepare(make(sequences__columns={"split": "part"}), raw, tmp_path / "home", unwatched)
+        prepare(make(sequences__columns={"split": "part"}), raw, Home(tmp_path / "home"), no_progress)
 
 
 def test_titles_of_both_domains_are_left_to_encode(make: Callable[..., Plan], raw: Path, tmp_path: Path) -> None:
     plan = make()
-    domains = prepare_domains(plan, raw, tmp_path / "home", unwatched)
-    left = estimates(plan, domains, tmp_path / "home")
+    domains = prepare_domains(plan, raw, Home(tmp_path / "home"), no_progress)
+    left = estimates(plan, domains, Home(tmp_path / "home"))
     assert {key: estimate.rows_left for key, estimate in left.items()} == {("film", "items"): 48, ("song", "items"): 48}
 
 
 def test_what_is_logged_of_the_data(make: Callable[..., Plan], raw: Path, tmp_path: Path) -> None:
     plan = make()
-    inputs: Inputs = prepare(plan, raw, tmp_path / "home", unwatched)
+    inputs: Inputs = prepare(plan, raw, Home(tmp_path / "home"), no_progress)
     files = describe_data(plan, inputs, tmp_path / "logs")
     cells = json.loads(files["cells.json"].read_text())
     assert [(cell["source"], cell["target"], cell["ratio"]) for cell in cells] == [
@@ -169,7 +186,7 @@ def test_what_is_logged_of_the_data(make: Callable[..., Plan], raw: Path, tmp_pa
 
 def test_generators_read_training_users_alone(make: Callable[..., Plan], raw: Path, tmp_path: Path) -> None:
     plan = make()
-    domains = prepare_domains(plan, raw, tmp_path / "home", unwatched)
+    domains = prepare_domains(plan, raw, Home(tmp_path / "home"), no_progress)
     split = read_split(raw / "users.parquet", {})
     found = training_users(plan.sequences.at(1.0), domains["film"], domains["song"], split)
     users = {user.user: user.items for user in histories(found, ("film", "song"))}
@@ -179,40 +196,3 @@ def test_generators_read_training_users_alone(make: Callable[..., Plan], raw: Pa
         for domain in ("film", "song"):
             own = rows[(rows["user_id"] == user) & (rows["domain"] == domain)]
             assert items[domain] == own["item_id"].tolist()
-
-
-SLEEPING = """
-import time
-from study.specs import Resources
-from study.data.prepare import _called
-if __name__ == "__main__":
-    list(_called(time.sleep, [(0.0,), (600.0,)], Resources(), False))
-"""
-
-
-def test_processes_end_with_a_killed_driver(tmp_path: Path) -> None:
-    (tmp_path / "driver.py").write_text(SLEEPING)
-    root = str(Path(__file__).parents[2])
-    driver = subprocess.Popen([sys.executable, tmp_path / "driver.py"], env={**os.environ, "PYTHONPATH": root})
-    children = Path(f"/proc/{driver.pid}/task/{driver.pid}/children")
-
-    def workers() -> list[Path]:
-        pids = [Path("/proc") / pid for pid in children.read_text().split()]
-        return [pid for pid in pids if b"spawn_main" in (pid / "cmdline").read_bytes()]
-
-    try:
-        assert comes_true(lambda: bool(workers()))
-        found = workers()
-        # An initializer that has begun its thread: torch is imported, and a second thread is there.
-        assert comes_true(lambda: all(len(list((pid / "task").iterdir())) > 1 for pid in found))
-    finally:
-        driver.kill()
-        driver.wait()
-    assert comes_true(lambda: not any(pid.exists() for pid in found))
-
-
-def comes_true(condition: Callable[[], bool], seconds: float = 60) -> bool:
-    end = time.monotonic() + seconds
-    while not (true := condition()) and time.monotonic() < end:
-        time.sleep(0.05)
-    return true

@@ -34,7 +34,7 @@ PLAN: dict[str, Any] = {
         for name in NAMES
     },
     "tasks": [["books", "movies"]],
-    "ratios": [0.2, 0.5],
+    "cold_ratios": [0.2, 0.5],
     "base": {"epochs": 2, "feature_epochs": 1, "side_epochs": 1},
     "features": {"ratings": {"factors": 4, "sweeps": 3}},
     "search": {"trials": 2, "seeds": [0]},
@@ -47,7 +47,7 @@ v:
   steps: {CategoricalDistribution: {choices: [2, 5]}}
   lr: {FloatDistribution: {low: 1.0e-4, high: 1.0e-2, log: true}}
 """
-WORK = {"search": 4, "sweep:steps": 4, "ablate": 4, "score": 8}  # trials of each part, predictors included
+WORK = {"search": 4, "sweep:steps": 4, "ablate": 4, "score": 8}  # trials of each part, baselines included
 
 
 def write_plan(

@@ -24,11 +24,11 @@ PLAN: dict[str, Any] = {
         for name in NAMES
     },
     "tasks": [["film", "song"], ["song", "film"]],
-    "ratios": [1.0],
+    "overlap_ratios": [1.0],
     "sequences": {"users": "users.parquet", "negatives": 19},
     "base": {"epochs": 1, "encoder_epochs": 1, "steps": 5, "negatives": 16},
     "search": {"trials": 2, "seeds": [0]},
-    "sweeps": {"ratio": {"values": [0.5, 1.0], "seeds": [0, 1]}, "steps": {"values": [2, 5], "seeds": [0]}},
+    "sweeps": {"overlap_ratio": {"values": [0.5, 1.0], "seeds": [0, 1]}, "steps": {"values": [2, 5], "seeds": [0]}},
     "ablate": {"variants": ["wo_moe"], "seeds": [0]},
     "score": {"seeds": [0, 1]},
 }  # fmt: skip
@@ -37,8 +37,8 @@ v:
   dropout: {FloatDistribution: {low: 0.0, high: 0.3}}
   start_ratio: {CategoricalDistribution: {choices: [0.2, 0.6]}}
 """
-PSEUDO = {"texts": 4, "max_new_tokens": 40, "embedded": {"width": 32, "layers": 1, "epochs": 2, "vocabulary": 512}}
-WORK = {"search": 4, "sweep:ratio": 8, "sweep:steps": 4, "ablate": 4, "score": 8}  # trials, predictors included
+PSEUDO = {"texts": 4, "max_new_tokens": 40, "local": {"width": 32, "layers": 1, "epochs": 2, "vocabulary": 512}}
+WORK = {"search": 4, "sweep:overlap_ratio": 8, "sweep:steps": 4, "ablate": 4, "score": 8}  # trials, baselines included
 
 
 def write_raw(folder: Path) -> Path:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from trainables.tasks.rating import TaskFolders
+from trainables.tasks.arrays import TaskFolders
 from trainables.tasks.sequential import HeldOut, SequenceTask, load_held_out, load_task
 
 from .sequence_worlds import make_sequence_task

@@ -13,7 +13,7 @@ import pyarrow as pa
 from features.domains.domain import Domain, DomainSpec, prepare_domain
 from features.pseudo.table import SCHEMA, PseudoTable, write_pseudo
 from features.store.tables import FeatureTable, digest
-from trainables.tasks.rating import TaskFolders
+from trainables.tasks.arrays import TaskFolders
 from trainables.tasks.sequential import OVERLAPPING, SOURCE_ONLY, TARGET_ONLY, SequenceSpec
 from trainables.tasks.sequential_build import build_sequences, training_users
 

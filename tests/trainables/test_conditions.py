@@ -22,7 +22,7 @@ def task(tmp_path_factory: pytest.TempPathFactory) -> SequenceTask:
 @pytest.fixture(scope="module")
 def encoders(task: SequenceTask) -> Encoders:
     torch.manual_seed(0)
-    return Encoders(PretrainSpec(width=8, max_length=12), task.text[torch.arange(task.items)]).eval()
+    return Encoders(PretrainSpec(width=8, max_length=12), task.titles()).eval()
 
 
 def state(encoders: Encoders, items: list[int]) -> tuple[torch.Tensor, torch.Tensor]:

@@ -21,12 +21,10 @@ from trainables.models.lgcd.encoders import (
     Encoders,
     PretrainSpec,
     encoders_folder,
-    next_item_loss,
     pretrain,
     pretrained,
     pretraining_loss,
     represent,
-    within,
 )
 from trainables.tasks.sequential import Sequences, SequenceTask, load_task
 
@@ -74,38 +72,9 @@ def test_only_the_newest_items_are_read() -> None:
         torch.testing.assert_close(one, other)
 
 
-def test_items_of_one_domain_keep_their_order() -> None:
-    part = within(sequences([1, 7, 2], [8], [], [9, 3]), (0, 5))
-    assert part.item.tolist() == [1, 2, 3]
-    assert part.starts.tolist() == [0, 2, 2, 2, 3]
-
-
-def test_sampled_loss_is_the_softmax_over_the_domain_on_average() -> None:
-    """-log p of eq. 3 over all 40 items of a domain, against 4,000 draws of 20 of them."""
-    torch.manual_seed(0)
-    low, high = 10, 50
-    vectors, state, target = torch.randn(60, 4), torch.randn(3, 4), torch.tensor([10, 31, 49])
-    full = functional.cross_entropy(state @ vectors[low:high].T, target - low, reduction="sum")
-    rng = np.random.default_rng(0)
-
-    def sampled(count: int) -> float:
-        drawn = torch.from_numpy(rng.integers(low, high, count))
-        return float(next_item_loss(state, target, vectors[target], drawn, vectors[drawn], high - low))
-
-    # A mean of logs is below the log of the mean: with 20 draws the estimate is a little low.
-    assert np.mean([sampled(20) for _ in range(4000)]) == pytest.approx(float(full), rel=0.06)
-    assert sampled(20_000) == pytest.approx(float(full), rel=0.02)
-
-
-def test_a_drawn_target_is_not_its_own_negative() -> None:
-    state, zero = torch.tensor([[5.0, 0.0]]), torch.tensor([0])
-    loss = next_item_loss(state, zero, torch.eye(2)[:1], zero.expand(8), torch.eye(2)[:1].expand(8, 2), 1)
-    assert float(loss) == pytest.approx(0.0, abs=1e-6)  # the domain holds nothing else
-
-
 def test_pretraining_loss_is_that_of_every_position_among_its_own_domain(task: SequenceTask) -> None:
     """One user after the other and item by item, with all items drawn."""
-    encoders, rng = Encoders(QUICK, task.text[torch.arange(task.items)]).eval(), np.random.default_rng(0)
+    encoders, rng = Encoders(QUICK, task.titles()).eval(), np.random.default_rng(0)
     rows = [[1, 50, 3], [60, 2], [7, 8, 90]]
     items_BL = torch.tensor([[*row, 0][:3] if len(row) == 2 else row for row in rows])
     real_BL = torch.tensor([[True] * len(row) + [False] * (3 - len(row)) for row in rows])
@@ -224,13 +193,13 @@ def assert_same(one: Encoders, other: Encoders) -> None:
 
 
 def test_separate_pretraining_reads_no_sequence_over_both_domains(task: SequenceTask) -> None:
-    item, starts = sequence_encoders._pretraining_sequences(task, "separate")
+    separate = sequence_encoders._pretraining_sequences(task, "separate")
     boundary = task.target[0]
-    for start, end in pairwise(starts):
-        assert len({bool(number >= boundary) for number in item[start:end]}) == 1
+    for start, end in pairwise(separate.starts):
+        assert len({bool(number >= boundary) for number in separate.item[start:end]}) == 1
         assert end - start >= 2
-    merged, _ = sequence_encoders._pretraining_sequences(task, "merged")
-    assert len(merged) > len(item)
+    merged = sequence_encoders._pretraining_sequences(task, "merged")
+    assert len(merged.item) > len(separate.item)
 
 
 def test_encoders_are_made_once_for_both_directions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

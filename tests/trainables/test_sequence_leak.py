@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from trainables.tasks.rating import TaskFolders
+from trainables.tasks.arrays import TaskFolders
 from trainables.tasks.sequential import load_held_out, load_task
 from trainables.tasks.sequential_build import training_users
 

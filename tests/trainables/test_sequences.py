@@ -18,7 +18,7 @@ from features.domains.domain import DomainSpec, prepare_domain
 from features.errors import InputError
 from features.pseudo.table import write_pseudo
 from features.store.tables import FeatureTable
-from trainables.tasks.rating import TaskFolders
+from trainables.tasks.arrays import TaskFolders
 from trainables.tasks.sequential import (
     OVERLAPPING,
     SOURCE_ONLY,
@@ -220,7 +220,7 @@ def test_every_other_target_item_can_be_a_negative_and_none_more_than_the_others
 def test_candidates_depend_on_the_data_seed_and_the_user_alone(tmp_path: Path, folders: dict[str, TaskFolders]) -> None:
     """Users held out under two seeds, or by the rule and by a split, keep or change theirs as the seed says."""
     before = candidates_of(folders["film-song"].test_dir)
-    again = build_world(WORLD, tmp_path / "again", replace(SPEC, ratio=0.5), pseudo=0)
+    again = build_world(WORLD, tmp_path / "again", replace(SPEC, overlap_ratio=0.5), pseudo=0)
     assert candidates_of(again.test_dir) == before
     users = dict.fromkeys(WORLD.interactions["user_id"], "train")
     some, other = sorted(before)[:2], sorted(before)[2:4]
@@ -239,7 +239,7 @@ def test_the_overlap_ratio_cuts_links_and_loses_nothing(tmp_path: Path, folders:
     overlapping = int((whole.group == OVERLAPPING).sum())
     kept: list[set[str]] = []
     for ratio in (0.25, 0.5, 1.0):
-        folder = build_world(WORLD, tmp_path, replace(SPEC, ratio=ratio))
+        folder = build_world(WORLD, tmp_path, replace(SPEC, overlap_ratio=ratio))
         task, train = load_task(folder.task_dir), sequences_of(folder.task_dir)
         users = names(folder.task_dir / "user_id.npy")
         kept.append({user for user, group in zip(users, task.group.tolist(), strict=True) if group == OVERLAPPING})
@@ -265,11 +265,11 @@ def test_the_overlap_ratio_cuts_links_and_loses_nothing(tmp_path: Path, folders:
 def test_a_cut_user_needs_a_free_id(tmp_path: Path) -> None:
     renamed = WORLD.interactions.replace({"user_id": {"u041": f"{cut_user(tmp_path)}@song"}})
     with pytest.raises(InputError, match=r"the user id 'u\d+@song' is needed for half of a user; rename that user"):
-        build_world(SequenceWorld(renamed), tmp_path / "clash", replace(SPEC, ratio=0.25))
+        build_world(SequenceWorld(renamed), tmp_path / "clash", replace(SPEC, overlap_ratio=0.25))
 
 
 def cut_user(folder: Path) -> str:
-    people = training_users(replace(SPEC, ratio=0.25), *pair(folder / "cut"), None)
+    people = training_users(replace(SPEC, overlap_ratio=0.25), *pair(folder / "cut"), None)
     return next(user.split("@")[0] for user in people.user if "@" in user)
 
 
@@ -280,12 +280,12 @@ def pair(folder: Path) -> tuple[Any, Any]:
 
 def test_a_ratio_that_leaves_nobody(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"overlap ratio 0.01 leaves none of 24 overlapping users .* a higher ratio"):
-        build_world(WORLD, tmp_path, replace(SPEC, ratio=0.01))
+        build_world(WORLD, tmp_path, replace(SPEC, overlap_ratio=0.01))
 
 
 @pytest.mark.parametrize("ratio", [0.5, 1.0])
 def test_training_users_are_those_of_the_task(tmp_path: Path, ratio: float) -> None:
-    spec = replace(SPEC, ratio=ratio)
+    spec = replace(SPEC, overlap_ratio=ratio)
     film, song = pair(tmp_path)
     people = training_users(spec, film, song, None)
     folder = build_world(WORLD, tmp_path, spec)
@@ -341,9 +341,9 @@ def test_text_rows_are_standardised_over_both_domains_and_shared_by_tasks(
     raw = np.concatenate([text_of(film).vectors, text_of(song).vectors]).astype(np.float32)
     centred = raw - raw.mean(axis=0)
     here, there = (load_task(folders[direction].task_dir) for direction in DIRECTIONS)
-    found = here.text[torch.arange(here.items)]
+    found = here.titles()
     np.testing.assert_allclose(found.numpy(), centred / np.sqrt((centred**2).mean()), atol=2e-3)
-    assert there.text[torch.arange(there.items)].equal(found)
+    assert there.titles().equal(found)
     assert len(list(here.folder.parents[1].glob("text-*"))) == 1
 
 
@@ -353,8 +353,8 @@ def test_an_item_without_a_vector_reads_as_the_mean_and_widths_must_agree(tmp_pa
     less = FeatureTable(whole.path, "less", whole.ids[1:], whole.vectors[1:], whole.manifest)
     text = {"film": text_of(film), "song": less}
     task = load_task(build_sequences(SPEC, film, song, None, text, None, tmp_path / "tasks").task_dir)
-    assert task.text[torch.tensor([task.target[0]])].tolist() == [[0.0] * 16]
-    assert bool((task.text[torch.arange(task.items)] != 0).any(dim=1).sum() == task.items - 1)
+    assert task.titles()[task.target[0]].tolist() == [0.0] * 16
+    assert bool((task.titles() != 0).any(dim=1).sum() == task.items - 1)
     narrow = FeatureTable(whole.path, "narrow", whole.ids, whole.vectors[:, :5], whole.manifest)
     with pytest.raises(
         InputError, match=r"vectors of \['film', 'song'\] have \[5, 16\] numbers; take one text encoder"
@@ -374,7 +374,7 @@ def test_the_train_key_follows_what_pretraining_reads_and_nothing_else(
     here, there = (load_task(folders[direction].task_dir).train_key for direction in DIRECTIONS)
     assert here == there == key()
     assert here == key(replace(SPEC, negatives=5, protocols=("inter",))) == key(pseudo=2)
-    others = [key(replace(SPEC, ratio=0.5)), key(replace(SPEC, data_seed=1))]
+    others = [key(replace(SPEC, overlap_ratio=0.5)), key(replace(SPEC, data_seed=1))]
     one_less = WORLD.interactions[
         WORLD.interactions["user_id"] != names(folders["film-song"].task_dir / "user_id.npy")[0]
     ]
@@ -399,18 +399,18 @@ def test_a_built_task_is_found_again(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"ratio": 0}, r"sequences.ratio is 0; give a share above 0, up to 1"),
-        ({"ratio": "1"}, r"sequences.ratio is '1'"),
+        ({"overlap_ratio": 0}, r"sequences.overlap_ratio is 0; give a number above 0, up to 1"),
+        ({"overlap_ratio": "1"}, r"sequences.overlap_ratio is '1'"),
         ({"protocols": ()}, r"sequences.protocols is \(\); give one or more of as-given, inter, each once"),
         ({"protocols": ("inter", "inter")}, r"protocols is \('inter', 'inter'\); give one or more"),
         ({"protocols": ("intra",)}, r"protocols is \('intra',\); give one or more of as-given, inter"),
-        ({"negatives": 0}, r"sequences.negatives is 0; give a whole number above 0"),
+        ({"negatives": 0}, r"sequences.negatives is 0; give a whole number of at least 1"),
         ({"negatives": 9.0}, r"sequences.negatives is 9.0; give a whole number"),
-        ({"test_share": 1.0}, r"sequences.test_share is 1.0; give a share between 0 and 1"),
-        ({"validation_share": True}, r"sequences.validation_share is True; give a share between 0 and 1"),
-        ({"data_seed": -1}, r"sequences.data_seed is -1; give a whole number, 0 or more"),
+        ({"test_share": 1.0}, r"sequences.test_share is 1.0; give a number above 0, below 1"),
+        ({"validation_share": True}, r"sequences.validation_share is True; give a number above 0, below 1"),
+        ({"data_seed": -1}, r"sequences.data_seed is -1; give a whole number of at least 0"),
         ({"test_share": 0.5, "validation_share": 0.5}, r"validation_share and test_share leave nobody to train on"),
-        ({"ratio": 2, "negatives": -1}, r"ratio is 2; .*; sequences.negatives is -1"),
+        ({"overlap_ratio": 2, "negatives": -1}, r"overlap_ratio is 2; .*; sequences.negatives is -1"),
     ],
 )
 def test_bad_specs_are_refused(change: dict[str, Any], message: str) -> None:

@@ -16,18 +16,9 @@ import torch
 
 from features.errors import InputError
 from features.store.tables import FeatureTable
-from trainables.tasks.rating import (
-    SHRINKAGE,
-    FeatureRows,
-    HeldOut,
-    SplitSpec,
-    Task,
-    TaskFolders,
-    build_task,
-    load_held_out,
-    load_task,
-    split_users,
-)
+from trainables.tasks.arrays import FeatureRows, TaskFolders
+from trainables.tasks.rating import SHRINKAGE, HeldOut, Task, load_held_out, load_task
+from trainables.tasks.rating_build import SplitSpec, build_task, split_users
 
 from .sequence_worlds import make_sequence_world, sequence_domains
 from .worlds import FACTORS, SPLIT, World, build, domains_of, make_world, text_vectors
@@ -73,7 +64,7 @@ def test_the_order_in_which_users_come_changes_nothing() -> None:
 @pytest.mark.parametrize("ratio", [0.2, 0.5, 0.8])
 def test_the_cold_ratio_is_the_share_of_test_users(ratio: float) -> None:
     users = [f"u{i:03d}" for i in range(100)]
-    split = split_users(users, users, SplitSpec(ratio=ratio), "here")
+    split = split_users(users, users, SplitSpec(cold_ratio=ratio), "here")
     assert len(split.test) == round(100 * ratio)
     assert len(split.validation) == round((100 - len(split.test)) * 0.2)
 
@@ -145,12 +136,54 @@ def test_source_offsets_are_shrunken_means_of_what_items_leave(world: World, fol
 
 def test_cold_items_are_those_without_a_training_rating(tmp_path: Path) -> None:
     world = make_world(seed=2, users=60, overlap=40, items=120, each=6)
-    folders = build(world, tmp_path, "ratings", SplitSpec(ratio=0.5))
+    folders = build(world, tmp_path, "ratings", SplitSpec(cold_ratio=0.5))
     trained = set(np.load(folders.task_dir / "item.npy").tolist())
     for folder in (folders.task_dir / "validation", folders.test_dir):
         expected = [int(item) not in trained for item in np.load(folder / "item.npy")]
         assert np.load(folder / "cold_item.npy").tolist() == expected
     assert np.load(folders.test_dir / "cold_item.npy").any()
+
+
+# --- the source side ----------------------------------------------------------------------------------------------
+
+
+def source_users(world: World, folders: TaskFolders) -> list[str]:
+    """Source users in the order of the task: training overlapping users, then all others by id."""
+    train = ids(folders.task_dir)[: folders.counts["train_users"]]
+    return [*train, *sorted(set(world.source["user_id"]) - set(train))]
+
+
+def test_source_ratings_are_those_of_all_source_users(world: World, folders: TaskFolders, task: Task) -> None:
+    items = sorted(set(world.source["item_id"]))
+    user, item, rating = (getattr(task.source_ratings, name).tolist() for name in ("user", "item", "rating"))
+    names = source_users(world, folders)
+    assert list(zip(user, item, strict=True)) == sorted(zip(user, item, strict=True))
+    stored = {(names[u], items[i], r) for u, i, r in zip(user, item, rating, strict=True)}
+    columns = world.source[["user_id", "item_id", "rating"]]
+    assert stored == set(columns.itertuples(index=False, name=None))
+    assert (len(user), task.source_items) == (len(columns), len(items))
+    assert task.source_ratings.user.dtype == task.source_ratings.item.dtype == torch.int64
+    assert task.source_ratings.rating.dtype == torch.float32
+
+
+def test_held_out_users_are_found_in_the_source_ratings(world: World, folders: TaskFolders, task: Task) -> None:
+    names, test = source_users(world, folders), load_held_out(folders.test_dir)
+    for held_out, folder in ((task.validation, folders.task_dir / "validation"), (test, folders.test_dir)):
+        assert [names[row] for row in held_out.source_row.tolist()] == ids(folder)
+        assert len(held_out.source_row) == len(held_out.source)
+        assert int(held_out.source_row.min()) >= len(task.source)
+
+
+def test_source_ratings_are_in_order_of_time_where_there_are_times(world: World, tmp_path: Path) -> None:
+    times = np.random.default_rng(5).integers(1, 4, len(world.source))
+    timed = replace(world, source=world.source.assign(timestamp=times))
+    folders = build(timed, tmp_path, "ratings")
+    task, names = load_task(folders.task_dir), source_users(world, folders)
+    order = timed.source.assign(row=timed.source["user_id"].map({name: row for row, name in enumerate(names)}))
+    order = order.sort_values(["row", "timestamp", "item_id"])
+    assert task.source_ratings.user.tolist() == order["row"].tolist()
+    assert task.source_ratings.rating.tolist() == order["rating"].tolist()
+    assert order["item_id"].map(sorted(set(order["item_id"])).index).tolist() == task.source_ratings.item.tolist()
 
 
 # --- vectors ------------------------------------------------------------------------------------------------------
@@ -205,13 +238,22 @@ def test_wide_tables_read_from_disk_as_narrow_ones_from_memory(monkeypatch: pyte
     vectors, centre = draw.normal(size=(50, 9)).astype(np.float16), draw.normal(size=9).astype(np.float32)
     places = np.append(draw.permutation(50)[:30], -1)
     held = FeatureRows(vectors, places, centre, 1.7)
-    monkeypatch.setattr("trainables.tasks.rating.DENSE_BYTES", 0)
+    monkeypatch.setattr("trainables.tasks.arrays.DENSE_BYTES", 0)
     read = FeatureRows(vectors, places, centre, 1.7)
     index = torch.tensor([3, 30, 0, 3, 17])
     assert torch.equal(held[index], read[index])
     assert held[index].dtype == torch.float32
     assert len(held) == 31
     assert held.width == 9
+
+
+def test_a_task_that_lies_on_a_device_moves_there_as_itself(task: Task) -> None:
+    assert task.to(torch.device("cpu")) is task
+    there = task.to(torch.device("meta"))
+    assert {there.item_offset.device.type, there.validation.ratings.user.device.type} == {"meta"}
+    assert there.source[torch.zeros(3, dtype=torch.int64, device="meta")].device.type == "meta"
+    assert (there.mean, there.rating_scale) == (task.mean, task.rating_scale)
+    assert task.item_offset.device.type == "cpu"
 
 
 def test_a_build_is_found_again_and_another_split_is_another_task(world: World, tmp_path: Path) -> None:
@@ -255,10 +297,10 @@ def test_the_vectors_of_the_target_side_are_those_of_users_who_may_be_seen(folde
 
 @pytest.mark.parametrize("ratio", [0, 1, 1.5, -0.2, True, "0.2", float("nan")])
 def test_a_ratio_must_be_a_share(ratio: Any) -> None:
-    with pytest.raises(InputError, match=r"^split\.ratio is .*; give a share between 0 and 1, both excluded$"):
-        SplitSpec(ratio=ratio)
-    with pytest.raises(InputError, match=r"^split\.validation_share is .*; give a share between 0 and 1"):
-        SplitSpec(ratio=0.2, validation_share=ratio)
+    with pytest.raises(InputError, match=r"^split\.cold_ratio is .*; give a number above 0, below 1$"):
+        SplitSpec(cold_ratio=ratio)
+    with pytest.raises(InputError, match=r"^split\.validation_share is .*; give a number above 0, below 1"):
+        SplitSpec(cold_ratio=0.2, validation_share=ratio)
 
 
 def test_domains_without_a_shared_user_are_refused(tmp_path: Path) -> None:
@@ -283,7 +325,7 @@ def test_too_few_users_are_refused_with_what_each_part_would_get() -> None:
         InputError,
         match=r"^here: 3 overlapping users at cold ratio 0\.2 leave 2 for training, 0 for validation, 1 for test",
     ):
-        split_users(["a", "b", "c"], ["a", "b", "c"], SplitSpec(ratio=0.2), "here")
+        split_users(["a", "b", "c"], ["a", "b", "c"], SplitSpec(cold_ratio=0.2), "here")
 
 
 def test_a_folder_without_a_task_is_refused(folders: TaskFolders, tmp_path: Path) -> None:

@@ -12,16 +12,20 @@ import pandas as pd
 import torch
 
 from features.domains.domain import Domain, DomainSpec, prepare_domain
-from features.encoders.encoder import Encoded, EncoderSpec, ResolvedEncoder
-from features.extraction.extract import FeatureSpec, extract
-from features.extraction.prompts import Row
+from features.encoders.batches import Encoded
+from features.encoders.inputs import EncoderInput
+from features.encoders.spec import EncoderSpec, ResolvedEncoder
+from features.extraction.spec import FeatureSpec
 from features.factorisation import FactorSpec
 from features.store.tables import FeatureTable
-from trainables.tasks.rating import FeatureRows, HeldOut, Ratings, SplitSpec, Task, TaskFolders, TextVectors, build_task
+from tests.features.one_table import extract
+from trainables.tasks.arrays import FeatureRows, TaskFolders
+from trainables.tasks.rating import HeldOut, Ratings, Task
+from trainables.tasks.rating_build import SplitSpec, TextVectors, build_task
 
 WIDTH = 24  # of the fake encoder's vectors
 FACTORS = FactorSpec(factors=3)
-SPLIT = SplitSpec(ratio=0.3, validation_share=0.25)
+SPLIT = SplitSpec(cold_ratio=0.3, validation_share=0.25)
 LIKED, DISLIKED = "superb", "dreadful"
 
 
@@ -95,7 +99,7 @@ def domains_of(world: World, folder: Path) -> tuple[Domain, Domain]:
 class BagOfWords:
     """An encoder of words whose vector is a seeded draw; as quick as a test needs it."""
 
-    def encode(self, rows: Sequence[Row]) -> Encoded:
+    def encode(self, rows: Sequence[EncoderInput]) -> Encoded:
         """Mean vector of each row's words."""
         words = [" ".join(row.texts).split() for row in rows]
         vectors = [np.mean([_word_vector(word) for word in row], axis=0) for row in words]
@@ -155,7 +159,7 @@ def random_task(
     draw = torch.Generator().manual_seed(seed)
     normal = lambda *shape: torch.randn(*shape, generator=draw)  # noqa: E731
 
-    def ratings(users: int) -> Ratings:
+    def ratings(users: int, draw: torch.Generator = draw) -> Ratings:
         user = torch.arange(users).repeat_interleave(each)
         item = torch.cat([torch.randperm(items, generator=draw)[:each].sort().values for _ in range(users)])
         return Ratings(user, item, torch.randint(1, 6, (users * each,), generator=draw).float())
@@ -164,6 +168,8 @@ def random_task(
     end = overlapping * each
     return Task(
         source=rows_of(normal(overlapping, width)),
+        source_ratings=ratings(overlapping + held_out + 3, torch.Generator().manual_seed(seed + 1)),
+        source_items=items,
         source_offset=normal(overlapping),
         target=rows_of(normal(overlapping + side, width)),
         items=rows_of(normal(items, width)),
@@ -171,6 +177,7 @@ def random_task(
         overlapping=Ratings(train.user[:end], train.item[:end], train.rating[:end]),
         validation=HeldOut(
             source=rows_of(normal(held_out, width)),
+            source_row=torch.arange(overlapping, overlapping + held_out),
             source_offset=normal(held_out),
             ratings=validation,
             cold_item=torch.zeros(len(validation), dtype=torch.bool),

@@ -35,10 +35,10 @@ PREDICTORS: dict[str, Callable[[HeldOut, Task], Tensor]] = {
 }
 
 
-def as_predict(name: str) -> Callable[[HeldOut, Task, int], tuple[Tensor, Tensor]]:
+def as_predict(name: str) -> Callable[[HeldOut, Task, int], Tensor]:
     """The predictor in the form of a model's `predict`."""
 
-    def predict(held_out: HeldOut, task: Task, seed: int) -> tuple[Tensor, Tensor]:
-        return PREDICTORS[name](held_out, task), torch.zeros(0)
+    def predict(held_out: HeldOut, task: Task, seed: int) -> Tensor:
+        return PREDICTORS[name](held_out, task)
 
     return predict

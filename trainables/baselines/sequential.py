@@ -8,6 +8,7 @@ of a block, C candidates, I items of both domains, J those of the target domain,
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import lru_cache
 
 import numpy as np
 import scipy.sparse as sp
@@ -17,7 +18,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from trainables.metrics.sequential import sequence_errors
-from trainables.tasks.sequential import HeldOut, SequenceTask, without_seen
+from trainables.tasks.sequential import LAST, HeldOut, SequenceTask, seen
 
 RECENCY = 0.85  # weight of an item of the history against the one after it
 MIXES = (0.0, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5)  # weights of title similarity that validation chooses from
@@ -47,7 +48,7 @@ def item_knn(task: SequenceTask) -> Score:
 
 def title_similarity(task: SequenceTask) -> Score:
     """Mean cosine of the title's vector with those of the history, RECENCY per step back."""
-    unit_IF = normalize(task.text[torch.arange(task.items)], dim=1)
+    unit_IF = normalize(task.titles(), dim=1)
     unit_FJ = unit_IF[slice(*task.target)].T.contiguous()
     return lambda rows: torch.from_numpy(_weights(rows, task.items) @ unit_IF.numpy()) @ unit_FJ
 
@@ -59,10 +60,13 @@ def item_knn_title(task: SequenceTask) -> Score:
     """
     knn, title = item_knn(task), title_similarity(task)
     rows = task.validation
-    knn_RC, title_RC = (_scored(score, rows, task, rows.candidates) for score in (knn, title))
+    column_RC = rows.candidates.long() - task.target[0]
+    hidden_RC = seen(rows.history, task.target).gather(1, column_RC)
+    knn_RC, title_RC = (_scored(score, rows).gather(1, column_RC) for score in (knn, title))
 
     def quality(mix: float) -> float:
-        return sequence_errors(rows, (1 - mix) * knn_RC + mix * title_RC).metrics(task.protocols)["ndcg10"]
+        mixed_RC = ((1 - mix) * knn_RC + mix * title_RC).masked_fill(hidden_RC, LAST)
+        return sequence_errors(rows, mixed_RC).metrics(task.protocols)["ndcg10"]
 
     best = max(MIXES, key=quality)
     return lambda rows: (1 - best) * knn(rows) + best * title(rows)
@@ -75,27 +79,20 @@ PREDICTORS: dict[str, Callable[[SequenceTask], Score]] = {
 }
 
 
-def as_predict(name: str) -> Callable[[HeldOut, SequenceTask, int, Tensor | None], Tensor]:
-    """The predictor in the form of a model's `predict`: scores of candidates [R, C], or of all target items [R, J]."""
+def as_predict(name: str) -> Callable[[HeldOut, SequenceTask, int], Tensor]:
+    """The predictor in the form of a model's `predict`: scores of all target-domain items, [R, J]."""
+    fitted = lru_cache(maxsize=1)(PREDICTORS[name])
 
-    def predict(held_out: HeldOut, task: SequenceTask, seed: int, candidates: Tensor | None) -> Tensor:
-        return _scored(PREDICTORS[name](task), held_out, task, candidates)
+    def predict(held_out: HeldOut, task: SequenceTask, seed: int) -> Tensor:
+        return _scored(fitted(task), held_out)
 
     return predict
 
 
-def _scored(score: Score, held_out: HeldOut, task: SequenceTask, candidates_RC: Tensor | None) -> Tensor:
-    """Scores block by block."""
-    blocks = []
-    for start in range(0, len(held_out), _ROWS):
-        index = torch.arange(start, min(start + _ROWS, len(held_out)))
-        rows = held_out.rows(index)
-        scores, candidates = score(rows), None
-        if candidates_RC is not None:
-            candidates = candidates_RC[index]
-            scores = scores.gather(1, candidates.long() - task.target[0])
-        blocks.append(without_seen(scores, rows, task, candidates))
-    return torch.cat(blocks)
+def _scored(score: Score, held_out: HeldOut) -> Tensor:
+    """Scores block by block, [R, J]."""
+    blocks = torch.split(torch.arange(len(held_out)), _ROWS)
+    return torch.cat([score(held_out.rows(index_B)) for index_B in blocks])
 
 
 def _weights(rows: HeldOut, items: int) -> sp.csr_array:

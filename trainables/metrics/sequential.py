@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
 import torch
@@ -34,6 +35,15 @@ class SequenceErrors:
     full_ndcg5: Floats | None = None
     full_ndcg10: Floats | None = None
 
+    @staticmethod
+    def joined(parts: Sequence[SequenceErrors]) -> SequenceErrors:
+        """Return the rows of all parts, in order; the parts have measured the same."""
+        columns: dict[str, Any] = {}
+        for entry in fields(SequenceErrors):
+            values = [getattr(part, entry.name) for part in parts]
+            columns[entry.name] = None if values[0] is None else np.concatenate(values)
+        return SequenceErrors(**columns)
+
     def columns(self) -> dict[str, Floats]:
         """Each metric that was measured, by row."""
         values = {field.name: getattr(self, field.name) for field in fields(self)[2:]}
@@ -59,7 +69,7 @@ def sequence_errors(
     measured = _at_cuts("", *target_ranks(scores_RC, torch.zeros_like(held_out.target)))
     if full_RI is not None:
         measured |= _at_cuts("full_", *target_ranks(full_RI, held_out.target - first))
-    return SequenceErrors(user=held_out.user.numpy(), protocol=held_out.protocol.numpy(), **measured)
+    return SequenceErrors(user=held_out.user.cpu().numpy(), protocol=held_out.protocol.cpu().numpy(), **measured)
 
 
 def target_ranks(scores_RC: Tensor, target_R: Tensor) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -68,10 +78,18 @@ def target_ranks(scores_RC: Tensor, target_R: Tensor) -> tuple[NDArray[np.int64]
         bad = int((~(scores_RC < torch.inf)).sum())
         raise FloatingPointError(f"{bad} of {scores_RC.numel()} scores are NaN or infinity: the model has diverged")
     target_R1 = scores_RC.gather(1, target_R[:, None])
+    return _counted(scores_RC > target_R1), _counted(scores_RC == target_R1) - 1
+
+
+def _counted(true_RC: Tensor) -> NDArray[np.int64]:
+    """How many are true in each row, [R]."""
+    counts: NDArray[np.int64]
+    if true_RC.device.type != "cpu":
+        counts = true_RC.sum(dim=1).cpu().numpy()
+        return counts
     # NumPy counts true values a byte at a time; torch's sum takes five times as long.
-    above = np.count_nonzero((scores_RC > target_R1).numpy(), axis=1)
-    tied = np.count_nonzero((scores_RC == target_R1).numpy(), axis=1) - 1
-    return above, tied
+    counts = np.count_nonzero(true_RC.numpy(), axis=1)
+    return counts
 
 
 def hit_rate(above_R: NDArray[np.int64], tied_R: NDArray[np.int64], at: int) -> Floats:

@@ -7,10 +7,9 @@ Shapes: B batch of users, N ratings, F raw feature width, D vector width, T step
 
 from __future__ import annotations
 
-import copy
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
 
@@ -20,10 +19,19 @@ from torch import Tensor, nn
 
 from features.checks import at_least, choice, dropout_share, refuse, step_size, variance_range
 from features.errors import InputError
-from trainables.diffusion import SCHEDULES, Diffusion, Noise, SameForAll, normal, timestep_embedding, variances
-from trainables.interface import Epoch, Figure, Selection, Stage, State, Variant
+from trainables.calibration import cross_fitted_gain
+from trainables.diffusion import (
+    SCHEDULES,
+    Diffusion,
+    Noise,
+    SameForAll,
+    normal_like,
+    random_steps,
+    timestep_embedding,
+    variances,
+)
+from trainables.interface import Epoch, Figure, Place, Selection, Setup, Stage, Variant
 from trainables.tasks.rating import HeldOut, RatingQuery, Ratings, Task, shrunken_means
-from trainables.trial import validate
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "tanh": torch.tanh,
@@ -33,8 +41,8 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 RATE_FROM = ("one_step", "chain")
 OFFSETS = ("global_mean", "item_mean", "source_offset")
 
-TASK_TYPE = "ratings"
 NAME = "MuSiC"
+TASK_TYPE = "ratings"
 SELECTION = Selection("val_rmse", "minimize")
 ABLATIONS = {  # Table 3
     "wo_mllm": Variant(features="ratings"),
@@ -126,11 +134,11 @@ class Block(nn.Module):
         self.condition = nn.Linear(config.dim, width_out, bias=False)
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(self, x: Tensor, time_BD: Tensor, told: Tensor | None) -> Tensor:
-        """[B, width_in] -> [B, width_out]; `told`: the mapped condition, [B, width_out]."""
+    def forward(self, x: Tensor, time_BD: Tensor, condition: Tensor | None) -> Tensor:
+        """[B, width_in] -> [B, width_out]; `condition`: as `self.condition` maps it, [B, width_out]."""
         x = self.map(x) + self.time(time_BD)
-        if told is not None:
-            x = x + told
+        if condition is not None:
+            x = x + condition
         out: Tensor = self.dropout(functional.silu(x))
         return out
 
@@ -148,19 +156,19 @@ class VectorUNet(nn.Module):
         self.register_buffer("time", timestep_embedding(torch.arange(1, config.steps + 1), full), persistent=False)
         self.time: Tensor  # [T, D]
 
-    def told(self, condition_BD: Tensor) -> list[Tensor]:
+    def mapped(self, condition_BD: Tensor) -> list[Tensor]:
         """The condition as each block reads it; the same at every step."""
         blocks = (self.down_full, self.down_half, self.down_quarter, self.middle, self.up_half, self.up_full)
         return [block.condition(condition_BD) for block in blocks]
 
     def forward(
-        self, xt_BD: Tensor, t_B: Tensor, condition_BD: Tensor | None, told: Sequence[Tensor] | None = None
+        self, xt_BD: Tensor, t_B: Tensor, condition_BD: Tensor | None, mapped: Sequence[Tensor] | None = None
     ) -> Tensor:
-        """Prediction of x_0, [B, D]. `told`: that of the condition, where it is known already."""
+        """Prediction of x_0, [B, D]. `mapped`: that of the condition, where it has been computed already."""
         time = self.time.index_select(0, t_B - 1)
         c: Sequence[Tensor | None] = [None] * 6
         if condition_BD is not None:
-            xt_BD, c = xt_BD + condition_BD, told or self.told(condition_BD)
+            xt_BD, c = xt_BD + condition_BD, mapped or self.mapped(condition_BD)
         full = self.down_full(xt_BD, time, c[0])
         half = self.down_half(full, time, c[1])
         quarter = self.down_quarter(half, time, c[2])
@@ -181,34 +189,36 @@ class Constants:
     item_offset: Tensor  # float32 [I]
     slope: float  # of the target rating on the source offset
 
-    @classmethod
-    def of(cls, config: Config, task: Task) -> Constants:
-        """Those of a task, as far as the config lets training see it; but the slope, which side users helped to fit."""
-        mean, item_offset = task.mean, task.item_offset
-        if not config.side:  # rating-based vectors alone still know side users: they are made once for all trials
-            known = task.overlapping
-            mean = float(known.rating.double().mean())
-            item_offset = _means(known.item, known.rating - mean, len(task.items))
-        widths = {"user_width": task.target.width, "item_width": task.items.width}
-        return cls(mean=mean, item_offset=item_offset, slope=task.slope, **widths)
+
+def constants_of(config: Config, task: Task) -> Constants:
+    """The constants of a task, as far as the config lets training see it; but the slope, which side users helped to fit."""
+    mean, item_offset = task.mean, task.item_offset
+    if not config.side:  # rating-based vectors alone still know side users: they are made once for all trials
+        known = task.overlapping
+        mean = float(known.rating.double().mean())
+        item_offset = _means(known.item, known.rating - mean, len(task.items))
+    widths = {"user_width": task.target.width, "item_width": task.items.width}
+    return Constants(mean=mean, item_offset=item_offset, slope=task.slope, **widths)
 
 
 class MuSiC(nn.Module):
     """The three networks, the schedule, and the constants of the task."""
 
+    item_offset: Tensor  # [I]
     gain: Tensor
     centre: Tensor  # [D] of the real target vectors
     scale: Tensor  # their standard deviation, one for all dimensions
 
-    def __init__(self, config: Config, of: Task | Constants) -> None:
+    def __init__(self, config: Config, constants: Constants) -> None:
         super().__init__()
-        self.config = config
-        self.constants = known = of if isinstance(of, Constants) else Constants.of(config, of)
-        self.user_mlp, self.item_mlp = FeatureMLP(known.user_width, config), FeatureMLP(known.item_width, config)
+        self.config, self.constants = config, constants
+        self.user_mlp = FeatureMLP(constants.user_width, config)
+        self.item_mlp = FeatureMLP(constants.item_width, config)
         self.unet = VectorUNet(config)
         beta = variances(config.steps, config.variance_start, config.variance_end, config.schedule)
-        self.process = Diffusion.from_variances(beta)
-        self.mean, self.item_offset, self.slope = known.mean, known.item_offset, known.slope
+        self.process = Diffusion(beta)
+        self.mean, self.slope = constants.mean, constants.slope
+        self.register_buffer("item_offset", constants.item_offset, persistent=False)
         self.register_buffer("gain", torch.ones(()))
         self.register_buffer("centre", torch.zeros(config.dim))
         self.register_buffer("scale", torch.ones(()))
@@ -220,7 +230,7 @@ class MuSiC(nn.Module):
 
         None leaves the users' part out.
         """
-        offset = torch.full(item_N.shape, self.mean)
+        offset = torch.full(item_N.shape, self.mean, device=item_N.device)
         if self.config.rating_offset != "global_mean":
             offset = offset + self.item_offset[item_N]
         if self.config.rating_offset == "source_offset" and source_offset_N is not None:
@@ -232,9 +242,9 @@ class MuSiC(nn.Module):
         condition = self.user_mlp(raw_BF)
         if not self.config.diffusion:
             return torch.as_tensor(condition)
-        denoise = partial(self.unet, told=self.unet.told(condition))
+        denoise = partial(self.unet, mapped=self.unet.mapped(condition))
         draws = [
-            self.process.generate(denoise, condition, normal(condition.shape, generator), generator)
+            self.process.generate(denoise, condition, normal_like(condition, generator), generator)
             for _ in range(self.config.samples)
         ]
         return self.to_vectors(torch.stack(draws).mean(dim=0))
@@ -252,59 +262,40 @@ class MuSiC(nn.Module):
         return self.centre + self.scale * x_BD
 
     @torch.no_grad()
-    def predict(self, held_out: HeldOut, task: Task, seed: int) -> tuple[Tensor, Tensor]:
-        """Ratings [N], not cut to the scale, and the users' generated vectors [U, D]; the same for the same seed."""
-        offset, u_dot_v, vectors = self._terms(held_out, task, seed)
-        return offset + self.gain * u_dot_v, vectors
+    def predict(self, held_out: HeldOut, task: Task, seed: int) -> Tensor:
+        """Ratings [N], not cut to the scale; the same for the same seed."""
+        offset, u_dot_v, _ = self._terms(held_out, task, seed)
+        return offset + self.gain * u_dot_v
 
     @torch.no_grad()
     def validate(self, task: Task, seed: int) -> tuple[Tensor, Tensor]:
         """Fit the gain on the validation users, and predict each half of them with the gain of the other half.
 
-        What is learned from a few hundred users is too large for new ones; one number corrects that (ours). No user's
-        rating is predicted with a gain that has seen it, so that validation metrics stay comparable.
+        Returns the ratings [N] and the users' generated vectors [U, D].
         """
         user, rating = task.validation.ratings.user, task.validation.ratings.rating
         offset, u_dot_v, vectors = self._terms(task.validation, task, seed)
         gain = torch.ones_like(u_dot_v)
         if self.config.calibrate:
-            left, odd = rating - offset, user % 2 == 1
-            for half in (odd, ~odd):
-                gain[~half] = shrunken_slope(u_dot_v[half], left[half], user[half])
-            self.gain.fill_(shrunken_slope(u_dot_v, left, user))
+            gain, for_new_users = cross_fitted_gain(u_dot_v, rating - offset, user)
+            self.gain.fill_(for_new_users)
         return offset + gain * u_dot_v, vectors
 
     def _terms(self, held_out: HeldOut, task: Task, seed: int) -> tuple[Tensor, Tensor, Tensor]:
         """Offset [N], u . v [N] and generated vectors [U, D]."""
         self.eval()
-        ratings, users = held_out.ratings, torch.arange(len(held_out.source))
-        vectors = self.vectors(held_out.source[users], torch.Generator().manual_seed(seed))
+        ratings = held_out.ratings
+        vectors = self.vectors(held_out.source.all(), torch.Generator().manual_seed(seed))
         offset = self.offset(ratings.item, held_out.source_offset[ratings.user])
         return offset, self.dot(vectors, ratings.user, task, ratings.item), vectors
 
     def dot(self, vectors_BD: Tensor, user_N: Tensor, task: Task, item_N: Tensor) -> Tensor:
         """Eq. 8, u . v for each rating, [N]; each item goes through its MLP once."""
-        rated = torch.zeros(len(task.items), dtype=torch.bool)
+        rated = torch.zeros(len(task.items), dtype=torch.bool, device=item_N.device)
         rated[item_N] = True
         place_I = rated.cumsum(0) - 1
         item_ND: Tensor = self.item_mlp(task.items[rated.nonzero().flatten()]).index_select(0, place_I[item_N])
         return (vectors_BD.index_select(0, user_N) * item_ND).sum(dim=-1)
-
-
-def shrunken_slope(x_N: Tensor, y_N: Tensor, user_N: Tensor) -> float:
-    """Least-squares slope of y on x within [0, 1], pulled to 0 by how uncertain it is: b * max(0, 1 - var(b) / b^2).
-
-    var(b) is clustered by user, whose ratings err together (Liang & Zeger 1986); the factor is a positive-part
-    shrinkage of one coefficient.
-    """
-    xy = torch.bincount(user_N, (x_N * y_N).double())
-    xx = torch.bincount(user_N, x_N.square().double())
-    total = float(xx.sum())
-    if total == 0 or float(xy.sum()) <= 0:
-        return 0.0
-    slope = float(xy.sum()) / total
-    variance = float((xy - slope * xx).square().sum()) / total**2
-    return min(1.0, slope * max(0.0, 1.0 - variance / slope**2))
 
 
 # --- recommending -------------------------------------------------------------------------------------------------
@@ -317,15 +308,14 @@ def pack(model: MuSiC, task: Task) -> dict[str, Any]:
     return {
         "constants": asdict(model.constants),
         "weights": model.state_dict(),
-        "items": model.item_mlp(task.items[torch.arange(len(task.items))]),  # [I, D]
+        "items": model.item_mlp(task.items.all()),  # [I, D]
         "user_centre": task.source.centre,  # [F] of raw source-domain vectors
         "user_scale": task.source.scale,
-        "limits": list(task.rating_scale),
     }
 
 
 def unpack(config: Config, state: Mapping[str, Any], seed: int) -> Callable[[RatingQuery], Tensor]:
-    """Ratings of all target-domain items, [U, I], for cold-start users; a user's hang on no other user's row."""
+    """Ratings of all target-domain items, [U, I], for cold-start users; a user's depend on no other user's row."""
     model = MuSiC(config, Constants(**state["constants"])).eval()
     model.load_state_dict(state["weights"])
 
@@ -350,29 +340,13 @@ def unpack(config: Config, state: Mapping[str, Any], seed: int) -> Callable[[Rat
 # --- 3.5 training -------------------------------------------------------------------------------------------------
 
 
-def train(config: Config, task: Task, seed: int, state: dict[str, Any] | None = None) -> Iterator[Epoch | Stage]:
-    """Feature stage, side stage, then the joint stage, whose epochs are measured; the best by validation RMSE is kept.
+def train(config: Config, task: Task, seed: int) -> Generator[Place]:
+    """Feature stage, side stage, then the joint stage, whose epochs are measured.
 
     The x_0 that diffusion regresses on is fixed by the feature stage (ours): were it free, it would collapse to a
     constant that is easy to generate.
     """
-    with torch.random.fork_rng(devices=[]):  # dropout and initialisation read torch's own generator
-        torch.manual_seed(seed)
-        stages = _Trainer(config, task, seed).run(state)
-        rng = torch.random.get_rng_state() if state is None else state["rng"]
-    while True:
-        with torch.random.fork_rng(devices=[]):  # whoever runs between two epochs finds his own state
-            torch.random.set_rng_state(rng)
-            place = next(stages, None)
-            rng = torch.random.get_rng_state()
-        if place is None:
-            return
-        yield replace(place, state=partial(_with_rng, place.state, rng))
-
-
-def _with_rng(state: State | None, rng: Tensor) -> dict[str, Any]:
-    assert state is not None
-    return {**state(), "rng": rng}
+    yield from _Trainer(config, task, seed).run()
 
 
 class _Trainer:
@@ -380,93 +354,57 @@ class _Trainer:
 
     def __init__(self, config: Config, task: Task, seed: int) -> None:
         self.config, self.task, self.seed = config, task, seed
-        self.model = MuSiC(config, task)
+        self.model = model = MuSiC(config, constants_of(config, task))
         self.generator = torch.Generator().manual_seed(seed)
+        self.feature_optimiser = self._adam([*model.user_mlp.parameters(), *model.item_mlp.parameters()])
+        self.side_optimiser = self._adam(model.unet.parameters())
+        self.joint_optimiser = self._adam(model.parameters())
+        self.progress: dict[str, Any] = {"stage": "feature", "done": 0}
+        """The stage, how many of its epochs are done, and after the feature stage what `_fix_targets` has put there."""
 
-    def run(self, state: dict[str, Any] | None = None) -> Iterator[Epoch | Stage]:
-        """All stages; yields after each of their epochs. With a state, what follows the place that gave it."""
-        model, config = self.model, self.config
-        stage = state["stage"] if state else "feature"
-        if state is not None:
-            model.load_state_dict(state["model"])
-            self.generator.set_state(state["generator"])
-        if stage == "feature":
-            yield from self._feature_stage(state)
-            x0, spread = self._targets()
-        else:
-            assert state is not None
-            x0, spread = state["x0"], state["spread"]
-        if stage != "joint" and config.diffusion and config.side and len(self.task.side_users):
-            yield from self._side_stage(x0, spread, state if stage == "side" else None)
-        yield from self._joint_stage(x0, spread, state if stage == "joint" else None)
-
-    def _joint_stage(self, x0_UD: Tensor, spread: float, state: dict[str, Any] | None) -> Iterator[Epoch]:
-        """Up to `epochs` epochs, or until `patience` of them are no better; the last one is the best."""
-        model, config = self.model, self.config
-        optimizer, number = self._adam(model.parameters(), state)
-        best: tuple[float, int, dict[str, Tensor]] | None = None
-        loss = 0.0
-        if state is not None:
-            loss, best = state["loss"], state["best"]
-        while True:
-            if best is None or (number < config.epochs and number - best[1] < config.patience):
-                number += 1
-                loss = self._joint_epoch(optimizer, x0_UD)
-                epoch = self._measured(number, loss, spread)
-                if best is None or epoch.metrics["val_rmse"] < best[0]:
-                    best = (epoch.metrics["val_rmse"], number, copy.deepcopy(model.state_dict()))
-            last = number == config.epochs or number - best[1] >= config.patience
-            if last:
-                model.load_state_dict(best[2])
-                epoch = self._measured(best[1], loss, spread, last=True)
-            here = {"x0": x0_UD, "spread": spread, "loss": loss, "best": best}
-            yield replace(epoch, state=self._state("joint", optimizer, number, **here))
-            if last:
-                return
-
-    def _targets(self) -> tuple[Tensor, float]:
-        """x_0 of all target users [U, D] on the scale of diffusion, and what `_measured` needs."""
-        model, task = self.model, self.task
-        with torch.no_grad():
-            x0 = model.eval().user_mlp(task.target[torch.arange(len(task.target))])
-        spread = float(x0[: len(task.source)].var(dim=0).mean())
-        model.fit_scale(x0 if self.config.side else x0[: len(task.source)])
-        return (x0 - model.centre) / model.scale, spread
-
-    def _state(self, stage: str, optimizer: torch.optim.Optimizer, number: int, **here: Any) -> State:
-        """What training goes on from after epoch `number` of a stage."""
-
-        def state() -> dict[str, Any]:
-            own = {"model": self.model.state_dict(), "optimizer": optimizer.state_dict()}
-            return {"stage": stage, "number": number, **here, **own, "generator": self.generator.get_state()}
-
-        return state
-
-    def _adam(
-        self, parameters: Iterable[nn.Parameter], state: dict[str, Any] | None
-    ) -> tuple[torch.optim.Optimizer, int]:
-        """The optimiser of a stage, and how many of its epochs are done."""
-        # Fused: a fifth of the time of the other kinds, which also stall on gradients too small for float32.
-        adam = torch.optim.Adam(parameters, lr=self.config.lr, weight_decay=self.config.weight_decay, fused=True)
-        if state is None:
-            return adam, 0
-        adam.load_state_dict(state["optimizer"])
-        return adam, state["number"]
-
-    def _measured(self, number: int, loss: float, spread: float, last: bool = False) -> Epoch:
-        """`spread`: mean variance per dimension of the real target vectors."""
-        model, task = self.model, self.task
-        rated, vectors = model.validate(task, self.seed)
-        measured, metrics = validate(lambda *_: (rated, vectors), task, self.seed)
-        variance = float(vectors.var(dim=0, correction=0).mean())
-        metrics["variance_ratio"] = variance / spread if spread else float("nan")
-        metrics["train_loss"] = loss
-        return Epoch(
-            number=number, metrics=metrics, predict=model.predict, validation=measured, last=last,
-            pack=lambda: pack(model, task),
+    def run(self) -> Iterator[Place]:
+        """All stages; yields after each of their epochs."""
+        progress, config = self.progress, self.config
+        yield Setup(
+            self.model, feature_optimiser=self.feature_optimiser, side_optimiser=self.side_optimiser,
+            joint_optimiser=self.joint_optimiser, generator=self.generator, progress=progress,
         )  # fmt: skip
+        if progress["stage"] == "feature":
+            yield from self._feature_stage()
+            self._fix_targets()
+            progress |= {"stage": "side", "done": 0}
+        if progress["stage"] == "side" and config.diffusion and config.side and len(self.task.side_users):
+            yield from self._side_stage()
+        progress["stage"] = "joint"
+        while True:
+            loss = self._joint_epoch()
+            yield self._measured(loss)
 
-    def _feature_stage(self, state: dict[str, Any] | None = None) -> Iterator[Stage]:
+    def _fix_targets(self) -> None:
+        """Keep x_0 of all target users [U, D] on the scale of diffusion, and their spread.
+
+        The spread is the mean variance per dimension of the real target vectors of overlapping users.
+        """
+        model, overlapping = self.model, len(self.task.source)
+        with torch.no_grad():
+            x0 = model.eval().user_mlp(self.task.target.all())
+        model.train()
+        model.fit_scale(x0 if self.config.side else x0[:overlapping])
+        spread = float(x0[:overlapping].var(dim=0).mean())
+        self.progress |= {"x0": (x0 - model.centre) / model.scale, "spread": spread}
+
+    def _adam(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+        # Fused: a fifth of the time of the other kinds, which also stall on gradients too small for float32.
+        return torch.optim.Adam(parameters, lr=self.config.lr, weight_decay=self.config.weight_decay, fused=True)
+
+    def _measured(self, loss: float) -> Epoch:
+        model, task, spread = self.model, self.task, self.progress["spread"]
+        rated, vectors = model.validate(task, self.seed)
+        variance = float(vectors.var(dim=0, correction=0).mean())
+        metrics = {"variance_ratio": variance / spread if spread else float("nan"), "train_loss": loss}
+        return Epoch(predict=model.predict, metrics=metrics, validation=rated, pack=partial(pack, model, task))
+
+    def _feature_stage(self) -> Iterator[Stage]:
         """Eq. 8 on the target domain's own ratings.
 
         Residual vectors start small, so that training starts at the offset.
@@ -474,15 +412,13 @@ class _Trainer:
         model, config = self.model, self.config
         ratings = self.task.train if config.side else self.task.overlapping
         offset = self._target_offset(ratings)
-        parameters = [*model.user_mlp.parameters(), *model.item_mlp.parameters()]
-        optimizer, done = self._adam(parameters, state)
-        model.train()
-        for number in range(done + 1, config.feature_epochs + 1):
+        while self.progress["done"] < config.feature_epochs:
             for users_B, user_N, rows_N in self._batches(ratings):
                 item, rating = ratings.item[rows_N], ratings.rating[rows_N]
                 u_dot_v = model.dot(model.user_mlp(self.task.target[users_B]), user_N, self.task, item)
-                _step(optimizer, functional.mse_loss(offset[rows_N] + u_dot_v, rating))
-            yield Stage(state=self._state("feature", optimizer, number))
+                _step(self.feature_optimiser, functional.mse_loss(offset[rows_N] + u_dot_v, rating))
+            self.progress["done"] += 1
+            yield Stage()
 
     def _target_offset(self, ratings: Ratings) -> Tensor:
         """Offsets of the users whose target ratings are known, [N]: theirs is what the source offset stands for."""
@@ -490,47 +426,45 @@ class _Trainer:
         offset = model.offset(ratings.item, None)
         if self.config.rating_offset != "source_offset":
             return offset
-        own = _means(ratings.user, ratings.rating - offset, len(task.target))
-        own[: len(task.source)] = task.slope * task.source_offset
-        return offset + own[ratings.user]
+        user_offset = _means(ratings.user, ratings.rating - offset, len(task.target))
+        user_offset[: len(task.source)] = task.slope * task.source_offset
+        return offset + user_offset[ratings.user]
 
-    def _side_stage(self, x0_UD: Tensor, spread: float, state: dict[str, Any] | None = None) -> Iterator[Stage]:
+    def _side_stage(self) -> Iterator[Stage]:
         """Eq. 11: reconstruction without condition over side users."""
-        users = self.task.side_users
-        optimizer, done = self._adam(self.model.unet.parameters(), state)
-        self.model.train()
-        for number in range(done + 1, self.config.side_epochs + 1):
-            order = users[torch.randperm(len(users), generator=self.generator)]
+        users, x0_UD = self.task.side_users, self.progress["x0"]
+        while self.progress["done"] < self.config.side_epochs:
+            order = users[self._shuffled(len(users))]
             for batch in torch.split(order, self.config.batch_users):
-                _step(optimizer, self._reconstruction(x0_UD[batch], None)[0])
-            yield Stage(state=self._state("side", optimizer, number, x0=x0_UD, spread=spread))
+                _step(self.side_optimiser, self._reconstruction(x0_UD[batch], None)[0])
+            self.progress["done"] += 1
+            yield Stage()
 
-    def _joint_epoch(self, optimizer: torch.optim.Optimizer, x0_UD: Tensor) -> float:
+    def _joint_epoch(self) -> float:
         """Eq. 13: beta * reconstruction + (1 - beta) * rating loss over training overlapping users; mean loss."""
-        model, task, config = self.model, self.task, self.config
+        model, task, config, x0_UD = self.model, self.task, self.config, self.progress["x0"]
         ratings, losses = task.overlapping, []
-        model.train()
         for users_B, user_N, rows_N in self._batches(ratings):
             condition = model.user_mlp(task.source[users_B])
-            reconstruction, generated = torch.zeros(()), condition
+            reconstruction, generated = condition.new_zeros(()), condition
             if config.diffusion:
                 reconstruction, generated = self._reconstruction(x0_UD[users_B], condition)
                 if config.rate_from == "chain":
-                    start = torch.randn(condition.shape, generator=self.generator)
-                    generated = model.process.generate(model.unet, condition, start, self.generator)
+                    noise = normal_like(condition, self.generator)
+                    generated = model.process.generate(model.unet, condition, noise, self.generator)
                 generated = model.to_vectors(generated)
             item = ratings.item[rows_N]
             predicted = model.offset(item, task.source_offset[users_B][user_N])
             predicted = predicted + model.dot(generated, user_N, task, item)
             rating_loss = functional.mse_loss(predicted, ratings.rating[rows_N])
             beta = config.beta if config.diffusion else 0.0
-            losses.append(_step(optimizer, beta * reconstruction + (1 - beta) * rating_loss))
+            losses.append(_step(self.joint_optimiser, beta * reconstruction + (1 - beta) * rating_loss))
         return sum(losses) / len(losses)
 
     def _reconstruction(self, x0_BD: Tensor, condition_BD: Tensor | None) -> tuple[Tensor, Tensor]:
         """Mean squared error of f(x_t, t, c) (eq. 10) at a random t, and f itself [B, D]."""
-        t_B = torch.randint(1, self.config.steps + 1, (len(x0_BD),), generator=self.generator)
-        eps = torch.randn(x0_BD.shape, generator=self.generator)
+        t_B = random_steps(len(x0_BD), self.config.steps, self.generator, x0_BD.device)
+        eps = normal_like(x0_BD, self.generator)
         predicted = self.model.unet(self.model.process.noised(x0_BD, t_B, eps), t_B, condition_BD)
         return functional.mse_loss(predicted, x0_BD), predicted
 
@@ -538,16 +472,22 @@ class _Trainer:
         """Users in random order with all their ratings: users [B], each rating's place in them [N] and row [N]."""
         starts = ratings.starts
         rated = torch.nonzero(starts.diff()).flatten()
-        order = rated[torch.randperm(len(rated), generator=self.generator)]
+        order = rated[self._shuffled(len(rated))]
         for users in torch.split(order, self.config.batch_users):
             counts = starts[users + 1] - starts[users]
-            place = torch.repeat_interleave(torch.arange(len(users)), counts)
+            place = torch.repeat_interleave(torch.arange(len(users), device=users.device), counts)
             first = starts[users] - (counts.cumsum(0) - counts)
-            yield users, place, torch.arange(len(place)) + first[place]
+            yield users, place, torch.arange(len(place), device=users.device) + first[place]
+
+    def _shuffled(self, size: int) -> Tensor:
+        """The numbers 0..size-1 in random order, drawn on the CPU."""
+        return torch.randperm(size, generator=self.generator).to(self.task.device)
 
 
 def _means(code_N: Tensor, value_N: Tensor, size: int) -> Tensor:
-    return torch.from_numpy(shrunken_means(code_N.numpy(), value_N.double().numpy(), size)).float()
+    """Shrunken mean of the values of each code, float32 [size]."""
+    means = shrunken_means(code_N.cpu().numpy(), value_N.double().cpu().numpy(), size)
+    return torch.from_numpy(means).float().to(code_N.device)
 
 
 def _step(optimizer: torch.optim.Optimizer, loss: Tensor) -> float:

@@ -17,8 +17,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from features.checks import number, refuse, whole
 from features.errors import InputError
-from trainables.tasks.rating import FeatureRows, load_array, load_rows, not_built, read_meta
+from trainables.devices import OnDevice
+from trainables.tasks.arrays import FeatureRows, load_array, load_rows, not_built, read_meta
 
 TASK_TYPE = "sequences"
 LAST = -1e9  # score of an item of the shown history; finite, for scores are mixed
@@ -33,9 +35,9 @@ OVERLAPPING, SOURCE_ONLY, TARGET_ONLY = 0, 1, 2  # groups of training users
 class SequenceSpec:
     """Who trains, who is held out, and what is asked of them."""
 
-    # overlap ratio: share of the training overlapping users used as such, in (0, 1]; the link of the others is cut: each
-    # becomes a source-only and a target-only user
-    ratio: float = 1.0
+    # share of the training overlapping users used as such, in (0, 1]; the link of the others is cut: each becomes a
+    # source-only and a target-only user
+    overlap_ratio: float = 1.0
     protocols: tuple[str, ...] = PROTOCOLS  # what of a history is shown
     negatives: int = 999  # target-domain items drawn beside each held-out target, once per data seed
     validation_share: float = 0.1  # of the overlapping users; read where the data gives no split
@@ -43,40 +45,24 @@ class SequenceSpec:
     data_seed: int = 0
 
     def __post_init__(self) -> None:
-        share = "a share between 0 and 1, both excluded"
-        faults = [
-            f"sequences.{name} is {getattr(self, name)!r}; give {rule}"
-            for name, good, rule in (
-                ("ratio", _number(self.ratio) and 0 < self.ratio <= 1, "a share above 0, up to 1"),
-                (
-                    "protocols",
-                    0 < len(self.protocols) == len(set(self.protocols)) and set(self.protocols) <= set(PROTOCOLS),
-                    f"one or more of {', '.join(PROTOCOLS)}, each once",
-                ),
-                ("negatives", _whole(self.negatives) and self.negatives > 0, "a whole number above 0"),
-                ("validation_share", _number(self.validation_share) and 0 < self.validation_share < 1, share),
-                ("test_share", _number(self.test_share) and 0 < self.test_share < 1, share),
-                ("data_seed", _whole(self.data_seed) and self.data_seed >= 0, "a whole number, 0 or more"),
-            )
-            if not good
-        ]
-        if not faults and self.validation_share + self.test_share >= 1:
-            faults = ["sequences: validation_share and test_share leave nobody to train on; lower one of them"]
-        if faults:
-            raise InputError("; ".join(faults))
+        protocols = set(self.protocols)
+        refuse(
+            number(self, "overlap_ratio", above=0, most=1),
+            ""
+            if 0 < len(self.protocols) == len(protocols) and protocols <= set(PROTOCOLS)
+            else f"protocols is {self.protocols!r}; give one or more of {', '.join(PROTOCOLS)}, each once",
+            whole(self, "negatives", least=1),
+            *(number(self, name, above=0, below=1) for name in ("validation_share", "test_share")),
+            whole(self, "data_seed", least=0),
+            place="sequences.",
+        )
+        if self.validation_share + self.test_share >= 1:
+            raise InputError("sequences: validation_share and test_share leave nobody to train on; lower one of them")
         object.__setattr__(self, "protocols", tuple(self.protocols))
 
 
-def _whole(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
 @dataclass(frozen=True)
-class Sequences:
+class Sequences(OnDevice):
     """Item numbers of many sequences, one after the other, each oldest first."""
 
     item: Tensor  # int64 [N]
@@ -93,18 +79,18 @@ class Sequences:
     @property
     def row(self) -> Tensor:
         """Sequence of each item, int64 [N]."""
-        return torch.arange(len(self)).repeat_interleave(self.lengths)
+        return torch.arange(len(self), device=self.device).repeat_interleave(self.lengths)
 
     def rows(self, index_B: Tensor) -> Sequences:
         """These sequences, in this order."""
         lengths = self.lengths[index_B]
         starts = torch.cat([lengths.new_zeros(1), lengths.cumsum(0)])
         shift = (self.starts[index_B] - starts[:-1]).repeat_interleave(lengths)
-        return Sequences(self.item[torch.arange(int(starts[-1])) + shift], starts)
+        return Sequences(self.item[torch.arange(int(starts[-1]), device=self.device) + shift], starts)
 
 
 @dataclass(frozen=True, kw_only=True)
-class HeldOut:
+class HeldOut(OnDevice):
     """Users of whom the last item, one of the target domain, is to be predicted: every user under each protocol."""
 
     history: Sequences  # R rows: what the protocol shows of the items before the target; may be empty
@@ -123,14 +109,14 @@ class HeldOut:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SequenceTask:
+class SequenceTask(OnDevice):
     """All that a search may see of a cell. Items are numbered alike in both directions of a pair of domains."""
 
     folder: Path
     items: int  # of both domains
     source: tuple[int, int]  # first item number of the source domain, and the number after its last
     target: tuple[int, int]
-    text: FeatureRows  # [I, F] vectors of titles
+    text: FeatureRows | None  # [I, F] vectors of titles; None: built without them, for models that read ids alone
     train: Sequences  # all of each training user's items
     group: Tensor  # int8 [S] OVERLAPPING | SOURCE_ONLY | TARGET_ONLY
     pseudo: Tensor  # int64 [S, n_max] pseudo-items of the domain that a single-domain user lacks, best first, -1: none
@@ -139,22 +125,18 @@ class SequenceTask:
     validation: HeldOut
     train_key: str  # sha256 of what pretraining reads: sequences and texts; both directions of a pair share it
 
-
-def without_seen(scores: Tensor, held_out: HeldOut, task: SequenceTask, candidates_RC: Tensor | None) -> Tensor:
-    """The scores [R, C] with LAST for items of the shown history: as domains are read, a user has an item once.
-
-    Without candidates the scores are those of all target-domain items.
-    """
-    seen_RJ = seen(held_out.history, task.target)
-    hidden = seen_RJ if candidates_RC is None else seen_RJ.gather(1, candidates_RC.long() - task.target[0])
-    return scores.masked_fill(hidden, LAST)
+    def titles(self) -> Tensor:
+        """Return the vectors of all items' titles, float32 [I, F]; InputError in a task that has none."""
+        if self.text is None:
+            raise InputError(f"{self.folder}: this task has no titles; set features.text in the plan")
+        return self.text.all()
 
 
 def seen(history: Sequences, target: tuple[int, int]) -> Tensor:
     """Which target-domain items each history holds, bool [R, J]."""
     low, high = target
     known = (history.item >= low) & (history.item < high)
-    seen_RJ = torch.zeros(len(history), high - low, dtype=torch.bool)
+    seen_RJ = torch.zeros(len(history), high - low, dtype=torch.bool, device=history.device)
     seen_RJ[history.row[known], history.item[known] - low] = True
     return seen_RJ
 
@@ -169,7 +151,7 @@ def load_task(task_dir: Path) -> SequenceTask:
         items=meta["items"],
         source=(meta["source"][0], meta["source"][1]),
         target=(meta["target"][0], meta["target"][1]),
-        text=load_rows(task_dir, "text"),
+        text=load_rows(task_dir, "text") if (task_dir / "text.json").is_file() else None,
         train=_load_sequences(task_dir),
         group=load_array(task_dir, "group"),
         pseudo=load_array(task_dir, "pseudo"),

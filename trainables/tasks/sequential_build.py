@@ -25,12 +25,11 @@ from features.errors import InputError
 from features.pseudo.table import PseudoTable
 from features.store.folders import store_errors, whole_folder, write_json
 from features.store.tables import FeatureTable, digest
-from trainables.tasks.rating import TaskFolders, centre_of, save_arrays, save_places, table_rows
+from trainables.tasks.arrays import Ints, TaskFolders, centre_of, save_arrays, save_places, table_rows
 from trainables.tasks.sequential import OVERLAPPING, SOURCE_ONLY, TARGET_ONLY, TASK_TYPE, SequenceSpec
 
 VERSION = 1  # of what is written; part of the key
 
-Ints = NDArray[np.int64]
 Bools = NDArray[np.bool_]
 
 
@@ -59,24 +58,25 @@ def build_sequences(
     source: Domain,
     target: Domain,
     split: Mapping[str, str] | None,
-    text: Mapping[str, FeatureTable],
+    text: Mapping[str, FeatureTable] | None,
     pseudo: PseudoTable | None,
     store: Path,
 ) -> TaskFolders:
     """Build the task, or find it built; the folder appears whole or not at all.
 
-    `split`: user id -> train | valid | test, None for C2DSR's rule. `text`: domain name -> vectors of its items.
+    `split`: user id -> train | valid | test, None for C2DSR's rule. `text`: domain name -> vectors of its items,
+    None where no model of the plan reads titles.
     """
     document = {
         "version": VERSION, "kind": TASK_TYPE, "sequences": asdict(spec), "source": source.key, "target": target.key,
         "split": digest(split) if split is not None else None,
-        "text": [text[source.name].key, text[target.name].key], "pseudo": pseudo.key if pseudo else None,
+        "text": [text[source.name].key, text[target.name].key] if text else None, "pseudo": pseudo.key if pseudo else None,
     }  # fmt: skip
     key = digest(document)
     folder = store / f"{source.name}-{target.name}-{key[:12]}"
     if not (folder / "manifest.json").is_file():
         merged = _merge(source, target)
-        vectors = _text_folder(merged, text, store)
+        vectors = _text_folder(merged, text, store) if text else None
         with store_errors(folder.parent), whole_folder(folder) as work:
             counts = _build(spec, merged, split, vectors, pseudo, work)
             write_json(work / "manifest.json", {"key": key, "counts": counts, **document})
@@ -184,13 +184,13 @@ def _parts(spec: SequenceSpec, merged: _Merged, split: Mapping[str, str] | None)
 
 
 def _cut(spec: SequenceSpec, train: _Merged) -> _Merged:
-    """Cut the link of all but `ratio` of the overlapping users; a smaller ratio's users are among a larger one's."""
+    """Cut the link of all but `overlap_ratio` of the overlapping users; a smaller ratio's users are among a larger's."""
     overlapping = np.random.default_rng([spec.data_seed, 1]).permutation(np.flatnonzero(train.group == OVERLAPPING))
-    kept = round(len(overlapping) * spec.ratio)
+    kept = round(len(overlapping) * spec.overlap_ratio)
     if not kept:
         raise InputError(
-            f"{train.place}: overlap ratio {spec.ratio:g} leaves none of {len(overlapping)} overlapping users to train "
-            "on; take a higher ratio, or domains and filters that share more users"
+            f"{train.place}: overlap ratio {spec.overlap_ratio:g} leaves none of {len(overlapping)} overlapping users to "
+            "train on; take a higher ratio, or domains and filters that share more users"
         )
     cut = np.isin(train.user, overlapping[kept:])
     user = train.users[train.user].astype(object)
@@ -204,7 +204,7 @@ def _cut(spec: SequenceSpec, train: _Merged) -> _Merged:
 
 
 def _build(
-    spec: SequenceSpec, merged: _Merged, split: Mapping[str, str] | None, vectors: Path, pseudo: PseudoTable | None,
+    spec: SequenceSpec, merged: _Merged, split: Mapping[str, str] | None, vectors: Path | None, pseudo: PseudoTable | None,
     out: Path,
 ) -> dict[str, int]:  # fmt: skip
     """Write everything; returns the counts."""
@@ -218,11 +218,14 @@ def _build(
         folder, item=train.item, starts=train.starts, group=group, pseudo=number, similarity=similarity,
         user_id=train.users.astype(np.str_), item_id=merged.items.astype(np.str_),
     )  # fmt: skip
-    rows = np.load(vectors / "rows.npy")
-    table = np.load(vectors / "vectors.npy", mmap_mode="r")
-    save_places(
-        folder, "text", rows, centre_of(table, rows), os.path.relpath(vectors / "vectors.npy", folder.resolve())
-    )
+    text = []  # arrays that pretraining reads beside the sequences
+    if vectors is not None:
+        rows = np.load(vectors / "rows.npy")
+        table = np.load(vectors / "vectors.npy", mmap_mode="r")
+        save_places(
+            folder, "text", rows, centre_of(table, rows), os.path.relpath(vectors / "vectors.npy", folder.resolve())
+        )
+        text = [rows, table]
     held_out = {
         name: _save_held_out(spec, merged.of(parts == part), place, f"{name} ({part})")
         for name, part, place in (
@@ -230,7 +233,7 @@ def _build(
         )
     }  # fmt: skip
     sha = hashlib.sha256(repr((len(merged.items), min(merged.source, merged.target))).encode())
-    for array in (train.item, train.starts, rows, table):
+    for array in (train.item, train.starts, *text):
         sha.update(f"{array.dtype} {array.shape}".encode())
         sha.update(np.ascontiguousarray(array).data)
     meta = {

@@ -20,7 +20,7 @@ import pytest
 import torch
 
 from features.store.tables import FeatureTable
-from study.data.prepare import _prepare_one
+from study.data.pretrain import prepare_one
 from study.engine import node_cache as shipping
 from study.engine.checkpoints import Keeper
 from study.engine.node_cache import TaskServer, cached, locate, pack
@@ -29,7 +29,9 @@ from study.tracking.runs import connect, default_uri, find_runs
 from tests.trainables.sequence_worlds import make_sequence_task
 from tests.trainables.worlds import SPLIT, domains_of, make_world, text_vectors
 from trainables.models.lgcd import encoders as sequence_encoders
-from trainables.tasks.rating import TaskFolders, build_task, find_vectors, load_held_out, load_task
+from trainables.tasks.arrays import TaskFolders, find_vectors
+from trainables.tasks.rating import load_held_out, load_task
+from trainables.tasks.rating_build import build_task
 from trainables.trial import kept_at
 
 from .. import tiny
@@ -138,7 +140,7 @@ def test_what_trials_share_is_brought_home_and_sent_to_others(
 ) -> None:
     server, task_dir = blind
     given = ("lgcd", {"encoder_epochs": 1}, task_dir, [0])
-    _prepare_one(server, *given)
+    prepare_one(server, *given)
     assert server.asked == ["pack", "pack", "keep"]
     (made,) = (tmp_path / "away" / "tasks" / "encoders").iterdir()
     copy = cached(task_dir.parent.parent / "encoders" / made.name)
@@ -146,7 +148,7 @@ def test_what_trials_share_is_brought_home_and_sent_to_others(
         assert (made / name).read_bytes() == (copy / name).read_bytes()
 
     monkeypatch.setattr(sequence_encoders, "pretrain", None)  # would fail if it were called again
-    for number, ask in enumerate((lambda: _prepare_one(server, *given), lambda: Place(payload_of(*given), server))):
+    for number, ask in enumerate((lambda: prepare_one(server, *given), lambda: Place(payload_of(*given), server))):
         server.asked.clear()
         monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / f"node-{number}"))
         ask()

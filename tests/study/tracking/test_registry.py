@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 import re
 import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -17,46 +19,76 @@ from mlflow import MlflowClient
 
 from features.domains.domain import open_domain
 from features.errors import InputError
+from study.home import Home
 from study.specs import Cell
-from study.tracking.registry import ALIAS, _described, _register, load, model_name, recommend, register
-from study.tracking.results import load_results
-from study.tracking.runs import connect, default_uri
+from study.tracking import tags
+from study.tracking.registry import ALIAS, _described, load, model_name, recommend, register
+from study.tracking.results import Results, load_results
 from trainables.tasks.rating import load_held_out
-from trainables.trial import kept_at, run
+from trainables.trial import run
 
+from ...trainables.models_in_files import CONSTANT, drop
 from ...trainables.sequence_worlds import build_world, make_sequence_world
 from ...trainables.worlds import build, make_world
-from ..store import MUSIC, empty_store
+from ..store import MUSIC, Store, empty_store
 from ..tiny import study, write_plan
 from ..tiny_sequences import write_sequences
 
 CELL = Cell(source="film", target="song", ratio=1.0)
 
 
+def log_score(
+    store: Store,
+    cell: Cell,
+    row: str,
+    model: str,
+    folders: Any,
+    config: Mapping[str, Any],
+    metrics: Mapping[str, float],
+) -> str:
+    """A finished score as the engine logs it; returns the run's id."""
+    run_tags = {
+        tags.PART: "score", tags.TRIAL: f"score/{cell.name}/{row}/test", tags.CELL: cell.name, tags.TASK: cell.task,
+        tags.RATIO: f"{cell.ratio:g}", tags.ROW: row, tags.MODEL: model, tags.COMMAND: "study rerun X",
+    }  # fmt: skip
+    document = {
+        "row": row, "model": model, "config": dict(config), "cell": asdict(cell), "task_dir": str(folders.task_dir),
+        "test_dir": str(folders.test_dir), "seeds": [0],
+    }  # fmt: skip
+    run_id = str(store.client.create_run(store.experiment_id, tags=run_tags).info.run_id)
+    store.client.log_text(run_id, yaml.safe_dump(document), "config.yaml")
+    for name, value in metrics.items():
+        store.client.log_metric(run_id, name, value)
+    store.client.set_terminated(run_id)
+    return run_id
+
+
+def registered(store: Store, folder: Path, rows: Sequence[str]) -> list[str]:
+    """What registering says."""
+    domains = {domain.name: domain for domain in map(open_domain, (folder / "domains").glob("*-*"))}
+    results: Results = load_results(store.uri, store.experiment, MUSIC)
+    return register(results, domains, Home(folder), rows)
+
+
 def test_a_kept_model_is_registered_and_recommends(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(sys, "path", list(sys.path))  # loading puts the model's own packages before all others
-    folders = build_world(make_sequence_world(0), tmp_path)
-    domains = {domain.name: domain for domain in map(open_domain, (tmp_path / "domains").glob("*-*"))}
+    folders, store, home = build_world(make_sequence_world(0), tmp_path), empty_store(tmp_path), Home(tmp_path)
+    client, name = store.client, model_name("tiny", CELL)
+    capsys.readouterr()  # what MLflow says of a new database
     config = {"epochs": 1, "encoder_epochs": 1, "steps": 5, "negatives": 16}
     *_, _ = run("lgcd", config, str(folders.task_dir), [0], str(folders.test_dir))
-    client = connect(default_uri(tmp_path))
-    experiment = client.create_experiment("tiny", artifact_location=(tmp_path / "artifacts").as_uri())
-    run_id = client.create_run(experiment, tags={"study.command": "study rerun X"}).info.run_id
-    cell = {"source": CELL.source, "target": CELL.target, "ratio": CELL.ratio}
-    document = {"model": "lgcd", "config": config, "cell": cell, "task_dir": str(folders.task_dir), "seeds": [0]}
-    client.log_text(run_id, yaml.safe_dump(document), "config.yaml")
-    client.log_metric(run_id, "test_ndcg10", 0.5)
-    name = model_name("tiny", CELL)
+    run_id = log_score(store, CELL, "lgcd", "lgcd", folders, config, {"test_ndcg10": 0.5})
     with pytest.raises(InputError, match="no version with the alias best; run `study score`"):
         load(client, name)
 
-    kept = kept_at("lgcd", config, str(folders.task_dir), [0])
-    row = pd.Series({"run_id": run_id, "cell": CELL.name})
-    assert _register(client, name, row, document, kept, domains) == "1"
+    assert registered(store, tmp_path, ["lgcd"]) == [f"{CELL.name}: registered as {name}, version 1, alias best"]
     version = client.get_model_version_by_alias(name, ALIAS)
-    assert (version.run_id, version.tags["study.command"]) == (run_id, "study rerun X")
+    assert version.run_id == run_id
+    assert version.tags == {
+        "study.cell": CELL.name, "study.row": "lgcd", "study.command": "study rerun X", "study.run": run_id,
+    }  # fmt: skip
     assert "| test_ndcg10 | 0.5000 |" in version.description
     stored = Path(version.source.removeprefix("file://"))
     assert (stored / "input_example.json").is_file()
@@ -64,22 +96,22 @@ def test_a_kept_model_is_registered_and_recommends(
 
     model, _ = load(client, name)
     users = np.load(folders.test_dir / "user_id.npy")[:3]
-    told = [recommend(client, "tiny", [CELL], tmp_path, str(user), 5) for user in users]
-    together = model.predict(pd.DataFrame({"history": [list(each.history["item"]) for each in told]}), params={"n": 5})
-    for each, ids, scores in zip(told, together["items"], together["scores"], strict=True):
-        assert list(each.items["item"]) == list(ids), "no user's list hangs on another user"
-        np.testing.assert_allclose(each.items["score"], scores, rtol=1e-4)
+    answers = [recommend(client, "tiny", [CELL], home, str(user), 5) for user in users]
+    together = model.predict(pd.DataFrame({"history": [list(one.history["item"]) for one in answers]}), params={"n": 5})
+    for one, ids, scores in zip(answers, together["items"], together["scores"], strict=True):
+        assert list(one.items["item"]) == list(ids), "no user's list depends on another user"
+        np.testing.assert_allclose(one.items["score"], scores, rtol=1e-4)
         assert all(item.startswith("s") for item in ids)
-        assert all(item.startswith("f") for item in each.history["item"])
-    asked = pd.DataFrame({"history": [list(told[0].history["item"])], "candidates": [["s001", "s002"]]})
+        assert all(item.startswith("f") for item in one.history["item"])
+    asked = pd.DataFrame({"history": [list(answers[0].history["item"])], "candidates": [["s001", "s002"]]})
     assert sorted(model.predict(asked)["items"][0]) == ["s001", "s002"]
     with pytest.raises(InputError, match="user nobody: has nothing in the domain film"):
-        recommend(client, "tiny", [CELL], tmp_path, "nobody", 5)
+        recommend(client, "tiny", [CELL], home, "nobody", 5)
     assert capsys.readouterr().err == ""
     plan = write_sequences(tmp_path, tasks=[["film", "song"]])
     ran = study("recommend", plan, "--home", tmp_path, "-n", 5, "--user", users[0])
     assert (ran.code, ran.err) == (0, "")
-    assert re.findall(r"\b[fs]\d{3}\b", ran.out) == [*told[0].history["item"], *told[0].items["item"]]
+    assert re.findall(r"\b[fs]\d{3}\b", ran.out) == [*answers[0].history["item"], *answers[0].items["item"]]
     assert f"model  models:/{name}@best (version 1)\n" in ran.out
 
 
@@ -89,22 +121,16 @@ def test_a_rating_model_is_registered_once_answers_and_keeps_its_alias(
     monkeypatch.setattr(sys, "path", list(sys.path))
     world = make_world(users=60, overlap=45, items=30, each=10)
     folders = build(world, tmp_path, "ratings")
-    domains = {domain.name: domain for domain in map(open_domain, (tmp_path / "domains").glob("*-*"))}
     config = {"epochs": 2, "feature_epochs": 1, "side_epochs": 1}
     *_, last = run("music", config, str(folders.task_dir), [0], str(folders.test_dir))
     cell = Cell(source="source", target="target", ratio=0.3)
-    document = {
-        "model": "music", "config": config, "cell": asdict(cell), "task_dir": str(folders.task_dir), "seeds": [0],
-    }  # fmt: skip
-    store = empty_store(tmp_path)
-    files = {"config.yaml": yaml.safe_dump(document)}
-    store.add("score", cell.task, cell.ratio, "best", {"test_rmse": last.metrics["test_rmse"]}, artifacts=files)
-    results, name = load_results(store.uri, store.experiment, MUSIC), model_name("tiny", cell)
+    store, name = empty_store(tmp_path), model_name("tiny", cell)
+    log_score(store, cell, "music", "music", folders, config, {"test_rmse": last.metrics["test_rmse"]})
 
-    assert register(results, domains, tmp_path) == [f"{cell.name}: registered as {name}, version 1, alias best"]
-    assert register(results, domains, tmp_path) == []
+    assert registered(store, tmp_path, ["music"]) == [f"{cell.name}: registered as {name}, version 1, alias best"]
+    assert registered(store, tmp_path, ["music"]) == []
     store.client.delete_registered_model_alias(name, ALIAS)
-    assert register(results, domains, tmp_path) == [f"{cell.name}: {name}, version 1 has the alias best again"]
+    assert registered(store, tmp_path, ["music"]) == [f"{cell.name}: {name}, version 1 has the alias best again"]
     assert int(store.client.get_model_version_by_alias(name, ALIAS).version) == 1
 
     model, _ = load(store.client, name)
@@ -136,7 +162,7 @@ def test_a_rating_model_is_registered_once_answers_and_keeps_its_alias(
             model.predict(bad)
 
     tables = {side: {"reader": "table", "interactions": f"{side}.parquet"} for side in ("source", "target")}
-    plan = write_plan(tmp_path, tasks=[["source", "target"]], ratios=[0.3], domains=tables, drop=("simulate",))
+    plan = write_plan(tmp_path, tasks=[["source", "target"]], cold_ratios=[0.3], domains=tables, drop=("simulate",))
     words = ("recommend", plan, "--home", tmp_path, "-n", 3, "--user")
     ran = study(*words, users[1])
     assert (ran.code, ran.err) == (0, "")
@@ -149,10 +175,48 @@ def test_a_rating_model_is_registered_once_answers_and_keeps_its_alias(
     assert study(*words, alone).fault.startswith(f"user {alone}: is not among the users of both domains")
 
 
+def test_a_rivals_winner_is_registered_on_request_under_its_row(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    folders = build(make_world(users=60, overlap=45, items=30, each=10), tmp_path, "ratings")
+    cell, store = Cell(source="source", target="target", ratio=0.3), empty_store(tmp_path)
+    for row, rate in (("music", 1e-3), ("music_fast", 1e-1)):
+        config = {"epochs": 1, "feature_epochs": 1, "side_epochs": 1, "lr": rate, "calibrate": False}
+        *_, _ = run("music", config, str(folders.task_dir), [0], str(folders.test_dir))
+        log_score(store, cell, row, "music", folders, config, {"test_rmse": 1.0})
+    drop("constant", CONSTANT, tmp_path, monkeypatch)
+    log_score(store, cell, "constant", "constant", folders, {}, {"test_rmse": 1.0})
+
+    subject, rival = model_name("tiny", cell), model_name("tiny", cell, "music_fast")
+    assert (subject, rival) == ("tiny.source-to-target.0.3", "tiny.music_fast.source-to-target.0.3")
+    assert registered(store, tmp_path, ["music"]) == [f"{cell.name}: registered as {subject}, version 1, alias best"]
+    assert registered(store, tmp_path, ["music", "music_fast", "constant"]) == [
+        f"{cell.name}: registered as {rival}, version 1, alias best",
+        "constant: not registered, because the model constant offers no `unpack`",
+    ]
+    assert [model.name for model in store.client.search_registered_models()] == sorted([subject, rival])
+    user = str(np.load(folders.test_dir / "user_id.npy")[0])
+    answers = [recommend(store.client, "tiny", [cell], Home(tmp_path), user, 30, row) for row in (None, "music_fast")]
+    assert [answer.model for answer in answers] == [subject, rival]
+    assert list(answers[0].items["score"]) != list(answers[1].items["score"])
+    with pytest.raises(InputError, match=r"tiny\.constant\.source-to-target\.0\.3: has no version"):
+        recommend(store.client, "tiny", [cell], Home(tmp_path), user, 5, "constant")
+
+
+def test_a_model_that_was_not_kept_says_how_to_make_it(tmp_path: Path) -> None:
+    folders = build(make_world(users=60, overlap=45, items=30, each=10), tmp_path, "ratings")
+    cell, store = Cell(source="source", target="target", ratio=0.3), empty_store(tmp_path)
+    run_id = log_score(store, cell, "music", "music", folders, {"epochs": 9}, {"test_rmse": 1.0})
+    assert registered(store, tmp_path, ["music"]) == [
+        f"{cell.name}: its scored model was not kept; `study rerun {run_id} --home {tmp_path}` makes it, then `study score`"
+    ]
+
+
 def test_the_description_names_the_server_without_its_password() -> None:
     client = MlflowClient("http://me:secret@mlflow:5000")
     text = _described(
-        client, "m", {"model": "music", "config": {}}, {"study.cell": "c", "study.command": "study rerun X"}, {}
+        client, "m", {"model": "music", "config": {}}, {tags.CELL: "c", tags.COMMAND: "study rerun X"}, {}
     )
     assert "mlflow.set_tracking_uri('http://me@mlflow:5000')" in text
     assert "secret" not in text

@@ -9,6 +9,7 @@ from trainables.models.lgcd.model import (
     ABLATIONS,
     FIGURES,
     NAME,
+    NEEDS,
     SELECTION,
     TASK_TYPE,
     Config,
@@ -18,4 +19,16 @@ from trainables.models.lgcd.model import (
     unpack,
 )
 
-__all__ = ["ABLATIONS", "FIGURES", "NAME", "SELECTION", "TASK_TYPE", "Config", "prepare", "shared", "train", "unpack"]
+__all__ = [
+    "ABLATIONS",
+    "FIGURES",
+    "NAME",
+    "NEEDS",
+    "SELECTION",
+    "TASK_TYPE",
+    "Config",
+    "prepare",
+    "shared",
+    "train",
+    "unpack",
+]

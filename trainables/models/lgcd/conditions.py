@@ -16,7 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from trainables.models.lgcd.encoders import Encoders, represent, within
+from trainables.models.lgcd.encoders import Encoders, represent
+from trainables.sequence_tools import within
 from trainables.tasks.sequential import OVERLAPPING, Sequences, SequenceTask
 
 

@@ -12,10 +12,9 @@ from __future__ import annotations
 
 import copy
 import math
-import os
 import pickle
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -24,25 +23,22 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as functional
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LinearLR
 
-from features.store.folders import FULL, locked, whole_folder, write_json
+from features.store.folders import FULL, atomic_file, locked, whole_folder, write_json
 from features.store.tables import digest
+from trainables.sequence_tools import batches, next_item_loss, padded, principal_components, windows, within
 from trainables.tasks.sequential import Sequences, SequenceTask
 
 VERSION = 1  # of what pretraining makes; part of its key
 SEQUENCES = ("merged", "separate")
-_CHUNK = 64  # batches that are sorted by length together, so that a batch pads little
 _ROWS = 512  # sequences encoded at once without gradients
 _UNREADABLE = (  # what half a file raises, or one of another format
     *(OSError, RuntimeError, EOFError, pickle.UnpicklingError, zlib.error),
     *(ValueError, TypeError, KeyError, AttributeError),
 )
-
-Ints = NDArray[np.int64]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,7 +109,7 @@ class Encoders(nn.Module):
         super().__init__()
         self.register_buffer("text", text_NF, persistent=False)
         self.text: Tensor
-        self.id = nn.Embedding(len(text_NF), spec.width, _weight=_principal(text_NF, spec.width))
+        self.id = nn.Embedding(len(text_NF), spec.width, _weight=principal_components(text_NF, spec.width, 0.1))
         self.text_map: nn.Module = nn.Linear(text_NF.shape[1], spec.width)
         self.id_encoder, self.text_encoder = Transformer(spec), Transformer(spec)
         self.fusion = nn.Linear(2 * spec.width, spec.width)  # of sequences
@@ -155,48 +151,6 @@ class Encoders(nn.Module):
         return fused
 
 
-def _principal(text_NF: Tensor, width: int) -> Tensor:
-    """Start of the ID embeddings (ours): principal components of the text vectors, [N, width], deviation 0.1.
-
-    An item that was seen a few times starts near those that read like it, instead of at random.
-    """
-    centred = text_NF - text_NF.mean(dim=0)
-    _, _, directions = torch.linalg.svd(centred.T @ centred / len(centred))
-    components = centred @ directions[:width].T
-    out = torch.zeros(len(text_NF), width)
-    out[:, : components.shape[1]] = components / components.std().clamp(min=1e-6) * 0.1
-    return out
-
-
-# --- batches ------------------------------------------------------------------------------------------------------
-
-
-def windows(starts: Ints, most: int) -> tuple[Ints, Ints]:
-    """First place and length of the newest `most` items of each sequence, [S] each."""
-    length = np.minimum(np.diff(starts), most)
-    return starts[1:] - length, length
-
-
-def padded(item: Ints, first_B: Ints, length_B: Ints) -> tuple[Tensor, Tensor]:
-    """Items [B, L], padded at the end with item 0, and which of them are real, bool [B, L]."""
-    place = np.arange(int(length_B.max(initial=1)))
-    real = place < length_B[:, None]
-    index = np.minimum(first_B[:, None] + place, max(len(item) - 1, 0))
-    return torch.from_numpy(np.where(real, item[index], 0)), torch.from_numpy(real)
-
-
-def batches(length_S: Ints, size: int, rng: np.random.Generator) -> Iterator[Ints]:
-    """Every sequence once, in random batches of sequences of about the same length."""
-    order = rng.permutation(len(length_S))
-    groups = []
-    for start in range(0, len(order), size * _CHUNK):
-        chunk = order[start : start + size * _CHUNK]
-        chunk = chunk[np.argsort(length_S[chunk], kind="stable")]
-        groups += [chunk[at : at + size] for at in range(0, len(chunk), size)]
-    for number in rng.permutation(len(groups)):
-        yield groups[number]
-
-
 # --- pretraining --------------------------------------------------------------------------------------------------
 
 
@@ -207,17 +161,18 @@ def pretrain(task: SequenceTask, spec: PretrainSpec, seed: int, kept: Path) -> E
     """
     torch.manual_seed(seed)
     rng = np.random.default_rng(seed)
-    encoders = Encoders(spec, task.text[torch.arange(task.items)])
+    encoders = Encoders(spec, task.titles())
     optimiser = torch.optim.Adam(encoders.parameters(), lr=spec.lr, fused=True)
-    item, starts = _pretraining_sequences(task, spec.sequences)
-    first, length = windows(starts, spec.max_length + 1)
+    sequences = _pretraining_sequences(task, spec.sequences)
+    first, length = windows(sequences.starts, spec.max_length + 1)
     steps = spec.epochs * math.ceil(len(length) / spec.batch)
     schedule = LinearLR(optimiser, 1.0, 0.02, total_iters=steps)
     done = _restore(kept, encoders, optimiser, schedule, rng)
     encoders.train()
     for number in range(done + 1, spec.epochs + 1):
         for batch in batches(length, spec.batch, rng):
-            loss = pretraining_loss(encoders, task, *padded(item, first[batch], length[batch]), spec.negatives, rng)
+            items_BL, real_BL = padded(sequences.item, first[batch], length[batch])
+            loss = pretraining_loss(encoders, task, items_BL, real_BL, spec.negatives, rng)
             optimiser.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             optimiser.step()
@@ -234,15 +189,12 @@ def _keep(
         "number": number, "encoders": encoders.state_dict(), "optimiser": optimiser.state_dict(),
         "schedule": schedule.state_dict(), "rng": rng.bit_generator.state, "torch": torch.get_rng_state(),
     }  # fmt: skip
-    partial = path.with_name(f"{path.name}.{os.getpid()}")
     try:
-        torch.save(state, partial)
-        partial.replace(path)
+        with atomic_file(path) as beside:
+            torch.save(state, beside)
     except (OSError, RuntimeError) as error:  # torch says RuntimeError where a write comes up short
         if isinstance(error, OSError) and error.errno not in FULL:
             raise
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _restore(path: Path, encoders: Encoders, optimiser: Optimizer, schedule: LinearLR, rng: np.random.Generator) -> int:
@@ -290,34 +242,15 @@ def pretraining_loss(
     return loss / len(targets)
 
 
-def next_item_loss(
-    state_ND: Tensor, target_N: Tensor, target_ND: Tensor, drawn_K: Tensor, drawn_KD: Tensor, size: int
-) -> Tensor:
-    """Sum of -log p(target) over a softmax of the target and K items drawn evenly from the `size` of its domain (eq. 3).
-
-    The drawn items stand for all of them: log(size / K) is added to their logits (Jean et al. 2015).
-    """
-    positive_N = (state_ND * target_ND).sum(dim=-1)
-    negative_NK = state_ND @ drawn_KD.T + math.log(size / len(drawn_K))
-    negative_N = negative_NK.masked_fill(drawn_K == target_N[:, None], -torch.inf).logsumexp(dim=1)
-    return (torch.logaddexp(positive_N, negative_N) - positive_N).sum()
-
-
-def _pretraining_sequences(task: SequenceTask, how: str) -> tuple[Ints, Ints]:
-    """Items and starts of the sequences that pretraining reads, each of at least two items."""
+def _pretraining_sequences(task: SequenceTask, how: str) -> Sequences:
+    """The sequences that pretraining reads, each of at least two items."""
     domains = (task.source, task.target)
     parts = [task.train] if how == "merged" else [within(task.train, domain) for domain in domains]
-    lengths = np.concatenate([np.diff(part.starts.numpy()) for part in parts])
-    items = np.concatenate([part.item.numpy() for part in parts])
+    lengths = torch.cat([part.lengths for part in parts])
+    items = torch.cat([part.item for part in parts])
     kept = lengths >= 2
-    return items[np.repeat(kept, lengths)], np.concatenate([[0], lengths[kept].cumsum()])
-
-
-def within(sequences: Sequences, domain: tuple[int, int]) -> Sequences:
-    """The items of each sequence that are in `domain` [lo, hi), in their order; some sequences are left empty."""
-    inside = (sequences.item >= domain[0]) & (sequences.item < domain[1])
-    before = torch.cat([torch.zeros(1, dtype=torch.int64), inside.long().cumsum(0)])
-    return Sequences(item=sequences.item[inside], starts=before[sequences.starts])
+    starts = torch.cat([lengths.new_zeros(1), lengths[kept].cumsum(0)])
+    return Sequences(items[kept.repeat_interleave(lengths)], starts)
 
 
 def encoders_folder(task: SequenceTask, spec: PretrainSpec, seed: int) -> Path:
@@ -351,7 +284,7 @@ def pretrained(task: SequenceTask, spec: PretrainSpec, seed: int) -> Encoders:
             if not (folder / "manifest.json").is_file():  # else another process has made them meanwhile
                 _make(task, spec, seed, folder)
             lock.unlink(missing_ok=True)  # who locks another file after this one finds the folder
-    encoders = Encoders(spec, task.text[torch.arange(task.items)])
+    encoders = Encoders(spec, task.titles())
     encoders.load_state_dict(torch.load(folder / "weights.pt", weights_only=True))
     return encoders.eval()
 
@@ -367,20 +300,20 @@ def represent(
 
     Only the newest `max_length` items are read; earlier items, and empty sequences, have the zero vector.
     """
-    item, starts = sequences.item.numpy(), sequences.starts.numpy()
-    first, length = windows(starts, encoders.max_length)
+    item = sequences.item
+    first, length = windows(sequences.starts, encoders.max_length)
     size = len(sequences) if last else len(item)
     states = [torch.zeros(size, encoders.fusion.out_features) for _ in parts]
-    order = np.argsort(length, kind="stable")
+    order = length.argsort(stable=True)
     order = order[length[order] > 0]
     for start in range(0, len(order), _ROWS):
         batch = order[start : start + _ROWS]
         items_BL, real_BL = padded(item, first[batch], length[batch])
-        place = torch.from_numpy(first[batch])[:, None] + torch.arange(items_BL.shape[1])
+        place = first[batch][:, None] + torch.arange(items_BL.shape[1])
         for out, part in zip(states, parts, strict=True):
             state_BLD = encoders.encode(items_BL, part)
             if last:
-                out[torch.from_numpy(batch)] = state_BLD[torch.arange(len(batch)), torch.from_numpy(length[batch]) - 1]
+                out[batch] = state_BLD[torch.arange(len(batch)), length[batch] - 1]
             else:
                 out[place[real_BL]] = state_BLD[real_BL]
     return states

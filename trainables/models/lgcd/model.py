@@ -1,18 +1,17 @@
 """LGCD: language-guided conditional diffusion for cross-domain sequential recommendation (arXiv 2604.05365).
 
-In the paper's order: conditions and target features come from `trainables.models.lgcd.conditions` over pretrained encoders (eqs.
-1-8); here are the denoiser (12-16), the reverse process from a guess (18-20), the fusion by a mixture of experts
-(23-24) and the losses (17, 21, 22, 25-27).
+In the paper's order: conditions and target features come from `trainables.models.lgcd.conditions` over pretrained
+encoders (eqs. 1-8); here are the denoiser (12-16), the reverse process from a guess (18-20), the fusion by a mixture of
+experts (23-24) and the losses (17, 21, 22, 25-27).
 Shapes: B batch of rows, C condition tokens, D vector width, E experts, T steps, N items of the target domain.
 """
 
 from __future__ import annotations
 
-import copy
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import lru_cache, partial
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -22,20 +21,28 @@ import torch.nn.functional as functional
 from torch import Tensor, nn
 
 from features.checks import at_least, choice, dropout_share, refuse, step_size, variance_range
-from trainables.diffusion import Diffusion, Noise, SameForAll, normal, timestep_embedding, variances
-from trainables.interface import Epoch, Figure, Selection, Variant
+from trainables.devices import seeded
+from trainables.diffusion import (
+    Diffusion,
+    Noise,
+    SameForAll,
+    normal_like,
+    random_steps,
+    timestep_embedding,
+    variances,
+)
+from trainables.interface import Epoch, Figure, Place, Selection, Setup, Variant
 from trainables.models.lgcd.conditions import Rows, pseudo_rows, real_rows
 from trainables.models.lgcd.encoders import (
     SEQUENCES,
     Encoders,
     PretrainSpec,
     encoders_folder,
-    next_item_loss,
     pretrained,
     represent,
 )
-from trainables.tasks.sequential import HeldOut, Sequences, SequenceTask, seen, without_seen
-from trainables.trial import validate
+from trainables.sequence_tools import next_item_loss
+from trainables.tasks.sequential import HeldOut, Sequences, SequenceTask
 
 WIDTH = 64  # D (settings: hidden dimension)
 CONDITION_DROPPED = (
@@ -45,9 +52,10 @@ GUIDANCE = ("id", "text", "cfg", "linear", "cross_attention")
 PREDICTS = ("x0", "noise")
 TRAIN_REVERSE = ("one_step", "guess", "chain")
 
-TASK_TYPE = "sequences"
 NAME = "LGCD"
+TASK_TYPE = "sequences"
 SELECTION = Selection("val_ndcg10", "maximize")
+NEEDS = ("titles", "pseudo_items")
 ABLATIONS = {  # Table 3
     "wo_diffusion": Variant(config={"diffusion": False}),
     "wo_overlap_diffusion": Variant(config={"overlap_diffusion": False}),
@@ -247,9 +255,7 @@ class Network(nn.Module):
         self.guess = nn.Sequential(nn.Linear(WIDTH, 4 * WIDTH), nn.GELU(), nn.Linear(4 * WIDTH, WIDTH))  # eq. 18
         self.fusion = Experts(config.experts if config.moe else 1, config.active_experts if config.moe else 0)
         self.dropout = nn.Dropout(config.dropout)
-        self.diffusion = Diffusion.from_variances(
-            variances(config.steps, config.variance_start, config.variance_end, "linear_sqrt")
-        )
+        self.diffusion = Diffusion(variances(config.steps, config.variance_start, config.variance_end, "linear_sqrt"))
         # Where the reverse process starts: lambda T, or T where there is no guess to start from.
         self.first = max(1, round(config.start_ratio * config.steps)) if config.guesser else config.steps
 
@@ -284,8 +290,8 @@ class Network(nn.Module):
     def reverse(self, start_BD: Tensor, condition: Condition, generator: Noise) -> Tensor:
         """h_rev: from a start noised to lambda T, or to T without guesser, down to 0 (eqs. 18-20)."""
         config, diffusion = self.config, self.diffusion
-        t_B = torch.full((len(start_BD),), self.first)
-        x = diffusion.noised(start_BD, t_B, normal(start_BD.shape, generator))
+        t_B = torch.full((len(start_BD),), self.first, device=start_BD.device)
+        x = diffusion.noised(start_BD, t_B, normal_like(start_BD, generator))
 
         def denoise(x_BD: Tensor, t: Tensor, _: Tensor | None) -> Tensor:
             return self.clean(x_BD, t, condition)
@@ -311,14 +317,14 @@ class Network(nn.Module):
         config, diffusion, real = self.config, self.diffusion, rows.real
         condition = self.condition(rows.id, rows.text, rows.real)
         if not config.diffusion:
-            return self.final(condition, condition.whole), torch.zeros(())
+            return self.final(condition, condition.whole), condition.whole.new_zeros(())
         guess = self.start(condition)
         start = torch.where(rows.has_feature[:, None], rows.feature, guess.detach())
-        t_B = torch.randint(1, config.steps + 1, (len(rows),), generator=generator)
-        noise = torch.randn(start.shape, generator=generator)
+        t_B = random_steps(len(rows), config.steps, generator, start.device)
+        noise = normal_like(start, generator)
         told = condition
         if config.guidance == "cfg":
-            kept = torch.rand(len(rows), 1, generator=generator) >= CONDITION_DROPPED
+            kept = torch.rand(len(rows), 1, generator=generator).to(start.device) >= CONDITION_DROPPED
             told = Condition(condition.tokens, condition.hidden, condition.whole * kept)
         noisy = diffusion.noised(start, t_B, noise)
         predicted = self.denoiser(noisy, t_B, told)
@@ -345,12 +351,12 @@ class Network(nn.Module):
         else:
             start, first = guess, self.first
         t_B = torch.full_like(t_B, first)
-        return self.clean(diffusion.noised(start, t_B, torch.randn(start.shape, generator=generator)), t_B, condition)
+        return self.clean(diffusion.noised(start, t_B, normal_like(start, generator)), t_B, condition)
 
     @torch.no_grad()
     def recommend(self, id_BD: Tensor, text_BD: Tensor, generator: Noise) -> Tensor:
         """h_final of users, [B, D]."""
-        condition = self.condition(id_BD, text_BD, torch.ones(len(id_BD), dtype=torch.bool))
+        condition = self.condition(id_BD, text_BD, torch.ones(len(id_BD), dtype=torch.bool, device=id_BD.device))
         if not self.config.diffusion:
             return self.final(condition, condition.whole)
         return self.final(condition, self.reverse(self.start(condition), condition, generator))
@@ -375,90 +381,60 @@ def shared(config: Config, task: SequenceTask, seeds: Sequence[int]) -> list[Pat
     return [encoders_folder(task, config.pretraining, seed) for seed in seeds]
 
 
-def train(config: Config, task: SequenceTask, seed: int, state: dict[str, Any] | None = None) -> Iterator[Epoch]:
-    """Train one seed; the epoch with the best validation NDCG@10 is the result."""
-    number = 0
-    best: Epoch | None = None
-    if state is None:
-        trainer = _Trainer(config, task, seed, pretrained(task, config.pretraining, seed))
-    else:
-        with torch.random.fork_rng(devices=[]):  # several seeds share torch's own generator; the door has set it
-            trainer = _Trainer(config, task, seed, pretrained(task, config.pretraining, seed))
-        number, best = state["number"], trainer.restore(state)
+def train(config: Config, task: SequenceTask, seed: int) -> Generator[Place]:
+    """Train the network over frozen encoders."""
+    with seeded(seed, task.device):  # making encoders draws, and the second trial of a process finds them made
+        encoders = pretrained(task, config.pretraining, seed)
+    trainer = _Trainer(config, task, seed, encoders)
+    streams = {f"stream_{number}": stream.progress for number, (_, stream) in enumerate(trainer.streams)}
+    yield Setup(
+        trainer.network, optimiser=trainer.optimiser, generator=trainer.generator, rng=trainer.rng, **streams
+    )  # fmt: skip
     while True:
-        if best is None or (number < config.epochs and number - best.number < config.patience):
-            number += 1
-            loss = trainer.epoch()
-            predict = Recommender.of(trainer)
-            measured, metrics = validate(predict, task, seed)
-            metrics["train_loss"] = loss
-            epoch = Epoch(number=number, metrics=metrics, predict=predict, validation=measured)
-            if best is None or epoch.metrics["val_ndcg10"] > best.metrics["val_ndcg10"]:
-                best = epoch
-        last = number == config.epochs or number - best.number >= config.patience
-        said = best if last else epoch
-        yield replace(
-            said, last=last, state=partial(trainer.state, number, best), pack=partial(pack, said.predict, task)
-        )  # fmt: skip
-        if last:
-            return
+        loss = trainer.epoch()
+        yield Epoch(predict=trainer.predict, metrics={"train_loss": loss}, pack=trainer.pack)
 
 
 class _Trainer:
     """One training of one seed."""
 
     def __init__(self, config: Config, task: SequenceTask, seed: int, encoders: Encoders) -> None:
-        self.config, self.task, self.seed, self.encoders = config, task, seed, encoders
-        real, pseudo = training_rows(config, task, encoders, seed)
-        torch.manual_seed(seed)
+        self.config, self.task, self.encoders = config, task, encoders
         self.generator, self.rng = torch.Generator().manual_seed(seed), np.random.default_rng(seed)
         self.network = Network(config, encoders.fusion)
         with torch.no_grad():
-            self.items = encoders.fuse_items(*encoders.look_up(torch.arange(task.items)))
+            self.items = encoders.fuse_items(*encoders.look_up(torch.arange(task.items, device=task.device)))
         self.optimiser = torch.optim.Adam(self.network.parameters(), lr=config.lr, fused=True)
+        real, pseudo = training_rows(config, task, encoders, seed)
         size, kinds = config.batch, [rows for rows in (real, pseudo) if len(rows)]
         self.batches = math.ceil(len(real) / len(task.protocols) / size)
         pools = [(rows, size) for rows in kinds] if config.cyclic else [(Rows.joined(kinds), size * len(kinds))]
         self.streams = [(rows, _Stream(len(rows), size, self.generator)) for rows, size in pools]
 
-    def state(self, number: int, best: Epoch) -> dict[str, Any]:
-        """All that training after epoch `number` depends on, and the best epoch so far."""
-        assert isinstance(best.predict, Recommender)
-        return {
-            "number": number,
-            "network": self.network.state_dict(),
-            "optimiser": self.optimiser.state_dict(),
-            "generator": self.generator.get_state(),
-            "rng": self.rng.bit_generator.state,
-            "streams": [stream.waiting for _, stream in self.streams],
-            "best": [best.number, dict(best.metrics), best.predict.network.state_dict()],
-        }
-
-    def restore(self, state: dict[str, Any]) -> Epoch:
-        """Go on behind the epoch that gave the state; returns the best epoch so far."""
-        number, metrics, weights = state["best"]
-        self.network.load_state_dict(weights)
-        predict = Recommender.of(self)
-        measured, _ = validate(predict, self.task, self.seed)
-        best = Epoch(number=number, metrics=metrics, predict=predict, validation=measured)
-        self.network.load_state_dict(state["network"])
-        self.optimiser.load_state_dict(state["optimiser"])
-        self.generator.set_state(state["generator"])
-        self.rng.bit_generator.state = state["rng"]
-        for (_, stream), waiting in zip(self.streams, state["streams"], strict=True):
-            stream.waiting = waiting
-        return best
-
     def epoch(self) -> float:
         """As many real rows as there are under one protocol; mean loss."""
-        self.network.train()
         losses = [self._step(rows) for rows in self._batches()]
         return sum(losses) / len(losses)
+
+    def predict(self, held_out: HeldOut, task: SequenceTask, seed: int) -> Tensor:
+        """Scores of all target-domain items, [R, J] (eq. 25)."""
+        by_id, by_text = represent(self.encoders, held_out.history, last=True)
+        final_RD = self.network.recommend(by_id, by_text, torch.Generator().manual_seed(seed))
+        return final_RD @ self.items[task.target[0] : task.target[1]].T
+
+    def pack(self) -> dict[str, Any]:
+        """What `unpack` needs; the vectors of titles only as the encoders read them, [I, D]."""
+        encoders = self.encoders
+        weights = {name: value for name, value in encoders.state_dict().items() if not name.startswith("text_map.")}
+        return {
+            "network": self.network.state_dict(), "encoders": weights, "titles": encoders.text_map(encoders.text),
+            "target": list(self.task.target),
+        }  # fmt: skip
 
     def _step(self, rows: Rows) -> float:
         final, loss = self.network.losses(rows, self.generator)
         low, high = self.task.target
-        drawn = torch.from_numpy(self.rng.integers(low, high, self.config.negatives))
+        drawn = torch.from_numpy(self.rng.integers(low, high, self.config.negatives)).to(self.task.device)
         recommended = next_item_loss(final, rows.item, self.items[rows.item], drawn, self.items[drawn], high - low)
         loss = loss + recommended / len(rows)  # eqs. 26 and 27
         value = float(loss.detach())
@@ -475,7 +451,7 @@ class _Trainer:
         Without `cyclic` a batch has as many rows, drawn from all alike.
         """
         for _ in range(self.batches):
-            yield Rows.joined([rows[next(stream)] for rows, stream in self.streams])
+            yield Rows.joined([rows[next(stream).to(self.task.device)] for rows, stream in self.streams])
 
 
 class _Stream:
@@ -483,13 +459,14 @@ class _Stream:
 
     def __init__(self, rows: int, size: int, generator: torch.Generator) -> None:
         self.rows, self.size, self.generator = rows, size, generator
-        self.waiting: list[Tensor] = []
+        self.progress: dict[str, list[Tensor]] = {"waiting": []}
         """Batches of this pass that are still to come."""
 
     def __next__(self) -> Tensor:
-        if not self.waiting:
-            self.waiting = list(torch.split(torch.randperm(self.rows, generator=self.generator), self.size))
-        return self.waiting.pop(0)
+        if not self.progress["waiting"]:
+            order = torch.randperm(self.rows, generator=self.generator)
+            self.progress["waiting"] = list(torch.split(order, self.size))
+        return self.progress["waiting"].pop(0)
 
 
 def training_rows(config: Config, task: SequenceTask, encoders: Encoders, seed: int) -> tuple[Rows, Rows]:
@@ -497,7 +474,7 @@ def training_rows(config: Config, task: SequenceTask, encoders: Encoders, seed: 
     real = _real_rows(task, encoders)
     count = min(config.pseudo_items, task.pseudo.shape[1])
     if not count:
-        return real, real[torch.zeros(0, dtype=torch.int64)]
+        return real, real[torch.zeros(0, dtype=torch.int64, device=task.device)]
     by_text = config.guidance == "text"  # there is nothing else to tell then
     return real, _pseudo_rows(task, encoders, count, config.min_similarity, seed, by_text)
 
@@ -514,49 +491,11 @@ def _pseudo_rows(
     return pseudo_rows(task, encoders, count, min_similarity, np.random.default_rng(seed), by_text=by_text)
 
 
-@dataclass(frozen=True)
-class Recommender:
-    """A trained network as the door's `predict`."""
-
-    network: Network
-    encoders: Encoders
-    items: Tensor  # [items of both domains, D]
-
-    @classmethod
-    def of(cls, trainer: _Trainer) -> Recommender:
-        """The network as it is now; training goes on with another copy."""
-        return cls(copy.deepcopy(trainer.network).eval(), trainer.encoders, trainer.items)
-
-    def __call__(self, held_out: HeldOut, task: SequenceTask, seed: int, candidates: Tensor | None) -> Tensor:
-        """Scores of the candidates [R, C], or of all target items (eq. 25)."""
-        by_id, by_text = represent(self.encoders, held_out.history, last=True)
-        final = self.network.recommend(by_id, by_text, torch.Generator().manual_seed(seed))
-        if candidates is None:
-            scores = final @ self.items[task.target[0] : task.target[1]].T
-        else:
-            scores = torch.stack([self.items[row] @ user for row, user in zip(candidates, final, strict=True)])
-        return without_seen(scores, held_out, task, candidates)
-
-
 # --- recommending -------------------------------------------------------------------------------------------------
 
 
-@torch.no_grad()
-def pack(trained: Any, task: SequenceTask) -> dict[str, Any]:
-    """What `unpack` needs of an epoch's `Recommender`; the vectors of titles only as the encoders read them, [I, D]."""
-    encoders = trained.encoders
-    weights = {name: value for name, value in encoders.state_dict().items() if not name.startswith("text_map.")}
-    return {
-        "network": trained.network.state_dict(), "encoders": weights, "titles": encoders.text_map(encoders.text),
-        "target": list(task.target),
-    }  # fmt: skip
-
-
 def unpack(config: Config, state: Mapping[str, Any], seed: int) -> Callable[[Sequences], Tensor]:
-    """Scores of all target-domain items, [U, J], by users' histories; -inf for those of the history.
-
-    A user's scores hang on no other user's row.
-    """
+    """Scores of all target-domain items, [U, J], by users' histories; a user's depend on no other user's row."""
     encoders = Encoders.of_mapped(config.pretraining, state["titles"])
     encoders.load_state_dict(state["encoders"])
     network = Network(config, encoders.fusion).eval()
@@ -569,6 +508,7 @@ def unpack(config: Config, state: Mapping[str, Any], seed: int) -> Callable[[Seq
     def score(histories: Sequences) -> Tensor:
         by_id, by_text = represent(encoders, histories, last=True)
         final = network.recommend(by_id, by_text, SameForAll(torch.Generator().manual_seed(seed)))
-        return (final @ items_JD.T).masked_fill(seen(histories, state["target"]), -torch.inf)
+        scores: Tensor = final @ items_JD.T
+        return scores
 
     return score

@@ -1,0 +1,122 @@
+"""From domains, vectors and pseudo-items to the task folders of cells.
+
+What differs between task types is here and nowhere else in the study's data: `RatingTasks` and `SequenceTasks`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from features.domains.domain import Domain
+from features.pseudo.generate import describe_generator
+from features.pseudo.table import PseudoTable
+from features.store.tables import FeatureTable, digest
+from study.data.pseudo_items import pair_name
+from study.plan.schema import Plan
+from study.specs import Cell
+from trainables.tasks.arrays import TaskFolders
+from trainables.tasks.rating_build import TextVectors, build_task
+from trainables.tasks.sequential_build import build_sequences
+
+TableName = tuple[str, str]
+"""Domain, and whose vectors the table holds: `items` or `users`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Materials:
+    """What the tasks of a plan are built from."""
+
+    domains: Mapping[str, Domain]
+    tables: Mapping[TableName, FeatureTable]  # empty where the plan has no text features
+    table_keys: Mapping[str, str]
+    pseudo: Mapping[str, PseudoTable]  # by `pair_name`; empty where the plan has no pseudo-items
+    split: Mapping[str, str] | None  # user id -> train | valid | test, where the data says it
+
+
+class TaskRules(Protocol):
+    """How tasks of one type are built."""
+
+    previewed: bool
+    """Whether domains are read ahead for `study check`."""
+
+    def table_names(self, plan: Plan) -> list[TableName]:
+        """Feature tables that the tasks read, where the plan has text features."""
+
+    def build(self, plan: Plan, materials: Materials, cell: Cell, feature_set: str, store: Path) -> TaskFolders:
+        """Build a cell's task, or find it built."""
+
+    def document(self, plan: Plan, materials: Materials) -> dict[str, Any]:
+        """What trials depend on beside the domains and the cell; its digest is the tag study.feature_key."""
+
+
+class RatingTasks:
+    """Tasks of ratings, such as MuSiC's."""
+
+    previewed = False  # domains of ratings are large: reading them takes minutes
+
+    def table_names(self, plan: Plan) -> list[TableName]:
+        """Users of every domain, items of the target domains."""
+        domains = _used_domains(plan)
+        targets = {target for _, target in plan.tasks}
+        return [*((name, "users") for name in domains), *((name, "items") for name in domains if name in targets)]
+
+    def build(self, plan: Plan, materials: Materials, cell: Cell, feature_set: str, store: Path) -> TaskFolders:
+        """Build a cell's task with vectors by language models or from ratings."""
+        tables, vectors = materials.tables, plan.features.ratings
+        source, target = materials.domains[cell.source], materials.domains[cell.target]
+        if feature_set == "ratings":
+            return build_task(plan.split.at(cell.ratio), source, target, vectors, store)
+        text = TextVectors(
+            source_users=tables[cell.source, "users"], target_users=tables[cell.target, "users"],
+            items=tables[cell.target, "items"],
+        )  # fmt: skip
+        return build_task(plan.split.at(cell.ratio), source, target, text, store)
+
+    def document(self, plan: Plan, materials: Materials) -> dict[str, Any]:
+        """Return keys of the tables, and the rules of factors and split."""
+        return {
+            "text": dict(materials.table_keys), "ratings": asdict(plan.features.ratings), "split": asdict(plan.split),
+        }  # fmt: skip
+
+
+class SequenceTasks:
+    """Tasks of sequences, such as LGCD's."""
+
+    previewed = True
+
+    def table_names(self, plan: Plan) -> list[TableName]:
+        """Items of every domain: sequences hold items of both."""
+        return [(name, "items") for name in _used_domains(plan)]
+
+    def build(self, plan: Plan, materials: Materials, cell: Cell, feature_set: str, store: Path) -> TaskFolders:
+        """Build a cell's task; without text features it holds no vectors of titles."""
+        pair = (cell.source, cell.target)
+        text = {name: materials.tables[name, "items"] for name in pair} if materials.tables else None
+        return build_sequences(
+            plan.sequences.at(cell.ratio), materials.domains[cell.source], materials.domains[cell.target],
+            materials.split, text, materials.pseudo.get(pair_name(pair, cell.ratio)), store,
+        )  # fmt: skip
+
+    def document(self, plan: Plan, materials: Materials) -> dict[str, Any]:
+        """Return keys of the tables, and the rules of sequences, split and generator."""
+        return {
+            "text": dict(materials.table_keys), "sequences": asdict(plan.sequences),
+            "split": digest(materials.split) if materials.split is not None else None,
+            "pseudo": describe_generator(plan.features.pseudo) if plan.features.pseudo else None,
+        }  # fmt: skip
+
+
+RULES: Mapping[str, TaskRules] = {"ratings": RatingTasks(), "sequences": SequenceTasks()}
+
+
+def task_rules(plan: Plan) -> TaskRules:
+    """Return the rules of the plan's task type."""
+    return RULES[plan.task_type.name]
+
+
+def _used_domains(plan: Plan) -> list[str]:
+    """Domains that some task names, in the plan's order."""
+    return [name for name in plan.domains if any(name in task for task in plan.tasks)]

@@ -1,0 +1,89 @@
+"""Devices and random numbers: what trains on a GPU trains on a CPU by the same code, and each seed draws for itself."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import fields
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+
+
+class OnDevice:
+    """Gives a dataclass of tensors, and of such dataclasses, a place: all its tensors are on one device."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where its tensors are."""
+        places = (getattr(getattr(self, entry.name), "device", None) for entry in fields(self))  # type: ignore[arg-type]
+        return next(place for place in places if isinstance(place, torch.device))
+
+    def to(self, device: torch.device) -> Self:
+        """Return the same on another device; itself where it is there already."""
+        before = {entry.name: getattr(self, entry.name) for entry in fields(self)}  # type: ignore[arg-type]
+        moved = {name: value.to(device) if hasattr(value, "to") else value for name, value in before.items()}
+        return self if all(moved[name] is before[name] for name in before) else type(self)(**moved)
+
+
+def on_cpu(state: Any) -> Any:
+    """Return nested dicts and lists with all tensors on the CPU, so that a machine without a GPU reads them."""
+    if isinstance(state, Tensor):
+        return state.cpu()
+    if isinstance(state, dict):
+        return {key: on_cpu(value) for key, value in state.items()}
+    return type(state)(map(on_cpu, state)) if isinstance(state, list | tuple) else state
+
+
+def on_device(state: Any, device: torch.device) -> Any:
+    """Return nested dicts and lists with all tensors on a device."""
+    if isinstance(state, Tensor):
+        return state.to(device)
+    if isinstance(state, dict):
+        return {key: on_device(value, device) for key, value in state.items()}
+    return type(state)(on_device(value, device) for value in state) if isinstance(state, list | tuple) else state
+
+
+def global_generators(device: torch.device) -> list[torch.Generator]:
+    """Return the generators that dropout and initialisation on a device draw from. Without a GPU, CUDA is not touched."""
+    generators = [torch.default_generator]
+    if device.type == "cuda":
+        torch.cuda.init()  # type: ignore[no-untyped-call]
+        generators.append(torch.cuda.default_generators[device.index or 0])
+    return generators
+
+
+class OwnRandomness:
+    """torch's global random numbers as one seed finds them, whoever draws from them in between.
+
+    Within `with randomness:` the global generators go on where this seed left them; after it they are as before.
+    """
+
+    def __init__(self, seed: int, device: torch.device) -> None:
+        self._generators = global_generators(device)
+        self.states = [torch.Generator(found.device).manual_seed(seed).get_state() for found in self._generators]
+        self._outside: list[Tensor] = []
+
+    def __enter__(self) -> None:
+        self._outside = [generator.get_state() for generator in self._generators]
+        self._set(self.states)
+
+    def __exit__(self, *_: object) -> None:
+        self.states = [generator.get_state() for generator in self._generators]
+        self._set(self._outside)
+
+    def load(self, states: list[Tensor]) -> None:
+        """Go on from the states of another process, which may have had no GPU."""
+        self.states[: len(states)] = states[: len(self.states)]
+
+    def _set(self, states: list[Tensor]) -> None:
+        for generator, state in zip(self._generators, states, strict=True):
+            generator.set_state(state)
+
+
+@contextmanager
+def seeded(seed: int, device: torch.device) -> Iterator[None]:
+    """Seed torch's global random numbers for a block; after it they are as before."""
+    with OwnRandomness(seed, device):
+        yield

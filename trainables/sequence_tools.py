@@ -1,0 +1,435 @@
+"""Parts that sequence models share: training labels, batches that pad little, losses, attention, scores of all items.
+
+A model of this family ranks by the inner product of a user's vector and an item's. In its file it has a network and a
+loss; the rest is here, in the order of a training step: which items are labels and what is shown before them (`Labels`),
+batches of them (`Labels.batches`), drawn negatives, losses, an attention block, and scores for the task (`Scorer`).
+All of it runs on the device of the task's tensors, and draws come from the NumPy generator that is passed in, on the
+CPU, so that they do not depend on the device.
+Shapes: S sequences, N interactions or labels, B sequences of a batch, L positions, P domains, K drawn items, U distinct
+items of a batch, I items of both domains, J those of the target domain, R rows, H heads, D vector width.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+import torch.nn.functional as functional
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from trainables.tasks.sequential import HeldOut, Sequences, SequenceTask
+
+SEQUENCES = ("merged", "target")  # what a model that knows one catalogue reads: both domains' items | the target's
+_CHUNK = 64  # batches that are sorted by length together, so that a batch pads little
+_ROWS = 512  # sequences encoded at once without gradients
+
+Range = tuple[int, int]
+"""First item number of a domain, and the number after its last."""
+
+
+# --- sequences ----------------------------------------------------------------------------------------------------
+
+
+def inside(item: Tensor, domain: Range) -> Tensor:
+    """Return which items are of the domain, bool of the same shape."""
+    return (item >= domain[0]) & (item < domain[1])
+
+
+def where(sequences: Sequences, chosen_N: Tensor) -> Sequences:
+    """Return the chosen items of each sequence, in their order; some sequences are left empty."""
+    before = torch.cat([chosen_N.new_zeros(1, dtype=torch.int64), chosen_N.long().cumsum(0)])
+    return Sequences(item=sequences.item[chosen_N], starts=before[sequences.starts])
+
+
+def within(sequences: Sequences, domain: Range) -> Sequences:
+    """Return the items of each sequence that are of the domain."""
+    return where(sequences, inside(sequences.item, domain))
+
+
+def windows(starts: Tensor, most: int) -> tuple[Tensor, Tensor]:
+    """Return the first place and the length of the newest `most` items of each sequence, [S] each."""
+    length = starts.diff().clamp(max=most)
+    return starts[1:] - length, length
+
+
+def padded(item: Tensor, first_B: Tensor, length_B: Tensor) -> tuple[Tensor, Tensor]:
+    """Return items [B, L], padded at the end with item 0, and which of them are real, bool [B, L].
+
+    Where every query attends to its past alone, padding at the end needs no mask: it is in nobody's past.
+    """
+    place_L = torch.arange(max(int(length_B.max()), 1) if len(length_B) else 1, device=item.device)
+    real_BL = place_L < length_B[:, None]
+    place_BL = (first_B[:, None] + place_L).clamp(max=max(len(item) - 1, 0))
+    return item[place_BL].masked_fill(~real_BL, 0), real_BL
+
+
+def batches(length_S: Tensor, size: int, rng: np.random.Generator) -> Iterator[Tensor]:
+    """Yield the numbers of all sequences once, in random batches of sequences of about the same length."""
+    length = length_S.cpu().numpy()
+    order = rng.permutation(len(length))
+    groups = []
+    for start in range(0, len(order), size * _CHUNK):
+        chunk = order[start : start + size * _CHUNK]
+        chunk = chunk[np.argsort(length[chunk], kind="stable")]
+        groups += [chunk[at : at + size] for at in range(0, len(chunk), size)]
+    for number in rng.permutation(len(groups)):
+        yield torch.from_numpy(groups[number]).to(length_S.device)
+
+
+# --- labels -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """Some sequences, and the labels that their states predict."""
+
+    item: Tensor  # int64 [B, L] the newest shown items before the last label, padded at the end with item 0
+    length: Tensor  # int64 [B] real items of each row
+    row: Tensor  # int64 [N] row of each label in the batch
+    column: Tensor  # int64 [N] position whose state predicts the label
+    label: Tensor  # int64 [N] item number
+    number: Tensor  # int64 [N] which of the `Labels` it is
+
+
+@dataclass(frozen=True, kw_only=True)
+class Labels:
+    """Items to be predicted in training, sorted by sequence, then by time, and what is shown before them."""
+
+    shown: Sequences  # S sequences, what the model reads of them
+    row: Tensor  # int64 [N] sequence
+    at: Tensor  # int64 [N] place among the shown items of the sequence, from 0, of the last one before the label
+    item: Tensor  # int64 [N] item number
+    place: Tensor  # int64 [N] place of the label in the merged sequence, from 0
+    before_source: Tensor  # int64 [N] source-domain items before the label in the merged sequence, shown or not
+    before_target: Tensor  # int64 [N] target-domain items before it
+
+    def __len__(self) -> int:
+        return len(self.item)
+
+    def __getitem__(self, index: Tensor) -> Labels:
+        """Return these labels, by ascending index or mask."""
+        flat = {field.name: getattr(self, field.name)[index] for field in fields(self)[1:]}
+        return Labels(shown=self.shown, **flat)
+
+    def one_each(self, rng: np.random.Generator) -> Labels:
+        """Return one random label of each sequence that has any: for models that may not train at all positions."""
+        count = torch.bincount(self.row)
+        first, count = (count.cumsum(0) - count)[count > 0], count[count > 0]
+        return self[first + torch.from_numpy(rng.integers(count.cpu().numpy())).to(first.device)]
+
+    def batches(self, size: int, most: int, rng: np.random.Generator) -> Iterator[Batch]:
+        """Yield every sequence with labels once, `size` at a time, each read over its newest `most` shown items.
+
+        No item after the last label's state is read; a label whose state is older than the window is left out.
+        """
+        starts = torch.cat([self.row.new_zeros(1), torch.bincount(self.row, minlength=len(self.shown)).cumsum(0)])
+        chosen = starts.diff().nonzero().squeeze(1)
+        numbers = Sequences(torch.arange(len(self), device=self.row.device), starts).rows(chosen)
+        visible = self.at[numbers.item[numbers.starts[1:] - 1]] + 1  # shown items up to the last label's state
+        length = visible.clamp(max=most)
+        older = visible - length
+        for batch in batches(length, size, rng):
+            part = numbers.rows(batch)
+            row, number = part.row, part.item
+            column = self.at[number] - older[batch][row]
+            read = column >= 0
+            row, number, column = row[read], number[read], column[read]
+            first = self.shown.starts[chosen[batch]] + older[batch]
+            item, _ = padded(self.shown.item, first, length[batch])
+            yield Batch(
+                item=item, length=length[batch], row=row, column=column, label=self.item[number], number=number
+            )  # fmt: skip
+
+
+def training_labels(task: SequenceTask, sequences: str, hidden: Tensor | None = None) -> Labels:
+    """Return the labels of the training users.
+
+    `sequences`: `merged` shows all items, and all of them but each first one are labels; `target` shows the target
+    domain's items, which are the labels; `inter` shows the source domain's and asks for the target's, as the protocol of
+    that name does. `hidden`, bool [S]: sequences of which target-domain items are labels of `merged`, but not shown.
+    """
+    in_target = inside(task.train.item, task.target)
+    if sequences == "merged":
+        shown = torch.ones_like(in_target) if hidden is None else ~(in_target & hidden[task.train.row])
+        return labels(task, shown, torch.ones_like(in_target))
+    return labels(task, in_target if sequences == "target" else ~in_target, in_target)
+
+
+def labels(task: SequenceTask, shown_N: Tensor, wanted_N: Tensor) -> Labels:
+    """Return as labels the wanted training items before which the same sequence has a shown one."""
+    train = task.train
+    row, first = train.row, train.starts[:-1]
+
+    def before(chosen_N: Tensor) -> Tensor:
+        count = torch.cat([chosen_N.new_zeros(1, dtype=torch.int64), chosen_N.long().cumsum(0)])
+        return count[:-1] - count[first][row]
+
+    shown_before = before(shown_N)
+    chosen = wanted_N & (shown_before > 0)
+    in_target = inside(train.item, task.target)
+    return Labels(
+        shown=where(train, shown_N),
+        row=row[chosen],
+        at=shown_before[chosen] - 1,
+        item=train.item[chosen],
+        place=before(torch.ones_like(chosen))[chosen],
+        before_source=before(~in_target)[chosen],
+        before_target=before(in_target)[chosen],
+    )
+
+
+# --- negatives and losses -----------------------------------------------------------------------------------------
+
+
+def draw_shared(domains: Sequence[Range], count: int, rng: np.random.Generator) -> Tensor:
+    """Draw `count` items of each domain, evenly, for all labels of a batch: int64 [P, K]."""
+    return torch.from_numpy(np.stack([rng.integers(*domain, count) for domain in domains]))
+
+
+class Unseen:
+    """Even draws among the items of a label's own domain that its training sequence does not hold.
+
+    The r-th free item of a domain is r + (taken items before it); a taken item t, the j-th of its sequence and domain, is
+    before it where t - j <= r. So one sorted search replaces drawing until an item is free.
+    """
+
+    def __init__(self, train: Sequences, domains: Sequence[Range]) -> None:
+        self.domains = np.array(sorted(domains))  # [P, 2]
+        self.items = int(self.domains.max())
+        taken = np.unique((train.row * self.items + train.item).cpu().numpy())
+        row, item = np.divmod(taken, self.items)
+        domain = self._domain(item)
+        group = (row * len(domains) + domain)[domain >= 0]  # ascending, because a row's items are
+        self.count = np.bincount(group, minlength=len(train) * len(domains))  # [S P]
+        self.first = np.cumsum(self.count) - self.count
+        rank = np.arange(len(group)) - self.first[group]
+        self.key = group * self.items + item[domain >= 0] - self.domains[domain[domain >= 0], 0] - rank
+
+    def draw(self, row_N: Tensor, label_N: Tensor, count: int, rng: np.random.Generator) -> Tensor:
+        """Return `count` items for each label of sequence `row`, int64 [N, K]."""
+        domain = self._domain(label_N.cpu().numpy())
+        group = row_N.cpu().numpy() * len(self.domains) + domain
+        low, high = self.domains[domain].T
+        free_NK = rng.integers((high - low - self.count[group])[:, None], size=(len(group), count))
+        before = np.searchsorted(self.key, (group * self.items)[:, None] + free_NK, side="right")
+        drawn_NK = low[:, None] + free_NK + before - self.first[group][:, None]
+        return torch.from_numpy(drawn_NK).to(label_N.device)
+
+    def _domain(self, item: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Place of each item's domain in `domains`, -1 for none."""
+        found = (item[:, None] >= self.domains[:, 0]) & (item[:, None] < self.domains[:, 1])
+        return np.where(found.any(axis=1), found.argmax(axis=1), -1)
+
+
+def distinct(items: int, *numbers: Tensor) -> tuple[Tensor, list[Tensor]]:
+    """Return the distinct item numbers [U], ascending, and for each tensor the places of its numbers among them.
+
+    Looking every item up once is what makes a step cheap: the gradient of each look-up is as large as the table.
+    """
+    wanted_I = torch.zeros(items, dtype=torch.bool, device=numbers[0].device)
+    for number in numbers:
+        wanted_I[number] = True
+    place_I = wanted_I.long().cumsum(0) - 1
+    return wanted_I.nonzero().squeeze(1), [place_I[number] for number in numbers]
+
+
+def softmax_loss(
+    state_ND: Tensor, label_N: Tensor, label_ND: Tensor, domains: Sequence[Range], drawn_PK: Tensor, drawn_PKD: Tensor
+) -> Tensor:
+    """Return the mean of `next_item_loss` over labels, each among the evenly drawn items of its own domain."""
+    loss = state_ND.new_zeros(())
+    for domain, drawn_K, drawn_KD in zip(domains, drawn_PK, drawn_PKD, strict=True):
+        chosen = inside(label_N, domain).nonzero().squeeze(1)
+        size = domain[1] - domain[0]
+        loss = loss + next_item_loss(
+            state_ND[chosen], label_N[chosen], label_ND[chosen], drawn_K, drawn_KD, size
+        )  # fmt: skip
+    return loss / len(label_N)
+
+
+def next_item_loss(
+    state_ND: Tensor, label_N: Tensor, label_ND: Tensor, drawn_K: Tensor, drawn_KD: Tensor, inverse_chance: int | Tensor
+) -> Tensor:
+    """Return the sum of -log p(label) over a softmax of the label and K drawn items, which stand for all of its domain.
+
+    `inverse_chance`: 1 / q of each drawn item, [K]; for even draws one number, how many items the domain has.
+    log(1 / (K q)) is added to their logits (Jean et al. 2015, arXiv 1412.2007); a drawn label is left out.
+    """
+    label_score_N = (state_ND * label_ND).sum(dim=-1)
+    share = inverse_chance / len(drawn_K)
+    shift = share.log() if isinstance(share, Tensor) else math.log(share)
+    drawn_NK = (state_ND @ drawn_KD.T + shift).masked_fill(drawn_K == label_N[:, None], -torch.inf)
+    return (torch.logaddexp(label_score_N, drawn_NK.logsumexp(dim=1)) - label_score_N).sum()
+
+
+def bce_loss(state_ND: Tensor, label_ND: Tensor, drawn_NKD: Tensor) -> Tensor:
+    """Return the mean over labels of -log sigma(s+) - mean_k log(1 - sigma(s_k)) (SASRec eq. 10 at K = 1)."""
+    label_score_N = (state_ND * label_ND).sum(dim=-1)
+    drawn_NK = torch.einsum("nd,nkd->nk", state_ND, drawn_NKD)
+    return functional.softplus(-label_score_N).mean() + functional.softplus(drawn_NK).mean()
+
+
+def step(optimiser: Optimizer, loss: Tensor) -> float:
+    """Take one step down the gradient and return the loss; FloatingPointError where it is not finite."""
+    value = float(loss.detach())
+    if not math.isfinite(value):
+        raise FloatingPointError(f"the loss is {value}; lower lr")
+    optimiser.zero_grad()
+    loss.backward()  # type: ignore[no-untyped-call]
+    optimiser.step()
+    return value
+
+
+# --- blocks -------------------------------------------------------------------------------------------------------
+
+
+def attend(query_BHLK: Tensor, key_BHMK: Tensor, value_BHMK: Tensor, mask: Tensor) -> Tensor:
+    """Return softmax(Q K' / sqrt(width of a head)) V over what the mask allows, and 0 for a query that it allows nothing.
+
+    mask: bool, broadcast to [B, H, L, M]; True: this query may read this key.
+    """
+    allowed = mask.any(dim=-1, keepdim=True)
+    read = functional.scaled_dot_product_attention(query_BHLK, key_BHMK, value_BHMK, attn_mask=mask | ~allowed)
+    return read * allowed
+
+
+def causal(length: int, device: torch.device) -> Tensor:
+    """Return the mask with which a position reads itself and those before it, bool [1, 1, L, L]."""
+    return torch.ones(length, length, dtype=torch.bool, device=device).tril()[None, None]
+
+
+class AttentionBlock(nn.Module):
+    """Attention, then two maps of each position, both around a residual: x + Dropout(g(LayerNorm(x))).
+
+    `norm`: `pre`, as written, or `post`: LayerNorm(x + Dropout(g(x))). `joined`: whether a linear map joins the heads.
+    """
+
+    def __init__(
+        self, width: int, heads: int, inner: int, dropout: float, *, norm: str = "pre", activation: str = "relu",
+        joined: bool = False,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        self.heads, self.post = heads, norm == "post"
+        self.dropout = nn.Dropout(dropout)
+        self.attention_norm, self.map_norm = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.query = nn.Linear(width, width, bias=joined)
+        self.key_value = nn.Linear(width, 2 * width, bias=joined)
+        self.out = nn.Linear(width, width) if joined else nn.Identity()
+        nonlinear = {"relu": nn.ReLU, "gelu": nn.GELU}[activation]()
+        self.map = nn.Sequential(nn.Linear(width, inner), nonlinear, nn.Linear(inner, width))
+
+    def forward(self, x_BLD: Tensor, mask: Tensor, memory_BMD: Tensor | None = None) -> Tensor:
+        """[B, L, D] -> [B, L, D]. `memory`: what is read instead of x itself (cross-attention); it is not normalised."""
+        if self.post:
+            x = self.attention_norm(x_BLD + self.dropout(self._read(x_BLD, mask, memory_BMD)))
+            out: Tensor = self.map_norm(x + self.dropout(self.map(x)))
+            return out
+        x = x_BLD + self.dropout(self._read(self.attention_norm(x_BLD), mask, memory_BMD))
+        return x + self.dropout(self.map(self.map_norm(x)))  # type: ignore[no-any-return]
+
+    def _read(self, x_BLD: Tensor, mask: Tensor, memory_BMD: Tensor | None) -> Tensor:
+        B, L, D = x_BLD.shape
+        memory = x_BLD if memory_BMD is None else memory_BMD
+        query = self.query(x_BLD).view(B, L, self.heads, -1).transpose(1, 2)
+        key, value = self.key_value(memory).view(B, memory.shape[1], 2, self.heads, -1).permute(2, 0, 3, 1, 4)
+        read: Tensor = self.out(attend(query, key, value, mask).transpose(1, 2).reshape(B, L, D))
+        return read
+
+
+def principal_components(text_IF: Tensor, width: int, deviation: float) -> Tensor:
+    """Return the first principal components of the items' text vectors as start of an ID table (ours): [I, width].
+
+    An item that was seen a few times starts near those that read like it, instead of at random.
+    """
+    centred = text_IF - text_IF.mean(dim=0)
+    _, _, directions = torch.linalg.svd(centred.T @ centred / len(centred))
+    components = centred @ directions[:width].T
+    out = torch.zeros(len(text_IF), width, device=text_IF.device)
+    out[:, : components.shape[1]] = components / components.std().clamp(min=1e-6) * deviation
+    return out
+
+
+# --- scores of all items ------------------------------------------------------------------------------------------
+
+
+def by_length(history: Sequences, most: int, encode: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+    """Return `encode` of the newest `most` items of each history, none of them empty: [R, D].
+
+    `encode` takes items [B, L] and lengths [B], of a few hundred histories of about the same length.
+    """
+    first, length = windows(history.starts, most)
+    order = length.argsort(stable=True)
+    parts = [
+        encode(padded(history.item, first[part], length[part])[0], length[part]) for part in torch.split(order, _ROWS)
+    ]
+    return torch.cat(parts)[order.argsort()]
+
+
+class Ranker(Protocol):
+    """A network that ranks by the inner product of a user's and an item's vector."""
+
+    def users(self, history: Sequences) -> Tensor:
+        """Return the vectors of users by their histories, none of them empty: [R, D]."""
+
+    def items(self, domain: Range) -> Tensor:
+        """Return the vectors of a domain's items, [J, D]."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scorer:
+    """The `predict` of an epoch, and what is kept of it for serving.
+
+    Where nothing of a history is read, since it is empty or holds no item of the domain that the model reads, items are
+    ranked by popularity.
+    """
+
+    network: Ranker
+    target: Range
+    sequences: str  # merged: the whole history is read | target: its target-domain items
+    popularity: Tensor  # float32 [J] training sequences with the item
+
+    @staticmethod
+    def of_task(network: Ranker, task: SequenceTask, sequences: str) -> Scorer:
+        """Return a scorer with the popularity of a task's training sequences."""
+        counts = torch.bincount(task.train.item, minlength=task.items)[slice(*task.target)]
+        return Scorer(network=network, target=task.target, sequences=sequences, popularity=counts.float())
+
+    def __call__(self, held_out: HeldOut, task: SequenceTask, seed: int) -> Tensor:
+        """Return the scores of all target-domain items, [R, J]."""
+        return self.scores(held_out.history)
+
+    @torch.no_grad()
+    def scores(self, history: Sequences) -> Tensor:
+        """Return the scores of all target-domain items by what is known of users, [R, J]."""
+        if self.sequences == "target":
+            history = within(history, self.target)
+        known = history.lengths > 0
+        scores_RJ = self.popularity.repeat(len(history), 1)
+        if known.any():
+            rows = known.nonzero().squeeze(1)
+            scores_RJ[rows] = self.network.users(history.rows(rows)) @ self.network.items(self.target).T
+        return scores_RJ
+
+    def pack(self) -> dict[str, Any]:
+        """Return the trained network and what else `unpacked` needs, as tensors and plain values."""
+        assert isinstance(self.network, nn.Module)
+        return {
+            "network": self.network.state_dict(), "target": list(self.target), "sequences": self.sequences,
+            "popularity": self.popularity,
+        }  # fmt: skip
+
+
+def unpacked(network: Ranker, state: Mapping[str, Any]) -> Scorer:
+    """Return the scorer that `Scorer.pack` has packed, in a new network of the same shape."""
+    assert isinstance(network, nn.Module)
+    network.load_state_dict(state["network"])
+    low, high = state["target"]
+    return Scorer(
+        network=network.eval(), target=(low, high), sequences=state["sequences"], popularity=state["popularity"]
+    )  # fmt: skip

@@ -1,0 +1,305 @@
+"""Building rating tasks: two domains -> who is held out -> offsets and vectors -> arrays on disk."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from features.checks import number, refuse
+from features.domains.domain import Domain
+from features.errors import InputError
+from features.factorisation import FactorSpec, Interactions, biases, factorise
+from features.store.folders import mapped_array, store_errors, whole_folder, write_json
+from features.store.tables import FeatureTable
+from trainables.tasks.arrays import Floats, Ints, TaskFolders, centre_of, save_arrays, save_places, table_rows
+from trainables.tasks.rating import SHRINKAGE, shrunken_means
+
+VERSION = 3  # of what is written; part of the key
+_COPY_ROWS = 4096  # rows copied at once
+
+
+@dataclass(frozen=True, kw_only=True)
+class SplitSpec:
+    """Who is held out."""
+
+    cold_ratio: float  # share of overlapping users that are test users, in (0, 1)
+    validation_share: float = 0.2  # share of the other overlapping users that are held out for selection, in (0, 1)
+    data_seed: int = 0  # of the shuffle
+
+    def __post_init__(self) -> None:
+        shares = (number(self, name, above=0, below=1) for name in ("cold_ratio", "validation_share"))
+        refuse(*shares, place="split.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextVectors:
+    """Vectors by a language model."""
+
+    source_users: FeatureTable
+    target_users: FeatureTable
+    items: FeatureTable
+
+
+@dataclass(frozen=True)
+class _Split:
+    train: Sequence[str]
+    validation: Sequence[str]
+    test: Sequence[str]
+
+
+def split_users(source: Sequence[str], target: Sequence[str], spec: SplitSpec, place: str) -> _Split:
+    """Sorted ids of the training, validation and test users among those of both domains."""
+    overlapping = np.array(sorted(set(source) & set(target)), dtype=object)
+    if len(overlapping) == 0:
+        raise InputError(f"{place}: the domains share no user (after filtering); choose domains or filters that do")
+    shuffled = np.random.default_rng(spec.data_seed).permutation(len(overlapping))
+    tests = round(len(overlapping) * spec.cold_ratio)
+    validations = round((len(overlapping) - tests) * spec.validation_share)
+    parts = np.split(shuffled, [tests, tests + validations])
+    if min(len(part) for part in parts) == 0:
+        raise InputError(
+            f"{place}: {len(overlapping)} overlapping users at cold ratio {spec.cold_ratio:g} leave "
+            f"{len(parts[2])} for training, {len(parts[1])} for validation, {len(parts[0])} for test; "
+            "each needs one, take more users or another cold ratio"
+        )
+    test, validation, train = (sorted(overlapping[part]) for part in parts)
+    return _Split(train, validation, test)
+
+
+def build_task(
+    spec: SplitSpec, source: Domain, target: Domain, vectors: TextVectors | FactorSpec, store: Path
+) -> TaskFolders:
+    """Build the task, or find it built; the folder appears whole or not at all."""
+    document = {
+        "version": VERSION, "split": asdict(spec), "source": source.key, "target": target.key,
+        "shrinkage": SHRINKAGE, "vectors": _vectors_key(vectors),
+    }  # fmt: skip
+    key = hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()
+    folder = store / f"{source.name}-{target.name}-{key[:12]}"
+    if not (folder / "manifest.json").is_file():
+        with store_errors(folder.parent), whole_folder(folder) as work:
+            counts = _Builder(spec, source, target, vectors, work).build()
+            write_json(work / "manifest.json", {"key": key, "counts": counts, **document})
+    manifest = json.loads((folder / "manifest.json").read_text())
+    folder = folder.resolve()
+    return TaskFolders(key=key, task_dir=folder / "search", test_dir=folder / "test", counts=manifest["counts"])
+
+
+# --- building --------------------------------------------------------------------------------------------------------
+
+
+def _vectors_key(vectors: TextVectors | FactorSpec) -> Any:
+    if isinstance(vectors, FactorSpec):
+        return asdict(vectors)
+    return [vectors.source_users.key, vectors.target_users.key, vectors.items.key]
+
+
+@dataclass(frozen=True)
+class _Coded:
+    """Ratings of a domain with users and items numbered in sorted order."""
+
+    users: NDArray[Any]  # [U] ids
+    items: NDArray[Any]  # [I] ids
+    user: Ints
+    item: Ints
+    rating: Floats
+    time: Ints  # as the source counts it, -1 where it has none
+
+
+def _coded(domain: Domain) -> _Coded:
+    frame = domain.interactions(["user_id", "item_id", "rating", "timestamp"])
+    user, users = pd.factorize(frame["user_id"].to_numpy(dtype=object), sort=True)
+    item, items = pd.factorize(frame["item_id"].to_numpy(dtype=object), sort=True)
+    rating = frame["rating"].to_numpy(np.float32)
+    if np.isnan(rating).any():
+        raise InputError(
+            f"{domain.path}: domain {domain.name} is implicit feedback, without the ratings a task needs; take a model "
+            "of sequences, or feedback: explicit"
+        )
+    time = frame["timestamp"].fillna(-1).to_numpy(np.int64)
+    return _Coded(users, items, user.astype(np.int64), item.astype(np.int64), rating, time)
+
+
+class _Builder:
+    """Writes one task into a folder."""
+
+    def __init__(
+        self, spec: SplitSpec, source: Domain, target: Domain, vectors: TextVectors | FactorSpec, out: Path
+    ) -> None:
+        self.spec, self.vectors, self.out = spec, vectors, out
+        self.place = f"task {source.name}->{target.name}"
+        self.rating_scale = target.rating_scale
+        self.source, self.target = _coded(source), _coded(target)
+        self.split = split_users(list(self.source.users), list(self.target.users), spec, self.place)
+
+    def build(self) -> dict[str, int]:
+        """Write everything; returns the counts."""
+        hidden = np.isin(self.target.users, [*self.split.validation, *self.split.test])
+        seen = ~hidden[self.target.user]
+        known = np.array([*self.split.train, *self._side(hidden)], dtype=object)
+        user, item, rating = self._ratings(known, seen)
+        mean = float(rating.mean(dtype=np.float64))
+        _, source_item_offset = biases(SHRINKAGE, self.source.user, self.source.item, self._source_centred, *self._size)
+        source_offset = shrunken_means(
+            self.source.user, self._source_centred - source_item_offset[self.source.item], self._size[0]
+        )
+        item_offset = shrunken_means(item, rating.astype(np.float64) - mean, len(self.target.items))
+        over = user < len(self.split.train)
+        x = self._of_users(source_offset, self.split.train)[user[over]]
+        y = rating[over].astype(np.float64) - mean - item_offset[item[over]]
+        slope = float((x * y).sum() / max((x * x).sum(), 1e-12))
+
+        folder = self.out / "search"
+        folder.mkdir(parents=True)
+        _save_ratings(folder, user, item, rating)
+        self._save_source_ratings(folder)
+        save_arrays(folder, item_offset=item_offset.astype(np.float32))
+        self._save_vectors(folder, known, user, item, rating)
+        in_training = np.bincount(item, minlength=len(self.target.items)) > 0
+        self._save_offsets(folder, source_offset, self.split.train)
+        counts = {"overlapping": sum(map(len, (self.split.train, self.split.validation, self.split.test)))}
+        for name, ids, place in (
+            ("validation", self.split.validation, folder / "validation"),
+            ("test", self.split.test, self.out / "test"),
+        ):
+            self._save_offsets(place, source_offset, ids)
+            held_user, held_item, held_rating = self._ratings(np.array(ids, dtype=object), ~seen)
+            _save_ratings(place, held_user, held_item, held_rating)
+            save_arrays(
+                place, cold_item=~in_training[held_item], source_row=self._of_users(self._source_row, ids),
+                user_id=np.array(ids, dtype=np.str_),
+            )  # fmt: skip
+            counts |= {f"{name}_users": len(ids), f"{name}_ratings": len(held_user)}
+        save_arrays(folder, item_id=self.target.items.astype(np.str_), user_id=known.astype(np.str_))
+        write_json(
+            folder / "task.json",
+            {"mean": mean, "slope": slope, "rating_scale": self.rating_scale, "source_items": self._size[1]},
+        )
+        return counts | {
+            "train_users": len(self.split.train), "side_users": len(known) - len(self.split.train),
+            "train_ratings": len(user), "items": len(self.target.items), "train_items": int(in_training.sum()),
+        }  # fmt: skip
+
+    @property
+    def _size(self) -> tuple[int, int]:
+        return len(self.source.users), len(self.source.items)
+
+    @cached_property
+    def _source_centred(self) -> NDArray[np.float64]:
+        rating: NDArray[np.float64] = self.source.rating.astype(np.float64)
+        rating -= rating.mean()
+        return rating
+
+    @cached_property
+    def _source_row(self) -> Ints:
+        """Each source user's number in the task: training overlapping users first, then all others, each sorted by id."""
+        train = np.isin(self.source.users, self.split.train)
+        row = np.empty(len(train), np.int64)
+        row[np.argsort(~train, kind="stable")] = np.arange(len(train))
+        return row
+
+    def _save_source_ratings(self, folder: Path) -> None:
+        """Write the ratings of all source users by user, then time, then item."""
+        source = self.source
+        user = self._source_row[source.user]
+        order = np.lexsort((source.item, source.time, user))
+        _save_ratings(folder, user[order], source.item[order], source.rating[order], "source_")
+
+    def _side(self, hidden: NDArray[np.bool_]) -> list[str]:
+        return [str(user) for user in self.target.users[~hidden & ~np.isin(self.target.users, self.split.train)]]
+
+    def _ratings(self, ids: NDArray[Any], keep: NDArray[np.bool_]) -> tuple[Ints, Ints, Floats]:
+        """The kept ratings of these users, numbered by their place in `ids`, sorted by user then item."""
+        number = np.full(len(self.target.users), -1)
+        number[np.searchsorted(self.target.users, ids)] = np.arange(len(ids))
+        user = number[self.target.user]
+        rows = np.flatnonzero(keep & (user >= 0))
+        rows = rows[np.lexsort((self.target.item[rows], user[rows]))]
+        return user[rows], self.target.item[rows], self.target.rating[rows]
+
+    def _of_users(self, values: NDArray[Any], ids: Sequence[str]) -> NDArray[Any]:
+        return values[np.searchsorted(self.source.users, np.array(ids, dtype=object))]
+
+    def _save_offsets(self, folder: Path, source_offset: NDArray[np.float64], ids: Sequence[str]) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        save_arrays(folder, source_offset=self._of_users(source_offset, ids).astype(np.float32))
+
+    def _save_vectors(self, folder: Path, known: NDArray[Any], user: Ints, item: Ints, rating: Floats) -> None:
+        parts = {
+            folder: self.split.train, folder / "validation": self.split.validation, self.out / "test": self.split.test
+        }  # fmt: skip
+        if isinstance(self.vectors, FactorSpec):
+            source = factorise(
+                self.vectors, _interactions(self.source.user, self.source.item, self.source.rating, self._size)
+            )
+            size = len(known), len(self.target.items)
+            target = factorise(self.vectors, _interactions(user, item, rating, size))
+            _save_rows(folder, "target", target.users, None)
+            _save_rows(folder, "items", target.items, None)
+            centre = centre_of(self._of_users(source.users, self.split.train))
+            for place, ids in parts.items():
+                _save_rows(place, "source", self._of_users(source.users, ids), None, centre)
+            return
+        # A copy of these users' rows: the whole table also holds what test users wrote in the target domain.
+        _save_known_rows(folder, "target", self.vectors.target_users, list(known))
+        _save_rows(folder, "items", self.vectors.items, list(self.target.items))
+        rows = table_rows(self.vectors.source_users, self.split.train)
+        centre = centre_of(self.vectors.source_users.vectors, rows)
+        for place, ids in parts.items():
+            _save_rows(place, "source", self.vectors.source_users, ids, centre)
+
+
+def _interactions(user: Ints, item: Ints, rating: Floats, size: tuple[int, int]) -> Interactions:
+    return Interactions(user=user, item=item, rating=rating, users=size[0], items=size[1])
+
+
+def _save_rows(
+    folder: Path,
+    name: str,
+    vectors: NDArray[Any] | FeatureTable,
+    ids: Sequence[str] | None,
+    centre: tuple[Floats, float] | None = None,
+) -> None:
+    """Write vectors, or where in a feature table they are, with their centre and scale."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if isinstance(vectors, FeatureTable):
+        assert ids is not None
+        rows = table_rows(vectors, ids)
+        centre = centre or centre_of(vectors.vectors, rows)
+        # Relative: a home folder may move. The folder that is being built lies beside its final place.
+        path: str | None = os.path.relpath((vectors.path / "vectors.npy").resolve(), folder.resolve())
+    else:
+        rows, path = np.arange(len(vectors)), None
+        centre = centre or centre_of(vectors)
+        np.save(folder / f"{name}_vectors.npy", vectors)
+    save_places(folder, name, rows, centre, path)
+
+
+def _save_known_rows(folder: Path, name: str, table: FeatureTable, ids: Sequence[str]) -> None:
+    """Write the vectors that these ids have, and nothing else of the table."""
+    rows = table_rows(table, ids)
+    present = np.flatnonzero(rows >= 0)
+    shape = (len(present), table.vectors.shape[1])
+    copy = mapped_array(folder / f"{name}_vectors.npy", table.vectors.dtype, shape)
+    for start in range(0, len(present), _COPY_ROWS):
+        part = slice(start, start + _COPY_ROWS)
+        copy[part] = table.vectors[rows[present[part]]]
+    copy.flush()
+    places = np.full(len(rows), -1)
+    places[present] = np.arange(len(present))
+    save_places(folder, name, places, centre_of(copy), None)
+
+
+def _save_ratings(folder: Path, user: Ints, item: Ints, rating: Floats, prefix: str = "") -> None:
+    arrays: dict[str, NDArray[Any]] = {"user": user, "item": item, "rating": rating}
+    save_arrays(folder, **{prefix + name: array for name, array in arrays.items()})
