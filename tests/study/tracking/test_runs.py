@@ -13,13 +13,13 @@ import numpy as np
 import optuna
 import pytest
 import yaml
+from study.tracking.pareto import front, mark_front
 
 from features.errors import InputError
 from study.report.figures.tradeoffs import pareto
 from study.specs import Cell, Job, Objective
 from study.tracking import results
 from study.tracking import runs as tracking
-from study.tracking.pareto import front, mark_front
 from study.tracking.runs import EpochReport, PartTracker
 
 from ..store import MUSIC
