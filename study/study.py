@@ -140,7 +140,7 @@ class Study:
     def sweep(self, parameter: str) -> Summary:
         """One field varied, everything else at the best configuration."""
         rows = swept_rows(self.plan, parameter)
-        return self._run(f"sweep:{parameter}", self._start_configs(parameter, self.plan.sweeps[parameter].start, rows))
+        return self._run(f"sweep:{parameter}", self._start_configs(f"sweep:{parameter}", self.plan.sweeps[parameter].start, rows))
 
     def ablate(self) -> Summary:
         """Variants of the subject's best configuration."""
