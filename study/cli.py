@@ -392,7 +392,7 @@ def ui(home: Path, port: int, host: str) -> None:
 
 def _extract(study: Study) -> Inputs:
     """Make what trials read, and say which feature tables are not whole."""
-    from features.extraction.extract import shortfall
+    from features.extraction.spec import shortfall
 
     inputs = study.extract()
     for name, table in inputs.tables.items():
@@ -434,8 +434,8 @@ def _report(study: Study, *, fresh: bool) -> None:
     """Draw the report, unless it shows the study as it is; print the table, the figures and the way on."""
     from features.errors import InputError
     from study.report.claims.judge import counts
+    from study.report.comparison_table import summary_table
     from study.report.report import CLAIMS, current
-    from study.report.tables import summary_table
 
     page = study.report_folder / "report.html"
     results, comparison = None if fresh else study.results(), None

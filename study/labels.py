@@ -57,6 +57,14 @@ class Labels:
         return self.rows[self.model]
 
     @property
+    def table_order(self) -> tuple[str, ...]:
+        """All rows as tables have them: simple baselines, the paper's systems as it prints them, then the others."""
+        systems = list(self.published.comparison.rows) if self.published else []
+        place = {name: k for k, name in enumerate(systems)}
+        rows = sorted(self.rows.values(), key=lambda row: place.get(row.paper_name, len(systems)))
+        return (*self.task_type.baselines, *(row.row for row in rows))
+
+    @property
     def subject_published(self) -> Published | None:
         """What is published, where it is the subject's own paper: ablations and claims are of its subject alone."""
         published = self.published

@@ -10,10 +10,10 @@ import pandas as pd
 from rich.markup import escape
 from rich.table import Table
 
-from features.encoders.encoder import resolve_encoder
+from features.encoders.spec import resolve_encoder
 from features.errors import InputError
-from features.pseudo.generator import EMBEDDED, resolve_generator
-from features.simulate.simulator import LABEL
+from features.pseudo.generator import LOCAL, resolve_generator
+from features.store.folders import SIMULATED
 from study import parts
 from study.data.domains import data_folder
 from study.data.preview import preview
@@ -47,7 +47,7 @@ def describe(plan: Plan, data: Path | None, home: Path) -> Iterator[Table | str]
     for row in plan.rows:
         space = row.load_space() if row.search else None
         if space is not None and row.search is not None and (size := space.size()) is not None:
-            yield f"The space of {row.name} holds {size:,} configurations; the search tries {row.search.trials} in each cell."
+            yield f"The space of {row.name} holds {size:,} configurations; each cell tries {row.search.trials} of them."
 
 
 def _configuration(plan: Plan, row: Row) -> Table:
@@ -69,12 +69,12 @@ def _inputs(plan: Plan, data: Path | None, home: Path) -> str:
         users, items = (resolve_encoder(plan.features.text.spec(kind).encoder) for kind in ("users", "items"))
         vectors = f"text vectors by {users.spec.model}"
         if plan.features.text.items is not None:
-            vectors += f", items by {items.spec.model}{' with their images' if items.spec.looks else ''}"
+            vectors += f", items by {items.spec.model}{' with their images' if items.spec.reads_images else ''}"
     else:
         vectors = f"rating-based vectors, {plan.features.ratings.factors} factors"
     pseudo = plan.features.pseudo
     if pseudo is not None:
-        if pseudo.model != EMBEDDED:
+        if pseudo.model != LOCAL:
             resolve_generator(pseudo)
         vectors += f"; pseudo-items by {pseudo.model}"
     if plan.simulate:
@@ -84,7 +84,7 @@ def _inputs(plan: Plan, data: Path | None, home: Path) -> str:
         for name in filter(None, (spec.interactions, spec.items, plan.sequences.users)):
             if not (folder / name).is_file():
                 raise InputError(f"{folder / name}: no such file; put it there, or name its folder with --data")
-    label = " (SIMULATED)" if (folder / LABEL).is_file() else ""
+    label = " (SIMULATED)" if (folder / SIMULATED).is_file() else ""
     return f"input: {folder}{label}; {vectors}"
 
 

@@ -10,8 +10,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from trainables.tasks.arrays import TaskFolders
-
 from features.errors import InputError
 from features.store.tables import digest
 from study import parts
@@ -21,7 +19,7 @@ from study.engine.run import Failure, Progress, at_work, refuse_second, run_jobs
 from study.home import Home
 from study.labels import Labels, labels_of
 from study.plan.diff import remember
-from study.plan.schema import Plan, Row
+from study.plan.schema import Plan, Row, swept_rows
 from study.plan.start import config_of_run
 from study.progress import StartProgress, no_progress
 from study.provenance import commit, device, versions
@@ -31,9 +29,10 @@ from study.selection import Best, best_trials
 from study.specs import BASELINE, Cell, Cluster, Job, Recipe, RowRecipe
 from study.tracking import runs as tracking
 from study.tracking import tags
-from study.tracking.marks import mark_best, mark_front
+from study.tracking.marks import mark_best, mark_front, mark_places
 from study.tracking.registry import Recommendation, recommend, register
 from study.tracking.results import Results, load_results, read_config
+from trainables.tasks.arrays import TaskFolders
 
 RUN = "trainables.trial:run"
 RUN_BASELINE = "trainables.trial:run_baseline"
@@ -140,7 +139,7 @@ class Study:
 
     def sweep(self, parameter: str) -> Summary:
         """One field varied, everything else at the best configuration."""
-        rows = parts.swept_rows(self.plan, parameter)
+        rows = swept_rows(self.plan, parameter)
         return self._run(f"sweep:{parameter}", self._start_configs(parameter, self.plan.sweeps[parameter].start, rows))
 
     def ablate(self) -> Summary:
@@ -156,6 +155,9 @@ class Study:
         """
         names = [self.plan.subject.name, *(self.plan.row(name).name for name in registered)]
         summary = self._run("score", self._best_configs("score", self.plan.rows))
+        task_type = self.plan.task_type
+        direction = task_type.validation_directions[f"val_{task_type.headline}"]
+        mark_places(*self._store(), metric=f"test_{task_type.headline}", maximize=direction == "maximize")
         return replace(summary, notes=tuple(register(self.results(), self._inputs.domains, self.home, names)))
 
     def recommend(self, user: str, cell: str | None, n: int, row: str | None = None) -> Recommendation:
@@ -227,7 +229,7 @@ class Study:
         """Trial -> status of its run; a trial that the search stopped early has ended."""
         states: dict[str, str] = {}
         for run in tracking.find_runs(*store, part) if store else ():
-            trial = run.data.tags.get(tags.TRIAL)
+            trial = str(run.data.tags.get(tags.TRIAL))
             if trial in trials and tags.SUPERSEDED not in run.data.tags:  # of several, the newest is what counts
                 states.setdefault(trial, tracking.FINISHED if tags.PRUNED in run.data.tags else run.info.status)
         return states
@@ -269,7 +271,7 @@ class Study:
         return configs | {key: best[key][1]["config"] for key in wanted}
 
     def _run(self, part: str, start: Configs) -> Summary:
-        """Finish a part's jobs, and the simple baselines that stand beside them; of the rows in `only`, where there are any."""
+        """Finish a part's jobs, with the simple baselines beside them; where `only` names rows, theirs alone."""
         jobs = parts.part_jobs(self.plan, part, self._folders, start)
         if not jobs:
             raise InputError(f"plan {self.plan.name}: has no {part.split(':')[0]} part; add it to the plan")
@@ -336,17 +338,17 @@ class Study:
     def _log_data(self, inputs: Inputs) -> None:
         """One run of part `data` with the domains' manifests and the cells' counts, replaced when they change."""
         client, experiment = self._store()
-        tags = {
+        run_tags = {
             tags.PART: "data", tags.DATA_KEY: inputs.data_key, tags.FEATURE_KEY: inputs.feature_key,
             tags.SIMULATED: str(inputs.simulated).lower(), tags.CELLS: digest({"tasks": sorted(inputs.tasks)}),
         }  # fmt: skip
         for run in tracking.find_runs(client, experiment, "data"):
-            if run.info.status == tracking.FINISHED and tags.items() <= run.data.tags.items():
+            if run.info.status == tracking.FINISHED and run_tags.items() <= run.data.tags.items():
                 for tag, words in self._way.items() - run.data.tags.items():
                     client.set_tag(run.info.run_id, tag, words)
                 return
             client.delete_run(run.info.run_id)
-        run = client.create_run(experiment, run_name="data", tags=tags | self._way)
+        run = client.create_run(experiment, run_name="data", tags=run_tags | self._way)
         for path in describe_data(self.plan, inputs, self.home.logs(self.plan.name)).values():
             client.log_artifact(run.info.run_id, str(path))
         for name, value in table_metrics(inputs.tables).items():

@@ -69,7 +69,9 @@ class TaskType:
     measure: Callable[..., Measured]  # (held_out, predict, task, seed, *, full, predicted=None)
     query: Callable[[pd.DataFrame, Mapping[str, int]], Any]  # what is known of users, from columns and items' numbers
     query_columns: Mapping[str, str]  # those columns -> number | numbers | texts
-    describe_user: Callable[[Path, str, Sequence[str]], pd.DataFrame]  # (task_dir, user, source-domain items) -> columns
+    describe_user: Callable[
+        [Path, str, Sequence[str]], pd.DataFrame
+    ]  # (task_dir, user, source-domain items) -> columns
     example_user: Callable[[Path], pd.DataFrame]  # task_dir -> those columns of a validation user
     hide_seen: Callable[
         [Tensor, Any, tuple[int, int]], Tensor

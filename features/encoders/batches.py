@@ -1,7 +1,7 @@
-"""Inputs of unequal length put into batches under a token budget, and their vectors put together by row.
+"""Texts of unequal length put into batches under a token budget, and their vectors averaged by input.
 
-What does not fit into memory is halved, what fails costs itself only. Legend: B inputs of a batch, L tokens of
-the longest of them, N rows, F width.
+A batch that does not fit into memory is halved; a text that fails costs its own input only. Legend: B texts of a batch,
+L tokens of the longest of them, N inputs, F width.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from features.encoders.inputs import EncoderInput
 from features.errors import one_line
-from features.extraction.prompts import Row
 
 T = TypeVar("T")
 Vectors = NDArray[np.float32]
@@ -23,10 +23,10 @@ Vectors = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Encoded:
-    """Vectors of rows.
+    """Vectors of inputs.
 
     vectors: [N, F] float32, NaN where failed. tokens: [N] real tokens read. padded: tokens computed, padding included.
-    failed: row number -> reason.
+    failed: number of the input -> reason.
     """
 
     vectors: Vectors
@@ -35,20 +35,21 @@ class Encoded:
     failed: Mapping[int, str]
 
 
-class Means:
-    """The mean over each row's units, accumulated batch by batch in float64; a unit is one text, with the row's image.
+class RunningMeans:
+    """The mean over each input's units, accumulated batch by batch in float64.
 
-    Equal units of whatever rows are one. `units`: all that are to be encoded. failed: rows that are not (number -> why).
+    A unit is one text with its input's image; equal units of several inputs are one. units: all that are to be encoded.
+    failed: inputs that are not encoded (number -> reason).
     """
 
-    def __init__(self, rows: Sequence[Row], width: int, failed: Mapping[int, str]) -> None:
+    def __init__(self, inputs: Sequence[EncoderInput], width: int, failed: Mapping[int, str]) -> None:
         owners: dict[tuple[str, str | None], list[int]] = {}
-        for i, row in enumerate(rows):
-            for text in row.texts if i not in failed else ():
-                owners.setdefault((text, row.image), []).append(i)
+        for i, one in enumerate(inputs):
+            for text in one.texts if i not in failed else ():
+                owners.setdefault((text, one.image), []).append(i)
         self.units, self._owners = list(owners), list(owners.values())
-        self._counts = np.array([[max(len(row.texts), 1)] for row in rows])
-        self._sums, self._read = np.zeros((len(rows), width)), np.zeros(len(rows), np.int32)
+        self._counts = np.array([[max(len(one.texts), 1)] for one in inputs])
+        self._sums, self._tokens = np.zeros((len(inputs), width)), np.zeros(len(inputs), np.int32)
         self._failed, self._padded = dict(failed), 0
 
     def add(
@@ -59,50 +60,50 @@ class Means:
         padded: int,
         failed: Mapping[int, str],
     ) -> None:
-        """One batch: numbers of its units [B], their vectors [B, F], lengths [B]; failed: place in the batch -> reason.
+        """Add one batch: numbers of its units [B], their vectors [B, F] and lengths [B]; failed: place in it -> reason.
 
         padded: tokens that were computed, padding included.
         """
         self.fail({units[i]: reason for i, reason in failed.items()})
-        mine = [row for i in units for row in self._owners[i]]
+        owners = [row for i in units for row in self._owners[i]]
         repeats = [len(self._owners[i]) for i in units]
-        np.add.at(self._sums, mine, np.repeat(vectors, repeats, axis=0))
-        np.add.at(self._read, mine, np.repeat(lengths, repeats))
+        np.add.at(self._sums, owners, np.repeat(vectors, repeats, axis=0))
+        np.add.at(self._tokens, owners, np.repeat(lengths, repeats))
         self._padded += padded
 
     def fail(self, units: Mapping[int, str]) -> None:
-        """Units that have no vector (number -> reason), and so all rows they are part of."""
+        """Mark units that have no vector (number -> reason), and so all inputs that they are part of."""
         self._failed |= {row: reason for i, reason in units.items() for row in self._owners[i]}
 
     def encoded(self) -> Encoded:
-        """The rows' vectors."""
+        """Return the inputs' vectors."""
         means = (self._sums / self._counts).astype(np.float32)
         means[list(self._failed)] = np.nan
-        return Encoded(means, self._read, self._padded, self._failed)
+        return Encoded(means, self._tokens, self._padded, self._failed)
 
 
 def pool(states: Sequence[torch.Tensor], mask_BL: torch.Tensor) -> torch.Tensor:
-    """Mean over layers, then over real tokens, in float32: states of [B, L, F], mask 1 = real -> [B, F]."""
+    """Average over layers, then over real tokens, in float32: states of [B, L, F], mask 1 = real -> [B, F]."""
     mean_BLF = torch.stack([state.float() for state in states]).mean(0)
     mask_BL1 = mask_BL.unsqueeze(-1).float()
     return (mean_BLF * mask_BL1).sum(1) / mask_BL1.sum(1)
 
 
-class Budget:
-    """Padded tokens of one forward pass at most. Halved for good by each out-of-memory: what failed once fails again."""
+class TokenBudget:
+    """The most padded tokens of one forward pass. Each out-of-memory halves it for good: what failed once fails again."""
 
     def __init__(self, tokens: int) -> None:
         self.tokens = tokens
 
     def halve(self, used: int) -> None:
-        """After a batch of `used` padded tokens did not fit."""
+        """Lower the budget after a batch of `used` padded tokens did not fit."""
         self.tokens = max(1, min(self.tokens, used // 2))
 
 
-def token_batches(lengths: NDArray[np.int64], budget: Budget, *, exact: bool) -> Iterator[NDArray[np.int64]]:
-    """Indices of the inputs of each batch: longest first, at most `budget` padded tokens; empty inputs are left out.
+def token_batches(lengths: NDArray[np.int64], budget: TokenBudget, *, exact: bool) -> Iterator[NDArray[np.int64]]:
+    """Yield the indices of each batch's texts: longest first, at most `budget` padded tokens; empty texts are left out.
 
-    exact: only inputs of equal length share a batch. It wastes no token, and makes a vector's bits independent of the
+    exact: only texts of equal length share a batch. It wastes no token, and makes a vector's bits independent of the
     texts around it (one thread, measured on MKL): that is how a changed review of one user changes no other user's
     features. A GPU needs the larger batches.
     """
@@ -118,8 +119,8 @@ def token_batches(lengths: NDArray[np.int64], budget: Budget, *, exact: bool) ->
         start = end
 
 
-def packs(lengths: NDArray[np.int64], budget: Budget) -> Iterator[NDArray[np.int64]]:
-    """Indices of the inputs of each batch: longest first, at most `budget` tokens without any padding; no empty input."""
+def packs(lengths: NDArray[np.int64], budget: TokenBudget) -> Iterator[NDArray[np.int64]]:
+    """Yield the indices of each batch's texts: longest first, at most `budget` tokens, no padding, no empty text."""
     order = np.argsort(-lengths, kind="stable")
     order = order[lengths[order] > 0]
     ends = np.cumsum(lengths[order])
@@ -132,12 +133,12 @@ def packs(lengths: NDArray[np.int64], budget: Budget) -> Iterator[NDArray[np.int
 
 
 def padded_size(batch: Sequence[Sized]) -> int:
-    """Tokens of a batch in which each input is as long as the longest."""
+    """Count the tokens of a batch in which each text is padded to the longest."""
     return len(batch) * max(map(len, batch))
 
 
 def packed_size(batch: Sequence[Sized]) -> int:
-    """Tokens of a batch without padding."""
+    """Count the tokens of a batch without padding."""
     return sum(map(len, batch))
 
 
@@ -145,12 +146,12 @@ def run_batch(
     batch: Sequence[T],
     run: Callable[[Sequence[T]], Vectors],
     size: Callable[[Sequence[T]], int],
-    budget: Budget,
+    budget: TokenBudget,
     width: int,
 ) -> tuple[Vectors, dict[int, str]]:
-    """Vectors [B, F] of a batch, and the reasons of those that failed (zeros there). size: tokens of a batch.
+    """Return the vectors [B, F] of a batch, and the reasons of those that failed (zeros there). size: tokens of a batch.
 
-    A batch that raises is cut into halves, down to the input that raises alone; one that is out of memory also halves
+    A batch that raises is cut into halves, down to the text that raises alone; one that is out of memory also halves
     the budget of the batches to come. Raises torch.AcceleratorError where the device is of no more use.
     """
     try:
@@ -158,10 +159,10 @@ def run_batch(
     except (RuntimeError, ValueError, IndexError) as error:
         out_of_memory = is_out_of_memory(error)
         if isinstance(error, torch.AcceleratorError) and not out_of_memory:
-            raise  # of the device, not of an input: after an illegal access, all that this process asks of it fails
+            raise  # the device's fault, not the text's: after an illegal access, all that this process asks of it fails
         reason = f"{type(error).__name__}: {one_line(error)}"
     if out_of_memory:
-        if len(batch) > 1 or size(batch) <= budget.tokens:  # an input above the budget says nothing of those within it
+        if len(batch) > 1 or size(batch) <= budget.tokens:  # a text above the budget says nothing of those within it
             budget.halve(size(batch))
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
@@ -170,10 +171,13 @@ def run_batch(
     middle = len(batch) // 2
     left, left_failed = run_batch(batch[:middle], run, size, budget, width)
     right, right_failed = run_batch(batch[middle:], run, size, budget, width)
-    return np.concatenate([left, right]), left_failed | {middle + i: why for i, why in right_failed.items()}
+    return np.concatenate([left, right]), left_failed | {middle + i: reason for i, reason in right_failed.items()}
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Of a GPU, by torch or by CUDA itself, or of torch's CPU allocator, which has no exception of its own."""
-    said = ("can't allocate memory", "CUDA error: out of memory")
-    return isinstance(error, torch.OutOfMemoryError) or any(words in str(error) for words in said)
+    """Return whether an error says that a GPU (torch or CUDA itself) or torch's CPU allocator is out of memory.
+
+    The CPU allocator has no exception of its own.
+    """
+    messages = ("can't allocate memory", "CUDA error: out of memory")
+    return isinstance(error, torch.OutOfMemoryError) or any(message in str(error) for message in messages)

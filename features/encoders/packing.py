@@ -1,7 +1,7 @@
 """Texts of unequal length in one forward pass without padding, on a CPU.
 
-All tokens of a batch stand in one row [1, T]: every matrix of the model sees T rows, however short the texts are, and only
-attention looks at the texts one by one (those of equal length together). Nothing is padded, so nothing is masked.
+All tokens of a batch stand in one row [1, T]: every matrix of the model multiplies T rows, however short the texts are,
+and only attention takes the texts one by one (those of equal length together). Nothing is padded, so nothing is masked.
 Legend: T tokens of a batch, H heads, G heads of keys and values, D width of a head, B texts of one length, L that length.
 """
 
@@ -18,14 +18,14 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 NAME = "text_by_text"
-_OTHER = ("sliding_window", "softcap", "s_aux")  # of attention functions: what ours does not do
+_UNSUPPORTED = ("sliding_window", "softcap", "s_aux")  # arguments of attention functions that ours does not heed
 _lengths: ContextVar[Sequence[int]] = ContextVar("lengths")  # of the texts in the row
 
 
 def can_pack(model: Any) -> bool:
-    """Whether two texts in one row get what each gets alone, after which the model computes that way.
+    """Return whether two texts in one row get what each gets alone; if so, the model computes that way from now on.
 
-    Tried out, for nothing says it of a model: some count positions by themselves, or attend in ways of their own.
+    It is tried out, because nothing declares it: some models count positions themselves, or attend in ways of their own.
     """
     if not getattr(model, "_supports_attention_backend", False):
         return False
@@ -53,7 +53,7 @@ def can_pack(model: Any) -> bool:
 
 @contextmanager
 def packed(texts: Sequence[Sequence[int]]) -> Iterator[dict[str, Tensor]]:
-    """The model's inputs for token lists in falling order of length; the forward pass is to be made inside the block."""
+    """Yield the model's inputs for token lists in falling order of length; run the forward pass inside the block."""
     lengths = [len(text) for text in texts]
     mark = _lengths.set(lengths)
     try:
@@ -66,10 +66,10 @@ def packed(texts: Sequence[Sequence[int]]) -> Iterator[dict[str, Tensor]]:
 
 
 def runs(lengths: Sequence[int]) -> Iterator[tuple[int, int, int]]:
-    """(first token, texts, tokens of each) of every run of texts of equal length in a row."""
+    """Yield (first token, number of texts, tokens of each) for every run of texts of equal length in a row."""
     start = 0
-    for length, same in groupby(lengths):
-        count = len(list(same))
+    for length, texts in groupby(lengths):
+        count = len(list(texts))
         yield start, count, length
         start += count * length
 
@@ -82,9 +82,9 @@ def _attend(
     module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any, scaling: float | None = None,
     is_causal: bool | None = None, **kwargs: Any,
 ) -> tuple[Tensor, None]:  # fmt: skip
-    """Query [1, H, T, D], key and value [1, G, T, D] -> [1, T, H, D]."""
-    if strange := [name for name in _OTHER if kwargs.get(name) is not None]:
-        raise ValueError(f"attention with {', '.join(strange)} cannot be packed")
+    """Attend within each text: query [1, H, T, D], key and value [1, G, T, D] -> [1, T, H, D]."""
+    if unsupported := [name for name in _UNSUPPORTED if kwargs.get(name) is not None]:
+        raise ValueError(f"attention with {', '.join(unsupported)} cannot be packed")
     causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
     out = torch.empty_like(query.transpose(1, 2), memory_format=torch.contiguous_format)
     for start, count, length in runs(_lengths.get()):
@@ -93,8 +93,8 @@ def _attend(
             heads[0, :, part].view(len(heads[0]), count, length, -1).transpose(0, 1)  # [B, H, L, D]
             for heads in (query, key, value)
         )
-        made = scaled_dot_product_attention(
+        attended = scaled_dot_product_attention(
             q, k, v, scale=scaling, is_causal=causal and length > 1, enable_gqa=query.shape[1] != key.shape[1]
         )
-        out[0, part].view(count, length, *out.shape[2:]).copy_(made.transpose(1, 2))
+        out[0, part].view(count, length, *out.shape[2:]).copy_(attended.transpose(1, 2))
     return out, None

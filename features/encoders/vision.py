@@ -1,7 +1,7 @@
 """Vectors of texts with images by a vision-language model of transformers (MuSiC section 3.2).
 
 The prompt is the model's own chat template around one image and one text. first_last_avg is that of
-`features.encoders.encoder`, with h_1 and h_L of the language model's blocks, over all tokens of the prompt or over those
+`features.encoders.text`, with h_1 and h_L of the language model's blocks, over all tokens of the prompt or over those
 that are not the image's. A text without an image is a prompt without one.
 
 Legend: B prompts of a batch, L tokens of the longest of them, F width of the language model.
@@ -19,23 +19,22 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from features.encoders.batches import Budget, Encoded, Means, padded_size, pool, run_batch, token_batches
+from features.encoders.batches import Encoded, RunningMeans, TokenBudget, padded_size, pool, run_batch, token_batches
+from features.encoders.inputs import EncoderInput
+from features.encoders.spec import EncoderSpec
 from features.encoders.weights import quiet
 from features.errors import one_line
-from features.extraction.prompts import Row
 from features.images.gather import open_image
 
 if TYPE_CHECKING:
     from PIL import Image
-
-    from features.encoders.encoder import EncoderSpec
 
 _WINDOW = 64  # prompts whose images are in memory at once
 
 
 @dataclass(frozen=True)
 class _Prompt:
-    """One text in the chat template, and its image."""
+    """One text in the chat template, with its image."""
 
     text: str
     image: Image.Image | None
@@ -55,7 +54,7 @@ class ImageTextEncoder:
         if self.tokenizer.pad_token is None:
             self.tokenizer.pad_token = self.tokenizer.eos_token  # any will do, since padding is masked
         self.width = model.config.get_text_config().hidden_size
-        self.budget = Budget(spec.batch_tokens)
+        self.budget = TokenBudget(spec.batch_tokens)
         self._lock = threading.Lock()  # a fast tokenizer that is called from two threads raises "Already borrowed"
         self._image_tokens: dict[tuple[int, int], int] = {}  # width and height of an image -> its tokens
         self._first = threading.local()  # .state: h_1 of this thread's forward pass
@@ -63,14 +62,14 @@ class ImageTextEncoder:
             # A hook on one block keeps that block's output alone, whichever outputs the model offers to record.
             self.model.get_decoder().layers[0].register_forward_hook(self._keep)
 
-    def encode(self, rows: Sequence[Row]) -> Encoded:
-        """Vectors of `rows`: the mean over a row's texts, each seen with the row's image."""
-        means = Means(rows, self.width, {})
+    def encode(self, inputs: Sequence[EncoderInput]) -> Encoded:
+        """Return a vector for each input: the mean over its texts, each read with the input's image."""
+        means = RunningMeans(inputs, self.width, {})
         for start in range(0, len(means.units), _WINDOW):
             self._encode_window(means, range(start, min(start + _WINDOW, len(means.units))))
         return means.encoded()
 
-    def _encode_window(self, means: Means, window: range) -> None:
+    def _encode_window(self, means: RunningMeans, window: range) -> None:
         prompts: dict[int, _Prompt] = {}
         for i in window:
             text, image = means.units[i]
@@ -78,36 +77,36 @@ class ImageTextEncoder:
                 prompts[i] = self._prompt(text, image)
             except (OSError, ValueError) as error:
                 means.fail({i: f"{type(error).__name__}: {one_line(error)}"})
-        for seen in (True, False):  # the library takes images for all texts of a batch, or for none
-            mine = [i for i, prompt in prompts.items() if (prompt.image is not None) == seen]
-            lengths = np.array([len(prompts[i]) for i in mine], np.int64)
+        for with_image in (True, False):  # the library takes images for all texts of a batch, or for none
+            candidates = [i for i, prompt in prompts.items() if (prompt.image is not None) == with_image]
+            lengths = np.array([len(prompts[i]) for i in candidates], np.int64)
             for batch in token_batches(lengths, self.budget, exact=self.device.type == "cpu"):
-                units = [mine[i] for i in batch]
-                these = [prompts[i] for i in units]
-                vectors, failed = run_batch(these, self._vectors, padded_size, self.budget, self.width)
-                means.add(units, vectors, lengths[batch], padded_size(these), failed)
+                units = [candidates[i] for i in batch]
+                batch_prompts = [prompts[i] for i in units]
+                vectors, failed = run_batch(batch_prompts, self._vectors, padded_size, self.budget, self.width)
+                means.add(units, vectors, lengths[batch], padded_size(batch_prompts), failed)
 
     def _prompt(self, text: str, image: str | None) -> _Prompt:
-        seen = open_image(self.images, image, self.spec.max_pixels) if image is not None else None
+        opened = open_image(self.images, image, self.spec.max_pixels) if image is not None else None
         with self._lock:
-            prompt = self._templated(self._cut(text), seen is not None)
+            prompt = self._templated(self._cut(text), opened is not None)
             length = len(self.tokenizer(prompt, add_special_tokens=False)["input_ids"])
-            if seen is not None:
-                length += self._tokens_of(seen)
-        return _Prompt(prompt, seen, length)
+            if opened is not None:
+                length += self._image_length(opened)
+        return _Prompt(prompt, opened, length)
 
     def _cut(self, text: str) -> str:
-        """The text's first `max_tokens` tokens: a prompt that is cut after the template would lose what holds the image."""
+        """Return the text's first `max_tokens` tokens; a prompt cut after the template would lose the image's place."""
         ends = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
         return text if len(ends) <= self.spec.max_tokens else text[: ends[self.spec.max_tokens - 1][1]]
 
-    def _templated(self, text: str, seen: bool) -> str:
-        content = [{"type": "image"}] * seen + [{"type": "text", "text": text}]
+    def _templated(self, text: str, with_image: bool) -> str:
+        content = [{"type": "image"}] * with_image + [{"type": "text", "text": text}]
         prompt: str = self.processor.apply_chat_template([{"role": "user", "content": content}], tokenize=False)
         return prompt
 
-    def _tokens_of(self, image: Image.Image) -> int:
-        """How many tokens an image of this size becomes, less its placeholder; asked of the processor once per size."""
+    def _image_length(self, image: Image.Image) -> int:
+        """Count the tokens that an image of this size becomes, less its placeholder; each size is tried once."""
         if image.size not in self._image_tokens:
             prompt = self._templated("", True)
             alone = len(self.tokenizer(prompt, add_special_tokens=False)["input_ids"])
@@ -116,7 +115,7 @@ class ImageTextEncoder:
         return self._image_tokens[image.size]
 
     def _vectors(self, prompts: Sequence[_Prompt]) -> NDArray[np.float32]:
-        """[B, F] of B prompts, all with an image or all without. Padding is on the right, as in `TextEncoder`."""
+        """Return the vectors [B, F] of B prompts, all with an image or all without; padded on the right as texts are."""
         images = [prompt.image for prompt in prompts if prompt.image is not None] or None
         with self._lock, quiet():
             inputs = self.processor(

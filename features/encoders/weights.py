@@ -1,6 +1,6 @@
-"""Checkpoints of transformers on this machine: found, hashed, and loaded whole or not at all.
+"""Pretrained models of transformers on this machine: found, hashed, and loaded whole or not at all.
 
-A `place` is what a checkpoint is to the user, and how its errors begin: "encoder minilm".
+A `place` is what the model is to the user, and how its errors begin: "encoder minilm".
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from features.store.tables import digest
 
 _WEIGHTS = ("*.safetensors", "*.bin")
 _OTHER_FILES = ("config.json", "tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json", "*.model")
-PROCESSOR_FILES = ("*processor_config.json", "chat_template*")  # of models that see
-CODE_FILES = ("*.py",)  # of checkpoints that bring their own
+PROCESSOR_FILES = ("*processor_config.json", "chat_template*")  # of vision-language models
+CODE_FILES = ("*.py",)  # of models that bring their own code
 
 
 @dataclass(frozen=True, kw_only=True)
-class Checkpoint:
-    """A folder in the layout of `save_pretrained`, by content."""
+class PretrainedFiles:
+    """A folder in the layout of `save_pretrained`, with the hashes of its files."""
 
     folder: Path
     weights: tuple[Path, ...]
@@ -37,16 +37,16 @@ class Checkpoint:
     files_sha256: str  # configuration and tokenizer
 
 
-def find_folder(role: str, model: str, revision: str | None, others: str = "") -> Path:
-    """The folder of a checkpoint: `model` itself, or that of a hub id in the local cache.
+def find_folder(role: str, model: str, revision: str | None, alternatives: str) -> Path:
+    """Return the folder of a pretrained model: `model` itself, or that of a hub id in the local cache.
 
-    role: "encoder" or "generator". others: what else `model` could have been, for the error.
-    Raises InputError: no such folder, a hub id without a revision, or one that is not in the cache.
+    role: "encoder" or "generator". alternatives: what else `model` could have been, for the error.
+    Raises InputError where there is no such folder, or for a hub id without a revision or outside the cache.
     """
     if Path(model).is_dir():
         return Path(model)
     if model.count("/") != 1 or model.startswith(("/", ".", "~")):
-        raise InputError(f"{role} {model}: neither {others} nor a folder; give one of them")
+        raise InputError(f"{role} {model}: neither {alternatives} nor a folder; give one of them")
     if revision is None:
         raise InputError(f"{role} {model}: a hub id needs a pinned revision; set {role}.revision to a commit")
     from huggingface_hub import snapshot_download
@@ -61,8 +61,8 @@ def find_folder(role: str, model: str, revision: str | None, others: str = "") -
         ) from error
 
 
-def hash_checkpoint(place: str, folder: Path, more_files: Sequence[str] = ()) -> Checkpoint:
-    """Hash what is in `folder`; nothing is loaded. more_files: patterns of further files that outputs depend on.
+def hash_pretrained(place: str, folder: Path, more_files: Sequence[str] = ()) -> PretrainedFiles:
+    """Hash the files of `folder`; nothing is loaded. more_files: patterns of further files that outputs depend on.
 
     Raises InputError for a folder without configuration or weights.
     """
@@ -70,7 +70,7 @@ def hash_checkpoint(place: str, folder: Path, more_files: Sequence[str] = ()) ->
     if not weights or not (folder / "config.json").exists():
         raise InputError(f"{place}: {folder} holds no config.json with *.safetensors or *.bin; save a model there")
     others = sorted({path for pattern in (*_OTHER_FILES, *more_files) for path in folder.glob(pattern)})
-    return Checkpoint(
+    return PretrainedFiles(
         folder=folder,
         weights=tuple(weights),
         weights_sha256=_files_sha256(weights),
@@ -79,25 +79,25 @@ def hash_checkpoint(place: str, folder: Path, more_files: Sequence[str] = ()) ->
 
 
 def check_own_code(place: str, folder: Path) -> None:
-    """Raises InputError where the checkpoint names code of another repository, which no revision of its own pins."""
-    named: list[Any] = []
+    """Raise InputError where the pretrained model names code of another repository, which no revision of its own pins."""
+    auto_maps: list[Any] = []
 
-    def keep(found: dict[str, Any]) -> dict[str, Any]:
-        named.append(found.get("auto_map"))
-        return found
+    def keep(mapping: dict[str, Any]) -> dict[str, Any]:
+        auto_maps.append(mapping.get("auto_map"))
+        return mapping
 
     with _loading(place, folder):
         for path in sorted(folder.glob("*config*.json")):
             json.loads(path.read_bytes(), object_hook=keep)
-    if others := sorted(set(re.findall(r'"([^"]*?)--', json.dumps(named)))):
+    if repositories := sorted(set(re.findall(r'"([^"]*?)--', json.dumps(auto_maps)))):
         raise InputError(
-            f"{place}: runs code of {', '.join(others)}, which its revision does not pin; publish a repository of your own "
-            "with these files beside the weights, and without the names before -- in auto_map"
+            f"{place}: runs code of {', '.join(repositories)}, which its revision does not pin; publish a repository of "
+            "your own with these files beside the weights, and without the names before -- in auto_map"
         )
 
 
 def _files_sha256(paths: Sequence[Path]) -> str:
-    """SHA-256 of one file, or of the list of names and hashes of several."""
+    """Return the SHA-256 of one file, or of the names and hashes of several."""
     hashes = []
     for path in paths:
         stat = path.stat()
@@ -116,10 +116,10 @@ def _file_sha256(path: Path, size: int, mtime_ns: int) -> str:
 
 
 def resolve_dtype(dtype: str) -> str:
-    """The compute type that "auto" means on this machine.
+    """Return the compute type that "auto" means on this machine.
 
-    bfloat16 only where the hardware multiplies in it: with AMX it is 4 times faster than float32 here, without any such
-    instruction 80 times slower.
+    That is bfloat16 only where the hardware multiplies in it: with AMX it is 4 times faster than float32 here, without any
+    such instruction 80 times slower.
     """
     if dtype != "auto":
         return dtype
@@ -129,12 +129,12 @@ def resolve_dtype(dtype: str) -> str:
     return "bfloat16" if cpu.get("amx_bf16") or cpu.get("avx512_bf16") else "float32"
 
 
-def check_dtype(place: str, asked: str, dtype: str) -> None:
-    """Raises InputError where "auto" is another type on this machine than `dtype`, which it was where the work began.
+def check_dtype(place: str, setting: str, dtype: str) -> None:
+    """Raise InputError where the setting "auto" is another type on this machine than `dtype`, its type on the driver.
 
-    Vectors of both types under one key would be a mixture, and float32 made for a GPU may be twice its memory.
+    Vectors of both types under one key would be a mixture, and float32 may need twice the memory of a GPU.
     """
-    if asked == "auto" and (here := resolve_dtype(asked)) != dtype:
+    if setting == "auto" and (here := resolve_dtype(setting)) != dtype:
         raise InputError(
             f"{place}: dtype auto is {here} on node {socket.gethostname()} and {dtype} where the work began; "
             f"set {place.split()[0]}.dtype to one of them"
@@ -144,11 +144,11 @@ def check_dtype(place: str, asked: str, dtype: str) -> None:
 def load_weights(
     auto_class: Any, place: str, folder: Path, dtype: str, allow_keys: Sequence[str], *, remote_code: bool = False
 ) -> Any:
-    """The model of a folder, in `dtype`, by one of transformers' Auto classes.
+    """Load the model of a folder, in `dtype`, by one of transformers' Auto classes.
 
     remote_code: run the Python files that the folder brings, where the library has no class of its own for it.
-    Raises InputError where the folder is not seen, and if any weight is missing, unexpected or of another shape and not
-    allowed: such a model would give random numbers without an error.
+    Raises InputError where this node does not see the folder, and if any weight is missing, unexpected or of another shape
+    and not allowed: such a model would give random numbers without an error.
     """
     role = place.split()[0]
     if not folder.is_dir():
@@ -177,13 +177,13 @@ def load_weights(
     if faults:
         raise InputError(
             f"{place}: {folder} does not fit {type(model).__name__}: "
-            f"{'; '.join(faults)}; use a checkpoint of this class, or name harmless weights in {role}.allow_keys"
+            f"{'; '.join(faults)}; use a model of this class, or name harmless weights in {role}.allow_keys"
         )
     return model
 
 
 def load_tokenizer_of(place: str, folder: Path, *, remote_code: bool = False) -> Any:
-    """The tokenizer of a folder."""
+    """Load the tokenizer of a folder."""
     from transformers import AutoTokenizer
 
     with quiet(), _loading(place, folder):
@@ -191,41 +191,41 @@ def load_tokenizer_of(place: str, folder: Path, *, remote_code: bool = False) ->
 
 
 def load_processor_of(place: str, folder: Path) -> Any:
-    """The processor of a folder, for texts and still images: what AutoProcessor loads, less its part for videos.
+    """Load the processor of a folder, for texts and still images: what AutoProcessor loads, less its part for videos.
 
-    That part needs torchvision, which no image here does: they are prepared by Pillow everywhere, so that a vector does
-    not depend on what else is installed. Raises InputError for a model that transformers has no processor of.
+    That part needs torchvision. Images are prepared by Pillow everywhere, so that a vector does not depend on what else is
+    installed. Raises InputError for a model that transformers has no processor for.
     """
     from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer
     from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
 
     with quiet(), _loading(place, folder):
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-        known: Any = PROCESSOR_MAPPING.get(type(config), None)
-        if known is None:
+        processor: Any = PROCESSOR_MAPPING.get(type(config), None)
+        if processor is None:
             raise ValueError(f"transformers has no processor for {config.model_type}")
 
-        class Still(known):  # type: ignore[misc]
+        class StillImages(processor):  # type: ignore[misc]
             @classmethod
             def _get_arguments_from_pretrained(cls, *_: Any, **__: Any) -> list[Any]:
                 images = AutoImageProcessor.from_pretrained(folder, backend="pil", local_files_only=True)  # type: ignore[no-untyped-call]
                 tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-                return [tokenizer if "tokenizer" in name else images for name in known.get_attributes()]
+                return [tokenizer if "tokenizer" in name else images for name in processor.get_attributes()]
 
             def check_argument_for_proper_class(self, argument_name: str, argument: Any) -> Any:
                 return type(argument)
 
-        return Still.from_pretrained(folder, local_files_only=True)
+        return StillImages.from_pretrained(folder, local_files_only=True)
 
 
 def _weight_name(name: Any) -> str:
-    """The library gives a mismatched weight as (name, shape here, shape there)."""
+    """Return the name of a weight; the library gives a mismatched one as (name, shape here, shape there)."""
     return str(name[0] if isinstance(name, tuple) else name)
 
 
 @contextmanager
 def _loading(place: str, folder: Path) -> Iterator[None]:
-    """What the library says about a folder it cannot read, in one line with our place and remedy."""
+    """Turn what the library says about a folder that it cannot read into an InputError with place and remedy."""
     from safetensors import SafetensorError
 
     try:
@@ -246,7 +246,7 @@ def _loading(place: str, folder: Path) -> Iterator[None]:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """No progress bar and no report of transformers: our modules raise or are silent."""
+    """Switch off the progress bars and reports of transformers in the block: our modules raise or are silent."""
     from transformers.utils import logging
 
     bar, level = logging.is_progress_bar_enabled(), logging.get_verbosity()

@@ -1,9 +1,9 @@
-"""What an encoder reads: the texts of one item or of one user of one domain.
+"""Encoder inputs: the texts of one item, or of one user of one domain, in the words of a prompt.
 
 MuSiC sections 3.2 and 4.1.1: item features from title, description and categories; user features from the user's review
 texts of one domain, which are read as they are (the paper's prompt for users is not printed). A prompt is data, has a
-name, and its very words are part of every feature key (design section 5), so an edited prompt re-extracts and an
-unchanged one never does.
+name, and its very words are part of every feature key, so an edited prompt extracts again and an unchanged one never
+does.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from features.encoders.inputs import EncoderInput
 from features.errors import InputError
 
 if TYPE_CHECKING:
@@ -24,29 +25,18 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Row:
-    """What one vector is made from: the mean over `texts` of their vectors, and an image for encoders that see.
-
-    A text encoder refuses a row with an image, so an image never gets lost in silence.
-    """
-
-    texts: tuple[str, ...]
-    image: str | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
 class Prompt:
-    """The words around a row's content. `{}` stands for the content; an item's absent fields leave no line behind."""
+    """The words around an input's content. `{}` stands for the content; absent fields of an item leave no line behind."""
 
     title: str
     categories: str
     description: str
     review: str
-    ask: str = ""  # what a chat model is asked to do with an item; stands before its fields
+    ask: str = ""  # what a chat model is asked to do with an item; comes before its fields
 
     @property
     def document(self) -> dict[str, str]:
-        """Its words as part of a feature key."""
+        """The prompt's words as part of a feature key."""
         return {name: words for name, words in asdict(self).items() if words or name != "ask"}
 
 
@@ -71,19 +61,19 @@ NO_REVIEW = "no review text"
 
 
 def find_prompt(name: str) -> Prompt:
-    """The prompt of that name. Raises InputError, naming those there are."""
+    """Return the prompt of that name. Raises InputError for an unknown one."""
     if name not in PROMPTS:
-        raise InputError(f"prompt: must be one of {', '.join(sorted(PROMPTS))}, not {name!r}; add it to PROMPTS")
+        raise InputError(f"prompt is {name!r}; choose from {', '.join(sorted(PROMPTS))}, or add it to PROMPTS")
     return PROMPTS[name]
 
 
 def clean(text: str | None) -> str:
-    """A raw field as an encoder or a generator should read it: HTML entities resolved, no space around; '' for none."""
+    """Return a raw field as a language model should read it: HTML entities resolved, no space around; '' for none."""
     return html.unescape(text or "").strip()
 
 
 def item_text(item: Mapping[str, Any], prompt: Prompt) -> str:
-    """Title, categories and description of one item, a line each; empty if it has none of them."""
+    """Return title, categories and description of one item, a line each; empty if it has none of them."""
     lines = (
         template.format(value)
         for template, value in (
@@ -96,37 +86,44 @@ def item_text(item: Mapping[str, Any], prompt: Prompt) -> str:
     return "\n".join(lines)
 
 
-def item_rows(domain: Domain, prompt: Prompt) -> Iterator[tuple[str, Row | str]]:
-    """(item id, its row, or the reason why it has none), sorted by id, read in bounded memory."""
+def item_inputs(domain: Domain, prompt: Prompt) -> Iterator[tuple[str, EncoderInput | str]]:
+    """Yield (item id, its input, or the reason why it has none), sorted by id, read in bounded memory."""
     columns = ["item_id", "title", "description", "categories"]
     for batch in pq.ParquetFile(domain.path / "items.parquet").iter_batches(columns=columns):
         for item in batch.to_pylist():
             text = item_text(item, prompt)
-            yield item["item_id"], Row(texts=(_asked(prompt, text),)) if text else NO_TEXT
+            yield item["item_id"], EncoderInput(texts=(_with_request(prompt, text),)) if text else NO_TEXT
 
 
 def item_images(domain: Domain) -> Iterator[str | None]:
-    """Where the image of each item lies (a path in the domain's data folder, or a URL), in the order of `item_rows`."""
+    """Yield where each item's image lies (a path in the domain's data folder, or a URL), in the order of `item_inputs`."""
     for batch in pq.ParquetFile(domain.path / "items.parquet").iter_batches(columns=["image"]):
         for image in _values(batch, 0):
             yield image or None
 
 
-def seen_rows(domain: Domain, prompt: Prompt, images: Mapping[str, str]) -> Iterator[tuple[str, Row | str]]:
-    """As `item_rows`, with images: name by reference. An item without a text is read by its image alone."""
-    for (item, row), image in zip(item_rows(domain, prompt), item_images(domain), strict=True):
+def item_image_inputs(
+    domain: Domain, prompt: Prompt, images: Mapping[str, str]
+) -> Iterator[tuple[str, EncoderInput | str]]:
+    """Yield what `item_inputs` yields, with images (reference -> name). An item without text is read by its image alone."""
+    for (item, text_input), image in zip(item_inputs(domain, prompt), item_images(domain), strict=True):
         name = images.get(image) if image else None
-        if name is not None and isinstance(row, str):
-            row = Row(texts=(_asked(prompt, ""),))
-        yield item, replace(row, image=name) if isinstance(row, Row) else row
+        if isinstance(text_input, EncoderInput):
+            yield item, replace(text_input, image=name)
+        elif name is not None:
+            yield item, EncoderInput(texts=(_with_request(prompt, ""),), image=name)
+        else:
+            yield item, text_input
 
 
-def _asked(prompt: Prompt, text: str) -> str:
+def _with_request(prompt: Prompt, text: str) -> str:
     return "\n".join(filter(None, (prompt.ask, text)))
 
 
-def user_rows(domain: Domain, prompt: Prompt, users: str, max_reviews: int) -> Iterator[tuple[str, Row | str]]:
-    """(user id, row of the user's reviews in this domain, or the reason why there is none), sorted by id.
+def user_inputs(
+    domain: Domain, prompt: Prompt, users: str, max_reviews: int
+) -> Iterator[tuple[str, EncoderInput | str]]:
+    """Yield (user id, the input of the user's reviews in this domain, or the reason why there is none), sorted by id.
 
     The newest `max_reviews` reviews with text are taken (0: all; without timestamps, in item order), newest first.
     `review_mean`: one text per review, so the vector is the mean of the reviews' vectors; `concat`: one text with all
@@ -138,11 +135,11 @@ def user_rows(domain: Domain, prompt: Prompt, users: str, max_reviews: int) -> I
         if not texts:
             yield user, NO_REVIEW
         else:
-            yield user, Row(texts=tuple(texts) if users == "review_mean" else ("\n".join(texts),))
+            yield user, EncoderInput(texts=tuple(texts) if users == "review_mean" else ("\n".join(texts),))
 
 
 def _by_user(interactions: Path) -> Iterator[tuple[str, Sequence[tuple[str, int]]]]:
-    """(user, [(text, timestamp)] of the reviews with text), streamed from a file that is sorted by user."""
+    """Yield (user, [(text, timestamp)] of the reviews with text), streamed from a file that is sorted by user."""
     current: str | None = None
     reviews: list[tuple[str, int]] = []
     for batch in pq.ParquetFile(interactions).iter_batches(columns=["user_id", "text", "timestamp"]):

@@ -1,6 +1,6 @@
-"""Blocks of work handed to workers: threads of this process, or actors of Ray Data.
+"""Blocks of work done by workers: threads of this process, or actors of Ray Data.
 
-A worker takes one block (an Arrow table), writes what it made to the store itself, and answers with one line.
+A worker takes one block (an Arrow table), writes its results to the store itself, and returns one row of figures.
 """
 
 from __future__ import annotations
@@ -22,11 +22,10 @@ import pyarrow as pa
 import torch
 
 from features.errors import InputError
-from features.store.tables import KEY_TYPE
+from features.progress import Progress
+from features.store.shards import KEY_TYPE
 
-# texts done, texts to do in this call, tokens read or written so far, seconds since the first worker began
-Progress = Callable[[int, int, int, float], None]
-Worker = Callable[[pa.Table], pa.Table]  # a block -> its `result`
+Worker = Callable[[pa.Table], pa.Table]  # a block -> its `block_result`
 
 RAY_TEXTS = 100_000  # fewer texts than this are done before Ray's 5 to 7 s of start-up have paid off
 _TRIES = 4  # of a macro-batch whose worker or node dies
@@ -35,44 +34,44 @@ _THREADS = 8  # Python threads that still scale: beyond, they wait for the inter
 
 @dataclass(frozen=True)
 class Actors:
-    """Workers that a cluster holds, each on a node of its own choice."""
+    """Workers that a cluster has room for; Ray places them."""
 
     count: int
-    on_gpu: bool  # a GPU each; else a core
+    on_gpu: bool  # each holds a GPU; else a core
 
 
 @dataclass(kw_only=True)
-class Done:
-    """What workers have done so far."""
+class WorkTotals:
+    """What all workers have done so far."""
 
     texts: int = 0
     tokens: int = 0  # real ones, padding not counted
     seconds: float = 0.0  # that workers were busy, summed over them
-    began: float = math.inf  # `time.monotonic` of the first worker's begin, as its answer tells: start-up is not work
-    elapsed: float = 0.0  # seconds from there to the last answer
+    began: float = math.inf  # `time.monotonic` when the first worker began, from its result: start-up is not work
+    elapsed: float = 0.0  # seconds from there to the last result
     operations: float = 0.0  # floating-point operations of the model's matrices, on padding too, once for a shared text
     peak: float = 0.0  # operations that the devices' measured matrix peaks would have done meanwhile
-    failed: dict[bytes, str] = field(default_factory=dict)  # row key -> reason
+    failed: dict[bytes, str] = field(default_factory=dict)  # input key -> reason
 
-    def add(self, answer: Mapping[str, Any]) -> None:
-        """One worker's `result`."""
-        self.failed |= zip(answer["failed"], answer["reasons"], strict=True)
+    def add(self, block: Mapping[str, Any]) -> None:
+        """Add the `block_result` of one block."""
+        self.failed |= zip(block["failed"], block["reasons"], strict=True)
         for name in ("texts", "tokens", "seconds", "operations", "peak"):
-            setattr(self, name, getattr(self, name) + answer[name])
+            setattr(self, name, getattr(self, name) + block[name])
         now = time.monotonic()
-        self.began = min(self.began, now - answer["seconds"])
+        self.began = min(self.began, now - block["seconds"])
         self.elapsed = now - self.began
 
     @property
     def share_of_peak(self) -> float | None:
-        """Of the measured matrix peak; None where nothing was measured."""
+        """The operations as a share of the measured matrix peak; None where nothing was measured."""
         return self.operations / self.peak if self.peak else None
 
 
-def result(
+def block_result(
     failed: Mapping[bytes, str] | None = None, refused: str | None = None, *, figures: Mapping[str, float] | None = None
 ) -> pa.Table:
-    """One row: failed row keys with their reasons, why the worker could not go on at all, and the figures of `Done`."""
+    """Return one row: failed input keys with reasons, why the worker could not go on, and figures of `WorkTotals`."""
     failed = failed or {}
     figures = {"texts": 0, "tokens": 0, "seconds": 0.0, "operations": 0.0, "peak": 0.0} | dict(figures or {})
     return pa.table(
@@ -95,43 +94,43 @@ def run_blocks(
     use_ray: bool | None,
     progress: Progress | None,
     most_failed: float = math.inf,
-) -> Done:
-    """All blocks done by workers, or as many as it takes until more than `most_failed` rows have failed.
+) -> WorkTotals:
+    """Have workers do all blocks, or stop as soon as more than `most_failed` inputs have failed.
 
     blocks: the list is emptied, so that each is in memory once and until it is done.
-    texts: what is to do in all. name: of the work, as Ray's dashboard shows it. workers: threads, or Ray actors (None:
-    one per GPU if there are any, else one per core); `Actors` may be more than the cluster holds now, and then asks its
-    autoscaler for them all. use_ray: None lets the number of texts decide. progress: called with (texts done, texts,
-    tokens, seconds of work), first with zeros while the workers start.
-    Raises InputError: what a worker raised, or one that died again and again.
+    texts: texts of all blocks. name: of the work, as Ray's dashboard shows it. workers: threads, or Ray actors (None: one
+    per GPU if there are any, else one per core); `Actors` may be more than the cluster holds now, which asks its
+    autoscaler for them all. use_ray: None lets the number of texts decide. progress: told of texts, first with zeros
+    while the workers start.
+    Raises InputError where a worker raised one, or where workers died at the same block again and again.
     """
     by_ray = texts >= RAY_TEXTS if use_ray is None else use_ray
-    done = Done()
+    totals = WorkTotals()
     if not blocks:
-        return done
+        return totals
     if progress is not None:
         progress(0, texts, 0, 0.0)
     if by_ray:
-        answers = _run_ray(blocks, make_worker, workers, name)
+        results = _run_ray(blocks, make_worker, workers, name)
     else:
-        answers = _run_threads(blocks, make_worker, workers if isinstance(workers, int) else None)
-    with closing(answers):
-        for answer in answers:
-            done.add(answer)
+        results = _run_threads(blocks, make_worker, workers if isinstance(workers, int) else None)
+    with closing(results):
+        for block in results:
+            totals.add(block)
             if progress is not None:
-                progress(done.texts, texts, done.tokens, done.elapsed)
-            if len(done.failed) > most_failed:
+                progress(totals.texts, texts, totals.tokens, totals.elapsed)
+            if len(totals.failed) > most_failed:
                 break
-    return done
+    return totals
 
 
 def count_threads() -> int:
-    """Workers of this process, where nobody says how many."""
+    """Return the default number of workers of this process."""
     return 1 if torch.cuda.is_available() else min(len(os.sched_getaffinity(0)), _THREADS)
 
 
 def count_actors() -> Actors:
-    """Workers of the running Ray as it is now, where nobody says how many."""
+    """Return the default workers of the running Ray, as large as it is now."""
     import ray
 
     cluster: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
@@ -142,8 +141,8 @@ def count_actors() -> Actors:
 def _run_threads(
     blocks: list[pa.Table], make_worker: Callable[[], Worker], workers: int | None
 ) -> Generator[dict[str, Any]]:
-    """One model shared by several threads of one torch thread each; results as they come."""
-    before = torch.get_num_threads()
+    """Share one model among several threads of one torch thread each; yield results as they come."""
+    torch_threads = torch.get_num_threads()
     threads = workers or count_threads()
     worker = make_worker()
     pool = ThreadPoolExecutor(threads)
@@ -156,20 +155,20 @@ def _run_threads(
                 yield from future.result().to_pylist()
     finally:
         pool.shutdown(cancel_futures=True)
-        torch.set_num_threads(before)
+        torch.set_num_threads(torch_threads)
 
 
 def _run_ray(
     blocks: list[pa.Table], make_worker: Callable[[], Worker], workers: int | Actors | None, name: str
 ) -> Generator[dict[str, Any]]:
-    """One actor per GPU (or core), each with its own model; one row of Ray Data's per macro-batch."""
+    """Run one actor per GPU (or core), each with its own model; a macro-batch is one row of Ray Data."""
     import ray
 
     with _ray_session():
         actors = workers if isinstance(workers, Actors) else count_actors()
         count = workers if isinstance(workers, int) else actors.count
         size = min(count, len(blocks))
-        # Ray Data gets their numbers only. Of a table it asks for the size by a task on a core, which a cluster that
+        # Ray Data gets the blocks' numbers only. It asks for a table's size by a task on a core, which a cluster that
         # begins empty does not have; and all texts would be in memory once more.
         references = []
         while blocks:
@@ -192,14 +191,14 @@ def _run_ray(
 
 
 class _Tries:
-    """How often each macro-batch was begun: one that ends its process is begun by Ray Data again and again."""
+    """Counts how often each macro-batch was begun: Ray Data begins one that ends its process again and again."""
 
     def __init__(self) -> None:
-        self.of: Counter[int] = Counter()
+        self.count: Counter[int] = Counter()
 
     def begin(self, number: int) -> int:
-        self.of[number] += 1
-        return self.of[number]
+        self.count[number] += 1
+        return self.count[number]
 
 
 class _Actor:
@@ -217,7 +216,7 @@ class _Actor:
 
         (number,) = numbers["item"].to_pylist()
         if ray.get(self.tries.begin.remote(number)) > _TRIES:
-            return result(
+            return block_result(
                 refused=f"{_TRIES} workers died at the same macro-batch, the last on {socket.gethostname()}; the logs "
                 "there say why (/tmp/ray/session_latest/logs); mend it and run it again, finished macro-batches are kept"
             )
@@ -225,24 +224,24 @@ class _Actor:
             self.worker = self.worker or self.make_worker()
             return self.worker(ray.get(self.blocks[number]))
         except InputError as error:
-            return result(refused=str(error))
+            return block_result(refused=str(error))
         except torch.AcceleratorError:
-            # This process has no device any more, and would be the fastest of all to fail; Ray starts another.
+            # This process has lost its device, and would take block after block and fail; Ray starts another.
             traceback.print_exc()
             os._exit(1)
 
 
 @contextmanager
 def _ray_session() -> Iterator[None]:
-    """The running Ray, or one of our own for the extraction; Ray Data's bars and log lines are off meanwhile."""
+    """Use the running Ray, or start one for the block; Ray Data's bars and log lines are off in it."""
     import ray
     from ray.data import DataContext
 
-    own = not ray.is_initialized()
+    start = not ray.is_initialized()
     logger = logging.getLogger("ray.data")
     level = logger.level
     try:
-        if own:
+        if start:
             ray.init(address="local", include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
         logger.setLevel(logging.ERROR)
         context = DataContext.get_current()
@@ -253,5 +252,5 @@ def _ray_session() -> Iterator[None]:
             context.enable_progress_bars = bars
     finally:
         logger.setLevel(level)
-        if own:
+        if start:
             ray.shutdown()

@@ -1,4 +1,4 @@
-"""One file over http or https, from strangers: bounded in time and size, and never from a private address by accident.
+"""Download of one file over http or https from untrusted servers: bounded in time and size, never from a private address.
 
 The address that is checked is the address that is connected to, for each redirect anew: a name that resolves to a public
 address once and to a private one the next time (DNS rebinding) gains nothing.
@@ -24,26 +24,26 @@ from features.errors import one_line
 _REDIRECTS = 5
 _CHUNK = 65_536
 _LONGEST_WAIT = 60.0  # seconds between two tries, whatever the server asks for
-# Networks that the standard library takes for public: site-local, NAT64 of one's own (RFC 8215), IPv4 in IPv6's clothes.
+# Networks that the standard library takes for public: site-local, local NAT64 (RFC 8215), IPv4 addresses in IPv6 form.
 _NOT_PUBLIC = tuple(map(ipaddress.IPv6Network, ("fec0::/10", "64:ff9b:1::/48", "::/96")))
-_AGAIN = frozenset({408, 425, 429, 500, 502, 503, 504})  # answers that another try may change
+_RETRIED = frozenset({408, 425, 429, 500, 502, 503, 504})  # statuses that another try may change
 
 
 @dataclass(frozen=True, kw_only=True)
 class DownloadSpec:
     """How files are fetched."""
 
-    # files at once
+    # files at a time
     parallel: int = 16
     # seconds for one try, from looking up the name to the last byte
     timeout: float = 30.0
     # tries of one file; after the first, only where another may help: time-outs, broken connections, busy servers
     tries: int = 3
-    # seconds before the second try; doubled before each further one, and up to half of it more by chance
+    # seconds before the second try; doubled before each further one, and up to half of it more at random
     backoff: float = 1.0
     # largest file
     max_bytes: int = 20_000_000
-    # whether addresses of this machine and of private networks may be asked
+    # whether addresses of this machine and of private networks are allowed
     private_addresses: bool = False
 
     def __post_init__(self) -> None:
@@ -59,7 +59,7 @@ class DownloadSpec:
 
 
 class DownloadError(Exception):
-    """Why there is no file. `wait`: seconds that the server asks to wait, None where no other try would help."""
+    """Says why there is no file. wait: seconds that the server asks to wait; None where no other try would help."""
 
     def __init__(self, reason: str, wait: float | None = None) -> None:
         super().__init__(reason)
@@ -67,10 +67,10 @@ class DownloadError(Exception):
 
 
 def download(url: str, spec: DownloadSpec, sleep: Callable[[float], None] = time.sleep) -> bytes:
-    """The file's bytes, after as many tries as it takes and the spec allows. Raises DownloadError."""
+    """Return the file's bytes, after as many tries as it takes and the spec allows. Raises DownloadError."""
     for attempt in range(1, spec.tries + 1):
         try:
-            return _once(url, spec)
+            return _try_once(url, spec)
         except DownloadError as error:
             if error.wait is None or attempt == spec.tries:
                 tries = f" ({attempt} tries)" if attempt > 1 else ""
@@ -82,12 +82,12 @@ def download(url: str, spec: DownloadSpec, sleep: Callable[[float], None] = time
     raise AssertionError("tries >= 1")
 
 
-def _once(url: str, spec: DownloadSpec) -> bytes:
-    """One try, redirects included."""
+def _try_once(url: str, spec: DownloadSpec) -> bytes:
+    """Make one try, redirects included."""
     deadline = time.monotonic() + spec.timeout
     for _ in range(_REDIRECTS + 1):
         try:
-            answer = _ask(url, spec, deadline)
+            response = _request(url, spec, deadline)
         except TimeoutError as error:
             raise DownloadError(f"no answer within {spec.timeout:g} s", 0.0) from error
         except (OSError, http.client.HTTPException) as error:
@@ -96,21 +96,21 @@ def _once(url: str, spec: DownloadSpec) -> bytes:
             ) from error
         except ValueError as error:
             raise DownloadError(f"not a URL ({error})") from error
-        if isinstance(answer, bytes):
-            return answer
-        url = answer
+        if isinstance(response, bytes):
+            return response
+        url = response
     raise DownloadError(f"more than {_REDIRECTS} redirects")
 
 
 def _wait_after(error: Exception) -> float | None:
-    """Of a bad URL, a bad certificate and a name that nobody has, another try would hear the same."""
+    """Return 0 where another try may help; None for a bad URL, a bad certificate and a name that nobody has."""
     final = isinstance(error, (http.client.InvalidURL, ssl.SSLCertVerificationError))
     unknown = isinstance(error, socket.gaierror) and error.errno == socket.EAI_NONAME
     return None if final or unknown else 0.0
 
 
-def _ask(url: str, spec: DownloadSpec, deadline: float) -> bytes | str:
-    """The file, or where it is said to be."""
+def _request(url: str, spec: DownloadSpec, deadline: float) -> bytes | str:
+    """Return the file, or the URL that the server redirects to."""
     try:
         parts = urlsplit(url)
         host, port = parts.hostname, parts.port
@@ -118,14 +118,14 @@ def _ask(url: str, spec: DownloadSpec, deadline: float) -> bytes | str:
         raise DownloadError(f"not a URL ({error})") from error
     if parts.scheme not in ("http", "https") or not host:
         raise DownloadError(f"{parts.scheme or 'no'} address, only http and https are fetched")
-    kind = _Https if parts.scheme == "https" else _Http
-    connection = kind(host, port, timeout=_left(deadline))
+    connection_class = _Https if parts.scheme == "https" else _Http
+    connection = connection_class(host, port, timeout=_left(deadline))
     connection.allow_private = spec.private_addresses
     try:
         path = quote((parts.path or "/") + (f"?{parts.query}" if parts.query else ""), safe="/?%:@!$&'()*+,;=~-._")
         connection.request("GET", path, headers={"User-Agent": "cdr-diffusion-study", "Accept-Encoding": "identity"})
-        with _ended_at(deadline, connection.sock), connection.getresponse() as answer:
-            return _answer(url, answer, spec)
+        with _ended_at(deadline, connection.sock), connection.getresponse() as response:
+            return _read(url, response, spec)
     finally:
         connection.close()
 
@@ -143,45 +143,48 @@ def _ended_at(deadline: float, sock: socket.socket) -> Iterator[None]:
     try:
         yield
     except (DownloadError, OSError, http.client.HTTPException):
-        _left(deadline)  # what a cut connection looks like is no reason; the deadline is
+        _left(deadline)  # a connection that was cut at the deadline says so, and not what the cut looks like
         raise
     finally:
         timer.cancel()
 
 
-def _answer(url: str, answer: http.client.HTTPResponse, spec: DownloadSpec) -> bytes | str:
-    if answer.status in (301, 302, 303, 307, 308) and (there := answer.getheader("Location")):
-        return urljoin(url, there)
-    if answer.status != 200:
-        raise DownloadError(f"HTTP {answer.status}", _asked_wait(answer) if answer.status in _AGAIN else None)
-    said = answer.length  # None where the server does not say
+def _read(url: str, response: http.client.HTTPResponse, spec: DownloadSpec) -> bytes | str:
+    """Return the body, or the URL that the server redirects to."""
+    if response.status in (301, 302, 303, 307, 308) and (location := response.getheader("Location")):
+        return urljoin(url, location)
+    if response.status != 200:
+        raise DownloadError(f"HTTP {response.status}", _retry_after(response) if response.status in _RETRIED else None)
+    length = response.length  # None where the server does not say
     too_large = DownloadError(f"larger than {spec.max_bytes:,} bytes")
-    if said is not None and said > spec.max_bytes:
+    if length is not None and length > spec.max_bytes:
         raise too_large
     body = bytearray()
-    while chunk := answer.read1(_CHUNK):
+    while chunk := response.read1(_CHUNK):
         body += chunk
         if len(body) > spec.max_bytes:
             raise too_large
-    if said is not None and len(body) < said:
-        raise DownloadError(f"ended after {len(body):,} of {said:,} bytes", 0.0)
+    if length is not None and len(body) < length:
+        raise DownloadError(f"ended after {len(body):,} of {length:,} bytes", 0.0)
     return bytes(body)
 
 
 def _left(deadline: float) -> float:
+    """Return the seconds that are left. Raises TimeoutError where there are none."""
     left = deadline - time.monotonic()
     if left <= 0:
         raise TimeoutError
     return left
 
 
-def _asked_wait(answer: http.client.HTTPResponse) -> float:
-    asked = answer.getheader("Retry-After", "0")
-    return float(asked) if asked.isascii() and asked.isdigit() else 0.0  # "²" is a digit to `isdigit` alone
+def _retry_after(response: http.client.HTTPResponse) -> float:
+    """Return the seconds that the server asks to wait, where it gives them as a number."""
+    seconds = response.getheader("Retry-After", "0")
+    return float(seconds) if seconds.isascii() and seconds.isdigit() else 0.0  # "²" is a digit to `isdigit` alone
 
 
 class _Http(http.client.HTTPConnection):
-    """Connects to an address that was checked, not to a name that resolves to whatever it likes by then."""
+    """Connects to an address that was checked, not to a name, which may resolve to another address by then."""
 
     allow_private = False
 
@@ -203,8 +206,8 @@ class _Https(http.client.HTTPSConnection):
 
 def _connect(host: str, port: int, timeout: float, allow_private: bool) -> socket.socket:
     failure: OSError | None = None
-    for *_, where in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM):
-        address = str(where[0])
+    for *_, socket_address in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM):
+        address = str(socket_address[0])
         if not allow_private and not is_public(address):
             raise DownloadError(f"{host} is the private address {address}; images.private_addresses would allow it")
         try:
@@ -215,7 +218,7 @@ def _connect(host: str, port: int, timeout: float, allow_private: bool) -> socke
 
 
 def is_public(address: str) -> bool:
-    """Whether an IP address belongs to the internet at large, in whatever form it is written."""
+    """Return whether an IP address belongs to the public internet, in whatever form it is written."""
     ip = ipaddress.ip_address(address.partition("%")[0])
     if isinstance(ip, ipaddress.IPv6Address):
         inner = ip.ipv4_mapped or ip.sixtofour or (ip.teredo[1] if ip.teredo else None)

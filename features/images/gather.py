@@ -1,10 +1,10 @@
-"""Images of items, brought together by content: local files and URLs, fully decoded before anything is made of them.
+"""Images of items, gathered by content: local files and URLs, fully decoded before anything is computed from them.
 
-    <store>/images/<first 2>/<sha256>     the file as it was found
-    <store>/images/index/*.jsonl          where each was found; a line a reference, a file a run
+    <store>/images/<first 2>/<sha256>     the file, byte for byte
+    <store>/images/index/*.jsonl          which references it has; a line a reference, a file a run
 
-An image that is there is never read or fetched again (a local file: as long as its size and time of change stay). One
-that cannot be had or decoded is a reason, not an error: it is tried again by the next run.
+An image in the store is never read or fetched again (a local file: as long as its size and time of change stay). One that
+cannot be fetched or decoded is a reason, not an error: the next run tries it again.
 """
 
 from __future__ import annotations
@@ -17,17 +17,18 @@ import stat
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from features.checks import number
 from features.errors import InputError, one_line
 from features.images.download import DownloadError, DownloadSpec, download
+from features.progress import Progress
 from features.store.folders import atomic_file, store_errors
 
 if TYPE_CHECKING:
@@ -35,13 +36,13 @@ if TYPE_CHECKING:
 
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")  # others are decoded by code that few have looked at
 _MOST_PIXELS = 64_000_000  # an image of more is an attack on the memory
-_DECODING = threading.Semaphore(len(os.sched_getaffinity(0)))  # more at once would be no faster, and hold 400 MB each
+_DECODING = threading.Semaphore(len(os.sched_getaffinity(0)))  # more at a time would be no faster, and hold 400 MB each
 NO_IMAGE = "no image"
 
 
 @dataclass(frozen=True, kw_only=True)
 class ImageSpec(DownloadSpec):
-    """Where items' images come from. Changes no vector: images are known by their content."""
+    """How items' images are gathered. Changes no vector: images are named by their content."""
 
     # share of the items' images that may be missing or corrupt (their items are read by their text alone)
     max_missing_fraction: float = 0.05
@@ -52,14 +53,14 @@ class ImageSpec(DownloadSpec):
 
 
 @dataclass(frozen=True)
-class Gathered:
+class GatheredImages:
     """Which references have an image. names: reference -> name in the store; missing: reference -> why there is none."""
 
     names: Mapping[str, str]
     missing: Mapping[str, str]
 
     def check(self, place: str, spec: ImageSpec) -> None:
-        """Raises InputError where too many are missing."""
+        """Raise InputError where too many are missing."""
         count = len(self.names) + len(self.missing)
         if len(self.missing) > spec.max_missing_fraction * count:
             reference, reason = min(self.missing.items())
@@ -70,19 +71,19 @@ class Gathered:
 
 
 def images_folder(store: Path) -> Path:
-    """Folder of all images of a store."""
+    """Return the folder of all images of a store."""
     return store / "images"
 
 
-def known_images(references: Iterable[str], data: Path, store: Path) -> dict[str, str]:
-    """Reference -> name of its image, for those that the store has."""
-    folder, found = images_folder(store), {}
-    known = _read_index(folder / "index")
+def stored_images(references: Iterable[str], data: Path, store: Path) -> dict[str, str]:
+    """Return reference -> name of its image, for those that the store has."""
+    folder, names = images_folder(store), {}
+    index = _read_index(folder / "index")
     for reference in references:
-        entry = known.get(reference)
+        entry = index.get(reference)
         if entry is not None and entry[1] == _stamp(reference, data) and image_path(folder, entry[0]).exists():
-            found[reference] = entry[0]
-    return found
+            names[reference] = entry[0]
+    return names
 
 
 def gather_images(
@@ -90,29 +91,30 @@ def gather_images(
     data: Path,
     store: Path,
     spec: ImageSpec,
-    progress: Callable[[int, int], None] | None = None,
-) -> Gathered:
+    progress: Progress | None = None,
+) -> GatheredImages:
     """Bring the images of all references into the store: paths of files (relative ones lie in `data`), and URLs.
 
-    progress: called with (images done, images to do). Raises InputError where the store cannot be written.
+    progress: told of images. Raises InputError where the store cannot be written.
     """
     wanted = list(dict.fromkeys(references))
-    names = known_images(wanted, data, store)
+    names = stored_images(wanted, data, store)
     left = [reference for reference in wanted if reference not in names]
     missing: dict[str, str] = {}
     if not left:
-        return Gathered(names, missing)
+        return GatheredImages(names, missing)
     folder = images_folder(store)
     with store_errors(folder):
         (folder / "index").mkdir(parents=True, exist_ok=True)
-        # A file of one's own, so that two runs never write into each other's lines.
+        # A file for this run, so that two runs never write into each other's lines.
         index = (folder / "index" / f"{time.time_ns()}-{os.getpid()}.jsonl").open("a", encoding="utf-8")
     pool = ThreadPoolExecutor(spec.parallel)
-    bring = partial(_bring, data=data, folder=folder, spec=spec)
+    store_image = partial(_store_image, data=data, folder=folder, spec=spec)
     try:
         with index:
-            todo, running = iter(left), {}  # type: ignore[var-annotated]
-            _submit(pool, bring, todo, running, 2 * spec.parallel)
+            todo = iter(left)
+            running: dict[Future[str], str] = {}
+            _submit(pool, store_image, todo, running, 2 * spec.parallel)
             while running:
                 finished, _ = wait(running, return_when=FIRST_COMPLETED)
                 for future in finished:
@@ -124,21 +126,21 @@ def gather_images(
                         continue
                     with store_errors(folder):
                         print(json.dumps([reference, name, _stamp(reference, data)]), file=index, flush=True)
-                _submit(pool, bring, todo, running, 2 * spec.parallel)
+                _submit(pool, store_image, todo, running, 2 * spec.parallel)
                 if progress is not None:
                     progress(len(names) + len(missing) - (len(wanted) - len(left)), len(left))
     finally:
         pool.shutdown(cancel_futures=True)
-    return Gathered(names, missing)
+    return GatheredImages(names, missing)
 
 
 def image_path(folder: Path, name: str) -> Path:
-    """Where an image lies in the folder of all images."""
+    """Return where an image lies in the folder of all images."""
     return folder / name[:2] / name
 
 
 def open_image(folder: Path, name: str, max_pixels: int) -> Image.Image:
-    """A stored image in RGB, scaled down to at most `max_pixels`. Raises OSError where it is gone."""
+    """Open a stored image in RGB, scaled down to at most `max_pixels`. Raises OSError where it is gone."""
     from PIL import Image
 
     image = decode(image_path(folder, name).read_bytes())
@@ -150,14 +152,14 @@ def open_image(folder: Path, name: str, max_pixels: int) -> Image.Image:
 
 
 def decode(data: bytes) -> Image.Image:
-    """An image in RGB, decoded to the last pixel: a check of its head alone passes half a file.
+    """Decode an image to the last pixel, in RGB: a check of its header alone passes half a file.
 
     Raises what Pillow raises, mostly OSError.
     """
     from PIL import Image
 
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # remarks on odd but readable files; the size is judged in the next lines
+        warnings.simplefilter("ignore")  # about odd but readable files; the size is checked in the next lines
         with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
             if image.width * image.height > _MOST_PIXELS:
                 raise ValueError(f"{image.width} x {image.height} pixels, more than {_MOST_PIXELS:,}")
@@ -166,17 +168,23 @@ def decode(data: bytes) -> Image.Image:
 
 
 class UnreadableImageError(Exception):
-    """Why a file that is there is of no use."""
+    """Says why a file that is there is of no use."""
 
 
-def _submit(pool: ThreadPoolExecutor, bring: Any, todo: Any, running: dict[Future[str], str], most: int) -> None:
-    """Keep the pool fed without a task object for each of a million images."""
+def _submit(
+    pool: ThreadPoolExecutor,
+    store_image: Callable[[str], str],
+    todo: Iterator[str],
+    running: dict[Future[str], str],
+    most: int,
+) -> None:
+    """Submit references until `most` are running: a task object for each of a million images would be too many."""
     while len(running) < most and (reference := next(todo, None)) is not None:
-        running[pool.submit(bring, reference)] = reference
+        running[pool.submit(store_image, reference)] = reference
 
 
-def _bring(reference: str, data: Path, folder: Path, spec: ImageSpec) -> str:
-    """Fetch, decode and store one image; its name."""
+def _store_image(reference: str, data: Path, folder: Path, spec: ImageSpec) -> str:
+    """Fetch, decode and store one image; return its name."""
     content = download(reference, spec) if _is_url(reference) else _read_local(data / reference, spec.max_bytes)
     try:
         with _DECODING:
@@ -194,7 +202,7 @@ def _bring(reference: str, data: Path, folder: Path, spec: ImageSpec) -> str:
 
 
 def _read_local(path: Path, most: int) -> bytes:
-    """A plain file: a pipe may have no writer, and a device no end."""
+    """Read a plain file: a pipe may have no writer, and a device no end."""
     try:
         status = path.stat()
         if not stat.S_ISREG(status.st_mode):
@@ -213,7 +221,7 @@ def _is_url(reference: str) -> bool:
 
 
 def _stamp(reference: str, data: Path) -> list[int] | None:
-    """What tells a local file from a later one under its name; None for a URL, and for a file that is not there."""
+    """Return what tells a local file from a later one of its name: [size, time], [] where it is absent; None for a URL."""
     if _is_url(reference):
         return None
     with suppress(OSError, ValueError):
@@ -223,10 +231,11 @@ def _stamp(reference: str, data: Path) -> list[int] | None:
 
 
 def _read_index(folder: Path) -> dict[str, tuple[str, list[int] | None]]:
-    known: dict[str, tuple[str, list[int] | None]] = {}
+    """Return reference -> (name of its image, stamp)."""
+    index: dict[str, tuple[str, list[int] | None]] = {}
     for path in sorted(folder.glob("*.jsonl")):
         for line in path.read_text(encoding="utf-8").splitlines():
             with suppress(ValueError):  # the last line of a run that was killed
                 reference, name, stamp = json.loads(line)
-                known[reference] = name, stamp
-    return known
+                index[reference] = name, stamp
+    return index

@@ -1,15 +1,15 @@
 """Pseudo-interactions (LPG, LGCD section 3.1): what single-domain users might want in the other domain, as real items.
 
-train       the embedded generator, where that is the generator: on overlapping users, less those kept for `value`
-generate    a prompt per single-domain user -> an answer of n_K lines (eq. 4), kept block by block
-encode      every different text once, by the encoder of the item tables (eq. 5), kept block by block
+train       the local model, where that is the generator: on overlapping users, less those kept out to measure recall
+generate    a prompt for each single-domain user -> an answer of `texts` lines (eq. 4), cached block by block
+encode      every different text once, by the encoder of the item tables (eq. 5), cached block by block
 retrieve    each text takes its most similar real item that the user's list does not hold yet (eq. 6)
 
-One query a text is (ours): eqs. 5 and 6 make one vector of all of a user's texts and take its n_K nearest items, which are
-like each other; here n_K of the sweeps means the first n_K texts.
+One query for each text is (ours): eqs. 5 and 6 average all of a user's texts into one vector and take its n_K nearest
+items, which are like each other; here the first n_K texts give the first n_K pseudo-items.
 
-Kill it anywhere and start it again: what is on disk is not done again. Only the users that are handed in are read: the
-caller hands in training users, so no validation or test user is in any prompt or in any text that a model is trained on.
+Kill it anywhere and start it again: what is on disk is not done again. Only the users that are passed in are read: the
+caller passes training users, so no validation or test user is in any prompt or in any text that a model is trained on.
 """
 
 from __future__ import annotations
@@ -26,73 +26,76 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from features.encoders.encoder import Encoder, EncoderSpec, ResolvedEncoder, load_encoder, resolve_encoder
+from features.encoders.encoder import Encoder, load_encoder
+from features.encoders.inputs import EncoderInput, input_key
+from features.encoders.spec import EncoderSpec, ResolvedEncoder, resolve_encoder
 from features.errors import InputError
-from features.extraction.extract import encode_rows
-from features.extraction.prompts import Row, clean, find_prompt
+from features.extraction.encoding import encode_inputs
+from features.extraction.prompts import clean, find_prompt
 from features.extraction.workers import Actors
-from features.pseudo.generation_cache import answer
+from features.progress import PhaseProgress, Progress
+from features.pseudo.generation_cache import generate_cached
 from features.pseudo.generator import (
-    EMBEDDED,
+    LOCAL,
     Generator,
     GeneratorSpec,
     ResolvedGenerator,
     load_generator,
     resolve_generator,
 )
-from features.pseudo.local_model import TRAINING, Example, train_embedded
-from features.pseudo.prompts import Wish, find_words, parse_texts, short_title
-from features.pseudo.recall import Pair, measure_value
-from features.pseudo.retrieval import Nearest, choose_items, nearest_of_keys
+from features.pseudo.local_model import TRAINING, Example, train_local_model
+from features.pseudo.prompts import PseudoPrompt, find_wording, parse_texts, short_title
+from features.pseudo.recall import UserItems, measure_recall
+from features.pseudo.retrieval import Nearest, choose_items, nearest_by_key
 from features.pseudo.table import SCHEMA, PseudoTable, open_pseudo, write_pseudo
-from features.store.tables import FeatureTable, RowStore, digest, row_key
+from features.store.shards import VectorStore
+from features.store.tables import FeatureTable, digest
 
 if TYPE_CHECKING:
     from features.domains.domain import Domain
 
-VERSION = 1  # of retrieval and of what is written; part of every key
-Told = Callable[..., None]  # texts done, texts to do, and tokens where they are counted
-Progress = Callable[..., None]  # ("train" | "generate" | "encode", texts done, texts to do[, tokens])
+VERSION = 1  # of retrieval and of the table; part of every key
 
 
 @dataclass(frozen=True, kw_only=True)
 class History:
-    """What one training user has in each domain: domain name -> item ids, oldest first; a domain may be missing."""
+    """The items of one training user: domain name -> item ids, oldest first; a domain may be missing."""
 
     user: str
     items: Mapping[str, Sequence[str]]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Means:
-    """How the work is done; changes nothing of what is made."""
+class Execution:
+    """How the work is done, which changes nothing in its results. Fields are those of `extract_tables`."""
 
-    progress: Progress | None = None
-    workers: int | Actors | None = None  # as in `features.extraction.extract.extract`, and the same with
+    progress: PhaseProgress | None = None  # phases are "train", "generate" and "encode", all told of texts
+    workers: int | Actors | None = None
     use_ray: bool | None = None
     load_generator: Callable[[ResolvedGenerator], Generator] = load_generator
     load_encoder: Callable[[ResolvedEncoder], Encoder] = load_encoder
 
-    def told(self, phase: str) -> Told | None:
+    def phase_progress(self, phase: str) -> Progress | None:
+        """Return the progress callback of one phase."""
         return None if self.progress is None else partial(self.progress, phase)
 
 
 def describe_generator(spec: GeneratorSpec) -> dict[str, Any]:
-    """All that pseudo-items depend on besides users, titles and vectors."""
-    if spec.model == EMBEDDED:
-        model: dict[str, Any] = {"embedded": asdict(spec.embedded), "training": TRAINING}
+    """Return all that pseudo-items depend on besides users, titles and vectors."""
+    if spec.model == LOCAL:
+        model: dict[str, Any] = {"local": asdict(spec.local), "training": TRAINING}
     else:
         model = dict(resolve_generator(spec).identity)
     return {
         "version": VERSION,
         "generator": {"name": spec.model, **model, **spec.sampling},
-        "shown": {"history": spec.history, "title_words": spec.title_words},
-        "value_users": spec.value_users,
+        "prompt": {"history": spec.history, "title_words": spec.title_words},
+        "recall_users": spec.recall_users,
     }
 
 
 def item_titles(domain: Domain) -> dict[str, str]:
-    """Title of each item of a domain as a generator reads it; '' where there is none."""
+    """Return the title of each item of a domain as a generator reads it; '' where there is none."""
     items = pq.read_table(domain.path / "items.parquet", columns=["item_id", "title"])
     return dict(zip(items["item_id"].to_pylist(), map(clean, items["title"].to_pylist()), strict=True))
 
@@ -104,67 +107,68 @@ def make_pseudo(
     titles: Mapping[str, Mapping[str, str]],
     tables: Mapping[str, FeatureTable],
     store: Path,
-    means: Means | None = None,
+    execution: Execution | None = None,
 ) -> PseudoTable:
-    """`spec.texts` different real items of the other domain for each user of one domain; made if the store has none.
+    """Return `spec.texts` different real items of the other domain for each user of one domain; made if the store has none.
 
     users: the training users, and nobody else. titles: domain name -> item id -> title (`item_titles`). tables: domain
-    name -> vectors of its items, made by `encoder`. Both directions of a pair of domains share what is made.
-    The manifest says what was made, and what it is worth (`features.pseudo.recall`).
-    Raises InputError: generator or encoder missing or not what it should be, unknown items, no user to learn from.
+    name -> vectors of its items, made by `encoder`. Both directions of a pair of domains are made together.
+    The manifest holds figures of the items, and their recall (`features.pseudo.recall`).
+    Raises InputError for a generator or encoder that is missing or not what it should be, unknown items, or no user to
+    learn from.
     """
     start = time.monotonic()
-    work = _Work(spec, resolve_encoder(encoder), titles, tables, store, means or Means())
+    maker = _PseudoMaker(spec, resolve_encoder(encoder), titles, tables, store, execution or Execution())
     users = sorted(users, key=lambda user: user.user)
-    work.check(users)
-    document = work.describe(users)
+    maker.check(users)
+    document = maker.describe(users)
     key = digest(document)
     folder = store / "pseudo" / f"{'-'.join(sorted(tables))}-{key[:12]}"
     if folder.exists():
         return open_pseudo(folder, key)
 
-    single = [user for user in users if len(work.domains_of(user)) == 1]
-    held, fit = work.keep_out([user for user in users if len(work.domains_of(user)) == 2])
-    generator = work.generator(fit)
-    asked = [(user, work.other(work.domains_of(user)[0])) for user in single]
-    asked += [(user, target) for target in sorted(tables) for user in held]
-    lists = work.lists(asked, generator)
-    value = [
+    single = [user for user in users if len(maker.domains_of(user)) == 1]
+    held_out, fit = maker.hold_out([user for user in users if len(maker.domains_of(user)) == 2])
+    generator = maker.generator(fit)
+    requests = [(user, maker.other_domain(maker.domains_of(user)[0])) for user in single]
+    requests += [(user, target) for target in sorted(tables) for user in held_out]
+    lists = maker.lists(requests, generator)
+    recall = [
         row
         for n, target in enumerate(sorted(tables))
-        for row in work.value(held, fit, target, lists[len(single) + n * len(held) :][: len(held)])
+        for row in maker.recall(held_out, fit, target, lists[len(single) + n * len(held_out) :][: len(held_out)])
     ]
-    made = lists[: len(single)]
+    lists = lists[: len(single)]
     rows = pa.table(
         {
             "user_id": [user.user for user in single],
-            "items": [one.items for one in made],
-            "similarity": [one.similarity for one in made],
-            "texts": [one.texts for one in made],
+            "items": [one.items for one in lists],
+            "similarity": [one.similarity for one in lists],
+            "texts": [one.texts for one in lists],
         },
         schema=SCHEMA,
     )
-    manifest = {"key": key, **document, **_counts(made), "value": value, "seconds": round(time.monotonic() - start, 1)}
-    return write_pseudo(folder, rows, manifest)
+    figures = {**_figures(lists), "recall": recall, "seconds": round(time.monotonic() - start, 1)}
+    return write_pseudo(folder, rows, {"key": key, **document, **figures})
 
 
-def read_value(table: PseudoTable) -> list[dict[str, Any]]:
-    """What the items of a table are worth: rows of `features.pseudo.recall.Value`; none where no user could be kept out."""
-    rows: list[dict[str, Any]] = json.loads((table.path / "manifest.json").read_text())["value"]
+def read_recall(table: PseudoTable) -> list[dict[str, Any]]:
+    """Return the recall of a table's items: rows of `features.pseudo.recall.Recall`; none where no user was kept out."""
+    rows: list[dict[str, Any]] = json.loads((table.path / "manifest.json").read_text())["recall"]
     return rows
 
 
 @dataclass(frozen=True)
-class _List:
-    """One user's items of one domain, and the texts that they were found by."""
+class _UserList:
+    """One user's items of one domain, and the texts that they were retrieved by."""
 
     items: list[str]
     similarity: list[float]
     texts: list[str]
 
 
-def _counts(lists: Sequence[_List]) -> dict[str, Any]:
-    similarity = [value for one in lists for value in one.similarity]
+def _figures(lists: Sequence[_UserList]) -> dict[str, Any]:
+    similarity = [cosine for one in lists for cosine in one.similarity]
     return {
         "users": len(lists),
         "without_items": sum(not one.items for one in lists),
@@ -176,8 +180,8 @@ def _counts(lists: Sequence[_List]) -> dict[str, Any]:
     }
 
 
-class _Work:
-    """What one call of `make_pseudo` reads, and its steps."""
+class _PseudoMaker:
+    """The inputs of one call of `make_pseudo`, and its steps."""
 
     def __init__(
         self,
@@ -186,15 +190,16 @@ class _Work:
         titles: Mapping[str, Mapping[str, str]],
         tables: Mapping[str, FeatureTable],
         store: Path,
-        means: Means,
+        execution: Execution,
     ) -> None:
-        self.spec, self.encoder, self.tables, self.store, self.means = spec, encoder, tables, store, means
+        self.spec, self.encoder, self.tables, self.store, self.execution = spec, encoder, tables, store, execution
         self.titles = {
-            name: {item: short_title(title, spec.title_words) for item, title in of_domain.items()}
-            for name, of_domain in titles.items()
+            name: {item: short_title(title, spec.title_words) for item, title in domain_titles.items()}
+            for name, domain_titles in titles.items()
         }
 
     def check(self, users: Sequence[History]) -> None:
+        """Raise InputError where users, titles, tables and encoder do not fit."""
         if len(self.tables) != 2 or set(self.titles) != set(self.tables):
             raise InputError(f"pseudo-items: two domains with titles and tables are needed, not {sorted(self.tables)}")
         for name, table in self.tables.items():
@@ -212,7 +217,7 @@ class _Work:
         assert len(set(ids)) == len(ids), "each user once"
 
     def describe(self, users: Sequence[History]) -> dict[str, Any]:
-        """All that the table depends on."""
+        """Return all that the table depends on."""
         return {
             **describe_generator(self.spec),
             "encoder": self.encoder.key,
@@ -221,113 +226,130 @@ class _Work:
             "histories": digest({user.user: {d: list(user.items[d]) for d in self.domains_of(user)} for user in users}),
         }
 
-    def other(self, domain: str) -> str:
+    def other_domain(self, domain: str) -> str:
+        """Return the other one of the two domains."""
         (other,) = set(self.tables) - {domain}
         return other
 
     def domains_of(self, user: History) -> list[str]:
-        """Domains in which the user has items."""
+        """Return the domains in which the user has items."""
         return [name for name in sorted(self.tables) if user.items.get(name)]
 
-    def shown(self, domain: str, items: Sequence[str]) -> tuple[str, ...]:
-        """Titles of items, each once, without those that have none."""
+    def distinct_titles(self, domain: str, items: Sequence[str]) -> tuple[str, ...]:
+        """Return the titles of items, each once, without those that have none."""
         titles = self.titles[domain]
         return tuple(dict.fromkeys(titles[item] for item in items if titles[item]))
 
-    def wish(self, user: History, target: str) -> Wish:
-        source = self.other(target)
-        shown = self.shown(source, user.items[source][::-1])[: self.spec.history]
-        return Wish(user=user.user, source=source, target=target, titles=shown)
+    def prompt(self, user: History, target: str) -> PseudoPrompt:
+        """Return a user's prompt for items of `target`."""
+        source = self.other_domain(target)
+        titles = self.distinct_titles(source, user.items[source][::-1])[: self.spec.history]
+        return PseudoPrompt(user=user.user, source=source, target=target, titles=titles)
 
-    def keep_out(self, overlapping: Sequence[History]) -> tuple[list[History], list[History]]:
-        """(users kept out of all training to measure the items' value, all others)."""
-        count = min(self.spec.value_users, len(overlapping) // 10)
+    def hold_out(self, overlapping: Sequence[History]) -> tuple[list[History], list[History]]:
+        """Split overlapping users: (those kept out of all training to measure recall, all others)."""
+        count = min(self.spec.recall_users, len(overlapping) // 10)
         order = np.random.default_rng(self.spec.seed).permutation(len(overlapping)).tolist()
         return [overlapping[i] for i in sorted(order[:count])], [overlapping[i] for i in sorted(order[count:])]
 
     def generator(self, fit: Sequence[History]) -> ResolvedGenerator:
-        if self.spec.model != EMBEDDED:
+        """Find the generator; the local model is trained on the users `fit`."""
+        if self.spec.model != LOCAL:
             return resolve_generator(self.spec)
         pairs = [
-            (self.wish(user, target), self.shown(target, user.items[target])) for user in fit for target in user.items
+            (self.prompt(user, target), self.distinct_titles(target, user.items[target]))
+            for user in fit
+            for target in user.items
         ]
-        examples = [Example(wish=wish, titles=titles) for wish, titles in pairs if wish.titles and titles]
-        words, spec = find_words(self.spec.prompt), self.spec
-        folder = train_embedded(spec.embedded, examples, words, spec.seed, self.store, self.means.told("train"))
+        examples = [Example(prompt=prompt, titles=titles) for prompt, titles in pairs if prompt.titles and titles]
+        wording, spec, progress = find_wording(self.spec.prompt), self.spec, self.execution.phase_progress("train")
+        folder = train_local_model(spec.local, examples, wording, spec.seed, self.store, progress)
         return resolve_generator(spec, folder)
 
-    def lists(self, asked: Sequence[tuple[History, str]], generator: ResolvedGenerator) -> list[_List]:
-        """Items for each (user, domain that they are to be of)."""
-        texts = self._texts([self.wish(user, target) for user, target in asked], generator)
-        own = [self._own(user, target) for user, target in asked]
-        depth = self.spec.texts + max(map(len, own), default=0)
-        said: dict[str, set[str]] = {domain: set() for domain in self.tables}
-        for (_, domain), mine in zip(asked, texts, strict=True):
-            said[domain].update(mine)
-        rows = {domain: {text: self._row(domain, text) for text in sorted(said[domain])} for domain in sorted(said)}
-        vectors = self._encode({row for of_domain in rows.values() for row in of_domain.values()})
-        nearest: dict[str, dict[str, Nearest]] = {}
-        for domain, of_domain in rows.items():
-            keys = {text: row_key(row) for text, row in of_domain.items()}
-            found = nearest_of_keys(vectors, set(keys.values()), self.tables[domain].vectors, depth)
-            nearest[domain] = {text: found[key] for text, key in keys.items() if key in found}
+    def lists(self, requests: Sequence[tuple[History, str]], generator: ResolvedGenerator) -> list[_UserList]:
+        """Return items for each request: (user, domain of the items)."""
+        texts = self._texts([self.prompt(user, target) for user, target in requests], generator)
+        excluded = [self._excluded(user, target) for user, target in requests]
+        depth = self.spec.texts + max(map(len, excluded), default=0)
+        nearest = self._nearest(requests, texts, depth)
         lists = []
-        for (_, domain), mine, without in zip(asked, texts, own, strict=True):
-            near = [nearest[domain][text] for text in mine if text in nearest[domain]]
-            chosen = choose_items(near, self.spec.texts, without)
+        for (_, domain), user_texts, user_excluded in zip(requests, texts, excluded, strict=True):
+            candidates = [nearest[domain][text] for text in user_texts if text in nearest[domain]]
+            chosen = choose_items(candidates, self.spec.texts, user_excluded)
             ids = self.tables[domain].ids
-            lists.append(_List([ids[n] for n in chosen.items], chosen.similarity, mine))
+            lists.append(_UserList([ids[n] for n in chosen.items], chosen.similarity, user_texts))
         return lists
 
-    def _texts(self, wishes: Sequence[Wish], generator: ResolvedGenerator) -> list[list[str]]:
-        """Texts for each wish; none for one that shows nothing."""
-        means, telling = self.means, [n for n, wish in enumerate(wishes) if wish.titles]
-        answers = answer(
-            [wishes[n] for n in telling], generator, self.store, progress=means.told("generate"),
-            workers=means.workers, use_ray=means.use_ray, loader=means.load_generator,
+    def _texts(self, prompts: Sequence[PseudoPrompt], generator: ResolvedGenerator) -> list[list[str]]:
+        """Generate texts for each prompt; none for one without titles."""
+        execution, with_titles = self.execution, [n for n, prompt in enumerate(prompts) if prompt.titles]
+        answers = generate_cached(
+            [prompts[n] for n in with_titles], generator, self.store, progress=execution.phase_progress("generate"),
+            workers=execution.workers, use_ray=execution.use_ray, loader=execution.load_generator,
         )  # fmt: skip
-        texts: list[list[str]] = [[] for _ in wishes]
-        for n, text in zip(telling, answers, strict=True):
-            texts[n] = parse_texts(text, self.spec.texts)
+        texts: list[list[str]] = [[] for _ in prompts]
+        for n, answer in zip(with_titles, answers, strict=True):
+            texts[n] = parse_texts(answer, self.spec.texts)
         return texts
 
-    def _own(self, user: History, target: str) -> list[int]:
-        """Numbers of what the user has in the source domain and the target domain lists under the same id."""
-        place = self._places[target]
-        return [place[item] for item in dict.fromkeys(user.items[self.other(target)]) if item in place]
+    def _nearest(
+        self, requests: Sequence[tuple[History, str]], texts: Sequence[Sequence[str]], depth: int
+    ) -> dict[str, dict[str, Nearest]]:
+        """Return domain -> text -> its `depth` nearest items, for all texts that can be encoded."""
+        different: dict[str, set[str]] = {domain: set() for domain in self.tables}
+        for (_, domain), user_texts in zip(requests, texts, strict=True):
+            different[domain].update(user_texts)
+        inputs = {
+            domain: {text: self._encoder_input(domain, text) for text in sorted(different[domain])}
+            for domain in sorted(different)
+        }
+        vectors = self._encode({one for domain_inputs in inputs.values() for one in domain_inputs.values()})
+        nearest: dict[str, dict[str, Nearest]] = {}
+        for domain, domain_inputs in inputs.items():
+            keys = {text: input_key(one) for text, one in domain_inputs.items()}
+            by_key = nearest_by_key(vectors, set(keys.values()), self.tables[domain].vectors, depth)
+            nearest[domain] = {text: by_key[key] for text, key in keys.items() if key in by_key}
+        return nearest
+
+    def _excluded(self, user: History, target: str) -> list[int]:
+        """Return the numbers of the user's source items that the target domain lists under the same id."""
+        numbers = self._numbers[target]
+        return [numbers[item] for item in dict.fromkeys(user.items[self.other_domain(target)]) if item in numbers]
 
     @cached_property
-    def _places(self) -> dict[str, dict[str, int]]:
+    def _numbers(self) -> dict[str, dict[str, int]]:
+        """Domain -> item id -> its number in the item table."""
         return {name: {item: n for n, item in enumerate(table.ids)} for name, table in self.tables.items()}
 
-    def _row(self, domain: str, text: str) -> Row:
-        """A text as the encoder reads it: as a title of an item of that domain."""
+    def _encoder_input(self, domain: str, text: str) -> EncoderInput:
+        """Return a text as the encoder reads it: as the title of an item of that domain."""
         prompt = find_prompt(self.tables[domain].manifest["prompt"]["name"])
-        return Row(texts=(prompt.title.format(text),))
+        return EncoderInput(texts=(prompt.title.format(text),))
 
-    def _encode(self, rows: Collection[Row]) -> RowStore:
-        """The store that holds the vectors of all rows but those that cannot be encoded."""
-        means = self.means
-        vectors, failed = encode_rows(
-            rows, self.encoder, self.store, progress=means.told("encode"),
-            workers=means.workers, use_ray=means.use_ray, loader=means.load_encoder,
+    def _encode(self, inputs: Collection[EncoderInput]) -> VectorStore:
+        """Return the store that holds the vectors of all inputs but those that cannot be encoded."""
+        execution = self.execution
+        vectors, failed = encode_inputs(
+            inputs, self.encoder, self.store, progress=execution.phase_progress("encode"),
+            workers=execution.workers, use_ray=execution.use_ray, loader=execution.load_encoder,
         )  # fmt: skip
-        if rows and len(failed) == len(rows):
+        if inputs and len(failed) == len(inputs):
             raise InputError(f"pseudo-items: no generated text can be encoded; the first: {min(failed.values())}")
         return vectors
 
-    def value(
-        self, held: Sequence[History], fit: Sequence[History], target: str, lists: Sequence[_List]
+    def recall(
+        self, held_out: Sequence[History], fit: Sequence[History], target: str, lists: Sequence[_UserList]
     ) -> list[dict[str, Any]]:
-        """What the lists of the users kept out are worth."""
-        source = self.other(target)
+        """Measure the recall of the lists of the users kept out."""
+        source = self.other_domain(target)
 
-        def pair(user: History) -> Pair:
-            theirs = {name: [item for item in user.items[name] if item in self._places[name]] for name in self.tables}
-            return Pair(source=theirs[source], target=theirs[target])
+        def user_items(user: History) -> UserItems:
+            listed = {name: [item for item in user.items[name] if item in self._numbers[name]] for name in self.tables}
+            return UserItems(source=listed[source], target=listed[target])
 
-        measured = [(pair(user), one.items) for user, one in zip(held, lists, strict=True)]
-        measured = [(mine, items) for mine, items in measured if mine.source and mine.target]
+        pairs = [(user_items(user), one.items) for user, one in zip(held_out, lists, strict=True)]
+        pairs = [(user, items) for user, items in pairs if user.source and user.target]
         tables = (self.tables[source], self.tables[target])
-        real, items = [mine for mine, _ in measured], [items for _, items in measured]
-        return measure_value(real, items, [pair(user) for user in fit], tables, (source, target), self.spec.seed)
+        users, pseudo = [user for user, _ in pairs], [items for _, items in pairs]
+        fit_items = [user_items(user) for user in fit]
+        return measure_recall(users, pseudo, fit_items, tables, (source, target), self.spec.seed)

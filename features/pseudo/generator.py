@@ -1,10 +1,10 @@
-"""Texts of items that a user might want in the other domain (LGCD eq. 4), by any causal language model of transformers.
+"""Generator of texts of items that a user might want in the other domain (LGCD eq. 4), by any causal language model.
 
-One path for all of them: the prompt (in the tokenizer's chat template, where it has one), batched generation, the
-answer. The embedded model (`features.pseudo.local_model`) is a checkpoint like any other once it is trained.
+All models of transformers take one path: the prompt (in the tokenizer's chat template, where it has one), batched
+generation, the answer. The local model (`features.pseudo.local_model`) is like any other once it is trained.
 
-Every user draws from a generator of random numbers of his own, keyed by (seed, user): an answer does not depend on who
-else is in the batch, but for the last bits of the arithmetic. Legend: B users of a batch, L tokens, V vocabulary.
+Each user has their own random numbers, keyed by (seed, user): an answer does not depend on who else is in the batch,
+except for the last bits of the arithmetic. Legend: B users of a batch, L tokens, V vocabulary.
 """
 
 from __future__ import annotations
@@ -25,33 +25,33 @@ from features.checks import choice, number, refuse, whole
 from features.encoders.weights import (
     check_dtype,
     find_folder,
-    hash_checkpoint,
+    hash_pretrained,
     load_tokenizer_of,
     load_weights,
     quiet,
     resolve_dtype,
 )
-from features.pseudo.local_model import EmbeddedSpec
-from features.pseudo.prompts import Wish, ask, find_words, parse_texts
+from features.pseudo.local_model import LocalModelSpec
+from features.pseudo.prompts import WORDINGS, PseudoPrompt, find_wording, parse_texts, write_prompt
 from features.store.tables import digest
 
 GENERATION = 1  # part of every generator key: raise it when a change to this file changes answers
-EMBEDDED = "embedded"
+LOCAL = "local"  # the model that is trained on this machine
 DTYPES = ("auto", "float32", "bfloat16")
 _MORE_FILES = ("chat_template*", "generation_config.json")
 
 
 @dataclass(frozen=True, kw_only=True)
 class GeneratorSpec:
-    """Which language model writes the texts of pseudo-items, and how it is asked. (ours, where the paper is silent)"""
+    """Which language model writes the texts of pseudo-items, and how it is prompted. (ours, where the paper is silent)"""
 
-    # "embedded": a small model trained here; or a folder in the layout of `save_pretrained`, or a hub id in the cache
-    model: str = EMBEDDED
+    # "local": a small model that is trained here; or a folder in the layout of `save_pretrained`, or a hub id in the cache
+    model: str = LOCAL
     # commit of a hub id; required for one, meaningless otherwise
     revision: str | None = None
-    # texts (and so items) per user: the largest n_K that a configuration may cut to
+    # texts generated for each user: the largest number of pseudo-items (the paper's n_K) that a configuration may use
     texts: int = 20
-    # name in features.pseudo.prompts.WISH_WORDS
+    # name in features.pseudo.prompts.WORDINGS
     prompt: str = "items-1"
     # newest items of a user that the prompt shows
     history: int = 10
@@ -66,24 +66,23 @@ class GeneratorSpec:
     # compute type: "float32", "bfloat16", or "auto": bfloat16 on a GPU and on CPUs with bfloat16 instructions, where all
     # machines that take part agree
     dtype: str = "auto"
-    # weight names (shell patterns) that may be missing from, or unexpected in, the checkpoint; all others are an error
+    # weight names (shell patterns) that may be missing from, or unexpected in, the model's files; all others are an error
     allow_keys: tuple[str, ...] = ()
-    # of the users' random numbers, of the embedded model's training, and of who is kept out of it
+    # of the users' random numbers, of the local model's training, and of who is kept out of it
     seed: int = 0
-    # prompt and answer tokens of one batch at most (a longer prompt goes alone)
+    # most tokens of one batch, prompts and answers (a longer prompt has a batch of its own)
     batch_tokens: int = 131_072
-    # training overlapping users that the embedded model does not see (a tenth of them at most), to measure what its
-    # items are worth
-    value_users: int = 500
-    # the model that is trained here; read where `model` is "embedded"
-    embedded: EmbeddedSpec = field(default_factory=EmbeddedSpec)
+    # training overlapping users whom the local model is not trained on (at most a tenth), to measure its items' recall
+    recall_users: int = 500
+    # the model that is trained here; read where `model` is "local"
+    local: LocalModelSpec = field(default_factory=LocalModelSpec)
 
     def __post_init__(self) -> None:
-        find_words(self.prompt)
         refuse(
+            choice(self, "prompt", tuple(WORDINGS)),
             whole(self, "texts", least=1, most=100),
             *(whole(self, name, least=1) for name in ("history", "title_words", "max_new_tokens", "batch_tokens")),
-            *(whole(self, name, least=0) for name in ("seed", "value_users")),
+            *(whole(self, name, least=0) for name in ("seed", "recall_users")),
             number(self, "temperature", least=0, most=5),
             number(self, "top_p", above=0, most=1),
             choice(self, "dtype", DTYPES),
@@ -93,10 +92,10 @@ class GeneratorSpec:
     @property
     def sampling(self) -> dict[str, Any]:
         """All that an answer depends on besides the model and the user."""
-        words = find_words(self.prompt)
+        wording = find_wording(self.prompt)
         return {
             "generation": GENERATION,
-            "words": {"chat": words.chat, "plain": words.plain},
+            "words": {"chat": wording.chat, "plain": wording.plain},
             "texts": self.texts,
             "temperature": self.temperature,
             "top_p": self.top_p,
@@ -107,7 +106,7 @@ class GeneratorSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class ResolvedGenerator:
-    """A generator found on this machine. `identity`: what its model is, by content."""
+    """A generator on this machine. identity: its model by content."""
 
     spec: GeneratorSpec
     folder: Path
@@ -116,36 +115,36 @@ class ResolvedGenerator:
 
     @property
     def key(self) -> str:
-        """SHA-256 of all that an answer depends on besides its prompt and its user."""
+        """The SHA-256 of all that an answer depends on besides its prompt and its user."""
         return digest({"model": dict(self.identity), "dtype": self.dtype, **self.spec.sampling})
 
 
 def resolve_generator(spec: GeneratorSpec, trained: Path | None = None) -> ResolvedGenerator:
-    """Find the generator's folder and hash what is in it; no weights are loaded.
+    """Find the generator's folder and hash its files; no weights are loaded.
 
-    trained: the folder of the embedded model, which is known by what it was trained on and not by its bits.
-    Raises InputError: no such folder, not in the hub's cache, no weights.
+    trained: the folder of the local model, which is identified by what it was trained on and not by its bits.
+    Raises InputError where there is no such folder, none in the hub's cache, or one without weights.
     """
     if trained is not None:
         return ResolvedGenerator(
-            spec=spec, folder=trained, dtype=resolve_dtype(spec.dtype), identity={"embedded": trained.name}
+            spec=spec, folder=trained, dtype=resolve_dtype(spec.dtype), identity={"local": trained.name}
         )
-    folder = find_folder("generator", spec.model, spec.revision, EMBEDDED)
-    found = hash_checkpoint(f"generator {spec.model}", folder, _MORE_FILES)
-    identity = {"weights_sha256": found.weights_sha256, "files_sha256": found.files_sha256}
+    folder = find_folder("generator", spec.model, spec.revision, LOCAL)
+    files = hash_pretrained(f"generator {spec.model}", folder, _MORE_FILES)
+    identity = {"weights_sha256": files.weights_sha256, "files_sha256": files.files_sha256}
     return ResolvedGenerator(spec=spec, folder=folder, dtype=resolve_dtype(spec.dtype), identity=identity)
 
 
 class Generator(Protocol):
-    """What pseudo-items need of a language model: an answer each, whose lines are texts."""
+    """What pseudo-items need of a language model: an answer to each prompt, whose lines are texts."""
 
-    def generate(self, wishes: Sequence[Wish]) -> list[str]: ...
+    def generate(self, prompts: Sequence[PseudoPrompt]) -> list[str]: ...
 
 
 def load_generator(resolved: ResolvedGenerator) -> CausalGenerator:
     """Load weights and tokenizer from the local folder, on the GPU if there is one.
 
-    Raises InputError for a checkpoint that does not fit, like `features.encoders.encoder.load_encoder`.
+    Raises InputError for weights that do not fit, like `features.encoders.encoder.load_encoder`.
     """
     from transformers import AutoModelForCausalLM
 
@@ -170,30 +169,30 @@ class CausalGenerator:
         self.pad = pad if pad is not None else self.ends[0] if self.ends else 0
         texts = tokenizer.batch_decode([[i] for i in range(model.config.get_text_config().vocab_size)])
         self.breaks_V = torch.tensor(["\n" in text for text in texts], device=self.device)
-        # Tokens that are a whole line by themselves; the embedded model's frequent titles are.
+        # Tokens that are a whole line by themselves, as frequent titles are in the local model's vocabulary.
         lines = [text.endswith("\n") and any(c.isalpha() for c in text) for text in texts]
         self.lines_V = torch.tensor(lines, device=self.device)
         self._lock = threading.Lock()  # a fast tokenizer that is called from two threads raises "Already borrowed"
 
-    def generate(self, wishes: Sequence[Wish]) -> list[str]:
-        """Answers in the order of `wishes`."""
-        prompts = [self._prompt(wish) for wish in wishes]
-        answers = [""] * len(wishes)
-        order = sorted(range(len(wishes)), key=lambda i: -len(prompts[i]))
+    def generate(self, prompts: Sequence[PseudoPrompt]) -> list[str]:
+        """Return the answers in the order of `prompts`."""
+        tokens = [self._tokens(prompt) for prompt in prompts]
+        answers = [""] * len(prompts)
+        order = sorted(range(len(prompts)), key=lambda i: -len(tokens[i]))
         start = 0
         while start < len(order):
-            row = len(prompts[order[start]]) + self.spec.max_new_tokens
+            row = len(tokens[order[start]]) + self.spec.max_new_tokens
             batch = order[start : start + max(1, self.spec.batch_tokens // row)]
-            found = self._answers([prompts[i] for i in batch], [wishes[i].user for i in batch])
-            for i, answer in zip(batch, found, strict=True):
+            batch_answers = self._answers([tokens[i] for i in batch], [prompts[i].user for i in batch])
+            for i, answer in zip(batch, batch_answers, strict=True):
                 answers[i] = answer
             start += len(batch)
         return answers
 
-    def _prompt(self, wish: Wish) -> list[int]:
-        words = find_words(self.spec.prompt)
+    def _tokens(self, prompt: PseudoPrompt) -> list[int]:
+        """Return the token ids of a prompt."""
         chat = self.tokenizer.chat_template is not None
-        text = ask(wish, words, self.spec.texts, chat=chat)
+        text = write_prompt(prompt, find_wording(self.spec.prompt), self.spec.texts, chat=chat)
         with self._lock:
             if chat:
                 message = [{"role": "user", "content": text}]
@@ -202,6 +201,7 @@ class CausalGenerator:
         return ids
 
     def _answers(self, prompts: Sequence[Sequence[int]], users: Sequence[str]) -> list[str]:
+        """Generate the answers of one batch of token ids."""
         from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
 
         longest, most = max(map(len, prompts)), self.spec.max_new_tokens
@@ -228,7 +228,7 @@ class CausalGenerator:
         return self.decode([ids[:length] for ids, length in written])
 
     def decode(self, ids: Sequence[Sequence[int]]) -> list[str]:
-        """The texts of answers, without special tokens."""
+        """Return the texts of answers, without special tokens."""
         if not ids:  # the library makes one empty text of none
             return []
         with self._lock:
@@ -237,13 +237,13 @@ class CausalGenerator:
 
 
 def uniforms(seed: int, user: str, count: int) -> NDArray[np.float32]:
-    """The random numbers of one user, [count] in [0, 1): the same wherever and whenever they are drawn."""
+    """Draw the random numbers of one user, [count] in [0, 1): the same wherever and whenever they are drawn."""
     key = hashlib.sha256(f"{seed} {user}".encode()).digest()
     return np.random.Generator(np.random.Philox(key=int.from_bytes(key[:16]))).random(count, np.float32)
 
 
 def draw_tokens(logits_BV: Tensor, uniform_B: Tensor, temperature: float, top_p: float) -> Tensor:
-    """One token of each row [B]: where the cumulative distribution passes `uniform_B`; at temperature 0 the best one.
+    """Draw one token of each row [B]: where the cumulative distribution passes `uniform_B`; at temperature 0 the best one.
 
     top_p: only the fewest most probable tokens that reach this probability can be drawn.
     """
@@ -262,7 +262,7 @@ def draw_tokens(logits_BV: Tensor, uniform_B: Tensor, temperature: float, top_p:
 
 
 class _Enough:
-    """A stopping criterion: a row ends with the line that makes its texts enough."""
+    """Stopping criterion: a row ends with the line that completes its number of texts."""
 
     def __init__(self, generator: CausalGenerator, rows: int, start: int) -> None:
         self.generator, self.start = generator, start
@@ -282,9 +282,9 @@ class _Enough:
 
 
 class _Draw:
-    """A logits processor that leaves one token of each row: the one drawn with the user's own random numbers.
+    """Logits processor that leaves one token of each row: the one drawn with the user's own random numbers.
 
-    A token that was a whole line is not drawn again: a list of wishes has no use for a line twice. Rows that have
+    A token that was a whole line is not drawn again: a list of titles has no use for a line twice. Rows that have
     enough are filled with padding, which is cut off afterwards.
     """
 

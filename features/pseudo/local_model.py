@@ -1,9 +1,9 @@
-"""The embedded generator: a small causal language model, trained here on what overlapping users have in both domains.
+"""The local model: a small causal language model, trained on this machine on overlapping users' items of both domains.
 
-Its texts are those of the prompt (`features.pseudo.prompts`, the plain form) and the user's titles of the other domain after it,
-in both directions. Its tokens are pieces of words and, where the vocabulary has room, frequent titles as a whole: it
-then spends one step on a title where it would spend a dozen, and learns which titles go together from a few thousand
-users, which it does not from the same text in pieces (measured: docs/log/2026-11-21.md).
+A training text is a prompt (`features.pseudo.prompts`, the plain wording) and the user's titles of the other domain after
+it, in both directions. Tokens are pieces of words and, where the vocabulary has room, frequent titles as a whole: the
+model then spends one step on a title where it would spend a dozen, and learns which titles go together from a few
+thousand users, which it does not from the same text in pieces (measured: docs/log/2026-11-21.md).
 
 Legend: B texts of a batch, L tokens, V vocabulary, C tokens that a batch is contrasted with, D width.
 """
@@ -14,7 +14,7 @@ import json
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -27,11 +27,12 @@ from torch.nn import functional
 from features.checks import multiple, refuse, whole
 from features.encoders.weights import quiet
 from features.errors import InputError
-from features.pseudo.prompts import Wish, WishWords, ask
+from features.progress import Progress
+from features.pseudo.prompts import PseudoPrompt, Wording, write_prompt
 from features.store.folders import whole_folder, write_json
 from features.store.tables import digest
 
-TRAINING = 1  # part of every key: raise it when a change to this file changes the model
+TRAINING = 1  # part of every key of a local model: raise it when a change to this file changes the model
 PAD = "<pad>"
 _SUBWORDS = 4096  # tokens learned as pieces; the rest of the vocabulary is titles
 _POSITIONS = 1024  # longest text that the model can continue
@@ -44,15 +45,15 @@ _DROP_INPUT, _DROP_OUTPUT = 0.2, 0.1
 
 
 @dataclass(frozen=True, kw_only=True)
-class EmbeddedSpec:
-    """The language model that is trained on this machine (ours)."""
+class LocalModelSpec:
+    """Shape and training of the local model (ours)."""
 
     # width of the model; a multiple of 32, which is the width of a head
     width: int = 64
     layers: int = 2
     # passes over the training overlapping users, each of whom gives a text in either direction
     epochs: int = 5
-    # tokens at most: 4,096 pieces of words, the rest frequent titles as a whole
+    # most tokens: 4,096 pieces of words, the rest frequent titles as a whole
     vocabulary: int = 32_768
 
     def __post_init__(self) -> None:
@@ -66,57 +67,56 @@ class EmbeddedSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class Example:
-    """One user in one direction: what the prompt shows, and the titles that are to be written."""
+    """One user in one direction: their prompt, and the titles that the model is to write after it."""
 
-    wish: Wish
+    prompt: PseudoPrompt
     titles: tuple[str, ...]
 
 
-def train_embedded(
-    spec: EmbeddedSpec,
+def train_local_model(
+    spec: LocalModelSpec,
     examples: Sequence[Example],
-    words: WishWords,
+    wording: Wording,
     seed: int,
     store: Path,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> Path:
-    """Folder of the model trained on `examples`, in the layout of `save_pretrained`; trained if the store has none.
+    """Return the folder of the model trained on `examples`, as `save_pretrained` writes it; trained if the store has none.
 
-    progress: called with (texts read, texts to read). One torch thread, so the same model wherever it is trained on a
-    machine of this kind. Raises InputError where there is nothing to learn from.
+    progress: told of texts read. It trains with one torch thread, so all machines of this kind train the same model.
+    Raises InputError where there is nothing to learn from.
     """
-    document = {"training": TRAINING, "spec": asdict(spec), "words": words.plain, "seed": seed}
-    key = digest(document | {"examples": [[asdict(e.wish), e.titles] for e in examples]})
-    folder = store / "generators" / f"embedded-{key[:12]}"
+    document = {"training": TRAINING, "spec": asdict(spec), "words": wording.plain, "seed": seed}
+    key = digest(document | {"examples": [[asdict(example.prompt), example.titles] for example in examples]})
+    folder = store / "generators" / f"local-{key[:12]}"
     if (folder / "manifest.json").is_file():
         return folder
     if not examples:
-        raise InputError(
-            "generator embedded: no training user has items in both domains; give generator.model a folder"
-        )
+        raise InputError("generator local: no training user has items in both domains; give generator.model a folder")
     start, threads = time.monotonic(), torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        tokenizer = train_tokenizer((title for e in examples for title in (*e.wish.titles, *e.titles)), spec.vocabulary)
+        titles = (title for example in examples for title in (*example.prompt.titles, *example.titles))
+        tokenizer = train_tokenizer(titles, spec.vocabulary)
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             model = _new_model(spec, tokenizer)
-            losses = _train(model, tokenizer, spec, examples, words, seed, progress)
+            losses = _train(model, tokenizer, spec, examples, wording, seed, progress)
     finally:
         torch.set_num_threads(threads)
-    made = {"texts": len(examples), "tokens": len(tokenizer), "losses": losses}
+    figures = {"texts": len(examples), "tokens": len(tokenizer), "losses": losses}
     with whole_folder(folder) as partial, quiet():
         model.save_pretrained(partial)
         tokenizer.save_pretrained(partial)
         seconds = round(time.monotonic() - start, 1)
-        write_json(partial / "manifest.json", {"key": key, **document, **made, "seconds": seconds})
+        write_json(partial / "manifest.json", {"key": key, **document, **figures, "seconds": seconds})
     return folder
 
 
 def train_tokenizer(titles: Iterator[str], vocabulary: int) -> Any:
-    """Byte-level BPE over lines, with the most frequent lines as tokens of their own: a fast tokenizer of transformers.
+    """Train byte-level BPE over lines, with the most frequent lines as tokens: a fast tokenizer of transformers.
 
-    titles: each as often as it occurs. Pieces may reach over spaces: titles of one maker share their first words.
+    titles: each as often as it occurs. Pieces may span spaces: titles of one maker share their first words.
     """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
@@ -145,7 +145,7 @@ def train_tokenizer(titles: Iterator[str], vocabulary: int) -> Any:
     return PreTrainedTokenizerFast(tokenizer_object=whole, pad_token=PAD)  # type: ignore[no-untyped-call]
 
 
-def _new_model(spec: EmbeddedSpec, tokenizer: Any) -> Any:
+def _new_model(spec: LocalModelSpec, tokenizer: Any) -> Any:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     config = LlamaConfig(
@@ -159,7 +159,7 @@ def _new_model(spec: EmbeddedSpec, tokenizer: Any) -> Any:
         tie_word_embeddings=True,
         pad_token_id=tokenizer.pad_token_id,
         bos_token_id=None,
-        eos_token_id=None,  # a list of wishes has no end of its own
+        eos_token_id=None,  # a list of titles has no end of its own
     )
     return LlamaForCausalLM(config)
 
@@ -167,15 +167,15 @@ def _new_model(spec: EmbeddedSpec, tokenizer: Any) -> Any:
 def _train(
     model: Any,
     tokenizer: Any,
-    spec: EmbeddedSpec,
+    spec: LocalModelSpec,
     examples: Sequence[Example],
-    words: WishWords,
+    wording: Wording,
     seed: int,
-    progress: Callable[[int, int], None] | None,
+    progress: Progress | None,
 ) -> list[float]:
-    """Mean loss per token of each epoch, in nats (an estimate from above: see `contrastive_loss`)."""
-    prompts = tokenizer([ask(e.wish, words, 0, chat=False) for e in examples])["input_ids"]
-    titles = sorted({title for e in examples for title in e.titles})
+    """Train the model; return the mean loss per token of each epoch, in nats (an upper estimate: `contrastive_loss`)."""
+    prompts = tokenizer([write_prompt(example.prompt, wording, 0, chat=False) for example in examples])["input_ids"]
+    titles = sorted({title for example in examples for title in example.titles})
     line = dict(zip(titles, tokenizer([f"{title}\n" for title in titles])["input_ids"], strict=True))
     optimizer = torch.optim.AdamW(model.parameters(), lr=_LEARNING_RATE, weight_decay=_DECAY, betas=(0.9, 0.98))
     rng, contrast = np.random.default_rng(seed), torch.Generator().manual_seed(seed)
@@ -185,7 +185,7 @@ def _train(
         texts = []
         for prompt, example in zip(prompts, examples, strict=True):
             wanted = [i for n in rng.permutation(len(example.titles)) for i in line[example.titles[n]]]
-            head = prompt[-_CUT // 2 :]  # the end of a prompt says what is asked for
+            head = prompt[-_CUT // 2 :]  # the end of a prompt names the domain that is asked for
             texts.append((len(head), [*head, *wanted][:_CUT]))
         batches = _batches([len(ids) for _, ids in texts], rng)
         steps = steps or len(batches) * spec.epochs
@@ -209,7 +209,7 @@ def _train(
 
 
 def _batches(lengths: Sequence[int], rng: np.random.Generator) -> list[list[int]]:
-    """Texts of about one length together, batches in random order."""
+    """Group texts of about the same length; batches come in random order."""
     order = np.argsort(-(np.array(lengths) + rng.random(len(lengths)))).tolist()
     budget = min(max(sum(lengths) // _STEPS, _BATCH[0]), _BATCH[1])
     batches, start = [], 0
@@ -223,39 +223,33 @@ def _batches(lengths: Sequence[int], rng: np.random.Generator) -> list[list[int]
 def _loss(
     model: Any, texts: Sequence[tuple[int, list[int]]], pad: int, contrast: torch.Generator
 ) -> tuple[Tensor, int]:
-    """Mean loss of the tokens after each text's prompt, and how many they are."""
+    """Return the mean loss of the tokens after each text's prompt, and their number."""
     longest = max(len(ids) for _, ids in texts)
     ids_BL = torch.full((len(texts), longest), pad)
-    asked_BL = torch.zeros_like(ids_BL, dtype=torch.bool)
+    target_BL = torch.zeros_like(ids_BL, dtype=torch.bool)
     for row, (prompt, ids) in enumerate(texts):
         ids_BL[row, : len(ids)] = torch.tensor(ids)
-        asked_BL[row, prompt : len(ids)] = True
+        target_BL[row, prompt : len(ids)] = True
     embedding_VD = model.get_input_embeddings().weight
     states_BLD = model.model(
         inputs_embeds=functional.dropout(functional.embedding(ids_BL, embedding_VD), _DROP_INPUT)
     ).last_hidden_state
-    asked_BL = asked_BL[:, 1:]
-    states = functional.dropout(states_BLD[:, :-1][asked_BL], _DROP_OUTPUT)
-    wanted = ids_BL[:, 1:][asked_BL]
+    target_BL = target_BL[:, 1:]
+    states = functional.dropout(states_BLD[:, :-1][target_BL], _DROP_OUTPUT)
+    wanted = ids_BL[:, 1:][target_BL]
     return contrastive_loss(states, wanted, embedding_VD, contrast), len(wanted)
 
 
 def contrastive_loss(states_ND: Tensor, wanted_N: Tensor, embedding_VD: Tensor, contrast: torch.Generator) -> Tensor:
-    """Cross-entropy whose denominator is estimated: the batch's own tokens exactly, all others by a uniform sample.
+    """Return the cross-entropy with an estimated denominator: the batch's tokens exactly, the others by a uniform sample.
 
     With V of tens of thousands and a model this small, the full softmax would be nine tenths of the cost.
     """
-    own = torch.unique(wanted_N)
-    drawn = torch.randint(len(embedding_VD), (_CONTRAST,), generator=contrast)
-    drawn = drawn[~torch.isin(drawn, own)]
-    weight_C = torch.zeros(len(own) + len(drawn))
-    if len(drawn):
-        weight_C[len(own) :] = math.log((len(embedding_VD) - len(own)) / len(drawn))
-    logits_NC = states_ND @ embedding_VD[torch.cat([own, drawn])].T + weight_C
-    return functional.cross_entropy(logits_NC, torch.searchsorted(own, wanted_N))
-
-
-def read_losses(folder: Path) -> Mapping[str, Any]:
-    """The manifest of a trained model."""
-    manifest: dict[str, Any] = json.loads((folder / "manifest.json").read_text())
-    return manifest
+    present = torch.unique(wanted_N)
+    sampled = torch.randint(len(embedding_VD), (_CONTRAST,), generator=contrast)
+    sampled = sampled[~torch.isin(sampled, present)]
+    weight_C = torch.zeros(len(present) + len(sampled))
+    if len(sampled):
+        weight_C[len(present) :] = math.log((len(embedding_VD) - len(present)) / len(sampled))
+    logits_NC = states_ND @ embedding_VD[torch.cat([present, sampled])].T + weight_C
+    return functional.cross_entropy(logits_NC, torch.searchsorted(present, wanted_N))

@@ -1,6 +1,6 @@
-"""What a generator is asked, and what is read out of its answer (LGCD eq. 4).
+"""Prompts of pseudo-interactions, and the texts that are read out of a generator's answer (LGCD eq. 4).
 
-The words are data, have a name, and are part of every generator key, so edited words generate again.
+The wording is data, has a name, and is part of every generator key, so an edited wording generates again.
 """
 
 from __future__ import annotations
@@ -17,25 +17,28 @@ LONGEST = 200  # characters of a text; what is beyond is prose, not a title
 
 
 @dataclass(frozen=True, kw_only=True)
-class Wish:
-    """One user, whose items of `source` are known and whose items of `target` are asked for."""
+class PseudoPrompt:
+    """The content of one user's prompt: titles of the source domain; texts of items of the target domain are asked for.
+
+    Its fields are part of content keys.
+    """
 
     user: str
     source: str  # name of the domain
     target: str
-    titles: tuple[str, ...]  # of the user's source items, newest first, cut to what is shown
+    titles: tuple[str, ...]  # of the user's source items, newest first, cut to what the prompt shows
 
 
 @dataclass(frozen=True, kw_only=True)
-class WishWords:
+class Wording:
     """The words around the titles. {source}, {target}: names of the domains; {titles}: one a line; {texts}: how many."""
 
     chat: str  # for models with a chat template
     plain: str  # for models that continue a text; ends where the first title is to be written
 
 
-WISH_WORDS: Mapping[str, WishWords] = {
-    "items-1": WishWords(
+WORDINGS: Mapping[str, Wording] = {
+    "items-1": Wording(
         chat=(
             "A customer has bought these {source} products, newest first:\n{titles}\n\n"
             "Name {texts} different {target} products that this customer would probably buy. Answer with {texts} lines, "
@@ -46,21 +49,22 @@ WISH_WORDS: Mapping[str, WishWords] = {
 }
 
 
-def find_words(name: str) -> WishWords:
-    """The words of that name. Raises InputError, naming those there are."""
-    if name not in WISH_WORDS:
-        raise InputError(f"prompt: must be one of {', '.join(sorted(WISH_WORDS))}, not {name!r}; add it to WISH_WORDS")
-    return WISH_WORDS[name]
+def find_wording(name: str) -> Wording:
+    """Return the wording of that name. Raises InputError for an unknown one."""
+    if name not in WORDINGS:
+        raise InputError(f"prompt is {name!r}; choose from {', '.join(sorted(WORDINGS))}, or add it to WORDINGS")
+    return WORDINGS[name]
 
 
-def ask(wish: Wish, words: WishWords, texts: int, *, chat: bool) -> str:
-    """The prompt of one user."""
-    form = words.chat if chat else words.plain
-    return form.format(source=wish.source, target=wish.target, titles="\n".join(wish.titles), texts=texts)
+def write_prompt(prompt: PseudoPrompt, wording: Wording, texts: int, *, chat: bool) -> str:
+    """Return the text of one user's prompt, which asks for `texts` texts."""
+    template = wording.chat if chat else wording.plain
+    titles = "\n".join(prompt.titles)
+    return template.format(source=prompt.source, target=prompt.target, titles=titles, texts=texts)
 
 
 def short_title(title: str, words: int) -> str:
-    """The first words of a title on one line, without what dangles at the cut."""
+    """Return the first words of a title on one line, without punctuation that dangles at the cut."""
     return " ".join(title.split()[:words]).rstrip(" ,;:-–(")
 
 
@@ -73,7 +77,7 @@ _QUOTES = {'"': '"', "'": "'", "“": "”", "‘": "’", "«": "»", "`": "`",
 
 
 def parse_texts(answer: str, most: int) -> list[str]:
-    """At most `most` different texts of an answer, in its order; any answer at all is read, none raises.
+    """Return at most `most` different texts of an answer, in its order; any answer at all is read, none raises.
 
     Understood: a text a line, numbered, bulleted, quoted or in bold; a JSON list of strings or of objects with a title,
     also a broken one; fences, thoughts, empty lines and lines of introduction ("Here are ...:") around them. Texts are
@@ -106,15 +110,15 @@ def _lines(answer: str) -> Iterator[str]:
 
 
 def _strings(value: Any) -> Iterator[str]:
-    """Strings of a JSON document: those of lists, and the first of each object (its title)."""
+    """Yield the strings of a JSON document: those of lists, and the first of each object (its title)."""
     if isinstance(value, str):
         yield value.replace("\n", " ")
     elif isinstance(value, Mapping):
         inner = [v for v in value.values() if isinstance(v, str | list)]
         yield from _strings(inner[0]) if inner else ()
     elif isinstance(value, Sequence):
-        for one in value:
-            yield from _strings(one)
+        for element in value:
+            yield from _strings(element)
 
 
 def _clean(line: str) -> str:

@@ -1,4 +1,4 @@
-"""From generated texts to real items (after LGCD eqs. 5 and 6, text by text): cosine, best first, every item once per user.
+"""Retrieval of real items for generated texts (after LGCD eqs. 5 and 6, text by text): cosine, every item once per user.
 
 Legend: T texts, I items of a domain, F width of the vectors, K items kept per text.
 """
@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from features.store.tables import RowStore
+from features.store.shards import VectorStore, shard_vectors
 
 _BLOCK = 512  # texts whose similarities to all items are held at a time
 
@@ -23,64 +23,63 @@ Nearest = tuple[
 
 
 @dataclass(frozen=True)
-class Found:
-    """Items of one user, most wanted first. items: numbers [n]; similarity: cosine of each and the text it is for."""
+class Retrieved:
+    """Items of one user, most wanted first. items: numbers [n]; similarity: cosine of each with its text."""
 
     items: list[int]
     similarity: list[float]
 
 
 def nearest_items(vectors_TF: NDArray[Any], items_IF: NDArray[Any], count: int) -> Nearest:
-    """Numbers and cosines [T, K] of the `count` items most similar to each text, K = min(count, I).
+    """Return numbers and cosines [T, K] of the `count` items most similar to each text, K = min(count, I).
 
     Best first, equal ones by number. A block of texts is compared at a time, so memory does not grow with T x I.
     """
     items = _unit(items_IF)
     kept = min(count, len(items))
-    numbers = np.empty((len(vectors_TF), kept), np.int32)
-    cosines = np.empty((len(vectors_TF), kept), np.float32)
+    numbers_TK = np.empty((len(vectors_TF), kept), np.int32)
+    cosines_TK = np.empty((len(vectors_TF), kept), np.float32)
     for start in range(0, len(vectors_TF), _BLOCK):
-        value, number = (_unit(vectors_TF[start : start + _BLOCK]) @ items.T).topk(kept)
-        order = np.lexsort((number.numpy(), -value.numpy()))
-        numbers[start : start + _BLOCK] = np.take_along_axis(number.numpy(), order, 1)
-        cosines[start : start + _BLOCK] = np.take_along_axis(value.numpy(), order, 1)
-    return numbers, cosines
+        cosine, number = (_unit(vectors_TF[start : start + _BLOCK]) @ items.T).topk(kept)
+        order = np.lexsort((number.numpy(), -cosine.numpy()))
+        numbers_TK[start : start + _BLOCK] = np.take_along_axis(number.numpy(), order, 1)
+        cosines_TK[start : start + _BLOCK] = np.take_along_axis(cosine.numpy(), order, 1)
+    return numbers_TK, cosines_TK
 
 
 def _unit(vectors: NDArray[Any]) -> torch.Tensor:
     return torch.nn.functional.normalize(torch.from_numpy(np.array(vectors, np.float32)))
 
 
-def nearest_of_keys(
-    store: RowStore, wanted: Collection[bytes], items_IF: NDArray[Any], count: int
+def nearest_by_key(
+    store: VectorStore, wanted: Collection[bytes], items_IF: NDArray[Any], count: int
 ) -> Mapping[bytes, Nearest]:
-    """The nearest items of each wanted row of a store, shard by shard: never more than a shard's vectors are held."""
-    found: dict[bytes, Nearest] = {}
+    """Return the nearest items of each wanted key of a store, shard by shard: one shard's vectors are held at a time."""
+    nearest: dict[bytes, Nearest] = {}
     left = set(wanted)
-    for keys, vectors in _rows(store, left):
+    for keys, vectors in _wanted_vectors(store, left):
         numbers, cosines = nearest_items(vectors, items_IF, count)
-        found |= zip(keys, zip(numbers, cosines, strict=True), strict=True)
+        nearest |= zip(keys, zip(numbers, cosines, strict=True), strict=True)
         left -= set(keys)
-    return found
+    return nearest
 
 
-def _rows(store: RowStore, wanted: Collection[bytes]) -> Iterator[tuple[list[bytes], NDArray[Any]]]:
+def _wanted_vectors(store: VectorStore, wanted: Collection[bytes]) -> Iterator[tuple[list[bytes], NDArray[Any]]]:
+    """Yield (keys, their vectors) of each shard that holds any of the wanted keys."""
     for shard in store.shards():
         keys = shard["key"].to_pylist()
-        here = [row for row, key in enumerate(keys) if key in wanted]
-        if here:
-            width = shard.schema.field("vector").type.list_size
-            vectors = shard["vector"].combine_chunks().flatten().to_numpy().reshape(-1, width)
-            yield [keys[row] for row in here], vectors[here]
+        rows = [row for row, key in enumerate(keys) if key in wanted]
+        if rows:
+            yield [keys[row] for row in rows], shard_vectors(shard)[rows]
 
 
-def choose_items(nearest: Sequence[Nearest], count: int, own: Collection[int] = ()) -> Found:
-    """At most `count` different items, none of `own`: each text in turn takes its most similar item that is left.
+def choose_items(nearest: Sequence[Nearest], count: int, excluded: Collection[int] = ()) -> Retrieved:
+    """Choose at most `count` different items, none excluded: each text in turn takes its most similar item that is left.
 
     Where there are fewer texts than `count`, the most similar items that are left fill the list. Each text must come
-    with at least count + len(own) items, or all there are.
+    with at least count + len(excluded) items, or all there are.
     """
-    taken = set(own)
+    taken = set(excluded)
     items: list[int] = []
     similarity: list[float] = []
 
@@ -100,4 +99,4 @@ def choose_items(nearest: Sequence[Nearest], count: int, own: Collection[int] = 
                 break
             if int(numbers[place]) not in taken:
                 take(int(numbers[place]), float(cosines[place]))
-    return Found(items, similarity)
+    return Retrieved(items, similarity)

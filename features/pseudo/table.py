@@ -1,7 +1,7 @@
-"""The table of pseudo-interactions: for each single-domain user, real items of the other domain and why they are there.
+"""The table of pseudo-items: for each single-domain user, real items of the other domain, and the texts behind them.
 
 <folder>/pseudo.parquet     user_id, items (list of item ids, most wanted first), similarity (list of cosines), texts
-<folder>/manifest.json      key and whatever its maker notes
+<folder>/manifest.json      key, what it was made from, and figures
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ class PseudoTable:
     key: str  # sha256 over all that made it
 
     def rows(self, users: Sequence[str]) -> tuple[list[list[str]], list[list[float]]]:
-        """Item ids and similarities of each user, most wanted first; empty for a user who is not in the table."""
+        """Return item ids and similarities of each user, most wanted first; empty for a user who is not in the table."""
         table = pq.read_table(self.path / "pseudo.parquet", columns=["user_id", "items", "similarity"])
         place = {user: row for row, user in enumerate(table["user_id"].to_pylist())}
         items, similarity = table["items"].to_pylist(), table["similarity"].to_pylist()
-        found = [place.get(user, -1) for user in users]
-        return [items[row] if row >= 0 else [] for row in found], [similarity[row] if row >= 0 else [] for row in found]
+        rows = [place.get(user, -1) for user in users]
+        return [items[row] if row >= 0 else [] for row in rows], [similarity[row] if row >= 0 else [] for row in rows]
 
 
 def write_pseudo(path: Path, table: pa.Table, manifest: Mapping[str, Any]) -> PseudoTable:
@@ -53,13 +53,13 @@ def write_pseudo(path: Path, table: pa.Table, manifest: Mapping[str, Any]) -> Ps
 
 
 def open_pseudo(path: Path, key: str | None = None) -> PseudoTable:
-    """Open a finished table; `key`, where given, must be its own."""
+    """Open a finished table; where `key` is given, the table must have that key."""
     try:
-        found = str(json.loads((path / "manifest.json").read_text())["key"])
+        stored_key = str(json.loads((path / "manifest.json").read_text())["key"])
     except FileNotFoundError:
         raise InputError(f"{path}: no finished pseudo-interactions here; run `study extract` on the plan") from None
     except ValueError as error:
         raise InputError(f"{path}/manifest.json: not JSON ({error}); delete the folder and make it again") from None
-    if key is not None and key != found:
-        raise InputError(f"{path}: holds key {found[:12]}, not {key[:12]}; delete the folder and make it again")
-    return PseudoTable(path, found)
+    if key is not None and key != stored_key:
+        raise InputError(f"{path}: holds key {stored_key[:12]}, not {key[:12]}; delete the folder and make it again")
+    return PseudoTable(path, stored_key)

@@ -36,10 +36,9 @@ from PIL import Image
 from features.checks import number, refuse, whole
 from features.errors import InputError
 from features.simulate import vocabulary
-from features.store.folders import whole_folder, write_json
+from features.store.folders import SIMULATED, whole_folder, write_json
 
 VERSION = 1  # of what is written
-LABEL = "SIMULATED.json"  # the file that marks a data folder as simulated
 CHUNK = 50_000  # reviews or items made at a time
 MEAN = 3.6  # rating of a middling item by a middling user
 QUALITY, LENIENCY, TASTE = 0.5, 0.5, 0.55  # standard deviations of the three learnable parts
@@ -127,7 +126,7 @@ def simulate(spec: SimulateSpec, out: Path, progress: Callable[[int], None] | No
         return _same(out, label)
     with whole_folder(out) as folder:
         # The label goes first: not even a folder left by a crash holds simulated data without it.
-        write_json(folder / LABEL, label)
+        write_json(folder / SIMULATED, label)
         for name in spec.domains:
             _write_domain(spec, name, folder, progress or (lambda rows: None))
     return _same(out, label)
@@ -135,7 +134,7 @@ def simulate(spec: SimulateSpec, out: Path, progress: Callable[[int], None] | No
 
 def _same(out: Path, label: Mapping[str, Any]) -> Path:
     """`out`, if it holds what `label` describes."""
-    if not (out / LABEL).is_file() or json.loads((out / LABEL).read_text()) != label:
+    if not (out / SIMULATED).is_file() or json.loads((out / SIMULATED).read_text()) != label:
         raise InputError(f"{out}: holds something else already; name a new folder or remove this one")
     return out
 

@@ -20,13 +20,16 @@ from features.errors import InputError
 FULL = (errno.ENOSPC, errno.EDQUOT)
 """Numbers of the errors of a disk without room."""
 
+SIMULATED = "SIMULATED.json"
+"""Name of the file that marks a folder of raw data as simulated (`features.simulate.simulator`)."""
+
 UNFINISHED = ".tmp"
 """End of the names of files that are being written, see `atomic_file`."""
 
 
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """No other process that locks this file runs its block meanwhile; a killed one lets go."""
+    """Run the block while no other process holds the lock on this file; the lock of a killed process is free."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -35,15 +38,15 @@ def locked(path: Path) -> Iterator[None]:
 
 @contextmanager
 def whole_folder(path: Path) -> Iterator[Path]:
-    """A hidden folder beside `path` that becomes `path` when the block ends well, and vanishes when it does not.
+    """Yield a hidden folder beside `path`; it becomes `path` when the block ends well, and is removed otherwise.
 
     Where another process has filled `path` meanwhile, its folder stays and ours is dropped: the caller names folders by
     content, or looks at what is there. Hidden folders left by processes of this host that were killed are removed.
     """
     prefix = f".{path.name}.{socket.gethostname()}."
-    for left in path.parent.glob(f"{prefix}*"):
-        if not _alive(left.name.removeprefix(prefix)):
-            shutil.rmtree(left, ignore_errors=True)
+    for folder in path.parent.glob(f"{prefix}*"):
+        if not _alive(folder.name.removeprefix(prefix)):
+            shutil.rmtree(folder, ignore_errors=True)
     partial = path.with_name(f"{prefix}{os.getpid()}")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
@@ -63,7 +66,7 @@ def _alive(process: str) -> bool:
         os.kill(int(process), 0)
     except ProcessLookupError:
         return False
-    except (PermissionError, ValueError):  # someone else's process; not a folder of ours
+    except (PermissionError, ValueError):  # another user's process, or a folder that is not ours
         return True
     return True
 
@@ -92,9 +95,9 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
 
 
 def mapped_array(path: Path, dtype: npt.DTypeLike, shape: tuple[int, ...]) -> np.memmap[Any, np.dtype[Any]]:
-    """A new .npy that is written through memory; its room on the disk is taken first.
+    """Create a .npy that is written through memory; its room on the disk is taken first.
 
-    Raises OSError where there is no room: a write into a mapping without would be SIGBUS, the end of the process.
+    Raises OSError where there is no room: a write into a mapping without room would be SIGBUS, the end of the process.
     """
     array: np.memmap[Any, np.dtype[Any]] = np.lib.format.open_memmap(path, "w+", dtype, shape)
     with path.open("r+b") as file:
@@ -105,7 +108,7 @@ def mapped_array(path: Path, dtype: npt.DTypeLike, shape: tuple[int, ...]) -> np
 
 @contextmanager
 def store_errors(folder: Path) -> Iterator[None]:
-    """What the system says about a folder that cannot be written, in one line with a remedy."""
+    """Turn what the system says about a folder that cannot be written into an InputError with a remedy."""
     try:
         yield
     except OSError as error:

@@ -27,7 +27,7 @@ def pretrain(
     tasks: by cell name and feature set. Rows take turns, so that a row finds what an equal one has made. Of each pair of
     domains one direction comes first, because what it makes may serve the other.
     """
-    server = task_server() if on_ray else None
+    server, device = task_server() if on_ray else None, "cuda" if plan.resources.gpus > 0 else "cpu"
     for row in plan.rows:
         if not trial.has_shared(row.model):
             continue
@@ -35,7 +35,7 @@ def pretrain(
         advance, done = start_progress(f"pretraining {row.title}", sum(map(len, directions))), 0
         for direction in directions:
             calls = [
-                (server, row.model, _config(row, cell), tasks[cell, feature_set].task_dir, [seed])
+                (server, row.model, _config(row, cell), tasks[cell, feature_set].task_dir, [seed], device)
                 for cell, feature_set, seed in direction
             ]
             for _ in run_calls(prepare_one, calls, plan.resources, on_ray=on_ray):
@@ -59,7 +59,9 @@ def _config(row: Row, cell: str) -> dict[str, Any]:
     return {**row.config, **row.base.get(cell, {})}
 
 
-def prepare_one(server: Any, model: str, config: Mapping[str, Any], task_dir: Path, seeds: Sequence[int]) -> None:
+def prepare_one(
+    server: Any, model: str, config: Mapping[str, Any], task_dir: Path, seeds: Sequence[int], device: str = "cpu"
+) -> None:  # fmt: skip
     """Make what trials of this configuration and these seeds share, on a worker.
 
     Where the worker does not see the home folder, what is there is fetched, and what is made is brought there.
@@ -70,6 +72,6 @@ def prepare_one(server: Any, model: str, config: Mapping[str, Any], task_dir: Pa
         store = Home.of_task(task_dir).tasks
         folders = [store / folder for folder in trial.shared(model, config, here, seeds)]
         missing = [folder for folder in folders if not locate(folder, server).is_dir()]
-    trial.prepare(model, config, here, seeds)
+    trial.prepare(model, config, here, seeds, device)
     for folder in missing:
         bring_home(folder, server)

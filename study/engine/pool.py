@@ -19,10 +19,12 @@ def run_calls(
     """Yield the function's values, in the order of the calls.
 
     Each call has what a trial has: more torch threads than that may change the last bits, and on a busy machine make
-    small models ten times slower.
+    small models ten times slower. Where calls need a GPU, those on this machine share its first one.
     """
     if not on_ray:
         processes = max(1, min(len(calls), len(os.sched_getaffinity(0)) // resources.threads))
+        if resources.gpus > 0:
+            processes = min(processes, max(1, int(1 / resources.gpus)))
         with ProcessPoolExecutor(
             processes, mp_context=get_context("spawn"), initializer=_begin, initargs=(resources.threads,)
         ) as pool:

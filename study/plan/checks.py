@@ -109,7 +109,13 @@ def _published_checks(plan: Plan, place: str) -> list[str]:
     """A paper that has numbers of one of the plan's tasks and of one of its rows."""
     tasks = [f"{source}->{target}" for source, target in plan.tasks]
     names = [load_model(row.model).NAME for row in plan.rows]
-    return _caught(lambda: load_published(str(plan.published)).check(tasks, names), f"{place}: published")
+
+    def check() -> None:
+        published = load_published(str(plan.published))
+        published.check(tasks)
+        published.check_names(names)
+
+    return _caught(check, f"{place}: published")
 
 
 def _pseudo_item_checks(plan: Plan, place: str) -> list[str]:
@@ -153,14 +159,19 @@ def _task_type_checks(plan: Plan, document: Mapping[str, Any], place: str) -> li
         for key in keys
         if other != task_type and key in given
     ]
-    keys = {"titles": ("text", plan.features.text), "pseudo_items": ("pseudo", plan.features.pseudo)}
-    for row in plan.rows:
-        for need in getattr(load_model(row.model), "NEEDS", ()):
-            key, given_features = keys.get(need, ("", plan))
-            if given_features is None:
-                faults.append(
-                    f"{place}: features.{key} is missing, and {row.model} reads {need.replace('_', '-')}; set it"
-                )
+    return faults + [fault for row in plan.rows for fault in _need_checks(plan, row, place)]
+
+
+def _need_checks(plan: Plan, row: Row, place: str) -> list[str]:
+    """What the row's model reads of a task, against what the plan's features make."""
+    needs, faults = load_model(row.model).NEEDS, []
+    if "titles" in needs and plan.features.text is None:
+        faults.append(f"{place}: features.text is missing, and {row.model} reads titles; set its encoder")
+    if "pseudo_items" in needs and plan.features.pseudo is None and row.base.get(N_K) != 0:
+        faults.append(
+            f"{place}: features.pseudo is missing, and {row.model} reads pseudo-items; set its generator, or "
+            f"{row.place}base.{N_K}: 0"
+        )
     return faults
 
 

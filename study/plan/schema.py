@@ -8,9 +8,9 @@ from functools import cached_property
 from typing import Any
 
 from features.domains.domain import DomainSpec
-from features.encoders.encoder import EncoderSpec
+from features.encoders.spec import EncoderSpec
 from features.errors import InputError
-from features.extraction.extract import FeatureSpec
+from features.extraction.spec import FeatureSpec
 from features.factorisation import FactorSpec
 from features.images.gather import ImageSpec
 from features.pseudo.generator import GeneratorSpec
@@ -192,7 +192,8 @@ class Row:
 
     def load_space(self) -> Space | None:
         """The search space, or None."""
-        names = [entry.name for entry in fields(load_model(self.model).Config)]
+        config_class: Any = load_model(self.model).Config
+        names = [entry.name for entry in fields(config_class)]
         return load_space(self.space, names) if self.space else None
 
 
@@ -283,7 +284,7 @@ class Plan:
     @property
     def needs(self) -> frozenset[str]:
         """What the rows' models need of a task beside ids and interactions."""
-        return frozenset(need for row in self.rows for need in getattr(load_model(row.model), "NEEDS", ()))
+        return frozenset(need for row in self.rows for need in load_model(row.model).NEEDS)
 
     @property
     def task_type(self) -> TaskType:

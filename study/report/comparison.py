@@ -136,7 +136,7 @@ def compare(results: Results, *, full: bool = False) -> Comparison:
     notes: list[str] = []
     for cell, runs in scores.groupby("cell", sort=True):
         by_row = {str(run["row"]): run for _, run in runs.iterrows()}
-        expected = [labels.row(name) for name in (*task_type.predictors, *labels.rows)]
+        expected = [labels.row(name) for name in (*task_type.baselines, *labels.rows)]
         notes += [f"{cell}: no score of {row.name}." for row in expected if row.row not in by_row]
         scored, lost = _read(results, by_row)
         notes += lost
@@ -295,9 +295,9 @@ def _places(rows: Sequence[ComparedRow]) -> Iterator[list[ComparedRow]]:
 def _in_order(labels: Labels, rows: Sequence[ComparedRow], metrics: Sequence[Metric]) -> Iterator[ComparedRow]:
     """Yield the rows of a cell and group in the order of the table, with the printed numbers and systems."""
     by_row = {row.labels.row: row for row in rows}
-    order = [*labels.task_type.predictors, *(row.row for row in labels.rows.values())]
+    order = [*labels.task_type.baselines, *(row.row for row in labels.rows.values())]
     printed = _printed(labels, rows[0], metrics)
-    for name in labels.task_type.predictors:
+    for name in labels.task_type.baselines:
         if name in by_row:
             yield by_row[name]
     for name, values in printed.items():
@@ -310,7 +310,7 @@ def _in_order(labels: Labels, rows: Sequence[ComparedRow], metrics: Sequence[Met
                 cell=place.cell, task=place.task, ratio=place.ratio, group=place.group, labels=system, seeds=0,
                 printed=values,
             )  # fmt: skip
-    others = [name for name in order if name in by_row and name not in labels.task_type.predictors]
+    others = [name for name in order if name in by_row and name not in labels.task_type.baselines]
     yield from (by_row[name] for name in others if by_row[name].labels.paper_name not in printed)
     yield from (row for name, row in sorted(by_row.items()) if name not in order)
 

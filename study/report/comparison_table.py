@@ -26,10 +26,12 @@ from study.report.table import (
 from study.tracking.results import MissingError, Results
 from trainables.task_types import Metric
 
+COMPARISON = "table_2_comparison"  # name of the files of the study's main table
+
 
 def comparison_table(comparison: Comparison, results: Results) -> Table:
     """Return Table 2: every row of every cell; bold is the best of a cell (and protocol) by the headline metric."""
-    return _table("table_2_comparison", "Table 2. Test users", comparison, results)
+    return _table(COMPARISON, "Table 2. Test users", comparison, results)
 
 
 def full_ranking_table(results: Results) -> Table:

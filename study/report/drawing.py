@@ -1,7 +1,8 @@
-"""Draws the numbers of `study.report.figures.figures`: one style, matplotlib's object interface, the same bytes each time.
+"""Draws the numbers of `study.report.figures`: one style, matplotlib's object interface, the same bytes each time.
 
 Colours are Okabe and Ito's (distinct for colour-blind readers): a task has one colour, a ratio one marker and line style,
-whatever the figure. Legends stand outside the axes.
+whatever the figure. Where a figure has several rows of the study, the subject keeps the task's colour and its rivals are
+thin, dashed and grey, each with a marker of its own. Legends stand outside the axes.
 """
 
 from __future__ import annotations
@@ -22,26 +23,16 @@ from matplotlib.figure import Figure as Canvas
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, MaxNLocator, NullFormatter, NullLocator
 
-from study.report.figures.figures import (
-    Curves,
-    Figure,
-    History,
-    Importance,
-    Line,
-    Palette,
-    Panel,
-    Parallel,
-    Sensitivity,
-    Trace,
-    Tradeoff,
-    value_text,
-)
-from study.specs import RATIO
+from study.report.figures import Curves, Figure, History, Importance, Parallel, Sensitivity, Tradeoff
+from study.report.figures.common import Palette, value_text
+from study.report.figures.search import Trace
+from study.report.figures.sensitivity import Line, Panel
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 STROKES = ("-", (0, (5, 2)), (0, (1.5, 1.5)), (0, (5, 2, 1.5, 2)))
 DPI = 160  # of the PNGs
+RIVALS = ("#4b5563", "#9ca3af", "#6b7280")
 _GREY = "#6b7280"
 _STYLE: Any = {  # matplotlib types its keys as literals
     "font.family": "DejaVu Sans",
@@ -70,7 +61,7 @@ _STYLE: Any = {  # matplotlib types its keys as literals
 
 
 def save(figure: Figure, folder: Path) -> dict[str, Path]:
-    """Write `<name>.png`, `<name>.svg` and the points as `<name>.csv`; returns them by their ending."""
+    """Write `<name>.png`, `<name>.svg` and the points as `<name>.csv`; return them by their ending."""
     paths = {ending: folder / f"{figure.head.name}.{ending}" for ending in ("png", "svg", "csv")}
     with _style():
         canvas = _draw(figure)
@@ -91,7 +82,7 @@ def _style() -> Iterator[None]:
 
 
 def draw(figure: Figure) -> Canvas:
-    """A matplotlib figure of the numbers, in the study's style."""
+    """Return a matplotlib figure of the numbers, in the study's style."""
     with _style():
         return _draw(figure)
 
@@ -103,54 +94,103 @@ def _draw(figure: Figure) -> Canvas:
 
 @_draw.register
 def _sensitivity(figure: Sensitivity) -> Canvas:
-    return _lines(figure) if figure.numeric else _groups(figure)
+    if not figure.numeric:
+        return _groups(figure)
+    return _lines(figure) if len(figure.rows) == 1 else _lines_by_task(figure)
 
 
 def _lines(figure: Sensitivity) -> Canvas:
-    """One panel per metric, one line per cell; cells stand a little apart so that their intervals can be read."""
+    """Draw one panel per metric, one line per cell."""
     canvas = _canvas(figure, 5.2 * len(figure.panels), 4.6)
-    values = np.asarray(figure.values, dtype=np.float64)
-    position = np.log(values) if figure.log else values
-    gap = float(np.diff(position).min()) if len(position) > 1 else 1.0
+    palette = figure.head.palette
+    over_cells = figure.parameter == figure.head.labels.ratio_field
     for axes, panel in zip(_row(canvas, len(figure.panels)), figure.panels, strict=True):
-        for k, line in enumerate(panel.lines):
-            shift = 0.10 * gap * (k - (len(panel.lines) - 1) / 2) / max(1, (len(panel.lines) - 1) / 2)
-            x = np.asarray(line.x, dtype=np.float64)
-            x = np.exp(np.log(x) + shift) if figure.log else x + shift
-            _interval(axes, x, line, **_look(figure, line))
-        axes.set_xscale("log" if figure.log else "linear")
-        axes.xaxis.set_major_locator(FixedLocator(list(values)))
-        axes.xaxis.set_minor_locator(NullLocator())
-        axes.xaxis.set_minor_formatter(NullFormatter())
-        axes.set_xticks(list(values), [value_text(float(value)) for value in values])
-        _mark(axes, figure)
-        label = figure.head.labels.label
-        axes.set(xlabel=label(figure.parameter), ylabel=label(panel.metric), ylim=(panel.low, panel.high))
+        looks = [
+            {"color": _colour(palette, line.task), **(_nth(0) if line.ratio is None else _shape(palette, line.ratio))}
+            for line in panel.lines
+        ]
+        _curves_over_values(axes, figure, panel, list(zip(panel.lines, looks, strict=True)))
+        _mark(axes, figure, palette.tasks)
+        axes.set_xlabel(figure.head.labels.label(figure.parameter))
+        axes.set_ylabel(figure.head.labels.label(panel.metric))
     lines = figure.panels[0].lines
-    if figure.parameter == RATIO:
-        ordered = sorted(lines, key=lambda line: (line.task, line.name != figure.head.labels.model, line.name))
-        named = [(line.task, f"{_task(line.task)}, {line.name}", _look(figure, line)) for line in ordered]
+    if over_cells:
+        named = [(line.task, _task(line.task), {"color": _colour(palette, line.task), **_nth(0)}) for line in lines]
         _legend(canvas, named, title=_bars(figure))
     else:
-        _cell_legend(canvas, figure, [(line.task, line.ratio) for line in lines], title=_bars(figure))
+        cells = [(line.task, line.ratio) for line in lines if line.ratio is not None]
+        _cell_legend(canvas, figure, cells, title=_bars(figure))
     return canvas
 
 
-def _look(figure: Sensitivity, line: Line) -> dict[str, Any]:
-    """Colour of the task; shape of the ratio, or of the row where the ratio is what is swept."""
-    palette, model = figure.head.palette, figure.head.labels.model
-    rows = sorted({each.name for each in figure.panels[0].lines}, key=lambda name: (name != model, name))
-    shape = _nth(rows.index(line.name)) if figure.parameter == RATIO else _shape(palette, line.ratio)
-    return {"color": _colour(palette, line.task), **shape}
+def _lines_by_task(figure: Sensitivity) -> Canvas:
+    """Draw one column per task, one row per metric, one line per row of the study (and ratio)."""
+    labels, palette = figure.head.labels, figure.head.palette
+    tasks = _tasks_of(figure)
+    series = list(dict.fromkeys((line.row, line.ratio) for panel in figure.panels for line in panel.lines))
+    several = len({ratio for _, ratio in series}) > 1
+    canvas = _canvas(figure, max(6.4, 4.6 * len(tasks)), 1.5 + 3.1 * len(figure.panels))
+    grid = canvas.subplots(len(figure.panels), len(tasks), squeeze=False, sharey="row")
+    for panel, axes_row in zip(figure.panels, grid, strict=True):
+        for task, axes in zip(tasks, axes_row, strict=True):
+            lines = [line for line in panel.lines if line.task == task]
+            looks = [_series_look(figure, series, line.row, line.ratio, _colour(palette, task)) for line in lines]
+            _curves_over_values(axes, figure, panel, list(zip(lines, looks, strict=True)))
+            _mark(axes, figure, (task,))
+        axes_row[0].set_ylabel(labels.label(panel.metric))
+    for k, task in enumerate(tasks):
+        grid[0, k].set_title(_task(task))
+        grid[-1, k].set_xlabel(labels.label(figure.parameter))
+    named = []
+    for row, ratio in series:
+        text = labels.row(row).name + (f", {labels.task_type.ratio} {ratio:.0%}" if several else "")
+        named.append((row, text, _series_look(figure, series, row, ratio, COLOURS[-1])))
+    _legend(canvas, named, title=_bars(figure))
+    return canvas
 
 
-def _mark(axes: Axes, figure: Sensitivity) -> None:
-    """The published optimum: a dashed line or a band, in the colour of its task."""
+def _curves_over_values(
+    axes: Axes, figure: Sensitivity, panel: Panel, lines: Sequence[tuple[Line, Mapping[str, Any]]]
+) -> None:
+    """Draw lines over the swept values, a little apart so that their intervals can be read."""
+    values = np.asarray(figure.values, dtype=np.float64)
+    position = np.log(values) if figure.log else values
+    gap = float(np.diff(position).min()) if len(position) > 1 else 1.0
+    half = max(1, len(lines) - 1) / 2
+    for k, (line, look) in enumerate(lines):
+        shift = 0.10 * gap * (k - (len(lines) - 1) / 2) / half
+        x = np.asarray(line.x, dtype=np.float64)
+        _interval(axes, np.exp(np.log(x) + shift) if figure.log else x + shift, line, **look)
+    axes.set_xscale("log" if figure.log else "linear")
+    axes.xaxis.set_major_locator(FixedLocator(list(values)))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.set_xticks(list(values), [value_text(float(value)) for value in values])
+    axes.set_ylim(panel.low, panel.high)
+
+
+def _series_look(
+    figure: Sensitivity, series: Sequence[tuple[str, float | None]], row: str, ratio: float | None, colour: str
+) -> dict[str, Any]:  # fmt: skip
+    """Return the look of a line: the subject's in the task's colour, its rivals' thin, dashed and grey."""
+    place = series.index((row, ratio))
+    if row == figure.head.labels.model:
+        return {"color": colour, "linewidth": 2.4, "zorder": 4, **_nth(place)}
+    marker, stroke = MARKERS[place % len(MARKERS)], STROKES[1 + place % (len(STROKES) - 1)]
+    return {
+        "color": RIVALS[place % len(RIVALS)], "linewidth": 1.1, "zorder": 3, "marker": marker, "linestyle": stroke,
+    }  # fmt: skip
+
+
+def _mark(axes: Axes, figure: Sensitivity, tasks: Sequence[str]) -> None:
+    """Draw the published optimum of these tasks: a dashed line or a band, in the colour of its task."""
     for mark in figure.marks:
-        colours = [_colour(figure.head.palette, task) for task in mark.tasks if task in figure.head.palette.tasks]
-        colour = colours[0] if len(colours) == 1 else _GREY
+        marked = [task for task in mark.tasks if task in figure.head.palette.tasks]
         if not isinstance(mark.low, float | int) or not isinstance(mark.high, float | int):
             continue
+        if mark.tasks and not set(mark.tasks) & set(tasks):
+            continue
+        colour = _colour(figure.head.palette, marked[0]) if len(marked) == 1 else _GREY
         if mark.low == mark.high:
             axes.axvline(mark.low, color=colour, linestyle=(0, (1, 2)), linewidth=2.2, alpha=0.8, zorder=1)
         else:
@@ -158,24 +198,32 @@ def _mark(axes: Axes, figure: Sensitivity) -> None:
 
 
 def _groups(figure: Sensitivity) -> Canvas:
-    """One column per task, one row per metric; groups of ratios, in each group one marker per category.
+    """Draw one column per task, one row per metric; groups of ratios and rows, in each one marker per category.
 
-    Where there is one ratio, x holds the categories themselves.
+    Where there is one group, x holds the categories themselves.
     """
-    palette = figure.head.palette
-    ratios = {line.ratio for panel in figure.panels for line in panel.lines}
-    tasks = [task for task in palette.tasks if any(line.task == task for line in figure.panels[0].lines)]
+    labels, palette = figure.head.labels, figure.head.palette
+    groups = sorted(
+        {(line.ratio, line.row) for panel in figure.panels for line in panel.lines},
+        key=lambda group: (group[0] or 0.0, figure.rows.index(group[1])),
+    )
+    tasks = _tasks_of(figure)
     canvas = _canvas(figure, max(5.6, 3.9 * len(tasks)), 1.3 + 3.0 * len(figure.panels))
     grid = canvas.subplots(len(figure.panels), len(tasks), squeeze=False, sharey="row")
-    for panel, row in zip(figure.panels, grid, strict=True):
-        for task, axes in zip(tasks, row, strict=True):
-            lines = [line for line in panel.lines if line.task == task]
-            (_group if len(ratios) > 1 else _categories)(axes, figure, panel, lines, _colour(palette, task))
-        row[0].set_ylabel(figure.head.labels.label(panel.metric))
+    for panel, axes_row in zip(figure.panels, grid, strict=True):
+        for task, axes in zip(tasks, axes_row, strict=True):
+            lines, colour = [line for line in panel.lines if line.task == task], _colour(palette, task)
+            if len(groups) > 1:
+                _group(axes, figure, panel, lines, groups, colour)
+            else:
+                _categories(axes, figure, panel, lines, colour)
+        axes_row[0].set_ylabel(labels.label(panel.metric))
     for k, task in enumerate(tasks):
         grid[0, k].set_title(_task(task))
-        grid[-1, k].set_xlabel(figure.head.labels.label(RATIO if len(ratios) > 1 else figure.parameter))
-    if len(ratios) == 1:
+        by_ratio = len(groups) > 1 and len(figure.rows) == 1
+        by_row = "" if len(figure.rows) > 1 else labels.label(figure.parameter)
+        grid[-1, k].set_xlabel(labels.label(labels.ratio_field) if by_ratio else by_row)
+    if len(groups) == 1:
         canvas.legend(handles=[Line2D([], [], color=_GREY, label=_bars(figure))], loc="outside lower center")
         return canvas
     best = {mark.low for mark in figure.marks}
@@ -183,30 +231,47 @@ def _groups(figure: Sensitivity) -> Canvas:
         Line2D([], [], color=_GREY, linestyle="", label=f"{value} ★" if value in best else value, **_category(k, _GREY))
         for k, value in enumerate(figure.values)
     ]
-    title = f"{figure.head.labels.label(figure.parameter)} ({_bars(figure)})"
+    title = f"{labels.label(figure.parameter)} ({_bars(figure)})"
     canvas.legend(
         handles=handles, loc="outside lower center", ncols=min(6, len(handles)), title=title, handlelength=1.2
     )
     return canvas
 
 
-def _group(axes: Axes, figure: Sensitivity, panel: Panel, lines: Sequence[Line], colour: str) -> None:
-    ratios = sorted({line.ratio for line in panel.lines})  # of all tasks, so that their columns can be compared
+def _group(
+    axes: Axes,
+    figure: Sensitivity,
+    panel: Panel,
+    lines: Sequence[Line],
+    groups: Sequence[tuple[float | None, str]],
+    colour: str,
+) -> None:
+    """Draw each group of a task in its column; groups are those of all tasks, so that columns can be compared."""
     width = 0.6 / max(1, len(figure.values) - 1)
     for line in lines:
         for x, y in zip(line.x, line.y, strict=True):
-            at = ratios.index(line.ratio) + (figure.values.index(x) - (len(figure.values) - 1) / 2) * width
+            column = groups.index((line.ratio, line.row))
+            at = column + (figure.values.index(x) - (len(figure.values) - 1) / 2) * width
             axes.vlines(at, y.low, y.high, color=colour, linewidth=1.4, alpha=0.7)
             axes.plot([at], [y.value], linestyle="", color=colour, **_category(figure.values.index(x), colour))
-    for g in range(1, len(ratios)):
+    for g in range(1, len(groups)):
         axes.axvline(g - 0.5, color="#d1d5db", linewidth=0.8)
     axes.grid(False, axis="x")
-    axes.set_xticks(range(len(ratios)), [f"{ratio:.0%}" for ratio in ratios])
-    axes.set(xlim=(-0.5, len(ratios) - 0.5), ylim=(panel.low, panel.high))
+    axes.set_xticks(range(len(groups)), [_group_text(figure, ratio, row) for ratio, row in groups])
+    axes.set(xlim=(-0.5, len(groups) - 0.5), ylim=(panel.low, panel.high))
+
+
+def _group_text(figure: Sensitivity, ratio: float | None, row: str) -> str:
+    """Return `20%`, with the row's name above it where there are several."""
+    return f"{figure.head.labels.row(row).name}\n{ratio:.0%}" if len(figure.rows) > 1 else f"{ratio:.0%}"
+
+
+def _tasks_of(figure: Sensitivity) -> list[str]:
+    return [task for task in figure.head.palette.tasks if any(line.task == task for line in figure.panels[0].lines)]
 
 
 def _categories(axes: Axes, figure: Sensitivity, panel: Panel, lines: Sequence[Line], colour: str) -> None:
-    """One marker per category, hollow but for the published best."""
+    """Draw one marker per category, hollow but for the published best."""
     published = {mark.low for mark in figure.marks}
     for line in lines:
         at = [figure.values.index(x) for x in line.x]
@@ -276,12 +341,12 @@ def _search(axes: Axes, trace: Trace, figure: History, edge: float) -> None:
 
 @_draw.register
 def _tradeoff(figure: Tradeoff) -> Canvas:
-    """One panel per task: every trial, and through those that nothing beats in both a line."""
+    """Draw one panel per task: every trial, and through those that nothing beats in both a line."""
     palette, label = figure.head.palette, figure.head.labels.label
-    tasks = [task for task in palette.tasks if any(each.task == task for each in figure.clouds)]
+    tasks = [task for task in palette.tasks if any(cloud.task == task for cloud in figure.clouds)]
     canvas = _canvas(figure, max(6.0, 4.6 * len(tasks)), 4.6)
     for axes, task in zip(_row(canvas, len(tasks)), tasks, strict=True):
-        for cloud in (each for each in figure.clouds if each.task == task):
+        for cloud in (cloud for cloud in figure.clouds if cloud.task == task):
             colour, shape = _colour(palette, task), _shape(palette, cloud.ratio)
             axes.plot(cloud.x, cloud.y, color=colour, marker=shape["marker"], linestyle="", alpha=0.35, markersize=5)
             front = sorted((cloud.x[k], cloud.y[k]) for k in cloud.front)
@@ -293,7 +358,7 @@ def _tradeoff(figure: Tradeoff) -> Canvas:
         axes.set_title(_task(task))
         axes.set(xlabel=label(figure.x), ylabel=label(figure.y))
         axes.margins(0.08)
-    ratios = [ratio for ratio in palette.ratios if any(each.ratio == ratio for each in figure.clouds)]
+    ratios = [ratio for ratio in palette.ratios if any(cloud.ratio == ratio for cloud in figure.clouds)]
     kind = figure.head.labels.task_type.ratio
     handles = [Line2D([], [], color=_GREY, label=f"{kind} {ratio:.0%}", **_shape(palette, ratio)) for ratio in ratios]
     handles.append(Line2D([], [], color="#000000", marker="o", markersize=10, markerfacecolor="none", linestyle="",
@@ -326,7 +391,7 @@ def _curves(figure: Curves) -> Canvas:
 
 @_draw.register
 def _parallel(figure: Parallel) -> Canvas:
-    """Dark lines are good trials; the selected one is drawn last, in vermilion."""
+    """Draw dark lines for good trials; the selected one is drawn last, in vermilion."""
     canvas = _canvas(figure, max(7.0, 1.9 * len(figure.axes) + 2.2), 4.6)
     axes = canvas.subplots()
     x = np.arange(len(figure.axes))
@@ -386,7 +451,7 @@ def _interval(axes: Axes, x: Sequence[float] | np.ndarray[Any, Any], line: Line,
 def _cell_legend(
     canvas: Canvas, figure: Figure, cells: Sequence[tuple[str, float]], lines: bool = True, title: str | None = None
 ) -> None:
-    """One column per task, its ratios below each other."""
+    """Draw the legend: one column per task, its ratios below each other."""
     palette = figure.head.palette
     named = [
         (task, figure.head.labels.cell(task, ratio), {"color": _colour(palette, task), **_shape(palette, ratio)})
@@ -400,17 +465,17 @@ def _cell_legend(
 def _legend(
     canvas: Canvas, named: Sequence[tuple[str, str, Mapping[str, Any]]], lines: bool = True, title: str | None = None
 ) -> None:
-    """Entries (task, label, look), one column per task."""
+    """Draw the entries (column, label, look), one column per task."""
     handles = [
         Line2D([], [], label=label, **(look if lines else {**look, "linestyle": ""})) for _, label, look in named
     ]
-    columns = max(1, min(3, len({task for task, _, _ in named})))
+    columns = max(1, min(3, len({column for column, _, _ in named})))
     length = None if lines else 1.2
     canvas.legend(handles=handles, loc="outside lower center", ncols=columns, title=title, handlelength=length)
 
 
 def _bars(figure: Sensitivity) -> str:
-    """What the vertical bars are; most cells of a sweep have the same number of seeds."""
+    """Say what the vertical bars are; most cells of a sweep have the same number of seeds."""
     numeric = any(isinstance(mark.low, float | int) for mark in figure.marks)
     marked = " · dotted or shaded: published optimum" if numeric else " · ★ published best" if figure.marks else ""
     seeds = sorted({y.n for panel in figure.panels for line in panel.lines for y in line.y} - {1})
@@ -433,7 +498,7 @@ def _nth(k: int) -> dict[str, Any]:
 
 
 def _category(k: int, colour: str) -> dict[str, Any]:
-    """Marker of the k-th category: every second one is hollow, so that neighbours differ twice."""
+    """Return the marker of the k-th category: every second one is hollow, so that neighbours differ twice."""
     face = colour if k % 2 == 0 else "white"
     return {"marker": MARKERS[k % len(MARKERS)], "markerfacecolor": face, "markersize": 7.5, "markeredgewidth": 1.5}
 

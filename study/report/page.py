@@ -5,17 +5,18 @@ from __future__ import annotations
 import base64
 import re
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 
 import pandas as pd
 
-from study.report.claims.judge import FAILS, HOLDS, UNDECIDED
+from study.report.claims.judge import FAILS, HOLDS, NOT_MEASURED, UNDECIDED
+from study.report.comparison_table import COMPARISON
 from study.report.drawing import DPI
-from study.report.figures.figures import Figure, Sensitivity
-from study.report.tables import Table
+from study.report.figures import Figure, Sensitivity
+from study.report.table import Table
 from study.tracking.results import Results
 
 _POINTS = 150  # rows of a figure's points that the page shows; the CSV holds all
@@ -26,7 +27,7 @@ _CSS = """
   --code: #1f252d; --warn: #422006; --warn-ink: #fde68a; --link: #93c5fd; --good: #6ee7b7; --bad: #fda4af; }
   figure img { filter: invert(0.93) hue-rotate(180deg); } }
 * { box-sizing: border-box; }
-body { font: 16px/1.55 system-ui, sans-serif; color: var(--ink); background: var(--page); max-width: 72rem; margin: 0 auto;
+body { font: 16px/1.55 system-ui, sans-serif; color: var(--ink); background: var(--page); max-width: 78rem; margin: 0 auto;
   padding: 1rem clamp(.75rem, 3vw, 1.5rem) 4rem; }
 h1, h2, h3 { line-height: 1.25; overflow-wrap: anywhere; } h2 { margin-top: 2.5rem; border-bottom: 1px solid var(--line);
   padding-bottom: .25rem; } h3 { margin: 2.2rem 0 .4rem; font-size: 1.05rem; }
@@ -44,11 +45,12 @@ table { border-collapse: collapse; font-size: .9rem; margin: .4rem 0 .5rem; }
 th, td { padding: .3rem .7rem; text-align: left; vertical-align: top; border-bottom: 1px solid var(--line);
   font-variant-numeric: tabular-nums; white-space: nowrap; }
 td.long { white-space: normal; min-width: 16rem; }
+tr.block th { padding-top: .9rem; } .below { display: block; color: var(--soft); font-size: .85em; }
 code { background: var(--code); padding: .1rem .3rem; overflow-wrap: anywhere; }
 summary { cursor: pointer; padding: .25rem 0; }
 .holds { color: var(--good); } .does-not-hold { color: var(--bad); }
 """
-_MARKS = {HOLDS: "✓", FAILS: "✗", UNDECIDED: "?"}  # beside the words, for who does not see colours
+_MARKS = {HOLDS: "✓", FAILS: "✗", UNDECIDED: "?", NOT_MEASURED: "–"}  # beside the words, for who does not see colours
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,13 +64,15 @@ class Content:
 
 
 def page(results: Results, content: Content, folder: Path) -> str:
-    """The whole document; images are read from `folder`."""
+    """Return the whole document; images are read from `folder`."""
     title = f"Study {escape(results.experiment)}"
     claims = [table for table in content.tables if table.name.startswith("claims")]
-    others = [table for table in content.tables if table not in claims]
+    main = [table for table in content.tables if table.name == COMPARISON]
+    others = [table for table in content.tables if table not in (*claims, *main)]
     sections = {
         "State": _state(results) + (_table(content.cost) if content.cost else ""),
         "Missing": _list(content.missing),
+        "Comparison": "".join(map(_table, main)),
         "Claims": "".join(map(_table, claims)),
         "Tables": "".join(map(_table, others)),
         "Figures": "".join(_figure(results, figure, folder) for figure in content.figures),
@@ -105,7 +109,7 @@ def _facts(results: Results) -> str:
 
 
 def _state(results: Results) -> str:
-    """Trials per part and status; those that failed or are unfinished by name."""
+    """Return the trials per part and status; those that failed or are unfinished by name."""
     trials = results.trials
     if trials.empty:
         return "<p>No trial has been logged.</p>\n"
@@ -113,9 +117,9 @@ def _state(results: Results) -> str:
     frame = counts.reset_index().rename(columns=lambda name: str(name).capitalize())
     body = _grid("Trials per part and status", frame)
     lines = []
-    for _, row in results.without_result().sort_values(["part", "cell", "name"]).iterrows():
-        reason = f": {row['error']}" if row["error"] else ""
-        lines.append(f"{row['part']} {row['cell']} {row['name']} is {row['status']}{reason}")
+    for _, trial in results.without_result().sort_values(["part", "cell", "row", "name"]).iterrows():
+        reason = f": {trial['error']}" if trial["error"] else ""
+        lines.append(f"{trial['part']} {trial['cell']} {trial['row']} {trial['name']} is {trial['status']}{reason}")
     lines += [f"{name} finished more than once; its newest run counts" for name in results.duplicates]
     if results.foreign:
         lines.append(f"{results.foreign} runs of this experiment were not logged by a study and are left out")
@@ -129,30 +133,38 @@ def _list(lines: Sequence[str]) -> str:
 def _table(table: Table) -> str:
     notes = "".join(f'<p class="note">{escape(note)}</p>\n' for note in table.notes)
     files = f'<p class="note">Numbers: <code>tables/{table.name}.csv</code></p>\n'
-    body = _grid(table.caption, table.shown) + notes + files
+    body = _grid(table.caption, table.shown, block=table.block) + notes + files
     return f"<details>\n<summary>{escape(table.caption)}</summary>\n{body}</details>\n" if table.folded else body
 
 
-def _grid(caption: str, frame: pd.DataFrame, level: str = "h3") -> str:
-    """A heading and a table that scrolls by itself, by keyboard too."""
-    head = "".join(f'<th scope="col">{escape(str(name))}</th>' for name in frame.columns)
-    rows = "".join(
-        "<tr>" + "".join(_cell(str(cell)) for cell in row) + "</tr>\n" for row in frame.itertuples(index=False)
-    )
+def _grid(caption: str, frame: pd.DataFrame, level: str = "h3", block: str = "") -> str:
+    """Return a heading and a table that scrolls by itself, by keyboard too; `block`: a column written across the table."""
+    cells = frame.drop(columns=block) if block else frame
+    head = "".join(f'<th scope="col">{escape(str(name))}</th>' for name in cells.columns)
+    blocks = frame[block].tolist() if block else [None] * len(frame)
+    lines = []
+    for k, row in enumerate(cells.itertuples(index=False)):
+        if block and (k == 0 or blocks[k] != blocks[k - 1]):
+            text = f'<th scope="rowgroup" colspan="{len(cells.columns)}">{escape(str(blocks[k]))}</th>'
+            lines.append(f'<tr class="block">{text}</tr>\n')
+        lines.append("<tr>" + "".join(_cell(str(cell)) for cell in row) + "</tr>\n")
     named = escape(caption, quote=True)
     return (
         f"<{level}>{escape(caption)}</{level}>\n"
         f'<div class="scroll" role="region" tabindex="0" aria-label="{named}"><table aria-label="{named}">\n'
-        f"<thead><tr>{head}</tr></thead>\n<tbody>\n{rows}</tbody>\n</table></div>\n"
+        f"<thead><tr>{head}</tr></thead>\n<tbody>\n{''.join(lines)}</tbody>\n</table></div>\n"
     )
 
 
 def _cell(text: str) -> str:
-    bold = re.fullmatch(r"\*\*(.*)\*\*", text)
+    """Return a cell: text between ** is bold, a verdict has its mark, lines after the first are smaller."""
+    first, *rest = text.split("\n")
+    bold = re.fullmatch(r"\*\*(.*)\*\*", first)
     if bold and bold[1] in _MARKS:
         return f'<td><strong class="{bold[1].replace(" ", "-")}">{_MARKS[bold[1]]} {escape(bold[1])}</strong></td>'
-    shown = f"<strong>{escape(bold[1])}</strong>" if bold else escape(text)
-    return f'<td class="long">{shown}</td>' if len(text) > 40 else f"<td>{shown}</td>"
+    shown = f"<strong>{escape(bold[1])}</strong>" if bold else escape(first)
+    shown += "".join(f'<span class="below">{escape(line)}</span>' for line in rest)
+    return f'<td class="long">{shown}</td>' if max(map(len, text.split("\n"))) > 40 else f"<td>{shown}</td>"
 
 
 def _figure(results: Results, figure: Figure, folder: Path) -> str:
@@ -178,53 +190,10 @@ def _figure(results: Results, figure: Figure, folder: Path) -> str:
 
 
 def _command(results: Results, figure: Figure) -> str:
-    """What runs the part that the figure shows, and draws it."""
+    """Return the command that runs the part that the figure shows, and draws it."""
     part = "sweep" if isinstance(figure, Sensitivity) else "search"
     return f"{results.command(part)} && {results.command('report', '--only', figure.head.name)}"
 
 
 def _short(value: object) -> str:
     return f"{value:.5g}" if isinstance(value, float) else str(value)
-
-
-def cost_table(results: Results) -> Table | None:
-    """What the trials cost, by part; None where none has ended."""
-    if results.trials.empty:
-        return None
-    ended = results.trials[results.trials["ended"].notna()]
-    silent = int(ended["spent"].isna().sum())
-    ended = ended.dropna(subset=["spent"])
-    if ended.empty:
-        return None
-    rows = [_costs(str(part), rows) for part, rows in ended.groupby("part", sort=True)]
-    frame = pd.DataFrame([*rows, _costs("all", ended)])
-    shown = pd.DataFrame(
-        {
-            "Part": frame["part"],
-            "Trials": frame["trials"],
-            "Trial-hours": frame["trial_hours"].map("{:.3f}".format),
-            "GPU-hours": ["not logged" if pd.isna(value) else f"{value:.3f}" for value in frame["gpu_hours"]],
-            "Wall hours": frame["wall_hours"].map("{:.3f}".format),
-        }
-    )
-    notes = [
-        "Ended trials, failed ones too, by the time that they ran: none passes between a stop and going on. Wall hours: "
-        "time in which at least one of them ran, each in one stretch up to its end. Extraction is not in it."
-    ]
-    notes += [f"{silent} trials that do not say how long they ran are not in it."] if silent else []
-    return Table("cost", "What it cost", frame, shown, tuple(notes))
-
-
-def _costs(part: str, rows: pd.DataFrame) -> Mapping[str, object]:
-    hours = rows["spent"] / 3600
-    gpus = pd.to_numeric(rows["gpus"], errors="coerce")
-    spans = sorted(zip(rows["ended"] - 1000 * rows["spent"], rows["ended"], strict=True))
-    wall, until = 0.0, -float("inf")
-    for start, end in spans:
-        wall += max(0.0, end - max(start, until))
-        until = max(until, end)
-    gpu_hours = float((hours * gpus).sum()) if gpus.notna().all() else float("nan")
-    return {
-        "part": part, "trials": len(rows), "trial_hours": float(hours.sum()), "gpu_hours": gpu_hours,
-        "wall_hours": wall / 3.6e6,
-    }  # fmt: skip

@@ -29,10 +29,13 @@ from study.report import drawing, tables
 from study.report.claims.judge import Judged, counts, judge, unread
 from study.report.claims.tables import claims_table, contrasts_table
 from study.report.comparison import Comparison, compare
-from study.report.figures import figures, tradeoffs
-from study.report.figures.figures import Figure
-from study.report.page import Content, cost_table, page
-from study.report.tables import Table
+from study.report.comparison_table import comparison_table, difference_table, full_ranking_table
+from study.report.cost import cost_table
+from study.report.figures import Figure, search, tradeoffs
+from study.report.figures.common import row_name
+from study.report.figures.sensitivity import sensitivity
+from study.report.page import Content, page
+from study.report.table import Table
 from study.tracking.results import TAG, Results, load_results
 from study.tracking.runs import without_password
 
@@ -60,7 +63,7 @@ class ReportResult:
 
 @dataclass
 class _Content:
-    """What has been made so far."""
+    """What has been drawn so far."""
 
     figures: list[Figure] = field(default_factory=list)
     tables: list[Table] = field(default_factory=list)
@@ -95,7 +98,7 @@ def report(
         _move(staged, out)
     run_id = unlogged = ""
     try:
-        with _untold(), _report_run(results, content.claims) as (client, run_id):
+        with _silent_database(), _report_run(results, content.claims) as (client, run_id):
             _log(client, tracking_uri, run_id, out)
     except (MlflowException, OSError) as error:
         run_id = ""
@@ -118,25 +121,41 @@ def report(
 def redraw(tracking_uri: str, experiment: str, labels: Labels, out: Path, name: str) -> Path:
     """Draw one figure anew, by the name of its files; the page and MLflow keep theirs. Returns the PNG."""
     results = load_results(tracking_uri, experiment, labels)
-    named: dict[str, Callable[[], Figure]] = {
-        labels.figures[swept].name if swept in labels.figures and labels.figures[swept].name
-        else f"sensitivity_{swept}": partial(figures.sensitivity, results, swept)
-        for swept in results.sweeps()
-    }  # fmt: skip
-    named |= {key: partial(make, results) for key, make in zip(_SEARCHED_NAMES, _SEARCHED, strict=True)}
-    cells = sorted(str(cell) for cell in results.finished("search")["cell"].unique())
-    named |= {figures.parallel_name(cell): partial(figures.parallel, results, cell) for cell in cells}
+    named = _figures(results)
     if name not in named:
         raise InputError(f"report: no figure {name!r}; choose from {', '.join(named)}")
-    made = named[name]()
+    figure = named[name]()
     (out / "figures").mkdir(parents=True, exist_ok=True)
-    return drawing.save(made, out / "figures")["png"]
+    return drawing.save(figure, out / "figures")["png"]
 
 
-_SEARCHED: tuple[Callable[[Results], Figure], ...] = (
-    figures.importance, figures.history, figures.curves, tradeoffs.pareto, tradeoffs.cost,
-)  # fmt: skip
-_SEARCHED_NAMES = ("importance", "history", "learning_curves", "pareto", "cost_quality")
+_SEARCHED: Mapping[str, Callable[[Results, str], Figure]] = {
+    "importance": search.importance,
+    "history": search.history,
+    "learning_curves": search.curves,
+    "pareto": tradeoffs.pareto,
+    "cost_quality": tradeoffs.cost,
+}
+
+
+def _figures(results: Results) -> dict[str, Callable[[], Figure]]:
+    """Return every figure of the study by the name of its files, in the order of the page.
+
+    The search of the subject is drawn in all figures, that of its rivals in its history alone.
+    """
+    labels = results.labels
+    asked = [name for name, look in labels.figures.items() if look.name]
+    swept = [*asked, *(name for name in results.sweeps() if name not in asked)]
+    figures: dict[str, Callable[[], Figure]] = {}
+    for name in swept:
+        look = labels.figures.get(name)
+        figures[look.name if look and look.name else f"sensitivity_{name}"] = partial(sensitivity, results, name)
+    figures |= {name: partial(draw, results, labels.model) for name, draw in _SEARCHED.items()}
+    searched = results.finished("search", labels.model)
+    for cell in sorted(str(cell) for cell in searched["cell"].unique()):
+        figures[search.parallel_name(cell)] = partial(search.parallel, results, labels.model, cell)
+    rivals = [row for row in results.rows_in("search") if row != labels.model]
+    return figures | {row_name("history", results, row): partial(search.history, results, row) for row in rivals}
 
 
 def _cost(results: Results, staged: Path) -> Table | None:
@@ -147,7 +166,7 @@ def _cost(results: Results, staged: Path) -> Table | None:
 
 
 def current(results: Results, out: Path) -> Mapping[str, str] | None:
-    """The tags of the report run whose page is in `out`; None where the page would be another one now."""
+    """Return the tags of the report run whose page is in `out`; None where the page would be another one now."""
     client = MlflowClient(results.tracking_uri)
     found = client.get_experiment_by_name(results.experiment)
     if found is None or not (out / PAGE).is_file():
@@ -159,13 +178,14 @@ def current(results: Results, out: Path) -> Mapping[str, str] | None:
 
 
 def _drawn_from(results: Results) -> str:
-    """Hash of all that a report is made from: trials, data, what was published, and the code."""
+    """Return a hash of all that a report is made from: trials, data, what was published, and the code."""
     labels, trials = results.labels, results.trials
     return digest(
         {
             "trials": sorted(trials["run_id"] + " " + trials["status"]),
             "others": [results.foreign, results.domains, results.cells, results.pseudo, results.lost, results.way],
             "published": [repr(labels.published), repr(labels.paper)],
+            "rows": [repr(row) for row in labels.rows.values()],
             "commit": commit(),
         }
     )
@@ -176,56 +196,48 @@ def _make(results: Results, progress: Callable[[int, int], None], staged: Path) 
 
     def compared() -> Table:
         content.comparison = compare(results)
-        return tables.comparison_table(content.comparison, results)
+        return comparison_table(content.comparison, results)
 
     def claims() -> Table:
         content.claims = tuple(judge(results))
         content.missing += unread(content.claims)
         return claims_table(results, content.claims)
 
-    def less_published() -> Table:
-        return tables.difference_table(results, content.comparison or compare(results))
+    def less_printed() -> Table:
+        return difference_table(results, content.comparison or compare(results))
 
-    def beside_published() -> Table:
-        return tables.published_table(results, content.comparison or compare(results))
-
-    asked = [name for name, look in labels.figures.items() if look.name]
-    swept = [*asked, *(name for name in results.sweeps() if name not in asked)]
-    searched = sorted(str(cell) for cell in results.finished("search")["cell"].unique())
     judged: list[Callable[[], Figure | Table]] = [claims, lambda: contrasts_table(results, content.claims)]
     makers: list[Callable[[], Figure | Table]] = [
         *(judged if labels.paper else []),
+        compared,
+        *([less_printed] if labels.published else []),
         partial(tables.domains_table, results),
         partial(tables.splits_table, results),
-        compared,
-        *([less_published, beside_published] if labels.published else []),
         partial(tables.ablation_table, results),
         *([partial(tables.cold_item_table, results)] if labels.task_type.cold_items else []),
-        *([partial(tables.full_ranking_table, results)] if labels.task_type.full else []),
+        *([partial(full_ranking_table, results)] if labels.task_type.full else []),
         *([partial(tables.pseudo_table, results)] if results.pseudo else []),
-        *(partial(figures.sensitivity, results, name) for name in swept),
-        *(partial(make, results) for make in _SEARCHED),
-        *(partial(figures.parallel, results, cell) for cell in searched),
+        *_figures(results).values(),
     ]
     for done, make in enumerate(makers, start=1):
         try:
-            made = make()
+            item = make()
         except InputError as error:  # the page lists it
             content.missing.append(str(error))
         else:
-            if isinstance(made, Table):
-                made.save(staged / "tables")
-                content.tables.append(made)
+            if isinstance(item, Table):
+                item.save(staged / "tables")
+                content.tables.append(item)
             else:
-                drawing.save(made, staged / "figures")
-                content.figures.append(made)
+                drawing.save(item, staged / "figures")
+                content.figures.append(item)
         progress(done, len(makers))
     return content
 
 
 @contextmanager
-def _untold() -> Iterator[None]:
-    """MLflow's own words on a database that refuses, a traceback of a page, are kept from the terminal."""
+def _silent_database() -> Iterator[None]:
+    """Keep MLflow's own words on a database that refuses, a traceback of a page, from the terminal."""
     logger = logging.getLogger("mlflow.store.db")
     before = logger.level
     logger.setLevel(logging.CRITICAL)
@@ -237,7 +249,7 @@ def _untold() -> Iterator[None]:
 
 @contextmanager
 def _report_run(results: Results, claims: Sequence[Judged]) -> Iterator[tuple[MlflowClient, str]]:
-    """The study's one report run, continued where there is one; FINISHED at the end, FAILED where the body raises."""
+    """Open the study's one report run, continued where there is one; FINISHED at the end, FAILED where the body raises."""
     client = MlflowClient(results.tracking_uri)
     found = client.get_experiment_by_name(results.experiment)
     assert found is not None, "the results were read from it"

@@ -128,7 +128,7 @@ def _ablations(labels: Labels, named: Mapping[str, pd.Series]) -> Iterator[_Abla
     """Yield the variants of a cell, each metric and group, with what is printed of them after the measured ones."""
     task_type, published = labels.task_type, labels.subject_published
     first = next(iter(named.values()))
-    place = {"cell": str(first["cell"]), "task": str(first["task"]), "ratio": float(first["ratio"])}
+    place: dict[str, Any] = {"cell": str(first["cell"]), "task": str(first["task"]), "ratio": float(first["ratio"])}
     for group, metric in itertools.product(task_type.groups, task_type.metrics):
         column = f"val_{in_group(metric.name, group)}"
         measured = {name: run for name, run in named.items() if per_seed(run, column)}
@@ -158,8 +158,8 @@ def cold_item_table(results: Results) -> Table:
     runs = scores[scores[column] > 0] if column in scores.columns else scores.iloc[:0]
     if runs.empty:
         raise MissingError("Table 4: no scored run has test ratings of cold items; run `study score`")
-    order = {row: k for k, row in enumerate(results.rows_in("score"))}
-    runs = runs.assign(_order=runs["row"].map(order)).sort_values(["cell", "_order"]).reset_index(drop=True)
+    order = {row: k for k, row in enumerate(labels.table_order)}
+    runs = runs.assign(_order=runs["row"].map(order)).sort_values(["cell", "_order", "row"]).reset_index(drop=True)
     rows = [labels.row(str(row)) for row in runs["row"]]
     frame = pd.DataFrame(
         {

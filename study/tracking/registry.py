@@ -72,7 +72,7 @@ set_model(Recommender())
 
 
 def model_name(plan: str, cell: Cell, row: str | None = None) -> str:
-    """Return `PLAN.books-to-movies.0.2` for the subject, whose row is None, and `PLAN.emcdr.books-to-movies.0.2` for a rival."""
+    """Return `PLAN.books-to-movies.0.2` for the subject (row None), `PLAN.emcdr.books-to-movies.0.2` for a rival."""
     return ".".join(filter(None, (plan, row, f"{cell.source}-to-{cell.target}", f"{cell.ratio:g}")))
 
 
@@ -273,7 +273,11 @@ def _save(
     _items(task_dir, document["cell"], domains).to_parquet(data / "items.parquet")
     (data / "config.yaml").write_text(yaml.safe_dump(dict(document), sort_keys=False))
     script.write_text(SCRIPT)
-    types = {"number": DataType.double, "numbers": Array(DataType.double), "texts": Array(DataType.string)}
+    types: dict[str, Any] = {
+        "number": DataType.double,
+        "numbers": Array(DataType.double),
+        "texts": Array(DataType.string),
+    }
     columns = [ColSpec(types[kind], name) for name, kind in task_type.query_columns.items()]
     signature = ModelSignature(
         inputs=Schema([*columns, ColSpec(types["texts"], "candidates", required=False)]),

@@ -82,11 +82,10 @@ class Results:
         return trials[[name for name in trials.columns if not str(name).startswith("metrics.test_")]]
 
     def rows_in(self, part: str) -> list[str]:
-        """Return the rows that have finished trials in a part: simple baselines, then those of the plan in its order."""
-        found = {str(row) for row in self.finished(part)["row"].unique()}
-        baselines = [name for name in self.labels.task_type.predictors if name in found]
-        planned = [row for row in self.labels.rows if row in found]
-        return [*baselines, *planned, *sorted(found - {*baselines, *planned})]
+        """Return the rows that have finished trials in a part: those of the plan in its order, then simple baselines."""
+        trials = {str(row) for row in self.finished(part)["row"].unique()}
+        order = {row: k for k, row in enumerate((*self.labels.rows, *self.labels.task_type.baselines))}
+        return sorted(trials, key=lambda row: (order.get(row, len(order)), row))
 
     def sweeps(self) -> list[str]:
         """Return the names of the parameters that were swept (finished trials only), sorted."""
@@ -198,7 +197,7 @@ def is_baseline(trial: pd.Series) -> bool:
 
 
 def read_config(tracking_uri: str, run_id: str) -> Mapping[str, Any]:
-    """Return a trial's `config.yaml`: model, config, cell, seeds, features and folders, all that training it again needs."""
+    """Return a trial's `config.yaml`: model, config, cell, seeds and folders, all that training it again needs."""
     try:
         loaded = yaml.safe_load(read_artifact(tracking_uri, run_id, "config.yaml"))
     except yaml.YAMLError as error:
@@ -329,7 +328,7 @@ def _way(data: Run | None) -> dict[str, str]:
 
 
 def _spent(run: Run) -> float:
-    """Return the seconds that the trial ran, whatever lay between its attempts; if it finished, by the trial's own clock."""
+    """Return the seconds that the trial ran, without the time between its attempts; if finished, by its own clock."""
     if run.info.status == "FINISHED":
         return float(run.data.metrics.get("seconds", math.nan))
     return float(run.data.tags.get(f"{TAG}spent", math.nan))

@@ -37,12 +37,14 @@ def lines(store: Path, experiment: str) -> Iterator[str]:
 def place(run: Run) -> tuple[str, str, str, str]:
     """Part, cell, row and name of a trial, as they are called today."""
     tags = run.data.tags
-    part, cell = tags["study.part"].replace("sweep:ratio", f"sweep:{ratio(run)}"), tags["study.cell"]
-    name = tags["study.trial"].split("/")[-1].replace("ratio=", f"{ratio(run)}=", 1 if "sweep:ratio" in tags["study.part"] else 0)
+    part, cell, name = tags["study.part"], tags["study.cell"], tags["study.trial"].split("/")[-1]
     if "study.row" in tags:
         return part, cell, tags["study.row"], name
+    if part == "sweep:ratio":
+        part, name = f"sweep:{ratio(run)}", name.replace("ratio=", f"{ratio(run)}=")
     if name.startswith(OLD_BASELINE):
-        return part, cell, name.removeprefix(OLD_BASELINE), "test" if part == "score" else f"{ratio(run)}={tags['study.ratio']}"
+        baseline = name.removeprefix(OLD_BASELINE)
+        return part, cell, baseline, "test" if part == "score" else f"{ratio(run)}={float(tags['study.ratio'])}"
     return part, cell, model(run), "test" if part == "score" else name
 
 

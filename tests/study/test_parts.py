@@ -66,9 +66,13 @@ def test_ablations_stand_beside_the_full_model(make: MakePlan) -> None:
 
 def test_only_the_ablation_of_text_reads_other_features(make: MakePlan) -> None:
     text = {"text": {"encoder": {"model": "minilm"}}}
-    plan = make(cold_cold_ratios=[0.2], features=text, ablate__variants=["wo_side", "wo_mllm"])
+    plan = make(cold_ratios=[0.2], features=text, ablate__variants=["wo_side", "wo_mllm"])
     jobs = parts.ablation_jobs(plan, folders, BEST)
-    assert [(job.name, job.feature_set) for job in jobs] == [("full", "text"), ("wo_side", "text"), ("wo_mllm", "ratings")]
+    assert [(job.name, job.feature_set) for job in jobs] == [
+        ("full", "text"),
+        ("wo_side", "text"),
+        ("wo_mllm", "ratings"),
+    ]
     assert jobs[2].task_dir == "/tasks/books->movies@0.2-ratings/search"
 
 

@@ -13,9 +13,10 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from study.plan import load as plans
+from study.plan import schema
 from study.plan.load import FOLDER, PlanError, load_plan, shipped_plans
 from study.plan.schema import Plan
+from trainables.interface import Selection
 
 from .tiny import PLAN, study, write_plan
 
@@ -40,15 +41,15 @@ def test_a_plan_is_bound_to_its_dataclasses(tmp_path: Path) -> None:
     assert plan.score is not None
     assert plan.score.seeds == (0, 1)
     assert (plan.features.main, plan.features.ratings.factors) == ("ratings", 4)
-    assert plan.selection == ("val_rmse", "minimize")
-    assert plan.config["epochs"] == 2
-    assert plan.config["dim"] == 32, "the rest is the model's default"
+    assert plan.selection == Selection("val_rmse", "minimize")
+    assert plan.subject.config["epochs"] == 2
+    assert plan.subject.config["dim"] == 32, "the rest is the model's default"
 
 
 def test_what_is_left_out_has_the_default(tmp_path: Path) -> None:
     plan = load_plan(str(write_plan(tmp_path, drop=("search", "sweeps", "ablate", "score", "base", "features"))))
     assert (plan.search, plan.ablate, plan.score, dict(plan.sweeps)) == (None, None, None, {})
-    assert plan.split == plans.SplitPlan(validation_share=0.2, data_seed=0)
+    assert plan.split == schema.SplitPlan(validation_share=0.2, data_seed=0)
     assert plan.features.main == "ratings"
 
 
@@ -206,9 +207,7 @@ def test_a_search_needs_a_space(tmp_path: Path) -> None:
 
 def test_missing_fields_are_all_named(tmp_path: Path) -> None:
     found = faults(tmp_path, drop=("name", "model", "domains", "tasks"))
-    assert found == tuple(
-        f"plan.yaml: {name} is missing; set it" for name in ("name", "model", "domains", "tasks")
-    )
+    assert found == tuple(f"plan.yaml: {name} is missing; set it" for name in ("name", "model", "domains", "tasks"))
 
 
 def test_a_number_is_written_as_yaml_reads_it(tmp_path: Path) -> None:

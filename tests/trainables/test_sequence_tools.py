@@ -279,7 +279,9 @@ def attention_by_hand(query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -
     """One query after the other, one key after the other; [L, K], [M, K], [M, K], [L, M]."""
     out = torch.zeros_like(query)
     for i in range(len(query)):
-        weights = [math.exp(float(query[i] @ key[j]) / math.sqrt(query.shape[1])) for j in range(len(key)) if mask[i, j]]
+        weights = [
+            math.exp(float(query[i] @ key[j]) / math.sqrt(query.shape[1])) for j in range(len(key)) if mask[i, j]
+        ]
         values = [value[j] for j in range(len(key)) if mask[i, j]]
         for weight, vector in zip(weights, values, strict=True):
             out[i] += weight / sum(weights) * vector

@@ -22,10 +22,10 @@ from features.domains import domain as domain_module
 from features.domains.domain import Domain, DomainSpec, FilterSpec, domain_key, open_domain, prepare_domain
 from features.errors import InputError
 from features.simulate.simulator import SimulateSpec, simulate
-from features.store.external_sort import write_in_order
+from features.store.external_sort import external_sort
 
-FOOD_KITCHEN = Path(__file__).parents[2].parent / "shared" / "data" / "food-kitchen"
-REAL = Path(__file__).parents[2].parent / "shared" / "data" / "books-movies-ratings"
+FOOD_KITCHEN = Path(__file__).parents[3].parent / "shared" / "data" / "food-kitchen"
+REAL = Path(__file__).parents[3].parent / "shared" / "data" / "books-movies-ratings"
 CSV = """user_id,item_id,rating,text,timestamp
 u2,b,4,one two three,20
 u1,b,2,one two,30
@@ -395,14 +395,14 @@ def test_against_pandas(data: Path, store: Path, monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.mark.parametrize(("rows", "bucket"), [(1, 1), (7, 1), (1000, 300), (1000, 10**9)])
-def test_write_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rows: int, bucket: int) -> None:
+def test_external_sort(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rows: int, bucket: int) -> None:
     monkeypatch.setattr("features.store.external_sort.BUCKET", bucket)
     position = np.random.default_rng(0).permutation(rows)
     whole = pa.table({"value": [f"v{n}" for n in position], "position": position})
     parts = (whole.slice(start, 13) for start in range(0, rows, 13))
     (tmp_path / "work").mkdir()
     schema = pa.schema([("value", pa.string())])
-    write_in_order(parts, schema, rows, 40 * rows, tmp_path / "t.parquet", tmp_path / "work")
+    external_sort(parts, schema, rows, 40 * rows, tmp_path / "t.parquet", tmp_path / "work")
     assert pq.read_table(tmp_path / "t.parquet")["value"].to_pylist() == [f"v{n}" for n in range(rows)]
     assert list((tmp_path / "work").iterdir()) == []
 

@@ -16,7 +16,8 @@ from PIL import Image
 
 from features.errors import InputError
 from features.simulate import vocabulary as phrases
-from features.simulate.simulator import LABEL, DomainSize, SimulateSpec, _by_taste, _latent, _match, simulate
+from features.simulate.simulator import DomainSize, SimulateSpec, _by_taste, _latent, _match, simulate
+from features.store.folders import SIMULATED
 
 SIZE = {"users": 60, "items": 40, "ratings": 500}
 
@@ -58,7 +59,7 @@ def test_layout_is_that_of_amazon_2023_and_labelled(small: Path) -> None:
     assert {"title", "description", "categories", "images", "store", "parent_asin"} < set(item)
     assert review["user_id"].startswith("SIM")
     assert item["parent_asin"].startswith("SIM")
-    assert json.loads((small / LABEL).read_text())["simulated"] is True
+    assert json.loads((small / SIMULATED).read_text())["simulated"] is True
 
 
 def test_some_reviews_are_short_and_some_items_bare(small: Path) -> None:
