@@ -106,7 +106,7 @@ def test_a_plan_of_sequences_says_what_there_is_and_what_language_models_have_to
     plan = write_sequences(tmp_path, features__pseudo={"texts": 5})
     shown = text(plan, raw, home)
     table = rows(shown)
-    assert f"input: {raw}; text vectors by {tmp_path}/bert; pseudo-items by embedded" in shown
+    assert f"input: {raw}; text vectors by {tmp_path}/bert; pseudo-items by local" in shown
     assert ["film", "70", "48", "309", "48"] in table
     assert ["song->film@1", "song", "film", "1"] in table
     assert "overlap ratio" in shown
