@@ -23,6 +23,7 @@ from search_spaces import load_space, reader
 from study.cli import cli
 from study.plan.load import load_plan
 from study.plan.schema import Plan
+from study.tracking import tags
 from tests.trainables.models_in_files import drop
 from tests.trainables.worlds import build, make_world
 from trainables.interface import Model, load_model, model_names
@@ -208,6 +209,13 @@ def test_every_path_in_a_sentence_is_there(page: str) -> None:
         r"(?<![\w/.])((?:study|features|trainables|search_spaces|tests|docs)/[\w/.-]+\.(?:py|yaml|md|svg))", TEXTS[page]
     )
     assert [path for path in named if not (ROOT / path).exists()] == []
+
+
+def test_tags_are_called_as_in_the_code() -> None:
+    code = {value for value in vars(tags).values() if isinstance(value, str)}
+    named = {name for text in TEXTS.values() for name in re.findall(r"[`\"](study\.[a-z_]+)[`\"]", text)}
+    assert {"study.best", "study.row", "study.superseded"} <= named
+    assert named <= code
 
 
 def test_the_benchmarks_name_scripts_that_are_there() -> None:

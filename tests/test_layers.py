@@ -22,8 +22,8 @@ FORBIDDEN = {
     "study": set(),
 }
 WITHIN_STUDY = {  # what each folder of `study` may use of the rest of it; its own modules go without saying
-    "engine": {"provenance", "specs", "tracking"},
-    "tracking": {"labels", "specs"},
+    "engine": {"home", "provenance", "specs", "tracking"},
+    "tracking": {"home", "labels", "specs"},
     "report": {"labels", "papers", "provenance", "selection", "specs", "tracking"},
 }
 FEATURES_LAYERS = (  # the rooms of `features`, the lowest first

@@ -70,16 +70,16 @@ def base_vectors(task: Task, dim: int, ridge: float, rating_offset: str, seed: i
     """
     spec = FactorSpec(factors=dim, regularisation=ridge, sweeps=SWEEPS, seed=seed)
     source, target = source_interactions(task), target_interactions(task)
-    left_of_target = target_offsets(task, rating_offset)
+    of_source, of_target = fitted_offsets(source, rating_offset), target_offsets(task, rating_offset)
     vectors: list[Tensor] = []
-    for ratings, offsets in ((source, fitted_offsets(source, rating_offset)), (target, left_of_target)):
+    for ratings, offsets in ((source, of_source), (target, of_target)):
         users, items = alternating_ridge(spec, ratings, offsets.left(ratings))
         if rating_offset == "item_mean":
             users, items = np.column_stack([offsets.user, users]), np.column_stack([np.ones(len(items)), items])
         vectors += [torch.from_numpy(users).to(task.device), torch.from_numpy(items).to(task.device)]
     return BaseVectors(
         source_users=vectors[0], source_items=vectors[1], target_users=vectors[2], target_items=vectors[3],
-        item_offset=torch.from_numpy(left_of_target.item).float().to(task.device),
+        item_offset=torch.from_numpy(of_target.item).float().to(task.device),
         slope=task.slope if rating_offset == "source_offset" else 0.0,
     )  # fmt: skip
 

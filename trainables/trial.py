@@ -68,9 +68,9 @@ def run(
     paired by user.
     """
     began = time.perf_counter() - (state["seconds"] if state else 0.0)
-    trained = _Trained.load(model, config, task_dir, test_dir, device)
+    trial = Trial.load(model, config, task_dir, test_dir, device)
     saved = state["seeds"] if state else [None] * len(seeds)
-    trainings = [SeedTraining(trained, seed, before) for seed, before in zip(seeds, saved, strict=True)]
+    trainings = [SeedTraining(trial, seed, before) for seed, before in zip(seeds, saved, strict=True)]
     number = state["epoch"] if state else 0
     while running := [training for training in trainings if training.result is None]:
         places = [training.advance() for training in running]
@@ -85,7 +85,7 @@ def run(
         yield Report(
             epoch=number, metrics=metrics, state=partial(_state, number, began, trainings) if resumable else None
         )
-    yield _final_report(trained, number, began, [training.result for training in trainings if training.result], rows)
+    yield _final_report(trial, number, began, [training.result for training in trainings if training.result], rows)
 
 
 def _state(number: int, began: float, trainings: Sequence[SeedTraining]) -> dict[str, Any]:
@@ -97,7 +97,7 @@ def _state(number: int, began: float, trainings: Sequence[SeedTraining]) -> dict
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Trained:
+class Trial:
     """What all seeds of a trial share."""
 
     name: str  # of the model's file
@@ -112,7 +112,7 @@ class _Trained:
     @classmethod
     def load(
         cls, model: str, config: Mapping[str, Any], task_dir: str, test_dir: str | None, device: str
-    ) -> _Trained:  # fmt: skip
+    ) -> Trial:  # fmt: skip
         """Open the task; InputError where the model does not take it, and for a faulty configuration."""
         opened, module = open_task(task_dir, device), load_model(model)
         task_type = task_type_of(opened)
@@ -153,25 +153,25 @@ class _Best:
 class SeedTraining:
     """The training of one seed: one place of the model's `train` after the other, until its result is there."""
 
-    def __init__(self, trained: _Trained, seed: int, state: Mapping[str, Any] | None = None) -> None:
+    def __init__(self, trial: Trial, seed: int, state: Mapping[str, Any] | None = None) -> None:
         self.seed = seed
         self.metrics: Mapping[str, float] = {}  # of the epoch that was measured last
         self.result: SeedResult | None = None
-        self._trained = trained
-        self._randomness = OwnRandomness(seed, trained.device)
+        self._trial = trial
+        self._randomness = OwnRandomness(seed, trial.device)
         self._number = 0
         self._best: _Best | None = None
         self._epoch: Epoch | None = None
         self._setup: Setup | None = None
         self._state = state
-        self._places = trained.model.train(trained.config, trained.task, seed)
+        self._places = trial.model.train(trial.config, trial.task, seed)
         if state is not None and "result" in state:
             self.metrics, self.result = state["metrics"], _result_from(state["result"])
 
     @property
     def resumable(self) -> bool:
         """Whether `state` gives what training goes on from."""
-        return self.result is not None or (self._setup is not None and hasattr(self._trained.config, "epochs"))
+        return self.result is not None or self._setup is not None
 
     def advance(self) -> Stage | Epoch | None:
         """Train to the next place; None where there is none. The last epoch gives the result."""
@@ -182,11 +182,12 @@ class SeedTraining:
         if isinstance(place, Setup):
             self._set_up(place)
             return self.advance()
-        if place is None:
-            self._check_end()
-            self._finish()
-        elif isinstance(place, Epoch):
+        if isinstance(place, Epoch):
             self._measure(place)
+        elif place is None and self._epoch is None:
+            self._train_again()
+        elif place is None:
+            self._finish()
         return place
 
     def state(self) -> dict[str, Any]:
@@ -205,36 +206,36 @@ class SeedTraining:
     def _set_up(self, setup: Setup) -> None:
         """Move what training changes to the task's device, and go on from the state if there is one."""
         if self._setup is not None or self._number:
-            raise RuntimeError(f"model {self._trained.name}: train yields a second Setup; yield one, before all else")
+            raise RuntimeError(f"model {self._trial.name}: train yields a second Setup; yield one, before all else")
         self._setup = setup
         for part in setup.parts.values():
             if isinstance(part, torch.nn.Module):
-                part.to(self._trained.device)
+                part.to(self._trial.device)
         state, self._state = self._state, None
         if state is None:
             return
         for name, part in setup.parts.items():
-            _load_part(part, state["parts"][name], self._trained.device)
+            _load_part(part, state["parts"][name], self._trial.device)
         self._randomness.load(state["rng"])
         self._number, self.metrics = state["number"], state["metrics"]
         if (best := state["best"]) is not None:
             self._best = _Best(
                 number=best["number"], metrics=best["metrics"], measured=_measured_from(best["measured"]),
-                weights=on_device(best["weights"], self._trained.device),
+                weights=on_device(best["weights"], self._trial.device),
             )  # fmt: skip
 
     def _measure(self, epoch: Epoch) -> None:
         """Measure an epoch on the validation users; keep it if it is the best; end where it is the last."""
-        trained, self._number, self._epoch = self._trained, self._number + 1, epoch
+        trial, self._number, self._epoch = self._trial, self._number + 1, epoch
         with self._evaluating():
-            measured, metrics = validate(epoch.predict, trained.task, self.seed, predicted=epoch.validation)
+            measured, metrics = validate(epoch.predict, trial.task, self.seed, predicted=epoch.validation)
         self.metrics = {**metrics, **epoch.metrics}
-        selection = trained.model.SELECTION
+        selection = trial.model.SELECTION
         value = self.metrics.get(selection.metric)
         if value is None:
             raise InputError(
-                f"{trained.task_dir}: its validation gives no {selection.metric}, which selects the epochs of "
-                f"{trained.name}; choose from {', '.join(metrics)}"
+                f"{trial.task_dir}: its validation gives no {selection.metric}, which selects the epochs of "
+                f"{trial.name}; choose from {', '.join(metrics)}"
             )
         if not math.isfinite(value):
             raise FloatingPointError(f"{selection.metric} is {value} in epoch {self._number}; lower lr")
@@ -246,8 +247,8 @@ class SeedTraining:
                 weights=self._copied_weights(),
                 epoch=epoch,
             )
-        done = self._number >= getattr(trained.config, "epochs", math.inf)
-        if done or self._number - self._best.number >= getattr(trained.config, "patience", math.inf):
+        done = self._number >= getattr(trial.config, "epochs", math.inf)
+        if done or self._number - self._best.number >= getattr(trial.config, "patience", math.inf):
             self._finish()
 
     def _copied_weights(self) -> dict[str, Tensor] | None:
@@ -255,18 +256,18 @@ class SeedTraining:
             return None
         return {name: value.clone() for name, value in self._setup.network.state_dict().items()}
 
-    def _check_end(self) -> None:
-        """Refuse a `train` that ends by itself before there is an epoch, or before the `epochs` of its Config."""
-        name, epochs = self._trained.name, getattr(self._trained.config, "epochs", 1)
-        if self._number < epochs:
-            raise RuntimeError(
-                f"model {name}: train ends after {self._number} of {epochs} epochs; yield an Epoch for each, and let the "
-                "runner end it"
-            )
+    def _train_again(self) -> None:
+        """Train from the start: the checkpoint was taken behind the last epoch, and only an Epoch can predict."""
+        if self._number == 0:
+            raise RuntimeError(f"model {self._trial.name}: train ends without an Epoch; yield one after each epoch")
+        again = SeedTraining(self._trial, self.seed)
+        while again.result is None:
+            again.advance()
+        self.result, self.metrics = again.result, again.metrics
 
     def _finish(self) -> None:
         """Put the best epoch's weights back, score the test users, and let go of all else."""
-        trained, best = self._trained, self._best
+        trial, best = self._trial, self._best
         assert best is not None
         epoch = best.epoch or self._epoch
         assert epoch is not None
@@ -277,9 +278,9 @@ class SeedTraining:
         metrics |= {name: value for name, value in self.metrics.items() if name == "train_loss"}
         self.metrics = {name: metrics[name] for name in best.metrics}
         test = packed = None
-        if trained.test is not None:
+        if trial.test is not None:
             with self._evaluating():
-                test, scores = score(epoch.predict, trained.test, trained.task, self.seed)
+                test, scores = score(epoch.predict, trial.test, trial.task, self.seed)
                 packed = on_cpu(epoch.pack()) if epoch.pack is not None else None
             metrics |= scores
         self.result = SeedResult(seed=self.seed, metrics=metrics, validation=best.measured, test=test, packed=packed)
@@ -291,7 +292,7 @@ class SeedTraining:
         """Evaluation mode without gradients; what is drawn within it changes nothing of the training."""
         if self._setup is not None:
             self._setup.network.eval()
-        with torch.no_grad(), seeded(self.seed, self._trained.device):
+        with torch.no_grad(), seeded(self.seed, self._trial.device):
             yield
 
 
@@ -370,7 +371,7 @@ def _result_from(state: Mapping[str, Any]) -> SeedResult:
 # --- results ------------------------------------------------------------------------------------------------------
 
 
-def _final_report(trained: _Trained, number: int, began: float, results: Sequence[SeedResult], rows: bool) -> Report:
+def _final_report(trial: Trial, number: int, began: float, results: Sequence[SeedResult], rows: bool) -> Report:
     """Means over the seeds, each seed's numbers, what each user contributes; keeps the best seed's model."""
     metrics = _means([result.metrics for result in results])
     for name in results[0].metrics:
@@ -379,9 +380,9 @@ def _final_report(trained: _Trained, number: int, began: float, results: Sequenc
         metrics |= {f"{name}/seed_{result.seed}": result.metrics[name] for result in results}
     metrics["seconds"] = time.perf_counter() - began
     artifacts: dict[str, str | bytes] = {}
-    if trained.test is not None:
+    if trial.test is not None:
         artifacts["per_user.csv"] = per_user_csv({result.seed: result.test for result in results if result.test})
-        _keep(trained, results)
+        _keep(trial, results)
     if rows:
         artifacts["val_per_user.csv"] = per_user_csv({result.seed: result.validation for result in results})
     return Report(epoch=number, metrics=metrics, final=True, artifacts=artifacts)
@@ -404,18 +405,18 @@ def kept_at(model: str, config: Mapping[str, Any], task_dir: str, seeds: Sequenc
     return Path(task_dir).parent.parent / "models" / f"{digest(document)[:16]}.pt"
 
 
-def _keep(trained: _Trained, results: Sequence[SeedResult]) -> None:
+def _keep(trial: Trial, results: Sequence[SeedResult]) -> None:
     """Write the seed with the best validation metric, the first of equals; a model that cannot be packed leaves nothing."""
-    selection = trained.model.SELECTION
+    selection = trial.model.SELECTION
     best = min(results, key=lambda result: selection.sign * result.metrics[selection.metric])
     if best.packed is None:
         return
-    config = asdict(trained.config)
-    path = kept_at(trained.name, config, trained.task_dir, [result.seed for result in results])
+    config = asdict(trial.config)
+    path = kept_at(trial.name, config, trial.task_dir, [result.seed for result in results])
     path.parent.mkdir(exist_ok=True)
     document = {
-        "model": trained.name, "config": config, "seed": best.seed, "state": best.packed,
-        "limits": list(trained.task_type.limits(trained.task)),
+        "model": trial.name, "config": config, "seed": best.seed, "state": best.packed,
+        "limits": list(trial.task_type.limits(trial.task)),
     }  # fmt: skip
     with atomic_file(path) as beside:
         torch.save(document, beside)

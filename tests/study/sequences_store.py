@@ -55,7 +55,7 @@ def validation_rows(chance: float, draw: int) -> dict[str, str]:
 
 
 def sequences_store(folder: Path, users: int = 60) -> Store:
-    """Search, sweeps of steps, guidance and ratio, ablations and scores; the model is ahead of the predictors."""
+    """Search, sweeps of steps, guidance and ratio, ablations and scores; the model is ahead of the baselines."""
     store = empty_store(folder, model="lgcd")
     store.add_data([(task, 1.0) for task in TASKS])
     for c, task in enumerate(TASKS):
@@ -77,16 +77,17 @@ def sequences_store(folder: Path, users: int = 60) -> Store:
             store.add("sweep:guidance", task, 1.0, f"guidance={guidance}", metrics, config=config, artifacts=rows)
         for ratio in RATIOS:
             metrics, rows = around(rng, 0.15 + 0.05 * ratio), validation_rows(0.3 + 0.1 * ratio, c)
-            store.add("sweep:ratio", task, ratio, f"ratio={ratio}", metrics, config=CONFIG, artifacts=rows)
-            store.add("sweep:ratio", task, ratio, "predictor:item_knn", around(rng, 0.1 + 0.08 * ratio, 1), config={})
+            part, name = "sweep:overlap_ratio", f"overlap_ratio={ratio}"
+            store.add(part, task, ratio, name, metrics, config=CONFIG, artifacts=rows)
+            store.add(part, task, ratio, name, around(rng, 0.1 + 0.08 * ratio, 1), row="item_knn", config={})
         for worse, name in ((0.0, "full"), (0.01, "wo_moe"), (0.03, "wo_diffusion")):
             metrics, rows = around(rng, 0.2 - worse), validation_rows(0.4 - 2 * worse, c)
             store.add("ablate", task, 1.0, name, metrics, config=CONFIG, variant=name, artifacts=rows)
         for draw, (name, chance) in enumerate((("popularity", 0.05), ("item_knn", 0.3), ("item_knn_title", 0.35))):
             artifacts = {"per_user.csv": per_row(users, chance, [-1], 10 * c + draw).to_csv(index=False)}
             metrics = around(rng, chance / 2, 1)
-            store.add("score", task, 1.0, f"predictor:{name}", metrics, config={}, artifacts=artifacts)
+            store.add("score", task, 1.0, "test", metrics, row=name, config={}, artifacts=artifacts)
         frame = per_row(users, 0.7, [0, 1, 2], 10 * c + 5)
         metrics, files = around(rng, 0.2), {"per_user.csv": frame.to_csv(index=False)}
-        store.add("score", task, 1.0, "best", metrics, config=CONFIG, artifacts=files)
+        store.add("score", task, 1.0, "test", metrics, config=CONFIG, artifacts=files)
     return store

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -16,18 +16,34 @@ import yaml
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, RunTag
 
-from study.labels import labels_of
+from study.labels import Labels, RowLabels, labels_of
+from study.specs import BASELINE
 
 CELLS = (("books->movies", 0.2), ("books->movies", 0.5), ("movies->books", 0.2), ("movies->books", 0.5))
 STEPS = (2, 5, 10, 20, 50)
 ACTIVATIONS = ("tanh", "relu", "softmax")
 MUSIC = labels_of("music")
+RIVALS = {"emcdr": "EMCDR", "cmf": "CMF", "sasrec": "SASRec", "unicdr": "UniCDR"}  # row -> what papers call it
 CONFIG: dict[str, Any] = {"steps": 10, "lr": 0.001, "dropout": 0.1, "beta": 0.4, "activation": "tanh"}
+
+
+def with_rivals(labels: Labels, *rows: RowLabels) -> Labels:
+    """Return the labels of a study that has these rows beside its subject."""
+    return replace(labels, rows={labels.model: labels.subject, **{row.row: row for row in rows}})
+
+
+def rival(row: str, reads: str = "ids", *, name: str = "", note: str = "", system: str = "") -> RowLabels:
+    """Return what a study says of a rival, which papers call `system`."""
+    system = system or RIVALS[row]
+    return RowLabels(row=row, model=row, name=name or system, paper_name=system, reads=reads, note=note)
 
 
 @dataclass(frozen=True)
 class Store:
-    """A sqlite store in a folder, and a way to add runs to its one experiment."""
+    """A sqlite store in a folder, and a way to add runs to its one experiment.
+
+    A run is of the subject, unless `add` names another row: a rival of `RIVALS`, or a simple baseline.
+    """
 
     uri: str
     experiment: str
@@ -43,6 +59,7 @@ class Store:
         name: str,
         metrics: Mapping[str, float],
         *,
+        row: str = "",
         config: Mapping[str, Any] = CONFIG,
         variant: str = "",
         status: str = "FINISHED",
@@ -51,14 +68,16 @@ class Store:
         epochs: Mapping[str, Sequence[float]] = {},
     ) -> str:
         """Log one trial run; returns its id."""
-        cell = f"{task}@{ratio:g}"
+        cell, row = f"{task}@{ratio:g}", row or self.model
         source, target = task.split("->")
         ours = {
             "part": part,
             "cell": cell,
             "task": task,
             "ratio": f"{ratio:g}",
-            "trial": f"{part}/{cell}/{name}",
+            "row": row,
+            "model": row if row == self.model or row in RIVALS else BASELINE,
+            "trial": f"{part}/{cell}/{row}/{name}",
             "variant": variant,
             "simulated": "true",
             "data_key": "d" * 12,
@@ -70,7 +89,7 @@ class Store:
         params = {**config, "task": task, "source": source, "target": target, "ratio": ratio, "seeds": "0,1,2"}
         run = self.client.create_run(
             self.experiment_id,
-            run_name=f"{part} {cell} {name}",
+            run_name=f"{part} {cell} {row} {name}",
             tags={f"study.{key}": value for key, value in ours.items()} | dict(tags),
         )
         series = [
@@ -84,7 +103,7 @@ class Store:
             params=[Param(key, str(value)) for key, value in params.items()],
             tags=[RunTag("study.command", f"study rerun {run.info.run_id}")],
         )
-        files = {"config.yaml": yaml.safe_dump({"model": self.model, "config": dict(config), "cell": cell})}
+        files = {"config.yaml": yaml.safe_dump({"model": ours["model"], "config": dict(config), "cell": cell})}
         for path, text in {**files, **artifacts}.items():
             self.client.log_text(run.info.run_id, text, path)
         if status != "RUNNING":
@@ -251,7 +270,7 @@ def fill_sweeps(store: Store) -> None:
 
 
 def fill_rest(store: Store, users: int = 80) -> None:
-    """Ablations, predictors and scores; the model's errors are the smallest."""
+    """Ablations, baselines and scores; the model's errors are the smallest."""
     for c, (task, ratio) in enumerate(CELLS):
         rng = np.random.default_rng(20 + c)
         for worse, name in ((0.0, "full"), (0.02, "wo_side"), (0.05, "wo_diffusion")):
@@ -265,14 +284,15 @@ def fill_rest(store: Store, users: int = 80) -> None:
                 "score",
                 task,
                 ratio,
-                f"predictor:{name}",
+                "test",
                 metrics,
+                row=name,
                 artifacts={"per_user.csv": frame.to_csv(index=False)},
             )
         frame = per_user(users, 0.9, [0, 1, 2], 100 * c + 50)
         metrics = {**seeds_around(rng, 0.9), **pooled(frame)}
         metrics |= {"test_cold_item_rmse": 1.0, "test_cold_item_mae": 0.8, "test_cold_item_n": 40.0}
-        store.add("score", task, ratio, "best", metrics, artifacts={"per_user.csv": frame.to_csv(index=False)})
+        store.add("score", task, ratio, "test", metrics, artifacts={"per_user.csv": frame.to_csv(index=False)})
 
 
 def full_store(folder: Path) -> Store:

@@ -37,20 +37,20 @@ def test_everything_is_said_and_nothing_done(tmp_path: Path) -> None:
     assert "tiny: model music, 2 cells" in shown
     assert "input: SIMULATED domains (seed 3); rating-based vectors, 4 factors" in shown
     assert ["books->movies@0.5", "books", "movies", "0.5"] in table
-    assert ["search", "4", "1", "4"] in table
-    assert ["sweep:steps", "4", "1", "4"] in table
-    assert ["ablate", "4", "1", "4"] in table
-    assert ["score", "2", "2", "4"] in table
-    assert ["all", "", "", "16"] in table
+    assert ["search", "music", "4", "1", "4"] in table
+    assert ["sweep:steps", "music", "4", "1", "4"] in table
+    assert ["ablate", "music", "4", "1", "4"] in table
+    assert ["score", "music", "2", "2", "4"] in table
+    assert ["all", "", "", "", "16"] in table
     assert "configurations are selected by val_rmse (minimize)" in " ".join(shown.split())
-    assert f"Nothing of this plan has run in {home} yet" in shown
+    assert ["music", "16", "not known", "not known"] in table
     assert not home.exists()
 
 
 def test_every_field_of_the_configuration_is_shown(tmp_path: Path) -> None:
     plan = write_plan(tmp_path)
     fields = {row[0]: row[1] for row in rows(text(plan, None, tmp_path / "home")) if len(row) == 2}
-    expected = {name: str(value) for name, value in load_plan(str(plan)).config.items()}
+    expected = {name: str(value) for name, value in load_plan(str(plan)).subject.config.items()}
     expected |= {"steps": "2 and 5", "lr": "0.0001 to 0.01, log"}
     assert expected.items() <= fields.items()
 
@@ -58,7 +58,7 @@ def test_every_field_of_the_configuration_is_shown(tmp_path: Path) -> None:
 def test_the_size_of_a_grid_is_told(tmp_path: Path) -> None:
     space = "v: {steps: {CategoricalDistribution: {choices: [2, 5]}}, epochs: {IntDistribution: {low: 1, high: 3}}}"
     shown = text(write_plan(tmp_path, space_file=space), None, tmp_path / "home")
-    assert "The space holds 6 configurations; the search tries 2 in each cell." in shown
+    assert "The space of music holds 6 configurations; each cell tries 2 of them." in shown
 
 
 def test_given_files_are_looked_for(tmp_path: Path, raw: Path) -> None:
@@ -76,10 +76,14 @@ def test_brackets_in_a_folder_are_no_markup(tmp_path: Path, raw: Path) -> None:
 
 
 def test_time_is_told_from_what_has_run(finished: Finished, tmp_path: Path) -> None:
-    assert re.search(r"^0 trainings left; at [\d.]+ s each", text(finished.plan, None, finished.home), flags=re.M)
-    larger = write_plan(tmp_path, search__trials=5, score__seeds=[0, 1, 2])
-    shown = text(larger, None, finished.home)
-    assert re.search(r"^6 trainings left; at [\d.]+ s each, \d+ side by side, about \d+ min\.", shown, flags=re.M)
+    (cost,) = (row for row in rows(text(finished.plan, None, finished.home)) if row[0] == "music")
+    assert (cost[1], cost[3]) == ("0", "0.0")
+    assert float(cost[2]) > 0
+    compare = {"emcdr": {"space": "emcdr/paper"}}
+    larger = write_plan(tmp_path, search__trials=5, score__seeds=[0, 1, 2], compare=compare)
+    table = {row[0]: row[1:] for row in rows(text(larger, None, finished.home)) if len(row) == 4}
+    assert table["music"][:2] == ["6", cost[2]]
+    assert table["emcdr"] == ["16", "not known", "not known"]
 
 
 def test_seeds_of_the_search_are_told_where_a_part_starts_from_its_best(tmp_path: Path) -> None:
@@ -112,7 +116,7 @@ def test_a_plan_of_sequences_says_what_there_is_and_what_language_models_have_to
     assert "overlap ratio" in shown
     # 20 users of one domain; at overlap ratio 0.5 the link of 22 of 44 training users is cut in two
     assert "420 texts to generate, 5 for each user of one domain: film-song@1 20, film-song@0.5 64" in shown
-    assert ["sweep:ratio", "4", "2", "8"] in table
+    assert ["sweep:overlap_ratio", "lgcd", "4", "2", "8"] in table
     assert "configurations are selected by val_ndcg10 (maximize)" in " ".join(shown.split())
     assert not home.exists()
 

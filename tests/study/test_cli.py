@@ -239,7 +239,7 @@ PLANS: dict[str, tuple[dict[str, Any], str]] = {
     "ratio 1.5": (
         {"cold_ratios": [0.2, 1.5]}, "plan.yaml: cold_ratios: split.cold_ratio is 1.5; give a number above 0, below 1",
     ),
-    "unknown model": ({"model": "musik"}, "plan.yaml: model: unknown 'musik'; choose from lgcd, music"),
+    "unknown model": ({"model": "musik"}, "plan.yaml: model: unknown 'musik'; choose from emcdr, lgcd, music"),
     "unknown space": (
         {"space": "nope/paper"}, "space 'nope/paper': there is no space file 'nope'; shipped are lgcd and music",
     ),
@@ -472,10 +472,12 @@ def test_there_is_something_to_resume_or_it_says_so(finished: Finished, tmp_path
 
 def test_status_counts(finished: Finished) -> None:
     lines = study("status", finished.plan, "--home", finished.home).out.splitlines()
-    table = [cells for line in lines if len(cells := re.findall(r"[\w:]+", line)) == 6]
-    assert table[0] == ["part", "planned", "finished", "failed", "running", "left"]
-    rows = {part: [int(count) for count in counts] for part, *counts in table[1:]}
-    assert rows == {part: [trials, trials, 0, 0, 0] for part, trials in WORK.items()}
+    table = [cells for line in lines if len(cells := re.findall(r"[\w:]+", line)) == 7]
+    assert table[0] == ["part", "row", "planned", "finished", "failed", "running", "left"]
+    rows = {(part, row): [int(count) for count in counts] for part, row, *counts in table[1:]}
+    trials = {(part, "music"): count for part, count in WORK.items()}
+    trials |= {("score", "music"): 2, ("score", "baselines"): WORK["score"] - 2}
+    assert rows == {key: [count, count, 0, 0, 0] for key, count in trials.items()}
 
 
 def test_the_best_are_the_base_of_another_plan(finished: Finished, tmp_path: Path) -> None:
@@ -490,9 +492,9 @@ def test_the_best_are_the_base_of_another_plan(finished: Finished, tmp_path: Pat
         assert config["steps"] in (2, 5)
         assert 1e-4 <= config["lr"] <= 1e-2
     plan = load_plan(str(write_plan(tmp_path, drop=("search",), base="best.yaml")))
-    assert plan.by_cell == best
-    other = Study(plan, home=tmp_path / "none")
-    assert other._best_configs("score") == other._start_configs("sweep:steps", "base") == best
+    assert {cell.name: plan.subject.of_cell(cell) for cell in plan.cells} == best
+    other, start = Study(plan, home=tmp_path / "none"), {("music", cell): config for cell, config in best.items()}
+    assert other._best_configs("score", plan.rows) == other._start_configs("sweep:steps", "base", plan.rows) == start
     told = study("check", tmp_path / "plan.yaml", "--home", tmp_path / "none")
     assert "lr books->movies@0.5" in told.out, told
 
@@ -501,17 +503,15 @@ def test_a_part_starts_from_a_named_run(finished: Finished) -> None:
     ours = Study(load_plan(str(finished.plan)), home=finished.home)
     results = ours.results()
     found = results.finished("sweep:steps").iloc[0]
-    started = ours._start_configs("sweep:steps", found["run_id"])
-    assert list(started) == ["books->movies@0.2", "books->movies@0.5"]
+    started = ours._start_configs("sweep:steps", found["run_id"], [ours.plan.subject])
+    assert list(started) == [("music", "books->movies@0.2"), ("music", "books->movies@0.5")]
     assert all(config == results.config(found["run_id"])["config"] for config in started.values())
-    assert str(started["books->movies@0.5"]["lr"]) == found["params.lr"]
-    predictor = results.finished("score").query("name == 'predictor:item_mean'").iloc[0]["run_id"]
-    with pytest.raises(
-        InputError, match=f"ablate: start: run {predictor} is of the model 'predictor', and the plan's is"
-    ):
-        ours._start_configs("ablate", predictor)
+    assert str(started["music", "books->movies@0.5"]["lr"]) == found["params.lr"]
+    baseline = results.finished("score").query("row == 'item_mean'").iloc[0]["run_id"]
+    with pytest.raises(InputError, match=f"ablate: start: run {baseline} is of the model 'baseline', and the row's is"):
+        ours._start_configs("ablate", baseline, [ours.plan.subject])
     with pytest.raises(InputError, match=f"run {'0' * 32}: is not in .*; give the id of a trial"):
-        ours._start_configs("ablate", "0" * 32)
+        ours._start_configs("ablate", "0" * 32, [ours.plan.subject])
 
 
 def test_export_to_nowhere(finished: Finished, tmp_path: Path) -> None:

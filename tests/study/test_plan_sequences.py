@@ -123,17 +123,19 @@ def test_a_plan_of_ratings_keeps_its_split(tmp_path: Path) -> None:
         ),
         (
             {"sweeps__overlap_ratio__values": [0.5, 0.50000001]},
-            "plan.yaml: sweeps.overlap_ratio: names keep 6 digits, so two of [0.5, 0.50000001] are one cell; keep one of them",
+            "plan.yaml: sweeps.overlap_ratio: names keep 6 digits, so two of [0.5, 0.50000001] are one cell; "
+            "keep one of them",
         ),
         (
             {"overlap_ratios": [0.5, 1.0]},
-            "plan.yaml: sweeps.overlap_ratio: starts from the best of one ratio, but overlap_ratios are [0.5, 1.0]; keep one",
+            "plan.yaml: sweeps.overlap_ratio: starts from the best of one ratio, but overlap_ratios are [0.5, 1.0]; "
+            "keep one",
         ),
     ],
 )
 def test_one_fault(tmp_path: Path, changes: dict[str, Any], fault: str) -> None:
     def make(**changes: Any) -> Plan:
-        return load_plan(str(write_sequences(tmp_path, **{"features": TEXT, **changes})))
+        return load_plan(str(write_sequences(tmp_path, **{"features": TEXT, "base": BASE, **changes})))
 
     assert faults(make, **changes) == (fault,)
 
@@ -147,7 +149,7 @@ def test_sequences_are_not_for_ratings(tmp_path: Path) -> None:
 
 
 def test_a_sweep_of_the_ratio_trains_the_best_in_other_cells(make: MakePlan) -> None:
-    best = {"film->song@1": {"dropout": 0.1}, "song->film@1": {"dropout": 0.2}}
+    best = {("lgcd", "film->song@1"): {"dropout": 0.1}, ("lgcd", "song->film@1"): {"dropout": 0.2}}
     jobs = parts.sweep_jobs(make(), "overlap_ratio", folders, best)
     assert [(job.cell.name, job.name, job.config, job.task_dir) for job in jobs] == [
         ("film->song@0.5", "overlap_ratio=0.5", {"dropout": 0.1}, "/tasks/film->song@0.5/search"),
@@ -161,20 +163,21 @@ def test_a_sweep_of_the_ratio_trains_the_best_in_other_cells(make: MakePlan) -> 
 def test_the_bar_stands_beside_it_on_validation(make: MakePlan) -> None:
     plan = make()
     jobs = parts.baseline_jobs(plan, "sweep:overlap_ratio", folders)
-    assert [(job.cell.name, job.name, job.test_dir) for job in jobs] == [
-        (cell, "predictor:item_knn", None)
-        for cell in ("film->song@0.5", "song->film@0.5", "film->song@1", "song->film@1")
+    assert [(job.cell.name, job.row, job.name, job.test_dir) for job in jobs] == [
+        (cell, "item_knn", f"overlap_ratio={ratio}", None)
+        for ratio, cells in (("0.5", ("film->song@0.5", "song->film@0.5")), ("1.0", ("film->song@1", "song->film@1")))
+        for cell in cells
     ]
     assert parts.baseline_jobs(plan, "sweep:steps", folders) == []
     scores = parts.baseline_jobs(plan, "score", folders)
-    assert [job.name for job in scores[:3]] == [f"predictor:{name}" for name in SEQUENCES.predictors]
+    assert [(job.row, job.name) for job in scores[:3]] == [(name, "test") for name in SEQUENCES.baselines]
     assert {job.test_dir for job in scores} == {"/tasks/film->song@1/test", "/tasks/song->film@1/test"}
 
 
 def test_what_is_planned(make: MakePlan) -> None:
     planned = {part: [job.trial for job in jobs] for part, jobs in parts.planned(make()).items()}
     assert {part: len(set(names)) for part, names in planned.items()} == WORK
-    assert "sweep:ratio/film->song@0.5/predictor:item_knn" in planned["sweep:overlap_ratio"]
+    assert "sweep:overlap_ratio/film->song@0.5/item_knn/overlap_ratio=0.5" in planned["sweep:overlap_ratio"]
 
 
 def test_a_sweep_of_the_cold_ratio_is_one_of_cells_too(tmp_path: Path) -> None:
@@ -182,4 +185,4 @@ def test_a_sweep_of_the_cold_ratio_is_one_of_cells_too(tmp_path: Path) -> None:
         str(tiny.write_plan(tmp_path, cold_ratios=[0.5], sweeps__cold_ratio={"values": [0.2, 0.5, 0.8], "seeds": [0]}))
     )
     assert [cell.name for cell in plan.swept_cells] == ["books->movies@0.2", "books->movies@0.8"]
-    assert parts.baseline_jobs(plan, "sweep:overlap_ratio", folders)[0].name == "predictor:source_offset"
+    assert parts.baseline_jobs(plan, "sweep:cold_ratio", folders)[0].row == "source_offset"

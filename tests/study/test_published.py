@@ -34,17 +34,16 @@ VARIANTS = {
 }  # fmt: skip
 MUSIC_ROWS = ["CMF", "EMCDR", "SSCDR", "LACDR", "PTUPCDR", "DiffCDR", "CATN", "OmniMatch", "MuSiC"]
 SMALL = """
-paper: A paper
+title: A paper
 text: a.txt
-method: A
 note: none
 datasets:
   one:
-    domains: {place: Table 1, columns: [users], rows: {a->b: [3]}}
-    comparison: {place: Table 2, metrics: [rmse], rows: {A: {a->b@0.2: [0.5]}, B: {a->b@0.2: [0.6]}}}
-    ablations: {place: Table 3, metrics: [rmse], rows: {full: {a->b@0.2: [0.5]}}}
+    domains: {place: Table 1, columns: [users], rows: {counts: {a->b: [3]}}}
+    comparison: {place: Table 2, columns: [rmse], rows: {A: {a->b@0.2: [0.5]}, B: {a->b@0.2: [0.6]}}}
+    ablations: {place: Table 3, columns: [rmse], rows: {full: {a->b@0.2: [0.5]}}}
 claims:
-  - {id: c, place: "4", sentence: A wins, part: score, metrics: [rmse], order: [[A], [B]]}
+  - {name: c, place: "4", sentence: A wins, part: score, metrics: [rmse], order: [[A], [B]]}
 """
 
 
@@ -158,8 +157,9 @@ def test_every_sentence_stands_where_it_is_said_to(model: str) -> None:
     headings = [(m.start(), m[0]) for m in re.finditer(r"^(?:\d+(?:\.\d+)*\. .*|Abstract\.|.*¶)$", text, re.MULTILINE)]
     flat = re.sub(r"\s", " ", text)
     for claim in paper.claims:
-        places = [m.start() for m in re.finditer(re.escape(claim.sentence), flat)]
-        assert places, f"{claim.name}: not in the text: {claim.sentence}"
+        printed = claim.original or claim.sentence
+        places = [m.start() for m in re.finditer(re.escape(printed), flat)]
+        assert places, f"{claim.name}: not in the text: {printed}"
         above = [[name for start, name in headings if start <= place] for place in places]
         section = claim.place.partition(",")[0]
         if model == "music":  # under a heading with this number
@@ -169,6 +169,7 @@ def test_every_sentence_stands_where_it_is_said_to(model: str) -> None:
             assert any(f"({section})" in names[-1] for names in named if names), claim.name
         for number in claim.form.printed or () if isinstance(claim.form, Difference) else ():
             assert f"{number:.4f}" in claim.sentence
+            assert f"{number:.4f}" in printed
 
 
 @pytest.mark.parametrize("model", MODELS)
@@ -180,22 +181,34 @@ def test_claims_speak_of_what_a_study_of_the_model_can_have(model: str) -> None:
     known = {metric.name for metric in kind.metrics} | (
         {"cold_item_mae", "cold_item_rmse"} if kind.cold_items else set()
     )
-    rows = {row for grids in paper.grids.values() for grid in grids.values() for row in grid.rows}
+    grids = [tables.comparison for tables in paper.datasets.values()]
+    rows = {row for grid in grids for row in grid.rows}
+    assert module.NAME in rows
     assert paper.group in kind.groups
     assert len(paper.claims) >= 20
     for claim in paper.claims:
         assert set(claim.metrics) <= known
-        assert claim.part in ("score", "ablate") or claim.part.partition(":")[2] in module.FIGURES
+        assert claim.part in ("score", "ablate") or claim.part.partition(":")[2] in module.FIGURES, claim.part
         names = {name for level in claim.form.levels for name in level} if isinstance(claim.form, Order) else set()
-        names |= {claim.form.of, claim.form.less} if isinstance(claim.form, Difference) else set()
+        names |= {claim.form.better, claim.form.worse} if isinstance(claim.form, Difference) else set()
         if claim.part == "ablate":
             assert names <= {"full", *module.ABLATIONS} | rows
-        elif claim.part == "score" and not claim.across:
+        elif claim.part in ("score", "sweep:overlap_ratio") and not claim.across_ratios:
             assert names <= rows
     forms = {type(claim.form) for claim in paper.claims}
     assert forms == {Order, Optimum, Unimodal, Difference}
-    for grids in paper.grids.values():
-        assert set(grids["ablations"].rows) == {"full", *module.ABLATIONS}
+    for tables in paper.datasets.values():
+        assert set(tables.ablations.rows) == {"full", *module.ABLATIONS}
+
+
+def test_lgcds_claims_are_in_english_beside_the_original() -> None:
+    paper = load_paper("lgcd")
+    assert paper is not None
+    assert len(paper.claims) == 26
+    for claim in paper.claims:
+        assert claim.sentence.isascii()
+        assert claim.sentence.endswith(".")
+        assert claim.original, claim.name
 
 
 def test_what_a_study_is_held_against() -> None:
@@ -218,28 +231,38 @@ def test_names() -> None:
     load_published("music/amazon").check(["movies->books", "books->movies"])
 
 
+def test_a_paper_that_knows_no_row_of_the_plan_is_refused() -> None:
+    published = load_published("lgcd/food-kitchen")
+    published.check_names(["SASRec", "BERT4Rec"])
+    with pytest.raises(
+        InputError, match=r"^lgcd/food-kitchen prints no row of MuSiC, BERT4Rec; it prints GRU4Rec, Diff"
+    ):
+        published.check_names(["MuSiC", "BERT4Rec", "MuSiC"])
+
+
 @pytest.mark.parametrize(
     ("old", "new", "fault"),
     [
-        ("method: A\n", "", "x.yaml: method is missing; give text"),
-        ("note: none", "nots: none", "x.yaml: unknown key 'nots'; take it out"),
+        ("text: a.txt\n", "", "x.yaml: text is missing; set it"),
+        ("note: none", "nots: none", "x.yaml: unknown key 'nots'; did you mean 'note'"),
         (
             "[0.6]",
             "[0.6, 1]",
-            r"x.yaml: datasets: one: comparison: rows: B: a->b@0.2 is \[0.6, 1\]; give 1 finite numbers",
+            r"x.yaml: datasets.one.comparison: B, a->b@0.2 is \[0.6, 1\]; give 1 numbers, one for each",
         ),
+        ("[0.6]", "[.nan]", r"comparison.rows.B.a->b@0.2\[0\] is nan; give a finite number"),
         ("B: {a->b@0.2", "B: {a->b@0.5", "comparison: rows do not all have the same cells; copy every printed number"),
-        ("ablations:", "ablation:", "x.yaml: datasets.one.ablations is missing; give the printed table"),
-        ("order: [[A], [B]]", "order: [A, B]", r"x.yaml: claims\[0\]: order is \['A', 'B'\]; give a list"),
-        (", order: [[A], [B]]", "", r"claims\[0\]: has no form; give one of order, optimum, unimodal, difference"),
-        (
-            "order: [[A], [B]]",
-            "optimum: {low: 2, high: 1}",
-            r"claims\[0\]: optimum.low is 2.0, high 1.0; give low <= high",
-        ),
+        ("ablations:", "ablation:", "x.yaml: datasets.one.ablations is missing; set it"),
+        ("order: [[A], [B]]", "order: [A, B]", r"x.yaml: claims\[0\].order\[0\] is 'A'; give a list"),
+        ("order: [[A], [B]]", "order: [[1], [B]]", r"claims\[0\].order\[0\]\[0\] is 1; give a value of type str"),
+        ("order: [[A], [B]]", "order: [[A]]", r"claims\[0\]: order is \[\['A'\]\]; give two or more lists of names"),
+        (", order: [[A], [B]]", "", r"claims\[0\]: c has no form; give one of order, optimum, unimodal, difference"),
+        ("order: [[A], [B]]", "order: [[A], [B]], unimodal: true", "c has order and unimodal; give one of order"),
+        ("order: [[A], [B]]", "optimum: {low: 2, high: 1}", r"optimum: low is 2, high 1; give low <= high"),
         ("part: score", "part: score, at_least: few", "at_least is 'few'; choose from all, most, some"),
-        ("part: score", "part: score, dataset: two", "c speaks of the data set 'two'; known: one"),
-        ("metrics: [rmse], order", "metrics: [1], order", r"claims\[0\]: metrics is \[1\]; give a list"),
+        ("part: score", "part: score, dataset: two", "claims: c speaks of the data set 'two'; known: one"),
+        ("metrics: [rmse], order", "metrics: [1], order", r"claims\[0\].metrics\[0\] is 1; give a value of type str"),
+        ("metrics: [rmse], order", "metrics: [], order", r"claims\[0\]: metrics is empty; give at least one"),
     ],
 )
 def test_a_fault_is_a_line(old: str, new: str, fault: str) -> None:
@@ -249,10 +272,16 @@ def test_a_fault_is_a_line(old: str, new: str, fault: str) -> None:
         parse_paper(SMALL.replace(old, new), "x.yaml")
 
 
+def test_a_name_is_given_once() -> None:
+    with pytest.raises(InputError, match=r"x\.yaml: claims: c is given twice; names are unique"):
+        parse_paper(SMALL + SMALL.splitlines()[-1] + "\n", "x.yaml")
+
+
 def test_all_faults_are_told_at_once() -> None:
     with pytest.raises(InputError) as caught:
-        parse_paper(SMALL.replace("method: A", "metod: A").replace("part: score", "part: 3"), "x.yaml")
+        parse_paper(SMALL.replace("text: a", "texd: a").replace("part: score", "part: 3"), "x.yaml")
     assert str(caught.value).splitlines() == [
-        "x.yaml: claims[0]: part is 3; give text", "x.yaml: method is missing; give text",
-        "x.yaml: unknown key 'metod'; take it out",
-    ]  # fmt: skip
+        "x.yaml: unknown key 'texd'; did you mean 'text'?",
+        "x.yaml: claims[0].part is 3; give a value of type str",
+        "x.yaml: text is missing; set it",
+    ]

@@ -10,30 +10,26 @@ import pytest
 from trainables import models
 
 CONSTANT = '''
-"""Ratings: predicts a constant that its configuration holds."""
+"""Ratings: predicts a constant that its configuration holds; seed s ends by itself after `rounds` + s epochs."""
 from dataclasses import dataclass
 import torch
-from trainables.interface import Epoch, Variant
-from trainables.trial import validation_metrics
+from trainables.interface import Epoch, Selection, Variant
 
+NAME = "Constant"
 TASK_TYPE = "ratings"
-SELECTION = ("val_mae", "minimize")
+SELECTION = Selection("val_mae", "minimize")
 ABLATIONS = {"three": Variant(config={"value": 3.0})}
-FIGURES = {}
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
     value: float = 4.0
-    epochs: int = 2
+    rounds: int = 2
 
 def train(config, task, seed):
     def predict(held_out, task, seed):
-        vectors = torch.arange(2.0 * len(held_out.source)).reshape(-1, 2)
-        return torch.full((len(held_out.ratings),), config.value + 0.5 * seed), vectors
-    for number in range(1, config.epochs + seed + 1):
-        last = number == config.epochs + seed
-        metrics = {**validation_metrics(predict, task, seed), "train_loss": float(seed)}
-        yield Epoch(number=number, metrics=metrics, predict=predict, last=last)
+        return torch.full((len(held_out.ratings),), config.value + 0.5 * seed)
+    for number in range(1, config.rounds + seed + 1):
+        yield Epoch(predict=predict, metrics={"train_loss": seed + 1.0 / number})
 '''
 
 POPULAR = '''
@@ -41,12 +37,12 @@ POPULAR = '''
 from dataclasses import dataclass
 from pathlib import Path
 import torch
-from trainables.interface import Epoch, Figure, Variant
-from trainables.trial import validation_metrics
+from trainables.interface import Epoch, Figure, Selection, Variant
 from trainables.tasks.sequential import OVERLAPPING
 
+NAME = "Popular"
 TASK_TYPE = "sequences"
-SELECTION = ("val_ndcg10", "maximize")
+SELECTION = Selection("val_ndcg10", "maximize")
 ABLATIONS = {"wo_weight": Variant(config={"weight": 1.0})}
 FIGURES = {"weight": Figure(name="figure_3_weight", title="Weight (a paper's Figure 3)", label="Weight of overlap")}
 
@@ -65,16 +61,66 @@ def shared(config, task, seeds):
 
 def train(config, task, seed):
     weight = torch.where(task.group == OVERLAPPING, config.weight, 1.0)[task.train.row]
-    counts = torch.zeros(task.items).index_add_(0, task.train.item, weight)
-    counts += 1e-3 * torch.rand(task.items, generator=torch.Generator().manual_seed(seed))
-    def predict(held_out, task, seed, candidates):
-        if candidates is None:
-            return counts[task.target[0]:task.target[1]].expand(len(held_out), -1)
-        return counts[candidates.long()]
-    for number in range(1, config.epochs + 1):
-        last = number == config.epochs
-        metrics = {**validation_metrics(predict, task, seed, full=last), "train_loss": 1.0 / number}
-        yield Epoch(number=number, metrics=metrics, predict=predict, last=last)
+    counts = torch.zeros(task.items, device=task.device).index_add_(0, task.train.item, weight)
+    counts += 1e-3 * torch.rand(task.items, generator=torch.Generator().manual_seed(seed)).to(task.device)
+    def predict(held_out, task, seed):
+        return counts[task.target[0]:task.target[1]].expand(len(held_out), -1)
+    while True:
+        yield Epoch(predict=predict, metrics={"train_loss": 1.0})
+'''
+
+NOISY = '''
+"""Ratings: a random walk that draws from every generator that a model may have, among them torch's global one."""
+from dataclasses import dataclass
+import numpy as np
+import torch
+from torch import nn
+from trainables.interface import Epoch, Selection, Setup, Stage
+
+NAME = "Noisy"
+TASK_TYPE = "ratings"
+SELECTION = Selection("val_rmse", "minimize")
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    epochs: int = 6
+    patience: int = 2
+    ends: int = 0  # 0: never by itself
+
+class Walk(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.place = nn.Parameter(3 + torch.rand(()))
+        self.dropout = nn.Dropout(0.5)
+
+def train(config, task, seed):
+    walk = Walk()
+    adam = torch.optim.Adam(walk.parameters(), lr=0.1)
+    schedule = torch.optim.lr_scheduler.StepLR(adam, 2)
+    generator, rng, progress = torch.Generator().manual_seed(seed), np.random.default_rng(seed), {"done": 0, "seen": []}
+    yield Setup(walk, adam=adam, schedule=schedule, generator=generator, rng=rng, progress=progress)
+    if progress["done"] == 0:
+        progress["seen"].append(torch.rand(2))
+        progress["done"] = 1
+        yield Stage()
+    def predict(held_out, task, seed):
+        assert not walk.training and not torch.is_grad_enabled()
+        return walk.place + 1e-3 * torch.randn(len(held_out.ratings))
+    while config.ends == 0 or progress["done"] <= config.ends:
+        assert walk.training and torch.is_grad_enabled()
+        draw = torch.rand(()) + torch.rand((), generator=generator) + float(rng.random()) + progress["seen"][-1].sum()
+        loss = walk.dropout(walk.place * torch.ones(9)).mean() * (draw - 2.5)
+        adam.zero_grad()
+        loss.backward()
+        adam.step()
+        schedule.step()
+        progress["seen"] = [*progress["seen"][-1:], torch.rand(2)]
+        progress["done"] += 1
+        pack = lambda: {"place": walk.place.detach()}
+        yield Epoch(predict=predict, metrics={"train_loss": loss.item()}, pack=pack)
+
+def unpack(config, state, seed):
+    return lambda users: state["place"].expand(len(users.features), 5)
 '''
 
 

@@ -7,7 +7,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from trainables.models.music import Config, MuSiC, shrunken_slope
+from trainables.calibration import cross_fitted_gain, shrunken_slope
+from trainables.models.music import Config, MuSiC, constants_of
 from trainables.tasks.rating import Task
 
 from .worlds import random_task
@@ -46,10 +47,21 @@ def test_the_variance_is_clustered_by_user() -> None:
     assert shrunken_slope(shared_x, shared_y, user) < shrunken_slope(shared_x, shared_y, rows)
 
 
+def test_each_half_of_the_users_has_the_gain_of_the_other_half() -> None:
+    x, y, user = draws(0.5, 0.3)
+    odd = user % 2 == 1
+    gain, pooled = cross_fitted_gain(x, y, user)
+    assert gain[odd].unique().tolist() == [pytest.approx(shrunken_slope(x[~odd], y[~odd], user[~odd]))]
+    assert gain[~odd].unique().tolist() == [pytest.approx(shrunken_slope(x[odd], y[odd], user[odd]))]
+    assert len(gain.unique()) == 2
+    assert pooled == shrunken_slope(x, y, user)
+
+
 def test_no_rating_is_predicted_with_a_gain_that_has_seen_it() -> None:
     task = random_task()
     torch.manual_seed(0)
-    model = MuSiC(Config(dim=8, hidden=8, steps=3, dropout=0.0), task)
+    config = Config(dim=8, hidden=8, steps=3, dropout=0.0)
+    model = MuSiC(config, constants_of(config, task)).eval()
     before, _ = model.validate(task, seed=0)
     ratings = task.validation.ratings
     odd = ratings.user % 2 == 1

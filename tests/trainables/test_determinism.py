@@ -8,16 +8,15 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
-from trainables.interface import Epoch, Stage
-from trainables.models.music import Config, train
 from trainables.tasks.arrays import TaskFolders
-from trainables.tasks.rating import Task, load_task
-from trainables.trial import run
+from trainables.trial import SeedTraining, Trial, run
 
+from .training import Trained, train_seed
 from .worlds import World, build
 
 CONFIG = {"epochs": 4, "feature_epochs": 2, "side_epochs": 2, "lr": 1e-2}
@@ -25,6 +24,7 @@ CONFIG = {"epochs": 4, "feature_epochs": 2, "side_epochs": 2, "lr": 1e-2}
 BUILD_AND_TRAIN = """
 import json, sys
 from pathlib import Path
+from typing import Any
 sys.path.insert(0, sys.argv[1])
 import torch
 torch.set_num_threads(int(sys.argv[3]))
@@ -96,33 +96,22 @@ def test_seeds_in_lockstep_give_what_each_gives_alone(folders: TaskFolders) -> N
             assert both[f"{name}/seed_{seed}"] == alone[name], name
 
 
-@pytest.fixture(scope="module")
-def task(folders: TaskFolders) -> Task:
-    return load_task(folders.task_dir)
+def said(trained: Sequence[Trained]) -> list[dict[str, float]]:
+    return [dict(epoch.metrics) for epoch in trained]
 
 
-def said(places: Sequence[Epoch | Stage]) -> list[dict[str, float]]:
-    return [dict(place.metrics) for place in places if isinstance(place, Epoch)]
+def interleaved(first: SeedTraining, second: SeedTraining) -> list[dict[str, float]]:
+    """Advance both by turns; the result of each."""
+    while first.result is None or second.result is None:
+        for training in (first, second):
+            if training.result is None:
+                training.advance()
+    return [dict(first.result.metrics), dict(second.result.metrics)]
 
 
-def test_two_trainings_interleaved_do_not_disturb_each_other(task: Task) -> None:
-    config, other = Config(**CONFIG, dropout=0.4), Config(**CONFIG, steps=3, dropout=0.2)
-    alone = [said(list(train(c, task, 0))) for c in (config, other)]
-    first, second = zip(*zip(train(config, task, 0), train(other, task, 0), strict=True), strict=True)
-    assert [said(first), said(second)] == alone
-    assert len(alone[0]) >= 4
-
-
-def test_what_draws_between_two_epochs_changes_nothing_and_is_not_changed(task: Task) -> None:
-    config = Config(**CONFIG, dropout=0.4)
-    alone = list(train(config, task, 0))
-    torch.manual_seed(123)
-    expected = torch.rand(2 * len(alone))
-    torch.manual_seed(123)
-    seen: list[Epoch | Stage] = []
-    drawn: list[float] = []
-    for place in train(config, task, 0):
-        seen.append(place)
-        drawn += torch.rand(2).tolist()
-    assert said(seen) == said(alone)
-    assert drawn == expected.tolist()
+def test_two_trainings_interleaved_do_not_disturb_each_other(folders: TaskFolders) -> None:
+    values: list[dict[str, Any]] = [{**CONFIG, "dropout": 0.4}, {**CONFIG, "steps": 3, "dropout": 0.2}]
+    trials = [Trial.load("music", config, str(folders.task_dir), None, "cpu") for config in values]
+    alone = [said(train_seed("music", trial.config, trial.task, 0))[-1] for trial in trials]
+    assert interleaved(SeedTraining(trials[0], 0), SeedTraining(trials[1], 0)) == alone
+    assert alone[0]["val_rmse"] != alone[1]["val_rmse"]

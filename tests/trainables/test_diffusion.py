@@ -27,7 +27,7 @@ def reference_variances(steps: int, schedule: str) -> list[float]:
 
 
 def process(steps: int, schedule: str) -> Diffusion:
-    return Diffusion.from_variances(variances(steps, START, END, schedule))
+    return Diffusion(variances(steps, START, END, schedule))
 
 
 @every_schedule
@@ -197,7 +197,7 @@ def test_timestep_embedding_is_vaswanis(dim: int) -> None:
 
 def lgcd_process(steps: int = 100) -> Diffusion:
     """Variances 1e-4 to 0.1, as LGCD sets them."""
-    return Diffusion.from_variances(variances(steps, 1e-4, 0.1, "linear"))
+    return Diffusion(variances(steps, 1e-4, 0.1, "linear"))
 
 
 @pytest.mark.parametrize("t", [1, 2, 37, 100])

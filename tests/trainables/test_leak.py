@@ -9,15 +9,21 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 from features.store.tables import open_table
 from trainables.tasks.arrays import TaskFolders
-from trainables.tasks.rating import load_held_out
+from trainables.tasks.rating import load_held_out, load_task
 from trainables.trial import Report, run
 
 from .worlds import DISLIKED, LIKED, World, build
 
-CONFIG = {"epochs": 6, "patience": 3, "feature_epochs": 3, "side_epochs": 3, "lr": 1e-2}
+CONFIGS = [  # of every rating model, and of what each learns from another part of the task
+    ("music", {"epochs": 6, "patience": 3, "feature_epochs": 3, "side_epochs": 3, "lr": 1e-2}),
+    ("emcdr", {"dim": 3}),
+    ("emcdr", {"dim": 3, "rating_offset": "item_mean", "mapping": "mlp", "epochs": 6, "lr": 1e-2}),
+    ("emcdr", {"dim": 3, "rating_offset": "none", "calibrate": False}),
+]
 
 
 def inverted(reviews: pd.DataFrame) -> pd.DataFrame:
@@ -43,11 +49,11 @@ def contents(folder: Path) -> dict[str, Any]:
     return found
 
 
-def reports(folders: TaskFolders) -> list[tuple[int, dict[str, float]]]:
+def reports(folders: TaskFolders, model: str, config: dict[str, Any]) -> list[tuple[int, dict[str, float]]]:
     def plain(report: Report) -> tuple[int, dict[str, float]]:
         return report.epoch, {name: value for name, value in report.metrics.items() if name != "seconds"}
 
-    return [plain(report) for report in run("music", CONFIG, str(folders.task_dir), [0, 1])]
+    return [plain(report) for report in run(model, config, str(folders.task_dir), [0, 1])]
 
 
 @pytest.fixture(scope="module")
@@ -74,10 +80,11 @@ def test_test_users_change_no_file_of_the_search_side(folders: TaskFolders, chan
     assert "validation/source_row.npy" in before
 
 
+@pytest.mark.parametrize(("model", "config"), CONFIGS)
 def test_test_users_change_no_loss_no_validation_score_and_no_selected_epoch(
-    folders: TaskFolders, changed: TaskFolders
+    folders: TaskFolders, changed: TaskFolders, model: str, config: dict[str, Any]
 ) -> None:
-    before, after = reports(folders), reports(changed)
+    before, after = reports(folders, model, config), reports(changed, model, config)
     assert before == after
     assert {"val_rmse", "val_ndcg20", "train_loss", "variance_ratio", "selected_epoch"} <= set(before[-1][1])
     assert not any(name.startswith("test") for _, metrics in before for name in metrics)
@@ -100,6 +107,15 @@ def test_validation_users_change_no_training_tensor(
     assert contents(folders.test_dir) == contents(other.test_dir)
 
 
+def test_no_rating_that_is_hidden_from_training_is_in_any_array_of_ratings(folders: TaskFolders, world: World) -> None:
+    """Counted: target-domain ratings of held-out users are stored once, where they are to be predicted."""
+    task, test = load_task(folders.task_dir), load_held_out(folders.test_dir)
+    assert len(task.source_ratings) == len(world.source)
+    assert len(task.train) + len(task.validation.ratings) + len(test.ratings) == len(world.target)
+    stored = {path.name for folder in (folders.task_dir, folders.test_dir) for path in folder.rglob("*rating*.npy")}
+    assert stored == {"rating.npy", "source_rating.npy"}
+
+
 def test_what_the_same_users_did_in_the_source_domain_does_change_their_vectors(
     world: World, feature_set: str, folders: TaskFolders, tmp_path: Path
 ) -> None:
@@ -111,5 +127,9 @@ def test_what_the_same_users_did_in_the_source_domain_does_change_their_vectors(
     other = build(World(source, world.target, world.items), tmp_path, feature_set)
     before, after = load_held_out(folders.test_dir), load_held_out(other.test_dir)
     assert not before.source_offset.equal(after.source_offset)
+    earlier, later = (load_task(built.task_dir).source_ratings for built in (folders, other))
+    assert torch.equal(earlier.user, later.user)
+    turned = torch.isin(earlier.user, before.source_row)
+    assert torch.equal(torch.where(turned, 6 - earlier.rating, earlier.rating), later.rating)
     index = before.ratings.user.unique()
     assert float((before.source[index] - after.source[index]).abs().mean()) > 0.05

@@ -6,17 +6,18 @@ import copy
 import math
 from collections.abc import Mapping
 from dataclasses import replace
+from itertools import islice
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from trainables.interface import Epoch
 from trainables.models import music
-from trainables.models.music import ABLATIONS, ACTIVATIONS, Config, FeatureMLP, MuSiC, VectorUNet, train
+from trainables.models.music import ABLATIONS, ACTIVATIONS, Config, FeatureMLP, MuSiC, VectorUNet, constants_of
 from trainables.tasks.rating import Task
 
+from .training import train_seed
 from .worlds import random_task, rows_of
 
 SMALL = {"dim": 8, "hidden": 6, "dropout": 0.0, "steps": 5, "epochs": 2, "feature_epochs": 1, "side_epochs": 2}
@@ -26,6 +27,10 @@ Array = np.ndarray
 
 def small(**changes: Any) -> Config:
     return Config(**{**SMALL, **changes})
+
+
+def music_of(config: Config, task: Task) -> MuSiC:
+    return MuSiC(config, constants_of(config, task))
 
 
 def arrays(module: torch.nn.Module) -> dict[str, Array]:
@@ -125,10 +130,10 @@ def side_stage(task: Task, config: Config) -> tuple[torch.Tensor, dict[str, torc
         torch.manual_seed(3)
         trainer = music._Trainer(config, task, 3)
         list(trainer._feature_stage())
-        with torch.no_grad():
-            x0 = trainer.model.eval().user_mlp(task.target[torch.arange(len(task.target))])
-        list(trainer._side_stage(x0, 1.0))
-        return x0, trainer.model.unet.state_dict()
+        trainer._fix_targets()
+        trainer.progress["done"] = 0
+        list(trainer._side_stage())
+        return trainer.progress["x0"], trainer.model.unet.state_dict()
 
 
 def test_the_side_stage_ignores_the_source_domain_altogether() -> None:
@@ -140,7 +145,7 @@ def test_the_side_stage_ignores_the_source_domain_altogether() -> None:
     assert all(torch.equal(unet[name], unet_again[name]) for name in unet)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(3)
-        untrained = MuSiC(config, task).unet.state_dict()
+        untrained = music_of(config, task).unet.state_dict()
     for name in unet:
         assert torch.equal(unet[name], untrained[name]) == (".condition." in name), name
 
@@ -153,7 +158,8 @@ def test_the_side_stage_learns_to_reconstruct() -> None:
         x0 = 2 + 0.1 * torch.randn(len(task.target), 8, generator=torch.Generator().manual_seed(0))
         side = x0[task.side_users]
         before = float(trainer._reconstruction(side, None)[0].detach())
-        list(trainer._side_stage(x0, 1.0))
+        trainer.progress["x0"] = x0
+        list(trainer._side_stage())
         after = float(trainer._reconstruction(side, None)[0].detach())
     assert before > 2
     assert after < 0.1
@@ -178,7 +184,9 @@ def test_the_joint_loss_equals_a_loop_over_users_and_ratings(beta: float, rating
     t = torch.randint(1, config.steps + 1, (users,), generator=replay)
     eps = torch.randn(users, 8, generator=replay)
 
-    loss = trainer._joint_epoch(torch.optim.SGD(trainer.model.parameters(), lr=0.0), x0)
+    trainer.progress["x0"] = x0
+    trainer.joint_optimiser = torch.optim.SGD(trainer.model.parameters(), lr=0.0)
+    loss = trainer._joint_epoch()
 
     mlp, items, unet = arrays(model.user_mlp), arrays(model.item_mlp), arrays(model.unet)
     reconstruction, squared, generated = [], [], {}
@@ -205,7 +213,7 @@ def test_the_joint_loss_equals_a_loop_over_users_and_ratings(beta: float, rating
 
 
 def test_diffusion_works_on_vectors_of_mean_zero_and_unit_variance() -> None:
-    model, x0 = MuSiC(small(), random_task()), 0.01 * torch.randn(500, 8) + torch.arange(8.0)
+    model, x0 = music_of(small(), random_task()), 0.01 * torch.randn(500, 8) + torch.arange(8.0)
     model.fit_scale(x0)
     scaled = (x0 - model.centre) / model.scale
     np.testing.assert_allclose(scaled.mean(dim=0), np.zeros(8), atol=1e-3)
@@ -225,12 +233,11 @@ def test_batches_hold_every_rating_once_with_its_own_user() -> None:
 
 def test_predictions_are_the_offset_plus_the_product_within_the_scale() -> None:
     task = random_task()
-    model = MuSiC(small(), task).eval()
-    predicted, vectors = model.predict(task.validation, task, 9)
+    model = music_of(small(), task).eval()
+    predicted = model.predict(task.validation, task, 9)
     items, ratings = arrays(model.item_mlp), task.validation.ratings
     generator = torch.Generator().manual_seed(9)
-    expected = model.vectors(task.validation.source[torch.arange(6)], generator).detach()
-    np.testing.assert_array_equal(vectors, expected)
+    vectors = model.vectors(task.validation.source[torch.arange(6)], generator).detach()
     for row in range(len(ratings)):
         user, item = int(ratings.user[row]), int(ratings.item[row])
         vector = reference_mlp(items, task.items[torch.tensor([item])][0].double().numpy(), "tanh")
@@ -242,7 +249,7 @@ def test_predictions_are_the_offset_plus_the_product_within_the_scale() -> None:
 def test_generation_is_the_reverse_process_step_by_step() -> None:
     """Section 3.3.4 for one user: from pure noise, the posterior mean of eq. 6 at every step, its noise but at the last."""
     task, config = random_task(), small(steps=3)
-    model = MuSiC(config, task).eval()
+    model = music_of(config, task).eval()
     unet, process = arrays(model.unet), model.process
     raw = task.validation.source[torch.tensor([2])]
     ours = model.vectors(raw, torch.Generator().manual_seed(4)).detach()[0]
@@ -265,7 +272,7 @@ def test_generation_is_the_reverse_process_step_by_step() -> None:
 
 
 def last_metrics(config: Config, task: Task, seed: int = 0) -> dict[str, float]:
-    return dict(list(train(config, task, seed))[-1].metrics)
+    return dict(train_seed("music", config, task, seed)[-1].metrics)
 
 
 @pytest.mark.parametrize("schedule", ["linear", "linear_scaled"])
@@ -284,8 +291,9 @@ def test_every_activation_trains_all_networks(activation: str, rate_from: str) -
         torch.manual_seed(0)
         trainer = music._Trainer(config, task, 0)
         before = copy.deepcopy(trainer.model.state_dict())
-        epochs = list(trainer.run())
-    assert math.isfinite(epochs[-1].metrics["val_rmse"])
+        places = list(islice(trainer.run(), 1 + 1 + 2 + 2))
+    assert [type(place).__name__ for place in places] == ["Setup", "Stage", "Stage", "Stage", "Epoch", "Epoch"]
+    assert math.isfinite(places[-1].metrics["train_loss"])
     moved = {name.split(".")[0] for name, value in trainer.model.state_dict().items() if not value.equal(before[name])}
     assert {"user_mlp", "item_mlp", "unet"} <= moved
 
@@ -303,7 +311,7 @@ def test_ablations_change_what_they_name() -> None:
 
 def test_without_diffusion_the_source_vector_is_used_as_it_is() -> None:
     task = random_task()
-    model = MuSiC(small(diffusion=False), task).eval()
+    model = music_of(small(diffusion=False), task).eval()
     raw = task.validation.source[torch.arange(6)]
     assert torch.equal(model.vectors(raw, torch.Generator()), model.user_mlp(raw))
 
@@ -320,25 +328,23 @@ def test_without_side_users_their_ratings_and_vectors_change_nothing() -> None:
     assert last_metrics(small(), task) != last_metrics(small(), other)
 
 
-def test_the_last_epoch_is_the_best_one_and_predicts_what_it_measured() -> None:
+def test_the_result_is_the_best_epoch_and_its_weights_predict_what_was_measured() -> None:
     task, config = random_task(seed=1), small(epochs=12, patience=4, lr=1e-2)
-    epochs = [place for place in train(config, task, 0) if isinstance(place, Epoch)]
-    assert [epoch.last for epoch in epochs] == [False] * (len(epochs) - 1) + [True]
-    *running, final = epochs
-    best = min(running, key=lambda epoch: epoch.metrics["val_rmse"])
-    assert final.number == best.number
-    assert final.metrics["val_rmse"] == best.metrics["val_rmse"]
-    assert len(epochs) <= final.number + 4
-    again, _ = final.predict(task.validation, task, 0)
+    *epochs, result = train_seed("music", config, task, 0)
+    best = min(epochs, key=lambda epoch: epoch.metrics["val_rmse"])
+    assert result.metrics["selected_epoch"] == 1 + epochs.index(best)
+    assert result.metrics["val_rmse"] == best.metrics["val_rmse"]
+    assert len(epochs) <= result.metrics["selected_epoch"] + 4
+    again = result.predict(task.validation, task, 0)
     error = (again - task.validation.ratings.rating).double()
-    assert float(error.square().mean().sqrt()) == pytest.approx(final.metrics["val_rmse"])
+    assert float(error.square().mean().sqrt()) == pytest.approx(result.metrics["val_rmse"])
 
 
 def test_more_samples_are_averaged() -> None:
     task = random_task()
-    model = MuSiC(small(samples=4), task).eval()
+    model = music_of(small(samples=4), task).eval()
     raw, generator = task.validation.source[torch.arange(6)], torch.Generator().manual_seed(0)
-    model_of_one = MuSiC(small(samples=1), task).eval()
+    model_of_one = music_of(small(samples=1), task).eval()
     model_of_one.load_state_dict(model.state_dict())
     draws = torch.stack([model_of_one.vectors(raw, generator) for _ in range(4)])
     torch.testing.assert_close(model.vectors(raw, torch.Generator().manual_seed(0)), draws.mean(0))
@@ -346,4 +352,4 @@ def test_more_samples_are_averaged() -> None:
 
 def test_a_loss_that_is_no_number_ends_the_training_and_says_so() -> None:
     with pytest.raises(FloatingPointError, match=r"^the loss is (nan|inf); lower lr$"):
-        list(train(small(lr=1e30, activation="relu", epochs=5), random_task(), 0))
+        train_seed("music", small(lr=1e30, activation="relu", epochs=5), random_task(), 0)

@@ -21,7 +21,7 @@ def test_predictors_against_a_loop(folders: TaskFolders) -> None:
         expected["item_mean"].append(item_mean)
         expected["source_offset"].append(item_mean + task.slope * float(test.source_offset[user]))
     for name, values in expected.items():
-        predicted, _ = as_predict(name)(test, task, 0)
+        predicted = as_predict(name)(test, task, 0)
         np.testing.assert_allclose(predicted, np.clip(values, 1, 5), atol=1e-5)
 
 
@@ -35,7 +35,6 @@ def test_each_predictor_knows_more_than_the_one_before(folders: TaskFolders) -> 
 
 def test_predictions_stay_within_the_scale(folders: TaskFolders) -> None:
     task, test = load_task(folders.task_dir), load_held_out(folders.test_dir)
-    predicted, vectors = as_predict("source_offset")(test, task, 0)
+    predicted = as_predict("source_offset")(test, task, 0)
     assert float(predicted.min()) >= 1
     assert float(predicted.max()) <= 5
-    assert len(vectors) == 0

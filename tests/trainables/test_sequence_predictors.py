@@ -16,7 +16,16 @@ from features.store.tables import FeatureTable
 from trainables.baselines.sequential import MIXES, PREDICTORS, RECENCY, as_predict, title_similarity
 from trainables.metrics.sequential import sequence_errors
 from trainables.tasks.arrays import TaskFolders
-from trainables.tasks.sequential import LAST, HeldOut, Sequences, SequenceSpec, SequenceTask, load_held_out, load_task
+from trainables.tasks.sequential import (
+    LAST,
+    HeldOut,
+    Sequences,
+    SequenceSpec,
+    SequenceTask,
+    load_held_out,
+    load_task,
+    seen,
+)
 from trainables.tasks.sequential_build import build_sequences
 
 from .sequence_worlds import build_world, make_sequence_world
@@ -24,6 +33,13 @@ from .sequence_worlds import build_world, make_sequence_world
 
 def lists(sequences: Sequences) -> list[list[int]]:
     return [sequences.item[a:b].tolist() for a, b in zip(sequences.starts[:-1], sequences.starts[1:], strict=True)]
+
+
+def candidate_scores(name: str, task: SequenceTask, rows: HeldOut) -> Tensor:
+    """What ranks the candidates: LAST for items of the history, [R, C]."""
+    column = rows.candidates.long() - task.target[0]
+    hidden = seen(rows.history, task.target).gather(1, column)
+    return as_predict(name)(rows, task, 0).gather(1, column).masked_fill(hidden, LAST)
 
 
 def neighbours_by_hand(task: SequenceTask, history: list[int], item: int) -> float:
@@ -41,14 +57,14 @@ def neighbours_by_hand(task: SequenceTask, history: list[int], item: int) -> flo
 
 
 def test_nearest_neighbours_against_their_definition(task: SequenceTask, scored: HeldOut) -> None:
-    scores = as_predict("item_knn")(scored, task, 0, scored.candidates)
+    scores = candidate_scores("item_knn", task, scored)
     for row, history in enumerate(lists(scored.history)):
         expected = [neighbours_by_hand(task, history, item) for item in scored.candidates[row].tolist()]
         assert scores[row].tolist() == pytest.approx(expected, abs=1e-6)
 
 
 def test_popularity_counts_training_sequences(task: SequenceTask, scored: HeldOut) -> None:
-    scores = as_predict("popularity")(scored, task, 0, scored.candidates)
+    scores = candidate_scores("popularity", task, scored)
     for row, history in enumerate(lists(scored.history)):
         for score, item in zip(scores[row].tolist(), scored.candidates[row].tolist(), strict=True):
             assert score == (LAST if item in history else int((task.train.item == item).sum()))
@@ -64,28 +80,28 @@ def test_title_similarity_against_its_definition(task: SequenceTask, scored: Hel
 
 
 @pytest.mark.parametrize("name", PREDICTORS)
-def test_candidates_are_columns_of_the_full_scores(name: str, task: SequenceTask, scored: HeldOut) -> None:
+def test_scores_are_of_all_target_items_and_of_no_seed(name: str, task: SequenceTask, scored: HeldOut) -> None:
     predict = as_predict(name)
-    full, some = predict(scored, task, 0, None), predict(scored, task, 1, scored.candidates)
-    assert full.shape == (len(scored), task.target[1] - task.target[0])
-    assert full.dtype == torch.float32
-    assert some.equal(full.gather(1, scored.candidates.long() - task.target[0]))
+    scores = predict(scored, task, 0)
+    assert scores.shape == (len(scored), task.target[1] - task.target[0])
+    assert scores.dtype == torch.float32
+    assert scores.equal(predict(scored, task, 1))
 
 
 @pytest.mark.parametrize("name", PREDICTORS)
 def test_blocks_do_not_change_a_score(
     name: str, task: SequenceTask, scored: HeldOut, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = as_predict(name)(scored, task, 0, None)
+    whole = as_predict(name)(scored, task, 0)
     monkeypatch.setattr("trainables.baselines.sequential._ROWS", 3)
-    torch.testing.assert_close(as_predict(name)(scored, task, 0, None), whole)
+    torch.testing.assert_close(as_predict(name)(scored, task, 0), whole)
 
 
 @pytest.mark.parametrize("name", PREDICTORS)
 def test_an_empty_history_gives_numbers(name: str, task: SequenceTask, scored: HeldOut) -> None:
     empty = Sequences(torch.zeros(0, dtype=torch.int64), torch.zeros(len(scored) + 1, dtype=torch.int64))
     rows = replace(scored, history=empty)
-    scores = as_predict(name)(rows, task, 0, rows.candidates)
+    scores = candidate_scores(name, task, rows)
     assert scores.isfinite().all()
     if name != "popularity":
         assert (scores == 0).all()
@@ -93,16 +109,16 @@ def test_an_empty_history_gives_numbers(name: str, task: SequenceTask, scored: H
 
 def test_the_mix_is_the_one_that_validation_likes_best(task: SequenceTask, scored: HeldOut) -> None:
     """Of all mixes of the two plain scorers; test rows have no say."""
-    knn = as_predict("item_knn")
 
     def mixed(rows: HeldOut, mix: float) -> Tensor:
+        knn = candidate_scores("item_knn", task, rows)
         title = title_similarity(task)(rows).gather(1, rows.candidates.long() - task.target[0])
-        return (1 - mix) * knn(rows, task, 0, rows.candidates) + mix * title
+        return (1 - mix) * knn + mix * title
 
     rows = task.validation
     quality = [sequence_errors(rows, mixed(rows, mix)).metrics(task.protocols)["ndcg10"] for mix in MIXES]
     best = MIXES[int(np.argmax(quality))]
-    scores = as_predict("item_knn_title")(scored, task, 0, scored.candidates)
+    scores = candidate_scores("item_knn_title", task, scored)
     known = scores < LAST / 2
     torch.testing.assert_close(scores[~known], mixed(scored, best)[~known], atol=1e-5, rtol=1e-5)
 
@@ -113,7 +129,7 @@ def mean_ndcg(folders: TaskFolders) -> dict[tuple[str, str], float]:
     found: dict[tuple[str, str], list[float]] = {}
     for rows in (task.validation, load_held_out(folders.test_dir)):
         for name in PREDICTORS:
-            errors = sequence_errors(rows, as_predict(name)(rows, task, 0, rows.candidates))
+            errors = sequence_errors(rows, candidate_scores(name, task, rows))
             for place, protocol in enumerate(task.protocols):
                 found.setdefault((name, protocol), []).extend(errors.ndcg10[errors.protocol == place])
     return {name: float(np.mean(values)) for name, values in found.items()}

@@ -129,7 +129,7 @@ class SequenceTask(OnDevice):
         """Return the vectors of all items' titles, float32 [I, F]; InputError in a task that has none."""
         if self.text is None:
             raise InputError(f"{self.folder}: this task has no titles; set features.text in the plan")
-        return self.text[torch.arange(self.items)]
+        return self.text.all()
 
 
 def seen(history: Sequences, target: tuple[int, int]) -> Tensor:

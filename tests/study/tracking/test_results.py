@@ -29,6 +29,7 @@ def test_every_trial_once_with_its_tags_params_and_metrics(results: Results) -> 
     row = results.finished("sweep:steps").set_index(["cell", "variant"]).loc[("movies->books@0.5", "20")]
     assert (row["task"], row["source"], row["target"], row["ratio"]) == ("movies->books", "movies", "books", 0.5)
     assert (row["name"], row["params.steps"], row["params.beta"]) == ("steps=20", "20", "0.4")
+    assert (row["row"], row["model"]) == ("music", "music")
     per_seed = [row[f"metrics.val_rmse/seed_{seed}"] for seed in range(3)]
     assert row["metrics.val_rmse"] == pytest.approx(sum(per_seed) / 3)
     assert not [name for name in results.trials.columns if "epoch/" in name]
@@ -36,7 +37,9 @@ def test_every_trial_once_with_its_tags_params_and_metrics(results: Results) -> 
     assert results.tasks() == ["books->movies", "movies->books"]
     assert results.ratios() == [0.2, 0.5]
     assert results.sweeps() == ["activation", "steps"]
-    assert results.searched() == ["activation", "dropout", "lr", "steps"]
+    assert results.rows_in("score") == ["music", "global_mean", "item_mean", "source_offset"]
+    assert results.finished("score", "item_mean")["model"].unique().tolist() == ["baseline"]
+    assert results.searched("music") == ["activation", "dropout", "lr", "steps"]
     assert results.simulated
     assert results.tags["commit"] == ("0123abc",)
     assert [domain["name"] for domain in results.domains] == ["books", "movies"]
@@ -59,8 +62,26 @@ def test_of_several_runs_of_a_trial_the_newest_finished_one_counts(tmp_path: Pat
     store.client.set_terminated(store.client.create_run(store.experiment_id).info.run_id)
     read = load_results(store.uri, store.experiment, MUSIC)
     assert read.trials["metrics.val_rmse"].tolist() == [0.8]
-    assert read.duplicates == ("search/a->b@0.2/0000",)
+    assert read.duplicates == ("search/a->b@0.2/music/0000",)
     assert read.foreign == 1
+
+
+def test_runs_that_the_plan_no_longer_asks_for_are_left_out(tmp_path: Path) -> None:
+    store = empty_store(tmp_path)
+    for name, tags in (("0000", {}), ("0001", {"study.superseded": "the space has changed"})):
+        store.add("search", "a->b", 0.2, name, {"val_rmse": 0.5}, tags=tags)
+    store.add("score", "a->b", 0.4, "test", {"val_rmse": 0.5}, tags={"study.superseded": "cell", "study.error": "x"})
+    store.client.set_tag(store.add_data(), "study.superseded", "data")
+    read = load_results(store.uri, store.experiment, MUSIC)
+    assert read.trials["name"].tolist() == ["0000"]
+    assert (read.ratios(), read.cells_of_plan(), read.domains, read.foreign) == ([0.2], ["a->b@0.2"], (), 0)
+
+
+def test_a_trial_that_names_no_row_is_not_of_a_study(tmp_path: Path) -> None:
+    store = empty_store(tmp_path)
+    run_id = store.add("search", "a->b", 0.2, "0000", {"val_rmse": 0.5})
+    store.client.delete_tag(run_id, "study.row")
+    assert load_results(store.uri, store.experiment, MUSIC).trials.empty
 
 
 def test_an_empty_experiment_is_an_empty_study(tmp_path: Path) -> None:
@@ -68,7 +89,7 @@ def test_an_empty_experiment_is_an_empty_study(tmp_path: Path) -> None:
     read = load_results(store.uri, store.experiment, MUSIC)
     assert read.trials.empty
     assert read.finished("search").empty
-    assert (read.tasks(), read.ratios(), read.sweeps(), read.searched(), read.domains) == ([], [], [], [], ())
+    assert (read.tasks(), read.ratios(), read.sweeps(), read.searched("music"), read.domains) == ([], [], [], [], ())
 
 
 def test_a_store_without_the_study_is_an_error_and_stays_as_it_was(store: Store, tmp_path: Path) -> None:

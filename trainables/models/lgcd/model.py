@@ -386,13 +386,10 @@ def train(config: Config, task: SequenceTask, seed: int) -> Generator[Place]:
     with seeded(seed, task.device):  # making encoders draws, and the second trial of a process finds them made
         encoders = pretrained(task, config.pretraining, seed)
     trainer = _Trainer(config, task, seed, encoders)
+    streams = {f"stream_{number}": stream.progress for number, (_, stream) in enumerate(trainer.streams)}
     yield Setup(
-        trainer.network,
-        optimiser=trainer.optimiser,
-        generator=trainer.generator,
-        rng=trainer.rng,
-        waiting=trainer.waiting,
-    )
+        trainer.network, optimiser=trainer.optimiser, generator=trainer.generator, rng=trainer.rng, **streams
+    )  # fmt: skip
     while True:
         loss = trainer.epoch()
         yield Epoch(predict=trainer.predict, metrics={"train_loss": loss}, pack=trainer.pack)
@@ -412,12 +409,7 @@ class _Trainer:
         size, kinds = config.batch, [rows for rows in (real, pseudo) if len(rows)]
         self.batches = math.ceil(len(real) / len(task.protocols) / size)
         pools = [(rows, size) for rows in kinds] if config.cyclic else [(Rows.joined(kinds), size * len(kinds))]
-        self.waiting: dict[str, list[Tensor]] = {str(number): [] for number in range(len(pools))}
-        """Batches of each stream's pass that are still to come."""
-        self.streams = [
-            (rows, _Stream(len(rows), size, self.generator, self.waiting, str(number)))
-            for number, (rows, size) in enumerate(pools)
-        ]
+        self.streams = [(rows, _Stream(len(rows), size, self.generator)) for rows, size in pools]
 
     def epoch(self) -> float:
         """As many real rows as there are under one protocol; mean loss."""
@@ -465,17 +457,16 @@ class _Trainer:
 class _Stream:
     """Batches of row numbers for ever, pass after pass in a new order."""
 
-    def __init__(
-        self, rows: int, size: int, generator: torch.Generator, waiting: dict[str, list[Tensor]], name: str
-    ) -> None:
-        """`waiting[name]`: the batches of this pass that are still to come."""
-        self.rows, self.size, self.generator, self.waiting, self.name = rows, size, generator, waiting, name
+    def __init__(self, rows: int, size: int, generator: torch.Generator) -> None:
+        self.rows, self.size, self.generator = rows, size, generator
+        self.progress: dict[str, list[Tensor]] = {"waiting": []}
+        """Batches of this pass that are still to come."""
 
     def __next__(self) -> Tensor:
-        if not self.waiting[self.name]:
+        if not self.progress["waiting"]:
             order = torch.randperm(self.rows, generator=self.generator)
-            self.waiting[self.name] = list(torch.split(order, self.size))
-        return self.waiting[self.name].pop(0)
+            self.progress["waiting"] = list(torch.split(order, self.size))
+        return self.progress["waiting"].pop(0)
 
 
 def training_rows(config: Config, task: SequenceTask, encoders: Encoders, seed: int) -> tuple[Rows, Rows]:

@@ -1,0 +1,43 @@
+"""The training of one seed on an open task, epoch by epoch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from trainables.interface import Epoch, load_model
+from trainables.task_types import Predict, task_type_of
+from trainables.trial import SeedTraining, Trial
+
+
+@dataclass(frozen=True)
+class Trained:
+    """An epoch as the runner has measured it, or the result, whose `predict` has the weights of the best epoch."""
+
+    metrics: Mapping[str, float]
+    predict: Predict
+
+
+def train_seed(name: str, config: Any, task: Any, seed: int, device: str = "cpu") -> list[Trained]:
+    """Train as the runner does; the epochs, then the result."""
+    model, yielded, trained = load_model(name), list[Epoch](), list[Trained]()
+
+    def train(config: Any, task: Any, seed: int) -> Any:
+        for place in model.train(config, task, seed):
+            if isinstance(place, Epoch):
+                yielded.append(place)
+            yield place
+
+    trial = Trial(
+        name=name, model=replace(model, train=train), config=config, task_dir="", task=task, task_type=task_type_of(task),
+        test=None, device=torch.device(device),
+    )  # fmt: skip
+    training = SeedTraining(trial, seed)
+    while training.result is None:
+        if isinstance(place := training.advance(), Epoch):
+            trained.append(Trained(training.metrics, place.predict))
+    best = yielded[round(training.result.metrics["selected_epoch"]) - 1]
+    return [*trained, Trained(training.result.metrics, best.predict)]
