@@ -29,7 +29,7 @@ from study.selection import Best, best_trials
 from study.specs import BASELINE, Cell, Cluster, Job, Recipe, RowRecipe
 from study.tracking import runs as tracking
 from study.tracking import tags
-from study.tracking.marks import mark_best, mark_front
+from study.tracking.marks import mark_best, mark_front, mark_places
 from study.tracking.registry import Recommendation, recommend, register
 from study.tracking.results import Results, load_results, read_config
 from trainables.tasks.arrays import TaskFolders
@@ -155,6 +155,9 @@ class Study:
         """
         names = [self.plan.subject.name, *(self.plan.row(name).name for name in registered)]
         summary = self._run("score", self._best_configs("score", self.plan.rows))
+        task_type = self.plan.task_type
+        direction = task_type.validation_directions[f"val_{task_type.headline}"]
+        mark_places(*self._store(), metric=f"test_{task_type.headline}", maximize=direction == "maximize")
         return replace(summary, notes=tuple(register(self.results(), self._inputs.domains, self.home, names)))
 
     def recommend(self, user: str, cell: str | None, n: int, row: str | None = None) -> Recommendation:

@@ -15,7 +15,7 @@ from study.selection import best_trials, pareto_front
 from study.specs import Objective
 from study.tracking import tags
 from study.tracking.runs import FINISHED, find_runs
-from study.tracking.views import describe
+from study.tracking.views import describe, place
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from trainables.interface import Selection
 
 SEARCH = "search"  # the part that is searched
+SCORE = "score"  # the part that reads test data
 
 
 def mark_best(client: MlflowClient, experiment_id: str, selection: Selection) -> dict[tuple[str, str], str]:
@@ -63,6 +64,16 @@ def mark_front(client: MlflowClient, experiment_id: str, objectives: Sequence[Ob
         front = pareto_front(values, [objective.direction == "maximize" for objective in objectives])
         chosen |= {run.info.run_id for run, on in zip(group, front, strict=True) if on}
     _mark(client, runs, tags.PARETO, chosen)
+
+
+def mark_places(client: MlflowClient, experiment_id: str, *, metric: str, maximize: bool) -> None:
+    """Tag the finished scores of each cell, simple baselines included, with their place in it by a test metric.
+
+    For people who look at MLflow alone; nothing is chosen by it.
+    """
+    scores = find_runs(client, experiment_id, SCORE)
+    finished = [run for run in scores if tags.TRIAL in run.data.tags and run.info.status == FINISHED]
+    place(client, finished, metric, maximize=maximize)
 
 
 def _validation(run: Run, metric: str) -> dict[str, str | float]:

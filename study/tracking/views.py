@@ -54,7 +54,7 @@ def describe(
     }
     for key, (name, condition, order, selected) in views.items():
         _save(client, experiment_id, key, name, {"searchFilter": condition, **order, **_selected(selected)})
-    ranked = place(client, best.values(), selection)
+    ranked = place(client, best.values(), metric, maximize=selection.direction == "maximize")
     keys = [_key(run) for run in ranked]
     for number, (row, cell) in enumerate(keys):
         condition = f"{_ALL} AND tags.\"{tags.CELL}\" = '{cell}' AND tags.\"{tags.ROW}\" = '{row}'"
@@ -79,15 +79,15 @@ def describe(
     client.set_experiment_tag(experiment_id, tags.NOTE, _fitting(text + head, lines))
 
 
-def place(client: MlflowClient, runs: Iterable[Run], selection: Selection) -> list[Run]:
+def place(client: MlflowClient, runs: Iterable[Run], metric: str, *, maximize: bool) -> list[Run]:
     """Tag runs with their cell and their place in it by a metric, `books->movies@0.2 01` the best; returns them so sorted.
 
     Equal ones, and those without the metric, which come last, are in the order of their rows' names.
     """
 
     def cost(run: Run) -> float:
-        value = run.data.metrics.get(selection.metric, math.nan)
-        return math.inf if math.isnan(value) else selection.sign * value
+        value = run.data.metrics.get(metric, math.nan)
+        return math.inf if math.isnan(value) else -value if maximize else value
 
     ranked = sorted(runs, key=lambda run: (run.data.tags[tags.CELL], cost(run), run.data.tags[tags.ROW]))
     counts: dict[str, int] = {}

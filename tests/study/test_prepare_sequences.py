@@ -21,7 +21,7 @@ from study.data.tables import estimates
 from study.home import Home
 from study.plan.load import load_plan
 from study.plan.schema import Plan
-from study.progress import no_progress
+from study.progress import Advance, no_progress
 from trainables.task_types import SEQUENCES
 from trainables.tasks.sequential_build import training_users
 
@@ -88,6 +88,31 @@ def test_everything_is_made_once(make: Callable[..., Plan], raw: Path, tmp_path:
         path: stamp for path, stamp in before.items() if "shared" not in path.name
     }
     assert (again.data_key, again.feature_key, again.tasks) == (inputs.data_key, inputs.feature_key, inputs.tasks)
+
+
+def test_every_row_is_pretrained_with_its_own_configuration(
+    make: Callable[..., Plan], raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[tuple[str, float, int, str]] = []
+
+    def prepare_one(
+        server: None, model: str, config: dict[str, Any], task_dir: Path, seeds: list[int], device: str
+    ) -> None:
+        calls.append((task_dir.parent.name[:9], config["weight"], seeds[0], device))
+
+    monkeypatch.setattr("study.data.pretrain.prepare_one", prepare_one)
+    bars: list[tuple[str, int]] = []
+
+    def start_progress(what: str, size: int) -> Advance:
+        bars.append((what, size))
+        return no_progress(what, size)
+
+    rival = {"model": "popular", "base": {"weight": 3.0}, "search": {"trials": 1}, "title": "Heavy"}
+    plan = make(compare={"heavy": {**rival, "space": f"{tmp_path}/space.yaml/v"}}, resources={"gpus": 0.5})
+    prepare(plan, raw, Home(tmp_path / "home"), start_progress)
+    assert [bar for bar in bars if "pretraining" in bar[0]] == [("pretraining Popular", 4), ("pretraining Heavy", 4)]
+    cells = [("film-song", 0), ("film-song", 1), ("song-film", 0), ("song-film", 1)]  # one direction, then the other
+    assert calls == [(task, weight, seed, "cuda") for weight in (2.0, 3.0) for task, seed in cells]
 
 
 def test_held_out_users_are_the_given_ones(make: Callable[..., Plan], raw: Path, tmp_path: Path) -> None:
