@@ -8,9 +8,9 @@ from functools import cached_property
 from typing import Any
 
 from features.domains.domain import DomainSpec
-from features.encoders.encoder import EncoderSpec
+from features.encoders.spec import EncoderSpec
 from features.errors import InputError
-from features.extraction.extract import FeatureSpec
+from features.extraction.spec import FeatureSpec
 from features.factorisation import FactorSpec
 from features.images.gather import ImageSpec
 from features.pseudo.generator import GeneratorSpec

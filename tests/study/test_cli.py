@@ -20,9 +20,9 @@ import pytest
 import torch
 import yaml
 
-from features.encoders.encoder import EncoderSpec, resolve_encoder
+from features.encoders.spec import EncoderSpec, resolve_encoder
 from features.errors import InputError
-from features.store.tables import RowStore
+from features.store.shards import VectorStore
 from study.cli import _way_to_mlflow, cli, ui
 from study.plan.load import load_plan
 from study.study import Study, commit, versions
@@ -192,7 +192,7 @@ def test_a_store_written_by_another_encoder(tmp_path: Path, home: Path) -> None:
     encoder = {"model": str(save_encoder(tmp_path / "bert", "bert")), "max_tokens": 16, "max_failed_fraction": 1.0}
     plan = write_plan(tmp_path, features={"text": {"encoder": encoder}})
     key = resolve_encoder(EncoderSpec(**encoder)).key
-    other = RowStore(RowStore.of(home / "store", key).folder, "f" * 64)
+    other = VectorStore(VectorStore.open(home / "store", key).folder, "f" * 64)
     other.write([bytes(16)], np.zeros((1, 32), np.float16), np.ones(1, np.int32))
     ran = study("extract", plan, "--home", home)
     assert re.search(rf"written by another encoder \(key ffffffffffff, expected {key[:12]}\); give this", ran.fault)

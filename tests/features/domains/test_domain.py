@@ -24,8 +24,8 @@ from features.errors import InputError
 from features.simulate.simulator import SimulateSpec, simulate
 from features.store.external_sort import external_sort
 
-FOOD_KITCHEN = Path(__file__).parents[2].parent / "shared" / "data" / "food-kitchen"
-REAL = Path(__file__).parents[2].parent / "shared" / "data" / "books-movies-ratings"
+FOOD_KITCHEN = Path(__file__).parents[3].parent / "shared" / "data" / "food-kitchen"
+REAL = Path(__file__).parents[3].parent / "shared" / "data" / "books-movies-ratings"
 CSV = """user_id,item_id,rating,text,timestamp
 u2,b,4,one two three,20
 u1,b,2,one two,30

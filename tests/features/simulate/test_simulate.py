@@ -16,7 +16,8 @@ from PIL import Image
 
 from features.errors import InputError
 from features.simulate import vocabulary as phrases
-from features.simulate.simulator import SIMULATED, DomainSize, SimulateSpec, _by_taste, _latent, _match, simulate
+from features.simulate.simulator import DomainSize, SimulateSpec, _by_taste, _latent, _match, simulate
+from features.store.folders import SIMULATED
 
 SIZE = {"users": 60, "items": 40, "ratings": 500}
 
