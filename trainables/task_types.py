@@ -79,9 +79,7 @@ class TaskType:
     limits: Callable[[Any], tuple[float, float]]  # task -> least and largest score that is shown to a user
     as_predict: Callable[[str], Predict]  # a simple baseline in the form of a model's prediction
     baselines: tuple[str, ...]  # the simple baselines, each a row of every table
-    baseline_needs: Mapping[str, tuple[str, ...]] = field(
-        default_factory=dict
-    )  # what a plan must hold for one, as a model's NEEDS
+    baseline_needs: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # baseline -> as NEEDS of a model
     reference: str  # the one among them that a useful model has to pass
     metrics: tuple[Metric, ...]  # in the order of tables
     full: tuple[Metric, ...] = ()  # those of the full ranking, named full_<metric>; test alone has them
