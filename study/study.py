@@ -139,8 +139,8 @@ class Study:
 
     def sweep(self, parameter: str) -> Summary:
         """One field varied, everything else at the best configuration."""
-        rows = swept_rows(self.plan, parameter)
-        return self._run(f"sweep:{parameter}", self._start_configs(f"sweep:{parameter}", self.plan.sweeps[parameter].start, rows))
+        part, rows = f"sweep:{parameter}", swept_rows(self.plan, parameter)
+        return self._run(part, self._start_configs(part, self.plan.sweeps[parameter].start, rows))
 
     def ablate(self) -> Summary:
         """Variants of the subject's best configuration."""
