@@ -299,7 +299,8 @@ class Study:
         recipes = {
             row.name: RowRecipe(
                 trainable=RUN, model=row.model, base=row.config,
-                space=row.load_space() if part == "search" else None, search=row.search if part == "search" else None,
+                space=row.load_space() if part == "search" else None,
+                search=row.search_with_first_point() if part == "search" else None,
             )
             for row in self.plan.rows
             if row.name in named
