@@ -392,7 +392,7 @@ def ui(home: Path, port: int, host: str) -> None:
 
 def _extract(study: Study) -> Inputs:
     """Make what trials read, and say which feature tables are not whole."""
-    from features.extraction.extract import shortfall
+    from features.extraction.spec import shortfall
 
     inputs = study.extract()
     for name, table in inputs.tables.items():

@@ -10,9 +10,9 @@ import pandas as pd
 from rich.markup import escape
 from rich.table import Table
 
-from features.encoders.encoder import resolve_encoder
+from features.encoders.spec import resolve_encoder
 from features.errors import InputError
-from features.pseudo.generator import EMBEDDED, resolve_generator
+from features.pseudo.generator import LOCAL, resolve_generator
 from features.store.folders import SIMULATED
 from study import parts
 from study.data.domains import data_folder
@@ -69,12 +69,12 @@ def _inputs(plan: Plan, data: Path | None, home: Path) -> str:
         users, items = (resolve_encoder(plan.features.text.spec(kind).encoder) for kind in ("users", "items"))
         vectors = f"text vectors by {users.spec.model}"
         if plan.features.text.items is not None:
-            vectors += f", items by {items.spec.model}{' with their images' if items.spec.looks else ''}"
+            vectors += f", items by {items.spec.model}{' with their images' if items.spec.reads_images else ''}"
     else:
         vectors = f"rating-based vectors, {plan.features.ratings.factors} factors"
     pseudo = plan.features.pseudo
     if pseudo is not None:
-        if pseudo.model != EMBEDDED:
+        if pseudo.model != LOCAL:
             resolve_generator(pseudo)
         vectors += f"; pseudo-items by {pseudo.model}"
     if plan.simulate:

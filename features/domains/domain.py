@@ -1,4 +1,4 @@
-"""Domains: raw files -> readers -> duplicates settled -> filters -> a content-addressed folder of parquet.
+"""Domains: raw files -> readers -> duplicates merged -> filters -> a content-addressed folder of parquet.
 
 A prepared domain is `store/<name>-<key[:12]>/` with `interactions.parquet` (user_id, item_id, rating, text, timestamp;
 sorted, each pair once), `items.parquet` (item_id, title, description, categories, image), `users.parquet` (user_id,
@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, suppress
 from dataclasses import asdict, dataclass, field
 from itertools import chain
@@ -27,13 +27,12 @@ from features.checks import choice, refuse
 from features.domains.filters import FilterSpec, apply_filters, one_number
 from features.domains.readers import COLUMNS, INTERACTIONS, ITEMS, READERS, read_interactions, read_items
 from features.errors import InputError
+from features.progress import AdvanceBy
 from features.store.external_sort import external_sort
 from features.store.folders import SIMULATED, whole_folder, write_json
 
-__all__ = ["Domain", "DomainSpec", "FilterSpec", "domain_key", "open_domain", "prepare_domain"]
-
-VERSION = 1  # of what is written; part of the key
-MEMORY_LIMIT = "1GB"  # of DuckDB; what does not fit is spilled to disk
+VERSION = 1  # of the folder's contents; part of the key
+MEMORY_LIMIT = "1GB"  # of DuckDB, which spills to disk what does not fit
 TABLE = pa.schema([*(field for field in INTERACTIONS if field.name != "words")]).set(
     2, pa.field("rating", pa.float32())
 )
@@ -50,8 +49,10 @@ class DomainSpec:
     reader: str  # amazon2023 | recbole | table
     interactions: str  # file of interactions, relative to the data folder
     items: str | None = None  # file of items (metadata), relative to the data folder
-    columns: Mapping[str, str] = field(default_factory=dict)  # readers recbole and table: our column name -> theirs
-    where: Mapping[str, str] = field(default_factory=dict)  # reader table: their column -> the value of rows to read
+    columns: Mapping[str, str] = field(default_factory=dict)  # readers recbole and table: our column name -> the file's
+    where: Mapping[str, str] = field(
+        default_factory=dict
+    )  # reader table: the file's column -> the value of rows to read
     feedback: str = "explicit"  # explicit: ratings | implicit (reader table): none are read, the rating is null
     duplicates: str = (
         "mean"  # of the same (user, item): mean rating with the last text | last | first (by time, then line)
@@ -77,7 +78,7 @@ class DomainSpec:
         object.__setattr__(self, "rating_scale", (float(scale[0]), float(scale[1])))
 
     def _reader_faults(self) -> Iterator[str]:
-        """What goes with the reader of tables only."""
+        """Yield the faults of fields that only the reader of tables has."""
         if self.reader != "table":
             if self.where:
                 yield f"where goes with the reader table, not {self.reader}; leave it out"
@@ -88,7 +89,7 @@ class DomainSpec:
                 yield f"where.{column} is {value!r}; give the value as text, in quotes"
 
     def _column_faults(self) -> Iterator[str]:
-        """Names that are not ours, and columns that are not read."""
+        """Yield the faults of `columns`: unknown names, and columns that are not read."""
         ours = dict.fromkeys((*COLUMNS["interactions"], *COLUMNS["items"])) if self.reader != "amazon2023" else {}
         for name in self.columns:
             if name not in ours:
@@ -101,7 +102,7 @@ class DomainSpec:
 
     @property
     def implicit(self) -> bool:
-        """Whether what users did is known, but not how they liked it."""
+        """Whether the data holds what users did, but no ratings."""
         return self.feedback == "implicit"
 
 
@@ -112,28 +113,28 @@ class Domain:
     name: str
     path: Path  # its folder
     key: str  # sha256 over sources and spec
-    simulated: bool  # made by features.simulate.simulator
+    simulated: bool  # the raw files are of features.simulate.simulator
     rating_scale: tuple[float, float]
     manifest: Mapping[str, Any]
 
     def interactions(self, columns: Sequence[str] | None = None) -> pd.DataFrame:
-        """Columns user_id, item_id, rating (float32), text, timestamp; sorted by user and item, each pair once.
+        """Return user_id, item_id, rating (float32), text, timestamp; sorted by user and item, each pair once.
 
         All ratings of implicit feedback are NaN.
         """
         return self._read("interactions", columns)
 
     def items(self) -> pd.DataFrame:
-        """Columns item_id, title, description, categories, image (a path in `data_folder`, or a URL); sorted."""
+        """Return item_id, title, description, categories, image (a path in `data_folder`, or a URL); sorted."""
         return self._read("items", None)
 
     def users(self) -> pd.DataFrame:
-        """Columns user_id, interactions; sorted."""
+        """Return user_id and their number of interactions; sorted."""
         return self._read("users", None)
 
     @property
     def data_folder(self) -> Path:
-        """Folder of the raw files, to which relative image paths refer."""
+        """The folder of the raw files, to which relative image paths refer."""
         return Path(self.manifest["data"])
 
     def _read(self, table: str, columns: Sequence[str] | None) -> pd.DataFrame:
@@ -143,12 +144,11 @@ class Domain:
 # --- keys ---------------------------------------------------------------------------------------------------------
 
 
-def domain_key(spec: DomainSpec, data: Path, store: Path) -> str:
-    """Key of what `prepare_domain` would make: sha256 over version, spec (without names of files) and file contents."""
-    return _key(spec, _sources(spec, data, store), _simulated(spec, data))
+def domain_key(spec: DomainSpec, sources: Sequence[Mapping[str, Any]], simulated: bool) -> str:
+    """Return the key of a prepared domain: sha256 over version, spec (without names of files) and file contents.
 
-
-def _key(spec: DomainSpec, sources: Sequence[Mapping[str, Any]], simulated: bool) -> str:
+    sources: the raw files, see `find_sources`.
+    """
     content = {
         "version": VERSION,
         "spec": {name: value for name, value in asdict(spec).items() if name not in ("interactions", "items")},
@@ -158,8 +158,9 @@ def _key(spec: DomainSpec, sources: Sequence[Mapping[str, Any]], simulated: bool
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def _sources(spec: DomainSpec, data: Path, store: Path) -> list[dict[str, Any]]:
-    found = []
+def find_sources(spec: DomainSpec, data: Path, store: Path) -> list[dict[str, Any]]:
+    """Return name, hash and size of each raw file. Raises InputError for a missing one."""
+    sources = []
     for name in (spec.interactions, spec.items):
         if name is None:
             continue
@@ -169,19 +170,19 @@ def _sources(spec: DomainSpec, data: Path, store: Path) -> list[dict[str, Any]]:
             raise InputError(
                 f"{path}: no such file; domain {spec.name} looks for {name} in {where}; name another folder"
             )
-        found.append({"file": name, "sha256": _file_hash(path, store), "bytes": path.stat().st_size})
-    return found
+        sources.append({"file": name, "sha256": _file_hash(path, store), "bytes": path.stat().st_size})
+    return sources
 
 
 def _file_hash(path: Path, store: Path) -> str:
-    """sha256 of a file, kept in the store for as long as its size and time of change stay the same."""
+    """Return the sha256 of a file; the store remembers it for as long as size and time of change stay the same."""
     status = path.stat()
     stamp = {"path": str(path.resolve()), "bytes": status.st_size, "mtime_ns": status.st_mtime_ns}
     note = store / ".hashes" / f"{hashlib.sha256(stamp['path'].encode()).hexdigest()[:32]}.json"  # type: ignore[attr-defined]
     with suppress(OSError, ValueError):
-        known = json.loads(note.read_text())
-        if {name: known.get(name) for name in stamp} == stamp:
-            return str(known["sha256"])
+        remembered = json.loads(note.read_text())
+        if {name: remembered.get(name) for name in stamp} == stamp:
+            return str(remembered["sha256"])
     with path.open("rb") as stream:
         digest = hashlib.file_digest(stream, "sha256").hexdigest()
     note.parent.mkdir(parents=True, exist_ok=True)
@@ -190,7 +191,7 @@ def _file_hash(path: Path, store: Path) -> str:
 
 
 def _simulated(spec: DomainSpec, data: Path) -> bool:
-    """Whether the simulator's label lies beside the interactions or in a folder above them, up to `data`."""
+    """Return whether the simulator's label lies beside the interactions or in a folder above them, up to `data`."""
     path = data / spec.interactions
     folders = [folder for folder in path.parents if folder.is_relative_to(data)]
     return any((folder / SIMULATED).is_file() for folder in folders)
@@ -200,7 +201,7 @@ def _simulated(spec: DomainSpec, data: Path) -> bool:
 
 
 def open_domain(path: Path) -> Domain:
-    """A prepared domain; InputError if `path` holds none."""
+    """Open a prepared domain. Raises InputError if `path` holds none."""
     try:
         manifest = json.loads((path / "manifest.json").read_text())
     except FileNotFoundError:
@@ -218,22 +219,22 @@ def open_domain(path: Path) -> Domain:
     )
 
 
-def prepare_domain(spec: DomainSpec, data: Path, store: Path, progress: Callable[[int], None] | None = None) -> Domain:
-    """Read, settle, filter and store a domain, or open it if the store has it already.
+def prepare_domain(spec: DomainSpec, data: Path, store: Path, progress: AdvanceBy | None = None) -> Domain:
+    """Read, merge, filter and store a domain, or open it if the store has it already.
 
-    `data` is the folder of raw files, `store` the folder of prepared domains. `progress` is called with the number of
-    further rows read. Raises InputError for whatever is wrong with the files.
+    data: the folder of raw files. store: the folder of prepared domains. progress: told of rows read. Raises InputError
+    for whatever is wrong with the files.
     """
-    sources = _sources(spec, data, store)
+    sources = find_sources(spec, data, store)
     simulated = _simulated(spec, data)
-    key = _key(spec, sources, simulated)
+    key = domain_key(spec, sources, simulated)
     path = store / f"{spec.name}-{key[:12]}"
     if (path / "manifest.json").is_file():
-        return _moved(open_domain(path), data)
-    if path.exists():  # only a hand that deletes leaves a folder without its manifest
+        return _relocated(open_domain(path), data)
+    if path.exists():  # only deleting by hand leaves a folder without its manifest
         shutil.rmtree(path)
     with whole_folder(path) as partial:
-        counts = _prepare(spec, data, partial, progress or (lambda rows: None))
+        counts = _write_tables(spec, data, partial, progress or (lambda rows: None))
         for source in sources:
             if _file_hash(data / source["file"], store) != source["sha256"]:
                 raise InputError(f"{data / source['file']}: changed while it was read; try again when it is still")
@@ -253,16 +254,16 @@ def prepare_domain(spec: DomainSpec, data: Path, store: Path, progress: Callable
     return open_domain(path)
 
 
-def _moved(domain: Domain, data: Path) -> Domain:
-    """Note where the raw files lie now: relative image paths refer to that folder."""
+def _relocated(domain: Domain, data: Path) -> Domain:
+    """Write down where the raw files lie now: relative image paths refer to that folder."""
     if domain.data_folder == data.resolve():
         return domain
     write_json(domain.path / "manifest.json", {**domain.manifest, "data": str(data.resolve())})
     return open_domain(domain.path)
 
 
-def _prepare(spec: DomainSpec, data: Path, folder: Path, progress: Callable[[int], None]) -> dict[str, Any]:
-    """Write the three tables into `folder`; returns the counts for the manifest."""
+def _write_tables(spec: DomainSpec, data: Path, folder: Path, progress: AdvanceBy) -> dict[str, Any]:
+    """Write the three tables into `folder`; return the counts for the manifest."""
     work = folder / "work"
     work.mkdir()
     scale = None if spec.implicit else spec.rating_scale
@@ -280,11 +281,11 @@ def _prepare(spec: DomainSpec, data: Path, folder: Path, progress: Callable[[int
     with closing(duckdb.connect(str(work / "work.duckdb"), config=config)) as database:
         database.execute("SET enable_progress_bar = false")
         _number(database, work)
-        counts = [_counted(database, "read")]
-        _settle(database, spec.duplicates)
-        counts.append(_counted(database, f"duplicates={spec.duplicates}"))
+        counts = [_count(database, "read")]
+        _merge_duplicates(database, spec.duplicates)
+        counts.append(_count(database, f"duplicates={spec.duplicates}"))
         for step in apply_filters(spec.filters, database):
-            counts.append(_counted(database, step))
+            counts.append(_count(database, step))
             if not counts[-1]["interactions"]:
                 before = counts[-2]["interactions"]
                 raise InputError(
@@ -302,8 +303,8 @@ def _prepare(spec: DomainSpec, data: Path, folder: Path, progress: Callable[[int
     }
 
 
-def _stage(batches: Iterator[pa.RecordBatch], schema: pa.Schema, path: Path, progress: Callable[[int], None]) -> int:
-    """Write what a reader yields to a parquet file as it comes; returns the number of rows."""
+def _stage(batches: Iterator[pa.RecordBatch], schema: pa.Schema, path: Path, progress: AdvanceBy) -> int:
+    """Write a reader's batches to a parquet file as they come; return the number of rows."""
     rows = 0
     with pq.ParquetWriter(path, schema, compression="lz4", use_dictionary=False) as writer:
         for batch in batches:
@@ -314,7 +315,7 @@ def _stage(batches: Iterator[pa.RecordBatch], schema: pa.Schema, path: Path, pro
 
 
 def _number(database: duckdb.DuckDBPyConnection, work: Path) -> None:
-    """Number users and items in the order of their ids, so that all further work is on numbers: table `kept`."""
+    """Number users and items in the order of their ids, so that all later steps work on numbers: table `kept`."""
     for name in ("raw", "meta"):
         source = f"read_parquet('{_quoted(work / name)}.parquet', file_row_number = true)"
         database.execute(f"CREATE VIEW {name} AS SELECT *, file_row_number AS row FROM {source}")
@@ -338,24 +339,25 @@ def _number(database: duckdb.DuckDBPyConnection, work: Path) -> None:
     )
 
 
-def _settle(database: duckdb.DuckDBPyConnection, rule: str) -> None:
+def _merge_duplicates(database: duckdb.DuckDBPyConnection, rule: str) -> None:
     """Leave one row for each (user, item); the mean is over decimals, whose sum does not depend on its order."""
     way = "ASC" if rule == "first" else "DESC"
     rating = "avg(CAST(rating AS DECIMAL(30, 12))) OVER pair" if rule == "mean" else "rating"
     database.execute(
         f"""
         CREATE TABLE repeated AS SELECT u, i FROM kept GROUP BY u, i HAVING count(*) > 1;
-        CREATE TABLE settled AS
+        CREATE TABLE merged AS
             SELECT u, i, {rating} AS rating, words, row FROM kept SEMI JOIN repeated USING (u, i)
             WINDOW pair AS (PARTITION BY u, i)
             QUALIFY row_number() OVER (PARTITION BY u, i ORDER BY timestamp {way} NULLS LAST, row {way}) = 1;
         CREATE OR REPLACE TABLE kept AS
-            SELECT u, i, rating, words, row FROM kept ANTI JOIN repeated USING (u, i) UNION ALL FROM settled;
+            SELECT u, i, rating, words, row FROM kept ANTI JOIN repeated USING (u, i) UNION ALL FROM merged;
         """
     )
 
 
-def _counted(database: duckdb.DuckDBPyConnection, step: str) -> dict[str, Any]:
+def _count(database: duckdb.DuckDBPyConnection, step: str) -> dict[str, Any]:
+    """Count what a step has left."""
     return {
         "step": step,
         "interactions": one_number(database, "SELECT count(*) FROM kept"),
@@ -365,7 +367,7 @@ def _counted(database: duckdb.DuckDBPyConnection, step: str) -> dict[str, Any]:
 
 
 def _export(database: duckdb.DuckDBPyConnection, work: Path, folder: Path) -> None:
-    """Write the three tables. DuckDB says which raw row goes where; the texts themselves pass by it."""
+    """Write the three tables. DuckDB decides which raw row goes where; the texts themselves do not pass through it."""
     database.execute(
         """
         CREATE TABLE place AS
@@ -391,7 +393,7 @@ def _export(database: duckdb.DuckDBPyConnection, work: Path, folder: Path) -> No
 
 
 def _placed(database: duckdb.DuckDBPyConnection, place: str, file: pq.ParquetFile) -> Iterator[pa.Table]:
-    """The rows of `file` that the table `place` (row, position, ..) names, with the columns that it has for them."""
+    """Yield the rows of `file` that the table `place` (row, position, ..) lists, with the columns of both."""
     start = 0
     for group in range(file.num_row_groups):
         rows = file.read_row_group(group)
@@ -399,8 +401,8 @@ def _placed(database: duckdb.DuckDBPyConnection, place: str, file: pq.ParquetFil
         query = f"SELECT * FROM {place} WHERE row >= {start} AND row < {end} ORDER BY row"
         chosen = database.execute(query).to_arrow_table()
         taken = rows.take(pc.subtract(chosen["row"], start))
-        own = [name for name in taken.column_names if name not in chosen.column_names]
-        yield pa.table({**{name: taken[name] for name in own}, **{name: chosen[name] for name in chosen.column_names}})
+        kept = [name for name in taken.column_names if name not in chosen.column_names]
+        yield pa.table({**{name: taken[name] for name in kept}, **{name: chosen[name] for name in chosen.column_names}})
         start = end
 
 

@@ -1,6 +1,6 @@
 """Filters of interactions, as statements over a DuckDB table: `kept(u, i, rating, words, row)`.
 
-`u` and `i` number users and items; `items(i, described, pictured)` tells which items have a description and an image.
+`u` and `i` number users and items; `items(i, described, pictured)` says which items have a description and an image.
 Each filter leaves a smaller `kept`; the work is done out of core, on numbers alone.
 """
 
@@ -14,12 +14,12 @@ from features.checks import flag, refuse, whole
 
 @dataclass(frozen=True, kw_only=True)
 class FilterSpec:
-    """Filters, applied in the order of the fields. MuSiC 4.1.1: 10 words, description and image, 20 reviews."""
+    """Filters, applied in the order of the fields. MuSiC 4.1.1 has 10 words, description and image, 20 reviews."""
 
     min_words: int = 0  # reviews with fewer words (title not counted) are dropped
     require_description: bool = False  # items without description are dropped
     require_image: bool = False  # items without image are dropped
-    k_core: int = 0  # users and items with fewer interactions are dropped until none is left to drop; 0: off
+    k_core: int = 0  # users and items with fewer interactions are dropped until none has fewer; 0: off
     min_user_reviews: int = 0  # users with fewer reviews, after the filters above, are dropped
 
     def __post_init__(self) -> None:
@@ -50,9 +50,9 @@ def apply_filters(spec: FilterSpec, database: duckdb.DuckDBPyConnection) -> Iter
 
 
 def _core(database: duckdb.DuckDBPyConnection, spec: FilterSpec) -> None:
-    """The largest set in which each item has k interactions and each user k (or `min_user_reviews`, if that is more).
+    """Keep the largest set in which each item has k interactions and each user k (or `min_user_reviews`, if that is more).
 
-    Users are held to the higher number here, for dropping them afterwards would break the items' core again.
+    Users are held to the higher number here, because dropping them afterwards would break the items' core again.
     """
     users = _frequent("u", max(spec.k_core, spec.min_user_reviews))
     while _keep(database, f"{users} AND {_frequent('i', spec.k_core)}"):
@@ -64,14 +64,14 @@ def _frequent(column: str, least: int) -> str:
 
 
 def _keep(database: duckdb.DuckDBPyConnection, condition: str) -> int:
-    """Keep the interactions that meet `condition`; returns how many were dropped."""
+    """Keep the interactions that meet `condition`; return how many were dropped."""
     before = one_number(database, "SELECT count(*) FROM kept")
     database.execute(f"CREATE OR REPLACE TABLE kept AS SELECT * FROM kept WHERE {condition}")
     return before - one_number(database, "SELECT count(*) FROM kept")
 
 
 def one_number(database: duckdb.DuckDBPyConnection, query: str) -> int:
-    """The single number that a query gives."""
+    """Return the single number of a query's result."""
     row = database.execute(query).fetchone()
     assert row is not None
     return int(row[0])

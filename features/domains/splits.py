@@ -13,18 +13,18 @@ PARTS = ("train", "valid", "test")
 
 
 def read_split(path: Path, columns: Mapping[str, str]) -> Mapping[str, str]:
-    """User id -> train | valid | test, of a parquet or CSV file with one row a user.
+    """Return user id -> train | valid | test, from a parquet or CSV file with one row a user.
 
-    `columns`: our names user_id and split -> theirs, where they differ. Raises InputError for anything else in the file.
+    columns: our names user_id and split -> the file's, where they differ. Raises InputError for anything else in the file.
     """
     names = {name: columns.get(name, name) for name in ("user_id", "split")}
     if unknown := sorted(set(columns) - set(names)):
         raise InputError(f"{path}: columns of a split are user_id and split, not {', '.join(unknown)}; correct columns")
     frame = _read(path)
-    for name, theirs in names.items():
-        if theirs not in frame.columns:
+    for name, column in names.items():
+        if column not in frame.columns:
             raise InputError(
-                f"{path}: there is no column {theirs!r} for {name}; its columns are {', '.join(map(str, frame.columns))}; "
+                f"{path}: there is no column {column!r} for {name}; its columns are {', '.join(map(str, frame.columns))}; "
                 f"set columns.{name} to one of them"
             )
     user, part = frame[names["user_id"]], frame[names["split"]]

@@ -12,7 +12,7 @@ from typing import Any
 
 from features.domains.domain import Domain
 from features.extraction.workers import Actors
-from features.pseudo.generate import read_value
+from features.pseudo.generate import read_recall
 from features.pseudo.table import PseudoTable
 from features.store.folders import write_json
 from features.store.tables import FeatureTable, digest
@@ -107,7 +107,7 @@ def describe_data(plan: Plan, inputs: Inputs, folder: Path) -> dict[str, Path]:
     contents: dict[str, Any] = {
         "domains.json": [dict(domain.manifest) for domain in inputs.domains.values()],
         "cells.json": inputs.cells(plan),
-        "pseudo.json": [{"pair": name, **row} for name, table in inputs.pseudo.items() for row in read_value(table)],
+        "pseudo.json": [{"pair": name, **row} for name, table in inputs.pseudo.items() for row in read_recall(table)],
     }
     for name, content in contents.items():
         write_json(folder / name, content)

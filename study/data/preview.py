@@ -8,8 +8,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from features.domains.domain import Domain, prepare_domain
-from features.encoders.encoder import EncoderSpec, resolve_encoder
-from features.encoders.throughput import Rate, measure_rate
+from features.encoders.spec import EncoderSpec, resolve_encoder
+from features.encoders.throughput import Throughput, measure_throughput
 from features.extraction.workers import count_actors, count_threads
 from study.data.domains import data_folder, given_split
 from study.data.pseudo_items import all_ratios, domain_pairs, pair_name, users_to_generate_for
@@ -97,11 +97,11 @@ def extraction_lines(plan: Plan, domains: Mapping[str, Domain], home: Home, clus
         yield "no texts to encode: the plan has no text features"
         return
     workers, measure = _workers(cluster)
-    rates: dict[EncoderSpec, Rate] = {}
+    rates: dict[EncoderSpec, Throughput] = {}
     for (name, kind), left in work.items():
         line = f"{kind} of {name}: {left.rows_left:,} of {left.rows:,} rows to encode, {left.texts_left:,} texts, "
         encoder = text.spec(kind).encoder
-        line += f"about {left.tokens_left:,} tokens{' without those of images' if encoder.looks else ''}, "
+        line += f"about {left.tokens_left:,} tokens{' without those of images' if encoder.reads_images else ''}, "
         line += f"{left.bytes_left / 1e6:,.1f} MB of vectors"
         if left.images_left:
             yield f"{line}, {left.images_left:,} images to find first"
@@ -109,25 +109,25 @@ def extraction_lines(plan: Plan, domains: Mapping[str, Domain], home: Home, clus
             if encoder not in rates:
                 rates[encoder] = measure(resolve_encoder(encoder), left.sample, home.store)
             rate = rates[encoder]
-            if encoder.looks:  # only the sample tells what an image is in tokens
+            if encoder.reads_images:  # only the sample tells what an image is in tokens
                 seconds = left.texts_left / rate.texts_per_second
             else:  # texts of one table are longer than those of another
                 seconds = left.tokens_left / rate.tokens_per_second
-            speed = f"{rate.tokens_per_second:,.0f} tokens/s{' with them' if encoder.looks else ''}"
+            speed = f"{rate.tokens_per_second:,.0f} tokens/s{' with them' if encoder.reads_images else ''}"
             yield f"{line}; about {seconds / workers / 60:,.1f} min on {workers} workers at {speed}"
         else:
             yield line
 
 
-def _workers(cluster: Cluster) -> tuple[int, Callable[..., Rate]]:
+def _workers(cluster: Cluster) -> tuple[int, Callable[..., Throughput]]:
     """Return how many workers there will be, and what measures one of them where it would run."""
     if cluster.address is None:
-        return count_threads(), measure_rate
+        return count_threads(), measure_throughput
     import ray
 
     from study.engine.launch import connect, most_actors
 
     connect(cluster)
     actors = most_actors(cluster) or count_actors()
-    remote = ray.remote(num_cpus=1, num_gpus=int(actors.on_gpu))(measure_rate)
+    remote = ray.remote(num_cpus=1, num_gpus=int(actors.on_gpu))(measure_throughput)
     return actors.count, lambda *sample: ray.get(remote.remote(*sample))

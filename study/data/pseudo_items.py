@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from features.domains.domain import Domain
 from features.extraction.workers import Actors
-from features.pseudo.generate import History, Means, item_titles, make_pseudo
+from features.pseudo.generate import Execution, History, item_titles, make_pseudo
 from features.pseudo.table import PseudoTable
 from features.store.tables import FeatureTable
 from study.home import Home
@@ -57,7 +57,7 @@ def make_pseudo_tables(
             progress = phase_progress(start_progress, f"pseudo-items of {name}")
             pseudo[name] = make_pseudo(
                 spec, text.spec("items").encoder, histories(users, pair), titles, item_tables, home.store,
-                Means(progress=progress, workers=actors, use_ray=on_ray or None),
+                Execution(progress=progress, workers=actors, use_ray=on_ray or None),
             )  # fmt: skip
     return pseudo
 

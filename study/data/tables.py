@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from functools import partial
 
 from features.domains.domain import Domain
-from features.encoders.encoder import EncoderSpec
+from features.encoders.spec import EncoderSpec
 from features.extraction.extract import Estimate, estimate, extract_tables
 from features.extraction.workers import Actors
 from features.store.tables import FeatureTable
@@ -63,11 +63,11 @@ def table_metrics(tables: Mapping[str, FeatureTable]) -> dict[str, float]:
     """Return how each table was made, as metrics: rows, failures, and the throughput of the call that finished it."""
     metrics: dict[str, float] = {}
     for name, table in tables.items():
-        rows, speed = table.manifest["rows"], table.manifest.get("speed", {})
+        rows, throughput = table.manifest["rows"], table.manifest.get("throughput", {})
         counts = {"rows": rows["done"], "failed": len(rows["failed"]), "tokens": table.manifest["tokens"]}
         if "without_image" in rows:
             counts["without_image"] = len(rows["without_image"])
-        for metric, value in {**speed, **counts, "seconds": table.manifest["seconds"]}.items():
+        for metric, value in {**throughput, **counts, "seconds": table.manifest["seconds"]}.items():
             if value is not None:
                 metrics[f"features/{name}/{metric}"] = float(value)
     return metrics

@@ -33,12 +33,15 @@ import torch
 
 from features.domains.domain import Domain
 from features.encoders.batches import pool
-from features.encoders.encoder import EncoderSpec, TextEncoder, load_encoder, resolve_encoder
+from features.encoders.encoder import load_encoder
+from features.encoders.inputs import EncoderInput
 from features.encoders.packing import NAME
+from features.encoders.spec import EncoderSpec, resolve_encoder
+from features.encoders.text import TextEncoder
 from features.encoders.throughput import Operations, matrix_peak
 from features.errors import InputError
-from features.extraction.extract import FeatureSpec, extract
-from features.extraction.prompts import Row
+from features.extraction.spec import FeatureSpec
+from tests.features.one_table import extract
 
 CPU = torch.device("cpu")
 BATCHES = (32, 64)
@@ -108,10 +111,10 @@ def one_thread(name: str, encoder: TextEncoder, texts: list[str]) -> None:
         waste[way] = sum(len(batch) * int(lengths[batch].max()) for batch in batches) / few
     rates["alone"] = real / cpu_seconds(lambda: [usual(encoder, [text]) for text in texts])
     encoder.model.set_attn_implementation(NAME)
-    made, rows, operations = [], [Row(texts=(text,)) for text in texts], Operations(encoder.model)
+    made, rows, operations = [], [EncoderInput(texts=(text,)) for text in texts], Operations(encoder.model)
     rates["ours"] = real / cpu_seconds(lambda: made.append(encoder.encode(rows)))
     waste["ours"] = made[0].padded / real
-    per_token = operations.taken() / len(made) / real
+    per_token = operations.take() / len(made) / real
     dtype = encoder.model.dtype
     peak = matrix_peak(CPU, dtype)
     print(f"\n{name}, {dtype}: {len(texts)} texts, {real} tokens (median {np.median(lengths):.0f}, mean "

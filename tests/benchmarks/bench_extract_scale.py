@@ -22,12 +22,15 @@ import pyarrow.parquet as pq
 import torch
 
 from features.domains.domain import Domain
-from features.encoders.encoder import EncoderSpec, load_encoder, resolve_encoder
+from features.encoders.encoder import load_encoder
+from features.encoders.inputs import EncoderInput
+from features.encoders.spec import EncoderSpec, resolve_encoder
 from features.encoders.throughput import Operations, matrix_peak
-from features.extraction.extract import FeatureSpec, extract, make_plan
-from features.extraction.prompts import Row
-from features.extraction.workers import result, run_blocks
-from features.images.gather import Gathered
+from features.extraction.planning import plan_table
+from features.extraction.spec import FeatureSpec
+from features.extraction.workers import block_result, run_blocks
+from features.images.gather import GatheredImages
+from tests.features.one_table import extract
 
 CPU = torch.device("cpu")
 
@@ -46,7 +49,7 @@ def cosines(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 def precision() -> None:
     torch.set_num_threads(1)
-    rows, made = [Row(texts=(text,)) for text in review_like(200)], {}
+    rows, made = [EncoderInput(texts=(text,)) for text in review_like(200)], {}
     for name in ("float32", "bfloat16"):
         encoder = load_encoder(resolve_encoder(EncoderSpec(model="minilm", dtype=name)))
         encoder.encode(rows[:4])
@@ -55,7 +58,7 @@ def precision() -> None:
         encoded = encoder.encode(rows)
         seconds, tokens = time.process_time() - start, int(encoded.tokens.sum())
         peak = matrix_peak(CPU, getattr(torch, name))
-        share = operations.taken() / seconds / peak
+        share = operations.take() / seconds / peak
         print(f"{name}: {tokens / seconds:,.0f} tokens/s, {share:.0%} of {peak / 1e9:.0f} GFLOP/s measured", flush=True)
         made[name] = encoded.vectors
     found = cosines(made["float32"], made["bfloat16"])
@@ -148,11 +151,11 @@ def plan_child(folder: Path) -> None:
     spec = FeatureSpec(kind="users", encoder=EncoderSpec(model="minilm"))
     before = peak_memory()
     start, cpu = time.monotonic(), time.process_time()
-    known = make_plan(spec, domain, {}, Gathered({}, {}))
+    known = plan_table(spec, domain, {}, GatheredImages({}, {}))
     half = {key: 1 for key in known.keys[::2] if key is not None}
     del known
     first = time.monotonic() - start
-    left = make_plan(spec, domain, half, Gathered({}, {}))
+    left = plan_table(spec, domain, half, GatheredImages({}, {}))
     rows = sum(block.num_rows for block in left.blocks)
     again = time.monotonic() - start - first
     print(f"a million rows: {first:.0f} s for the first plan, {again:.0f} s with half of it done "
@@ -167,7 +170,7 @@ def peak_memory() -> float:
 
 
 def nothing(block: pa.Table) -> pa.Table:
-    return result(figures={"texts": block.num_rows})
+    return block_result(figures={"texts": block.num_rows})
 
 
 def costs() -> tuple[float, float, float, float]:

@@ -29,11 +29,13 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from features.domains.domain import Domain
 from features.encoders.batches import Encoded
-from features.encoders.encoder import EncoderSpec, ResolvedEncoder, load_encoder, resolve_encoder
-from features.extraction.extract import FeatureSpec, extract
-from features.extraction.prompts import Row
-from features.store.tables import RowStore, row_key
+from features.encoders.encoder import load_encoder
+from features.encoders.inputs import EncoderInput, input_key
+from features.encoders.spec import EncoderSpec, ResolvedEncoder, resolve_encoder
+from features.extraction.spec import FeatureSpec
+from features.store.shards import VectorStore
 from tests.features.conftest import save_encoder
+from tests.features.one_table import extract
 
 USERS, EACH, WORKERS = 3000, 6, 2
 
@@ -45,8 +47,8 @@ class Logged:
         self.encoder = load_encoder(resolved)
         self.log = os.open(os.environ["KILL_LOG"], os.O_WRONLY | os.O_APPEND | os.O_CREAT)
 
-    def encode(self, rows: Sequence[Row]) -> Encoded:
-        os.write(self.log, b"".join(row_key(row).hex().encode() + b"\n" for row in rows))
+    def encode(self, rows: Sequence[EncoderInput]) -> Encoded:
+        os.write(self.log, b"".join(input_key(row).hex().encode() + b"\n" for row in rows))
         time.sleep(0.3)
         return self.encoder.encode(rows)
 
@@ -112,7 +114,7 @@ def stress(root: Path, kills: int, by_ray: int, draw: random.Random) -> int:
         )
         key = resolve_encoder(EncoderSpec(
             model=str(root / "model"), max_tokens=32, dtype="float32", store_dtype="float32")).key  # fmt: skip
-        shards = [k for shard in RowStore.of(store, key).shards() for k in shard["key"].to_pylist()]
+        shards = [k for shard in VectorStore.open(store, key).shards() for k in shard["key"].to_pylist()]
         once = len(shards) == len(set(shards)) == len(set((root / "whole.log").read_text().split()))
         again = sum(count - 1 for count in Counter(log.read_text().split()).values())
         most = here * WORKERS * -(-USERS // 16)  # a macro-batch for each worker and kill

@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 
-from features.encoders.encoder import ResolvedEncoder
-from features.encoders.throughput import Rate
+from features.encoders.spec import ResolvedEncoder
+from features.encoders.throughput import Throughput
 from features.errors import InputError
 from features.extraction import workers
-from features.extraction.workers import Actors, Done
+from features.extraction.workers import Actors, WorkTotals
 from study.data.domains import data_folder, prepare_domains
 from study.data.prepare import describe_data, feature_sets, prepare
 from study.data.preview import extraction_lines
@@ -156,7 +156,7 @@ def test_texts_are_encoded_for_users_of_both_domains_and_items_of_the_target(
     assert all(estimate.rows_left > 0 for estimate in left.values())
     jobs: list[dict[str, Any]] = []
 
-    def run_blocks(*work: Any, **how: Any) -> Done:
+    def run_blocks(*work: Any, **how: Any) -> WorkTotals:
         jobs.append(how)
         return workers.run_blocks(*work, **{**how, "workers": None})
 
@@ -192,9 +192,9 @@ def test_items_are_read_with_their_images_by_an_encoder_of_their_own(
     domains = prepare_domains(plan, None, home, no_progress)
     measured: list[str] = []
 
-    def measure(resolved: ResolvedEncoder, *sample: Any) -> Rate:
+    def measure(resolved: ResolvedEncoder, *sample: Any) -> Throughput:
         measured.append(resolved.spec.model)
-        return Rate(texts_per_second=5.0, tokens_per_second=2.0)
+        return Throughput(texts_per_second=5.0, tokens_per_second=2.0)
 
     with monkeypatch.context() as patch:
         patch.setattr("study.data.preview.measure_rate", measure)

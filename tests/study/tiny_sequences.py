@@ -37,7 +37,7 @@ v:
   dropout: {FloatDistribution: {low: 0.0, high: 0.3}}
   start_ratio: {CategoricalDistribution: {choices: [0.2, 0.6]}}
 """
-PSEUDO = {"texts": 4, "max_new_tokens": 40, "embedded": {"width": 32, "layers": 1, "epochs": 2, "vocabulary": 512}}
+PSEUDO = {"texts": 4, "max_new_tokens": 40, "local": {"width": 32, "layers": 1, "epochs": 2, "vocabulary": 512}}
 WORK = {"search": 4, "sweep:overlap_ratio": 8, "sweep:steps": 4, "ablate": 4, "score": 8}  # trials, baselines included
 
 

@@ -12,11 +12,13 @@ import pandas as pd
 import torch
 
 from features.domains.domain import Domain, DomainSpec, prepare_domain
-from features.encoders.encoder import Encoded, EncoderSpec, ResolvedEncoder
-from features.extraction.extract import FeatureSpec, extract
-from features.extraction.prompts import Row
+from features.encoders.batches import Encoded
+from features.encoders.inputs import EncoderInput
+from features.encoders.spec import EncoderSpec, ResolvedEncoder
+from features.extraction.spec import FeatureSpec
 from features.factorisation import FactorSpec
 from features.store.tables import FeatureTable
+from tests.features.one_table import extract
 from trainables.tasks.arrays import FeatureRows, TaskFolders
 from trainables.tasks.rating import HeldOut, Ratings, Task
 from trainables.tasks.rating_build import SplitSpec, TextVectors, build_task
@@ -97,7 +99,7 @@ def domains_of(world: World, folder: Path) -> tuple[Domain, Domain]:
 class BagOfWords:
     """An encoder of words whose vector is a seeded draw; as quick as a test needs it."""
 
-    def encode(self, rows: Sequence[Row]) -> Encoded:
+    def encode(self, rows: Sequence[EncoderInput]) -> Encoded:
         """Mean vector of each row's words."""
         words = [" ".join(row.texts).split() for row in rows]
         vectors = [np.mean([_word_vector(word) for word in row], axis=0) for row in words]

@@ -11,11 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from rich.console import Console
+from study.report.figures.figures import curves, history, importance, parallel, sensitivity
 
 from study.labels import labels_of
 from study.report.comparison import Comparison, compare
 from study.report.drawing import draw, save
-from study.report.figures.figures import curves, history, importance, parallel, sensitivity
 from study.report.report import report
 from study.report.tables import (
     ablation_table,

@@ -11,7 +11,7 @@ from features.domains.splits import read_split
 from features.errors import InputError
 
 USERS = pd.DataFrame({"user_id": ["u1", "007", "NA"], "split": ["train", "test", "valid"], "group": [1, 2, 3]})
-FOOD_KITCHEN = Path(__file__).parents[2].parent / "shared" / "data" / "food-kitchen" / "users.parquet"
+FOOD_KITCHEN = Path(__file__).parents[3].parent / "shared" / "data" / "food-kitchen" / "users.parquet"
 
 
 def save(frame: pd.DataFrame, path: Path) -> Path:

@@ -21,23 +21,21 @@ import pytest
 import torch
 
 from features.domains.domain import Domain
-from features.encoders.encoder import Encoded, Encoder, EncoderSpec, ResolvedEncoder, load_encoder, resolve_encoder
-from features.encoders.throughput import Operations, measure_rate
+from features.encoders.batches import Encoded
+from features.encoders.encoder import Encoder, load_encoder
+from features.encoders.inputs import EncoderInput, input_key
+from features.encoders.spec import EncoderSpec, ResolvedEncoder, resolve_encoder
+from features.encoders.throughput import Operations, measure_throughput
 from features.encoders.weights import resolve_dtype
 from features.errors import InputError
+from features.extraction import encoding
 from features.extraction import extract as module
-from features.extraction.extract import (
-    FeatureSpec,
-    ShardWorker,
-    estimate,
-    extract,
-    extract_tables,
-    feature_key,
-    find_table,
-    shortfall,
-)
-from features.extraction.prompts import Row
-from features.store.tables import RowStore, mark_store, row_key
+from features.extraction.encoding import ShardWorker
+from features.extraction.extract import estimate, extract_tables
+from features.extraction.planning import input_block
+from features.extraction.spec import FeatureSpec, feature_key, find_table, shortfall
+from features.store.shards import VectorStore, mark_store
+from tests.features.one_table import extract
 
 MakeDomain = Callable[..., Domain]
 
@@ -60,26 +58,32 @@ def reviews(users: int = 120, each: int = 12) -> list[tuple[str, str, str]]:
     return [(f"u{u:04d}", f"i{i:03d}", words((u, i))) for u in range(users) for i in range(each)]
 
 
+def key_of(spec: FeatureSpec, domain: Domain) -> str:
+    return feature_key(spec, domain, resolve_encoder(spec.encoder))
+
+
 class Counting:
     """The real encoder, writing down the rows that it is given."""
 
-    def __init__(self, resolved: ResolvedEncoder, seen: list[Row]) -> None:
+    def __init__(self, resolved: ResolvedEncoder, seen: list[EncoderInput]) -> None:
         self.encoder = load_encoder(resolved)
         self.seen = seen
 
-    def encode(self, rows: Sequence[Row]) -> Encoded:
+    def encode(self, rows: Sequence[EncoderInput]) -> Encoded:
         self.seen += rows
         return self.encoder.encode(rows)
 
 
-def counting(seen: list[Row]) -> Callable[[ResolvedEncoder], Encoder]:
+def counting(seen: list[EncoderInput]) -> Callable[[ResolvedEncoder], Encoder]:
     return lambda resolved: Counting(resolved, seen)
 
 
 def one_by_one(spec: FeatureSpec, texts: Sequence[str]) -> np.ndarray:
     """Mean over `texts` of vectors made one at a time (the encoder itself is tested in test_encoder)."""
     encoder = load_encoder(resolve_encoder(spec.encoder))
-    return np.mean([encoder.encode([Row(texts=(text,))]).vectors[0].astype(np.float64) for text in texts], axis=0)
+    return np.mean(
+        [encoder.encode([EncoderInput(texts=(text,))]).vectors[0].astype(np.float64) for text in texts], axis=0
+    )
 
 
 def test_user_vectors_are_the_mean_of_the_users_reviews_of_this_domain(tiny_bert, make_domain, tmp_path) -> None:
@@ -125,7 +129,7 @@ def test_the_manifest_says_what_was_done(tiny_bert, make_domain, tmp_path) -> No
     domain, spec = make_domain(reviews(6, 5)), spec_of(tiny_bert, max_failed_fraction=0.2)
     manifest = extract(spec, domain, tmp_path).manifest
     resolved = resolve_encoder(spec.encoder)
-    assert manifest["key"] == feature_key(spec, domain)
+    assert manifest["key"] == key_of(spec, domain)
     assert manifest["encoder"]["model"] == str(tiny_bert)
     assert manifest["encoder"]["weights_sha256"] == resolved.weights_sha256
     assert manifest["encoder"]["dtype"] == "float32"
@@ -138,7 +142,7 @@ def test_the_manifest_says_what_was_done(tiny_bert, make_domain, tmp_path) -> No
     assert manifest["tokens"] == sum(len(words((u, i)).split()) + 2 for u in range(6) for i in range(5))
     assert manifest["versions"]["torch"] == torch.__version__
     assert manifest["seconds"] > 0
-    speed = manifest["speed"]
+    speed = manifest["throughput"]
     assert (speed["texts"], speed["tokens"], speed["share_of_peak"]) == (30, manifest["tokens"], None)
     assert speed["tokens_per_second"] == pytest.approx(manifest["tokens"] / speed["working_seconds"], rel=0.1)
 
@@ -147,7 +151,7 @@ def test_what_is_done_is_opened_and_never_extracted_again(tiny_bert, make_domain
     domain, spec = make_domain(reviews(6, 5)), spec_of(tiny_bert)
     assert find_table(spec, domain, tmp_path) is None
     first = extract(spec, domain, tmp_path)
-    seen: list[Row] = []
+    seen: list[EncoderInput] = []
     again = extract(
         replace(spec, encoder=replace(spec.encoder, batch_tokens=99)), domain, tmp_path, loader=counting(seen)
     )
@@ -167,20 +171,20 @@ def test_keys_change_with_whatever_changes_vectors(tiny_bert, make_domain, monke
         replace(spec, kind="items"),
         replace(spec, encoder=replace(spec.encoder, pooling="mean")),
     ]
-    keys = [feature_key(s, domain) for s in [spec, *others]]
-    keys.append(feature_key(spec, make_domain(reviews(4, 2), name="movies")))
+    keys = [key_of(s, domain) for s in [spec, *others]]
+    keys.append(key_of(spec, make_domain(reviews(4, 2), name="movies")))
     assert len(set(keys)) == len(keys)
     items = replace(spec, kind="items")
-    before = feature_key(items, domain)
-    assert before == feature_key(replace(items, users="concat", max_reviews=3), domain)
-    monkeypatch.setattr("features.extraction.extract.CLEANING", "another way to clean texts")
-    assert feature_key(items, domain) != before
+    before = key_of(items, domain)
+    assert before == key_of(replace(items, users="concat", max_reviews=3), domain)
+    monkeypatch.setattr("features.extraction.spec.CLEANING", "another way to clean texts")
+    assert key_of(items, domain) != before
 
 
 def test_identical_rows_are_encoded_once_and_every_id_gets_its_vector(tiny_bert, make_domain, tmp_path) -> None:
     items = [(f"i{i}", f"w{i % 3}", None, None) for i in range(9)]
     domain = make_domain([("u", item[0], "w1") for item in items], items)
-    seen: list[Row] = []
+    seen: list[EncoderInput] = []
     table = extract(spec_of(tiny_bert, "items"), domain, tmp_path, loader=counting(seen))
     assert sorted(row.texts[0] for row in seen) == ["w0", "w1", "w2"]
     assert table.manifest["rows"]["unique"] == 3
@@ -245,12 +249,12 @@ def test_estimate_counts_what_is_left_without_a_model(tiny_bert, make_domain, tm
     assert left.tokens_left == pytest.approx(total, rel=0.1)
     assert (left.bytes_left, left.images_left, len(left.sample)) == (120 * 32 * 4, 0, 60)
     resolved = resolve_encoder(spec.encoder)
-    rate = measure_rate(resolved, left.sample, tmp_path)
+    rate = measure_throughput(resolved, left.sample, tmp_path)
     other = "float32" if resolve_dtype("auto") == "bfloat16" else "bfloat16"
     of_the_driver = replace(resolved, spec=replace(spec.encoder, dtype="auto"), dtype=other)
     with pytest.raises(InputError, match=f"and {other} where the work began"):
-        measure_rate(of_the_driver, left.sample, tmp_path)
-    texts = [Row(texts=(text,)) for row in left.sample for text in row.texts]
+        measure_throughput(of_the_driver, left.sample, tmp_path)
+    texts = [EncoderInput(texts=(text,)) for row in left.sample for text in row.texts]
     read = load_encoder(resolved).encode(texts[255:511]).tokens.mean()
     assert rate.tokens_per_second / rate.texts_per_second == pytest.approx(read), "the most texts at a time"
     extract(spec, domain, tmp_path)
@@ -264,15 +268,15 @@ def test_a_rate_is_measured_for_ten_seconds_or_so_however_slow_the_model(tiny_be
     class Slow:
         """3 seconds a text."""
 
-        def encode(self, rows: Sequence[Row]) -> Encoded:
+        def encode(self, rows: Sequence[EncoderInput]) -> Encoded:
             asked.append(len(rows))
             now[0] += 3.0 * len(rows)
             return Encoded(np.zeros((len(rows), 4), np.float32), np.full(len(rows), 60, np.int32), 60 * len(rows), {})
 
     monkeypatch.setattr("features.encoders.throughput.time", SimpleNamespace(perf_counter=lambda: now[0]))
-    sample = [Row(texts=tuple(f"{user} {n}" for n in range(500))) for user in range(64)]
+    sample = [EncoderInput(texts=tuple(f"{user} {n}" for n in range(500))) for user in range(64)]
     resolved = resolve_encoder(spec_of(tiny_bert).encoder)
-    rate = measure_rate(resolved, sample, tmp_path, loader=lambda _: Slow())
+    rate = measure_throughput(resolved, sample, tmp_path, loader=lambda _: Slow())
     assert asked == [1, 1, 2, 4]
     assert (rate.texts_per_second, rate.tokens_per_second) == pytest.approx((1 / 3, 20))
 
@@ -283,23 +287,23 @@ def test_operations_are_those_of_the_matrices_of_the_blocks(tiny_bert) -> None:
     operations = Operations(model)
     model.set_attn_implementation("eager")  # ours is for texts in one row
     model(input_ids=torch.ones((2, 7), dtype=torch.long))
-    assert operations.taken() == 2 * (2 * 7 * blocks + 2 * 32 * 32), "the pooler reads a token of each text"
-    assert operations.taken() == 0
+    assert operations.take() == 2 * (2 * 7 * blocks + 2 * 32 * 32), "the pooler reads a token of each text"
+    assert operations.take() == 0
 
 
 def test_a_text_of_two_rows_is_computed_and_counted_once(tiny_bert, tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr(module, "_PEAK_AFTER", 0.0)
-    monkeypatch.setattr(module, "matrix_peak", lambda device, dtype: 1e9)
-    resolved, shards = resolve_encoder(spec_of(tiny_bert).encoder), RowStore(tmp_path, "e" * 64)
+    monkeypatch.setattr(encoding, "_PEAK_AFTER", 0.0)
+    monkeypatch.setattr(encoding, "matrix_peak", lambda device, dtype: 1e9)
+    resolved, shards = resolve_encoder(spec_of(tiny_bert).encoder), VectorStore(tmp_path, "e" * 64)
     worker = ShardWorker(lambda: load_encoder(resolved), shards, "float32", mark_store(tmp_path))
     one, two, three = (words(n, 20) for n in range(3))
-    shared = [Row(texts=(one, two, three)), Row(texts=(one, two))]
+    shared = [EncoderInput(texts=(one, two, three)), EncoderInput(texts=(one, two))]
 
-    def figures(rows: list[Row]) -> dict[str, Any]:
-        (answer,) = worker(module._block([(row_key(row), row) for row in rows])).to_pylist()
+    def figures(rows: list[EncoderInput]) -> dict[str, Any]:
+        (answer,) = worker(input_block([(input_key(row), row) for row in rows])).to_pylist()
         return answer
 
-    twice, once = figures(shared), figures([Row(texts=(text,)) for text in (one, two, three)])
+    twice, once = figures(shared), figures([EncoderInput(texts=(text,)) for text in (one, two, three)])
     assert twice["operations"] == once["operations"] > 0
     assert twice["peak"] == 1e9 * twice["seconds"]
     assert (twice["texts"], once["texts"]) == (5, 3)
@@ -318,7 +322,7 @@ def test_tables_of_one_encoder_are_one_job_and_as_if_made_one_by_one(tiny_bert, 
     with pytest.raises(InputError, match="no title, categories or desc"):  # told before the first of them is encoded
         extract_tables(wanted, tmp_path / "none", loader=lambda resolved: pytest.fail("loaded"))
     loaded: list[ResolvedEncoder] = []
-    seen: list[Row] = []
+    seen: list[EncoderInput] = []
 
     def load(resolved: ResolvedEncoder) -> Encoder:
         loaded.append(resolved)
@@ -335,7 +339,9 @@ def test_tables_of_one_encoder_are_one_job_and_as_if_made_one_by_one(tiny_bert, 
         assert (table.ids, table.key) == (alone.ids, alone.key)
         assert table.manifest["rows"] == alone.manifest["rows"]
         assert [row["id"] for row in table.manifest["rows"]["failed"]] == ["x1"]
-    shards = [RowStore.of(tmp_path / store, resolve_encoder(spec.encoder).key).folder for store in ("one", "alone")]
+    shards = [
+        VectorStore.open(tmp_path / store, resolve_encoder(spec.encoder).key).folder for store in ("one", "alone")
+    ]
     assert {p.name: p.read_bytes() for p in shards[0].iterdir()} == {
         p.name: p.read_bytes() for p in shards[1].iterdir()
     }
@@ -350,7 +356,7 @@ def test_a_job_that_is_stopped_for_one_table_s_failures_says_so(tiny_bert, make_
         InputError, match=r"^features of films users: \d+ of 600 rows failed, and encoder.max_failed_fr"
     ):
         extract_tables([(spec, books), (spec, films)], tmp_path, workers=1)
-    assert 0 < len(RowStore.of(tmp_path, resolve_encoder(spec.encoder).key).index()) < 900
+    assert 0 < len(VectorStore.open(tmp_path, resolve_encoder(spec.encoder).key).index()) < 900
 
 
 # --- killed, and run again ----------------------------------------------------------------------------------------
@@ -359,8 +365,10 @@ KILLED = """
     import sys, time
     from pathlib import Path
     from features.domains.domain import open_domain
-    from features.encoders.encoder import EncoderSpec, load_encoder
-    from features.extraction.extract import FeatureSpec, extract
+    from features.encoders.encoder import load_encoder
+    from features.encoders.spec import EncoderSpec
+    from features.extraction.extract import extract_tables
+    from features.extraction.spec import FeatureSpec
 
     class Slow:
         def __init__(self, resolved): self.encoder = load_encoder(resolved)
@@ -370,16 +378,17 @@ KILLED = """
 
     folder, domain, store = sys.argv[1:]
     encoder = EncoderSpec(model=folder, max_tokens=32, dtype="float32", store_dtype="float32")
-    extract(FeatureSpec(kind="users", encoder=encoder), open_domain(Path(domain)), Path(store), loader=Slow, workers=1)
+    wanted = [(FeatureSpec(kind="users", encoder=encoder), open_domain(Path(domain)))]
+    extract_tables(wanted, Path(store), loader=Slow, workers=1)
 """
 
 
 def test_a_killed_extraction_goes_on_where_it_was(tiny_bert, make_domain, tmp_path) -> None:
     domain, spec, store = make_domain(reviews(600, 6)), spec_of(tiny_bert), tmp_path / "killed"
-    shards = RowStore.of(store, resolve_encoder(spec.encoder).key)
+    shards = VectorStore.open(store, resolve_encoder(spec.encoder).key)
     process = subprocess.Popen(
         [sys.executable, "-c", textwrap.dedent(KILLED), str(tiny_bert), str(domain.path), str(store)],
-        cwd=Path(__file__).parents[2],
+        cwd=Path(__file__).parents[3],
     )
     deadline = time.monotonic() + 60
     while len(list(shards.folder.glob("*.arrow"))) < 3 and time.monotonic() < deadline and process.poll() is None:
@@ -390,15 +399,17 @@ def test_a_killed_extraction_goes_on_where_it_was(tiny_bert, make_domain, tmp_pa
     assert 0 < kept < 600
     assert find_table(spec, domain, store) is None
 
-    seen: list[Row] = []
+    seen: list[EncoderInput] = []
     resumed = extract(spec, domain, store, loader=counting(seen))
     assert len(seen) == 600 - kept
     whole = extract(spec, domain, tmp_path / "whole")
     for name in ("vectors.npy", "ids.parquet"):
         assert (resumed.path / name).read_bytes() == (whole.path / name).read_bytes()
-    said = [{k: v for k, v in table.manifest.items() if k not in ("seconds", "speed")} for table in (resumed, whole)]
+    said = [
+        {k: v for k, v in table.manifest.items() if k not in ("seconds", "throughput")} for table in (resumed, whole)
+    ]
     assert said[0] == said[1]
-    whole_shards = RowStore.of(tmp_path / "whole", shards.encoder_key).folder
+    whole_shards = VectorStore.open(tmp_path / "whole", shards.encoder_key).folder
     assert {p.name: p.read_bytes() for p in shards.folder.iterdir()} == {
         p.name: p.read_bytes() for p in whole_shards.iterdir()
     }
@@ -422,7 +433,7 @@ def test_failed_rows_are_recorded_left_out_and_tried_again(tiny_bert, make_domai
     assert shortfall(table) == f"1 rows failed; delete {table.path} to try them again"
     with pytest.raises(InputError, match=r"no vector for 1 of 2 ids, the first is 'x1' \(IndexError"):
         table.rows(["x3", "x1"])
-    seen: list[Row] = []
+    seen: list[EncoderInput] = []
     wider = make_domain([*data, ("x4", "i000", "w2")])
     extract(spec, wider, tmp_path, loader=counting(seen))
     assert sorted(row.texts[0] for row in seen) == ["w1 broken", "w2"]
@@ -438,7 +449,7 @@ def test_too_many_failed_rows_publish_nothing_and_keep_the_good_ones(tiny_bert, 
         extract(spec, domain, tmp_path)
     assert "\n" not in str(caught.value)
     assert find_table(spec, domain, tmp_path) is None
-    seen: list[Row] = []
+    seen: list[EncoderInput] = []
     lenient = replace(spec, encoder=replace(spec.encoder, max_failed_fraction=0.2))
     assert len(extract(lenient, domain, tmp_path, loader=counting(seen)).ids) == 18
     assert len(seen) == 2
@@ -448,7 +459,7 @@ def test_a_run_ends_where_more_rows_have_failed_than_may(tiny_bert, make_domain,
     calls: list[int] = []
 
     class Broken:
-        def encode(self, rows: Sequence[Row]) -> Encoded:
+        def encode(self, rows: Sequence[EncoderInput]) -> Encoded:
             calls.append(len(rows))
             time.sleep(0.05)
             failed = dict.fromkeys(range(len(rows)), "broken")
@@ -462,9 +473,9 @@ def test_a_run_ends_where_more_rows_have_failed_than_may(tiny_bert, make_domain,
 
 def test_a_row_that_failed_here_and_was_stored_by_another_extraction_is_done(tiny_bert, make_domain, tmp_path) -> None:
     class Meeting(Counting):
-        def encode(self, rows: Sequence[Row]) -> Encoded:
+        def encode(self, rows: Sequence[EncoderInput]) -> Encoded:
             encoded = self.encoder.encode(rows)
-            RowStore.of(tmp_path, self.key).write([row_key(rows[0])], encoded.vectors[:1], encoded.tokens[:1])
+            VectorStore.open(tmp_path, self.key).write([input_key(rows[0])], encoded.vectors[:1], encoded.tokens[:1])
             return replace(encoded, failed={0: "out of luck"})
 
     def load(resolved: ResolvedEncoder) -> Encoder:
@@ -486,7 +497,7 @@ def test_rows_without_text_are_refused_before_any_model_is_loaded(tiny_bert, mak
 
 def test_vectors_that_overflow_half_precision_fail_their_row_only(tiny_bert, make_domain, tmp_path) -> None:
     class Huge:
-        def encode(self, rows: Sequence[Row]) -> Encoded:
+        def encode(self, rows: Sequence[EncoderInput]) -> Encoded:
             vectors = np.array([[1e6 if "huge" in row.texts[0] else 1.0] * 4 for row in rows], np.float32)
             return Encoded(vectors, np.ones(len(rows), np.int32), len(rows), {})
 
@@ -498,7 +509,7 @@ def test_vectors_that_overflow_half_precision_fail_their_row_only(tiny_bert, mak
 
 
 def test_rows_that_got_lost_are_noticed(tiny_bert, make_domain, tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr(RowStore, "write", lambda *_: None)
+    monkeypatch.setattr(VectorStore, "write", lambda *_: None)
     with pytest.raises(RuntimeError, match=r"6 rows planned, 0 in .*, 0 failed: some were lost; run it again"):
         extract(spec_of(tiny_bert), make_domain(reviews(6, 2)), tmp_path)
 
@@ -524,8 +535,8 @@ def test_a_table_of_another_encoder_under_our_name(tiny_bert, make_domain, tmp_p
 
 def test_shards_of_another_encoder_under_our_name(tiny_bert, make_domain, tmp_path) -> None:
     domain, spec = make_domain(reviews(6, 2)), spec_of(tiny_bert)
-    folder = RowStore.of(tmp_path, resolve_encoder(spec.encoder).key).folder
-    RowStore(folder, "0" * 64).write([b"k" * 16], np.zeros((1, 4), np.float32), np.ones(1, np.int32))
+    folder = VectorStore.open(tmp_path, resolve_encoder(spec.encoder).key).folder
+    VectorStore(folder, "0" * 64).write([b"k" * 16], np.zeros((1, 4), np.float32), np.ones(1, np.int32))
     with pytest.raises(InputError, match=r"written by another encoder \(key 000000000000"):
         extract(spec, domain, tmp_path)
 
@@ -561,8 +572,8 @@ def test_ray_actors_give_the_same_table(tiny_bert, make_domain, tmp_path) -> Non
     assert by_ray.manifest["rows"] == alone.manifest["rows"]
     assert [f["id"] for f in by_ray.manifest["rows"]["failed"]] == ["x"]
     assert len(calls) == 1 + 4
-    assert calls[-1][:3] == (996, 996, by_ray.manifest["speed"]["tokens"])
-    speed = by_ray.manifest["speed"]
+    assert calls[-1][:3] == (996, 996, by_ray.manifest["throughput"]["tokens"])
+    speed = by_ray.manifest["throughput"]
     assert speed["texts_per_second"] == pytest.approx(996 / speed["working_seconds"], rel=0.01)
     assert speed["working_seconds"] < by_ray.manifest["seconds"] - 1, "Ray's start is not counted"
 

@@ -23,16 +23,18 @@ import pytest
 import torch
 
 from features.encoders.batches import Encoded
-from features.encoders.encoder import EncoderSpec, ResolvedEncoder, load_encoder, resolve_encoder
+from features.encoders.encoder import load_encoder
+from features.encoders.inputs import EncoderInput, input_key
+from features.encoders.spec import EncoderSpec, ResolvedEncoder, resolve_encoder
 from features.errors import InputError
-from features.extraction.extract import FeatureSpec, extract, find_table
-from features.extraction.prompts import Row
-from features.extraction.workers import Actors, Done, _Actor, _Tries, result, run_blocks
-from features.pseudo.generation_cache import AnswerWorker
+from features.extraction.spec import FeatureSpec, find_table
+from features.extraction.workers import Actors, WorkTotals, _Actor, _Tries, block_result, run_blocks
+from features.pseudo.generation_cache import GenerationWorker
 from features.store.folders import mapped_array
-from features.store.tables import RowStore, row_key
+from features.store.shards import VectorStore
+from tests.features.one_table import extract
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 def spec_of(folder: Path) -> FeatureSpec:
@@ -67,10 +69,10 @@ def test_a_full_disk_is_one_line_and_what_is_finished_is_kept(tiny_bert, make_do
     assert "\n" not in str(caught.value)
     assert find_table(spec, domain, small_disk) is None
     assert not list(small_disk.rglob(".*.tmp"))
-    kept = RowStore.of(small_disk, resolve_encoder(spec.encoder).key).index()
+    kept = VectorStore.open(small_disk, resolve_encoder(spec.encoder).key).index()
     assert len(kept) > 100
     shutil.copytree(small_disk / "vectors", tmp_path / "large" / "vectors")
-    seen: list[Row] = []
+    seen: list[EncoderInput] = []
     resumed = extract(spec, domain, tmp_path / "large", loader=counting(seen))
     assert len(seen) == 600 - len(kept)
     assert bytes_of(resumed) == bytes_of(extract(spec, domain, tmp_path / "whole"))
@@ -84,12 +86,12 @@ def test_an_array_that_the_disk_has_no_room_for_is_an_error_and_no_signal(small_
     assert mapped_array(small_disk / "none.npy", np.float32, (0, 100)).shape == (0, 100)
 
 
-def counting(seen: list[Row]) -> Callable[[ResolvedEncoder], Any]:
+def counting(seen: list[EncoderInput]) -> Callable[[ResolvedEncoder], Any]:
     class Counting:
         def __init__(self, resolved: ResolvedEncoder) -> None:
             self.encoder = load_encoder(resolved)
 
-        def encode(self, rows: Sequence[Row]) -> Encoded:
+        def encode(self, rows: Sequence[EncoderInput]) -> Encoded:
             seen.extend(rows)
             return self.encoder.encode(rows)
 
@@ -108,7 +110,7 @@ def test_a_table_that_does_not_fit_is_no_crash(tiny_bert, make_domain, tmp_path,
         with pytest.raises(InputError, match=r"store .*features: cannot be written \(No space left on device\)"):
             extract(spec, domain, tmp_path / "store")
     assert list((tmp_path / "store" / "features").iterdir()) == []
-    seen: list[Row] = []
+    seen: list[EncoderInput] = []
     extract(spec, domain, tmp_path / "store", loader=counting(seen))
     assert seen == []
 
@@ -139,7 +141,7 @@ def test_a_node_that_does_not_see_the_store_says_so_before_any_work(
     with pytest.raises(InputError, match=message):
         extract(spec, make_domain(reviews(3)), store, loader=lambda _: pytest.fail("loaded"))
     with pytest.raises(InputError, match=message):
-        AnswerWorker(lambda: pytest.fail("loaded"), away, "key", 1, away / marks[0][0].name)
+        GenerationWorker(lambda: pytest.fail("loaded"), away, "key", 1, away / marks[0][0].name)
 
 
 def actor_without_ray(monkeypatch: pytest.MonkeyPatch, worker: Callable[[Any], Any], *blocks: Any) -> _Actor:
@@ -163,11 +165,11 @@ READ_ONLY = """
     import os, sys
     from pathlib import Path
     from features.errors import InputError
-    from features.store.tables import RowStore
+    from features.store.shards import VectorStore
     if os.geteuid() == 0:
         os.setuid(65534)
     try:
-        RowStore.of(Path(sys.argv[1]), "e" * 64).check_writable()
+        VectorStore.open(Path(sys.argv[1]), "e" * 64).check_writable()
     except InputError as error:
         print(error)
 """
@@ -188,14 +190,16 @@ TOGETHER = """
     import sys, time
     from pathlib import Path
     from features.domains.domain import open_domain
-    from features.encoders.encoder import EncoderSpec
-    from features.extraction.extract import FeatureSpec, extract
+    from features.encoders.spec import EncoderSpec
+    from features.extraction.extract import extract_tables
+    from features.extraction.spec import FeatureSpec
     folder, domain, store, ready, other = sys.argv[1:]
     Path(ready).touch()
     while not Path(other).exists():
         time.sleep(0.01)
     encoder = EncoderSpec(model=folder, max_tokens=32, dtype="float32", store_dtype="float32")
-    table = extract(FeatureSpec(kind="users", encoder=encoder), open_domain(Path(domain)), Path(store), workers=1)
+    wanted = [(FeatureSpec(kind="users", encoder=encoder), open_domain(Path(domain)))]
+    (table,) = extract_tables(wanted, Path(store), workers=1)
     print(table.key)
 """
 
@@ -226,8 +230,8 @@ class Slow:
     def __init__(self, resolved: ResolvedEncoder, log: Path) -> None:
         self.encoder, self.log = load_encoder(resolved), log
 
-    def encode(self, rows: Sequence[Row]) -> Encoded:
-        lines = "".join(f"{os.getpid()} {os.environ.get('NODE', '')} {row_key(row).hex()}\n" for row in rows)
+    def encode(self, rows: Sequence[EncoderInput]) -> Encoded:
+        lines = "".join(f"{os.getpid()} {os.environ.get('NODE', '')} {input_key(row).hex()}\n" for row in rows)
         with self.log.open("a") as file:
             file.write(lines)
         time.sleep(0.4)
@@ -268,7 +272,7 @@ def test_a_killed_actor_and_a_lost_node_cost_a_macro_batch_each(tiny_bert, make_
     again = sum(count - 1 for count in Counter(line[2] for line in read(log)).values())
     assert again <= 2 * 113
     key = resolve_encoder(spec.encoder).key
-    rows = [key for shard in RowStore.of(tmp_path / "store", key).shards() for key in shard["key"].to_pylist()]
+    rows = [key for shard in VectorStore.open(tmp_path / "store", key).shards() for key in shard["key"].to_pylist()]
     assert len(rows) == len(set(rows)) > 0
     whole = extract(spec, domain, tmp_path / "whole", use_ray=False)
     np.testing.assert_array_equal(made[0].vectors, whole.vectors)
@@ -310,7 +314,7 @@ class Deadly:
     def __call__(self, block: pa.Table) -> pa.Table:
         if block["texts"].to_pylist() == ["deadly"]:
             os._exit(7)
-        return result(figures={"texts": 1})
+        return block_result(figures={"texts": 1})
 
 
 @pytest.mark.slow
@@ -337,7 +341,7 @@ def test_texts_are_held_until_they_are_done_and_once() -> None:
     alive = [weakref.ref(block) for block in blocks]
 
     def work(block: pa.Table) -> pa.Table:
-        return result(figures={"texts": 1})
+        return block_result(figures={"texts": 1})
 
     done = run_blocks(blocks, lambda: work, 5, name="W", workers=1, use_ray=False, progress=None)
     assert (done.texts, [block() for block in alive]) == (5, [None] * 5)
@@ -347,9 +351,9 @@ def test_time_is_counted_from_when_the_first_worker_began(monkeypatch: pytest.Mo
     """Two workers begin 100 s after the driver; the first answer is of the one that began later."""
     clock = iter([130.0, 140.0, 160.0])
     monkeypatch.setattr("features.extraction.workers.time", SimpleNamespace(monotonic=lambda: next(clock)))
-    done, elapsed = Done(), []
+    done, elapsed = WorkTotals(), []
     for seconds in (20.0, 40.0, 30.0):
-        (answer,) = result(figures={"texts": 5, "seconds": seconds}).to_pylist()
+        (answer,) = block_result(figures={"texts": 5, "seconds": seconds}).to_pylist()
         done.add(answer)
         elapsed.append(done.elapsed)
     assert elapsed == [20.0, 40.0, 60.0]

@@ -11,11 +11,12 @@ import pandas as pd
 import pytest
 
 from features.domains.domain import Domain, DomainSpec, prepare_domain
-from features.encoders.encoder import EncoderSpec
-from features.extraction.extract import FeatureSpec, extract
+from features.encoders.spec import EncoderSpec
+from features.extraction.spec import FeatureSpec
 from features.pseudo.generate import History, item_titles, make_pseudo
 from features.pseudo.generator import GeneratorSpec
-from features.pseudo.local_model import EmbeddedSpec
+from features.pseudo.local_model import LocalModelSpec
+from tests.features.one_table import extract
 from trainables.tasks.sequential import SequenceSpec
 from trainables.tasks.sequential_build import training_users
 
@@ -66,7 +67,7 @@ def made(table: pd.DataFrame, split: Mapping[str, str], model: Path, folder: Pat
         users.append(History(user=str(user), items={"books": list(item[~movie]), "movies": list(item[movie])}))
     assert {user.user.partition("@")[0] for user in users} == {user for user, part in split.items() if part == "train"}
     spec = GeneratorSpec(
-        texts=6, dtype="float32", max_new_tokens=60, embedded=EmbeddedSpec(width=32, layers=1, epochs=2, vocabulary=600)
+        texts=6, dtype="float32", max_new_tokens=60, local=LocalModelSpec(width=32, layers=1, epochs=2, vocabulary=600)
     )
     titles = {name: item_titles(domain) for name, domain in domains.items()}
     pseudo = make_pseudo(spec, encoder, users, titles, tables, folder / "store")

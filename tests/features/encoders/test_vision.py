@@ -18,13 +18,18 @@ import torch
 from numpy.typing import NDArray
 from transformers import AutoModelForImageTextToText
 
-from features.encoders.encoder import EncoderSpec, load_encoder, resolve_encoder
+from features.domains.domain import Domain
+from features.encoders.encoder import load_encoder
+from features.encoders.inputs import EncoderInput
+from features.encoders.spec import EncoderSpec, resolve_encoder
 from features.encoders.vision import ImageTextEncoder
 from features.encoders.weights import load_processor_of
 from features.errors import InputError
-from features.extraction.extract import FeatureSpec, estimate, extract, feature_key, shortfall
-from features.extraction.prompts import PROMPTS, Row
+from features.extraction.extract import estimate
+from features.extraction.prompts import PROMPTS
+from features.extraction.spec import FeatureSpec, feature_key, shortfall
 from features.images.gather import ImageSpec, gather_images, images_folder, open_image
+from tests.features.one_table import extract
 from tests.features.seeing import SEEING, picture, save_seeing
 
 TOLERANCE = 1e-5  # of a component, float32 against float64; components are about 1
@@ -61,11 +66,18 @@ def store_pictures(store: Path, count: int) -> list[str]:
     return [gathered.names[f"{i}.png"] for i in range(count)]
 
 
-def some_rows(names: Sequence[str], seed: int = 0) -> list[Row]:
+def key_of(spec: FeatureSpec, domain: Domain) -> str:
+    return feature_key(spec, domain, resolve_encoder(spec.encoder))
+
+
+def some_rows(names: Sequence[str], seed: int = 0) -> list[EncoderInput]:
     """A row per image, and half as many without."""
     draw = random.Random(seed)
     texts = [" ".join(f"w{draw.randrange(90)}" for _ in range(draw.randint(1, 30))) for _ in range(3 * len(names) // 2)]
-    return [Row(texts=(text,), image=name) for text, name in zip(texts, [*names, *[None] * len(names)], strict=False)]
+    return [
+        EncoderInput(texts=(text,), image=name)
+        for text, name in zip(texts, [*names, *[None] * len(names)], strict=False)
+    ]
 
 
 def load(spec: EncoderSpec, store: Path) -> ImageTextEncoder:
@@ -74,7 +86,7 @@ def load(spec: EncoderSpec, store: Path) -> ImageTextEncoder:
     return encoder
 
 
-def slow_reference(spec: EncoderSpec, rows: Sequence[Row], store: Path) -> NDArray[np.float64]:
+def slow_reference(spec: EncoderSpec, rows: Sequence[EncoderInput], store: Path) -> NDArray[np.float64]:
     """One prompt at a time, token by token, in float64, from all hidden states of the whole model."""
     model = AutoModelForImageTextToText.from_pretrained(spec.model).double().eval()
     processor = load_processor_of("reference", Path(spec.model))
@@ -140,10 +152,10 @@ def test_the_image_matters_and_a_long_text_is_cut_before_the_template(one_seeing
     first, second = store_pictures(tmp_path, 2)
     encoder = load(spec_of(one_seeing, max_tokens=5), tmp_path)
     rows = [
-        Row(texts=("w1 w2 w3 w4 w5",), image=first),
-        Row(texts=("w1 w2 w3 w4 w5 w6 w7",), image=first),
-        Row(texts=("w1 w2 w3 w4 w5",), image=second),
-        Row(texts=("w1 w2 w3 w4 w5",)),
+        EncoderInput(texts=("w1 w2 w3 w4 w5",), image=first),
+        EncoderInput(texts=("w1 w2 w3 w4 w5 w6 w7",), image=first),
+        EncoderInput(texts=("w1 w2 w3 w4 w5",), image=second),
+        EncoderInput(texts=("w1 w2 w3 w4 w5",)),
     ]
     a, cut, other, without = encoder.encode(rows).vectors
     np.testing.assert_allclose(a, cut, atol=TOLERANCE)
@@ -163,7 +175,11 @@ def test_two_states_are_held_and_the_head_is_not_computed(one_seeing: Path, tmp_
 
 def test_an_image_that_is_gone_costs_that_row_only(one_seeing: Path, tmp_path: Path) -> None:
     (name,) = store_pictures(tmp_path, 1)
-    rows = [Row(texts=("w1",), image=name), Row(texts=("w1",), image="0" * 64), Row(texts=("w2",))]
+    rows = [
+        EncoderInput(texts=("w1",), image=name),
+        EncoderInput(texts=("w1",), image="0" * 64),
+        EncoderInput(texts=("w2",)),
+    ]
     encoded = load(spec_of(one_seeing), tmp_path).encode(rows)
     assert list(encoded.failed) == [1]
     assert encoded.failed[1].startswith("FileNotFoundError")
@@ -227,7 +243,8 @@ def test_items_without_a_readable_image_are_read_by_their_text_and_flagged(one_s
     ask = PROMPTS["key-features-1"].ask
     names = gather_images(["a.img"], domain.data_folder, tmp_path, ImageSpec()).names
     rows = [
-        Row(texts=(f"{ask}\nTitle: w{n} w{n + 1}",), image=names.get(f"{name}.img")) for n, name in enumerate("abcd")
+        EncoderInput(texts=(f"{ask}\nTitle: w{n} w{n + 1}",), image=names.get(f"{name}.img"))
+        for n, name in enumerate("abcd")
     ]
     np.testing.assert_allclose(table.vectors, load(spec.encoder, tmp_path).encode(rows).vectors, atol=TOLERANCE)
 
@@ -235,11 +252,13 @@ def test_items_without_a_readable_image_are_read_by_their_text_and_flagged(one_s
 def test_the_share_of_the_peak_counts_the_tokens_and_patches_of_images(
     one_seeing, domain_of, tmp_path, monkeypatch
 ) -> None:
-    monkeypatch.setattr("features.extraction.extract._PEAK_AFTER", 0.0)
-    monkeypatch.setattr("features.extraction.extract.matrix_peak", lambda device, dtype: 1.0)
+    monkeypatch.setattr("features.extraction.encoding._PEAK_AFTER", 0.0)
+    monkeypatch.setattr("features.extraction.encoding.matrix_peak", lambda device, dtype: 1.0)
 
     def operations(name: str, image: bytes | None) -> float:
-        speed = extract(items_spec(one_seeing), domain_of({"a": image}), tmp_path / name, workers=1).manifest["speed"]
+        speed = extract(items_spec(one_seeing), domain_of({"a": image}), tmp_path / name, workers=1).manifest[
+            "throughput"
+        ]
         return speed["share_of_peak"] * speed["busy_seconds"]
 
     model = load_encoder(replace(resolve_encoder(spec_of(one_seeing)), images=tmp_path)).model
@@ -261,13 +280,13 @@ def test_too_many_missing_images_are_an_error_before_any_model_is_loaded(one_see
 
 def test_an_image_that_is_mended_encodes_its_item_again_and_no_other(one_seeing, domain_of, tmp_path) -> None:
     spec = items_spec(one_seeing, missing=0.5)
-    seen: list[Row] = []
+    seen: list[EncoderInput] = []
 
     def counting(resolved: Any) -> Any:
         inner = load_encoder(resolved)
 
         class Counting:
-            def encode(self, rows: Sequence[Row]) -> Any:
+            def encode(self, rows: Sequence[EncoderInput]) -> Any:
                 seen.extend(rows)
                 return inner.encode(rows)
 
@@ -295,10 +314,10 @@ def test_an_image_that_is_mended_encodes_its_item_again_and_no_other(one_seeing,
 
 def test_what_the_model_sees_is_part_of_the_key_and_where_it_comes_from_is_not(one_seeing, domain_of) -> None:
     domain, spec = domain_of({"a": png(0)}), items_spec(one_seeing)
-    key = feature_key(spec, domain)
-    assert feature_key(replace(spec, images=ImageSpec(parallel=2, timeout=1, private_addresses=True)), domain) == key
+    key = key_of(spec, domain)
+    assert key_of(replace(spec, images=ImageSpec(parallel=2, timeout=1, private_addresses=True)), domain) == key
     for change in ({"states": "text"}, {"max_pixels": 64}):
-        assert feature_key(replace(spec, encoder=replace(spec.encoder, **change)), domain) != key
+        assert key_of(replace(spec, encoder=replace(spec.encoder, **change)), domain) != key
 
 
 def test_users_have_no_images(one_seeing: Path, tiny_bert: Path) -> None:

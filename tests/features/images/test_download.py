@@ -20,7 +20,7 @@ import pytest
 from features.errors import InputError
 from features.images import gather as images
 from features.images.download import DownloadError, DownloadSpec, download, is_public
-from features.images.gather import ImageSpec, gather_images, image_path, images_folder, known_images
+from features.images.gather import ImageSpec, gather_images, image_path, images_folder, stored_images
 from tests.features.seeing import picture
 
 
@@ -192,7 +192,7 @@ def test_what_another_try_cannot_change_is_asked_once(
         asked.append(url)
         raise error
 
-    monkeypatch.setattr("features.images.download._ask", ask)
+    monkeypatch.setattr("features.images.download._request", ask)
     with pytest.raises(DownloadError, match=f"^{type(error).__name__}: "):
         download("http://example.com/x", spec_of())
     assert len(asked) == tries
@@ -311,9 +311,9 @@ def test_images_are_fetched_once_side_by_side_and_tried_again_where_they_failed(
     assert set(server.asked) == {"/text", "/404", "/to-nowhere"}
     index = next((images_folder(tmp_path) / "index").iterdir())
     index.write_text(index.read_text() + '["half a line of a ki')
-    assert known_images(references, tmp_path, tmp_path) == gathered.names
+    assert stored_images(references, tmp_path, tmp_path) == gathered.names
     (tmp_path / "local.jpg").write_bytes(jpeg(7))
-    assert "local.jpg" not in known_images(references, tmp_path, tmp_path)
+    assert "local.jpg" not in stored_images(references, tmp_path, tmp_path)
 
 
 def test_no_more_images_are_decoded_at_once_than_there_are_cores(

@@ -22,19 +22,20 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from features.domains.domain import Domain
-from features.encoders.encoder import EncoderSpec
+from features.encoders.spec import EncoderSpec
 from features.errors import InputError
-from features.extraction.extract import FeatureSpec, extract
+from features.extraction.spec import FeatureSpec
 from features.pseudo import generate as module
-from features.pseudo.generate import History, Means, item_titles, make_pseudo, read_value
+from features.pseudo.generate import Execution, History, item_titles, make_pseudo, read_recall
 from features.pseudo.generator import GeneratorSpec, ResolvedGenerator, load_generator
-from features.pseudo.local_model import EmbeddedSpec, Example, train_embedded
-from features.pseudo.prompts import Wish
+from features.pseudo.local_model import Example, LocalModelSpec, train_local_model
+from features.pseudo.prompts import PseudoPrompt
 from features.pseudo.table import PseudoTable
 from features.store.tables import FeatureTable
+from tests.features.one_table import extract
 
 ITEMS = 30
-EMBEDDED = EmbeddedSpec(width=32, layers=1, epochs=2, vocabulary=600)
+SMALL = LocalModelSpec(width=32, layers=1, epochs=2, vocabulary=600)
 
 
 @dataclass(frozen=True)
@@ -45,8 +46,8 @@ class World:
     titles: Mapping[str, Mapping[str, str]]
     tables: Mapping[str, FeatureTable]
 
-    def make(self, users: Sequence[History], store: Path, spec: GeneratorSpec, **means: Any) -> PseudoTable:
-        return make_pseudo(spec, self.encoder, users, self.titles, self.tables, store, Means(**means))
+    def make(self, users: Sequence[History], store: Path, spec: GeneratorSpec, **execution: Any) -> PseudoTable:
+        return make_pseudo(spec, self.encoder, users, self.titles, self.tables, store, Execution(**execution))
 
 
 @pytest.fixture
@@ -86,8 +87,8 @@ def people(overlapping: int = 40, single: int = 30) -> list[History]:
     return users
 
 
-def embedded(**fields: Any) -> GeneratorSpec:
-    given = {"texts": 6, "max_new_tokens": 60, "dtype": "float32", "embedded": EMBEDDED, "temperature": 1.0} | fields
+def local(**fields: Any) -> GeneratorSpec:
+    given = {"texts": 6, "max_new_tokens": 60, "dtype": "float32", "local": SMALL, "temperature": 1.0} | fields
     return GeneratorSpec(**given)
 
 
@@ -112,32 +113,32 @@ def check_rows(world: World, users: Sequence[History], rows: Sequence[Mapping[st
 class Spy:
     """The real generator, writing down what it is asked."""
 
-    def __init__(self, resolved: ResolvedGenerator, seen: list[Wish]) -> None:
+    def __init__(self, resolved: ResolvedGenerator, seen: list[PseudoPrompt]) -> None:
         self.generator = load_generator(resolved)
         self.seen = seen
 
-    def generate(self, wishes: Sequence[Wish]) -> list[str]:
-        self.seen += wishes
-        return self.generator.generate(wishes)
+    def generate(self, prompts: Sequence[PseudoPrompt]) -> list[str]:
+        self.seen += prompts
+        return self.generator.generate(prompts)
 
 
-def spying(seen: list[Wish]) -> Callable[[ResolvedGenerator], Spy]:
+def spying(seen: list[PseudoPrompt]) -> Callable[[ResolvedGenerator], Spy]:
     return lambda resolved: Spy(resolved, seen)
 
 
 class Says:
     """A generator that says what a test wants it to say."""
 
-    def __init__(self, answers: Callable[[Wish], str]) -> None:
+    def __init__(self, answers: Callable[[PseudoPrompt], str]) -> None:
         self.answers = answers
 
-    def generate(self, wishes: Sequence[Wish]) -> list[str]:
-        return [self.answers(wish) for wish in wishes]
+    def generate(self, prompts: Sequence[PseudoPrompt]) -> list[str]:
+        return [self.answers(prompt) for prompt in prompts]
 
 
-def test_the_embedded_model_gives_every_single_domain_user_real_items(world: World, tmp_path: Path) -> None:
+def test_the_local_model_gives_every_single_domain_user_real_items(world: World, tmp_path: Path) -> None:
     users = people()
-    table = world.make(users, tmp_path / "store", embedded())
+    table = world.make(users, tmp_path / "store", local())
     rows = rows_of(table)
     check_rows(world, users, rows, 6)
     assert all(len(row["items"]) == 6 for row in rows if row["texts"])
@@ -149,16 +150,16 @@ def test_the_embedded_model_gives_every_single_domain_user_real_items(world: Wor
 
 def test_any_other_model_goes_the_same_way(world: World, tiny_generator: Path, tmp_path: Path) -> None:
     users = people()
-    table = world.make(users, tmp_path / "store", embedded(model=str(tiny_generator)))
+    table = world.make(users, tmp_path / "store", local(model=str(tiny_generator)))
     check_rows(world, users, rows_of(table), 6)
-    assert {row["items"] for row in read_value(table)} == {"pseudo", "popular", "random", "nearest"}
+    assert {row["items"] for row in read_recall(table)} == {"pseudo", "popular", "random", "nearest"}
     assert not (tmp_path / "store" / "generators").exists()
 
 
 def test_a_text_that_is_a_title_finds_its_item_first(world: World, tiny_llama: Path, tmp_path: Path) -> None:
     wanted = {"books": ["i003", "i004", "i003", "i005"], "movies": ["i040", "i041", "i040", "i042"]}
-    says = Says(lambda wish: "".join(f"- {world.titles[wish.target][item]}\n" for item in wanted[wish.target]))
-    spec = embedded(model=str(tiny_llama))
+    says = Says(lambda prompt: "".join(f"- {world.titles[prompt.target][item]}\n" for item in wanted[prompt.target]))
+    spec = local(model=str(tiny_llama))
     rows = rows_of(world.make(people(), tmp_path, spec, load_generator=lambda _: says))
     for row in rows:
         right = wanted["movies" if row["user_id"] in {f"s{u:03d}" for u in range(0, 30, 2)} else "books"]
@@ -170,12 +171,12 @@ def test_a_text_that_is_a_title_finds_its_item_first(world: World, tiny_llama: P
 def test_answers_without_texts_give_no_items_and_short_ones_are_filled(
     world: World, tiny_llama: Path, tmp_path: Path
 ) -> None:
-    says = Says(lambda wish: "" if wish.user < "s010" else "w1 w2" if wish.user < "s020" else "w1\nw2\n" * 20)
-    spec = embedded(model=str(tiny_llama), value_users=0)
+    says = Says(lambda prompt: "" if prompt.user < "s010" else "w1 w2" if prompt.user < "s020" else "w1\nw2\n" * 20)
+    spec = local(model=str(tiny_llama), recall_users=0)
     table = world.make(people(), tmp_path, spec, load_generator=lambda _: says)
     counts = [(len(row["texts"]), len(row["items"])) for row in rows_of(table)]
     assert counts == [(0, 0)] * 10 + [(1, 6)] * 10 + [(2, 6)] * 10
-    assert read_value(table) == []
+    assert read_recall(table) == []
 
 
 @settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -186,8 +187,8 @@ def test_whatever_is_answered_the_items_are_real_different_and_not_the_users_own
     draw = random.Random(seed)
     users = people(overlapping=0, single=draw.randint(1, 12))
     store = tmp_path / f"{seed} {texts} {len(lines)} {draw.random()}"
-    spec = embedded(model=str(tiny_llama), texts=texts)
-    says = Says(lambda wish: "\n".join(random.Random(f"{seed} {wish.user}").sample(lines, len(lines))))
+    spec = local(model=str(tiny_llama), texts=texts)
+    says = Says(lambda prompt: "\n".join(random.Random(f"{seed} {prompt.user}").sample(lines, len(lines))))
     rows = rows_of(world.make(users, store, spec, load_generator=lambda _: says))
     check_rows(world, users, rows, texts)
 
@@ -202,12 +203,12 @@ def test_prompts_show_single_domain_users_and_training_shows_the_overlapping_one
 
     def train(spec: Any, examples: Sequence[Example], *rest: Any) -> Path:
         trained.extend(examples)
-        return train_embedded(spec, examples, *rest)
+        return train_local_model(spec, examples, *rest)
 
-    monkeypatch.setattr(module, "train_embedded", train)
-    world.make(users, tmp_path, embedded(value_users=3), load_generator=spying(seen))
-    learned = {example.wish.user for example in trained}
-    asked = {wish.user for wish in seen}
+    monkeypatch.setattr(module, "train_local_model", train)
+    world.make(users, tmp_path, local(recall_users=3), load_generator=spying(seen))
+    learned = {example.prompt.user for example in trained}
+    asked = {prompt.user for prompt in seen}
     assert len(learned) == 37
     assert all(user.startswith("o") for user in learned)
     assert {user for user in asked if user.startswith("s")} == {f"s{u:03d}" for u in range(30)}
@@ -216,25 +217,27 @@ def test_prompts_show_single_domain_users_and_training_shows_the_overlapping_one
     assert not kept_out & learned
     assert len(seen) == 30 + 2 * 3
     own = {user.user: user.items for user in users}
-    for wish in [*seen, *(example.wish for example in trained)]:
-        theirs = [world.titles[wish.source][item] for item in own[wish.user][wish.source]]
-        assert list(wish.titles) == [title for title in theirs[::-1] if title]  # newest first, of their own items only
+    for prompt in [*seen, *(example.prompt for example in trained)]:
+        theirs = [world.titles[prompt.source][item] for item in own[prompt.user][prompt.source]]
+        assert list(prompt.titles) == [
+            title for title in theirs[::-1] if title
+        ]  # newest first, of their own items only
 
 
 def test_the_order_of_users_changes_nothing(world: World, tmp_path: Path) -> None:
-    table = world.make(people(), tmp_path / "a", embedded())
-    again = world.make(people()[::-1], tmp_path / "b", embedded())
+    table = world.make(people(), tmp_path / "a", local())
+    again = world.make(people()[::-1], tmp_path / "b", local())
     assert again.key == table.key
     assert (again.path / "pseudo.parquet").read_bytes() == (table.path / "pseudo.parquet").read_bytes()
 
 
 def test_what_is_shown_is_cut_to_the_newest_and_first_words(world: World, tiny_llama: Path, tmp_path: Path) -> None:
-    seen: list[Wish] = []
-    spec = embedded(model=str(tiny_llama), history=2, title_words=1, value_users=0)
+    seen: list[PseudoPrompt] = []
+    spec = local(model=str(tiny_llama), history=2, title_words=1, recall_users=0)
     user = History(user="a", items={"books": ["i001", "i002", "i003"]})
     world.make([user], tmp_path, spec, load_generator=spying(seen))
     expected = [str(title_of("books", item)).split()[0] for item in (3, 2)]
-    assert [list(wish.titles) for wish in seen] == [expected]
+    assert [list(prompt.titles) for prompt in seen] == [expected]
 
 
 # --- done once, and resumed ---------------------------------------------------------------------------------------
@@ -242,43 +245,43 @@ def test_what_is_shown_is_cut_to_the_newest_and_first_words(world: World, tiny_l
 
 def test_what_is_made_is_opened_and_what_changes_makes_anew_only_what_changed(world: World, tmp_path: Path) -> None:
     users, seen = people(), []
-    first = world.make(users, tmp_path, embedded(), load_generator=spying(seen))
+    first = world.make(users, tmp_path, local(), load_generator=spying(seen))
     count = len(seen)
-    again = world.make(users, tmp_path, embedded(batch_tokens=999), load_generator=spying(seen))
+    again = world.make(users, tmp_path, local(batch_tokens=999), load_generator=spying(seen))
     assert (again.path, len(seen)) == (first.path, count)
     another = [*users, History(user="s999", items={"books": ids("books", "new", 3)})]
-    wider = world.make(another, tmp_path, embedded(), load_generator=spying(seen))
+    wider = world.make(another, tmp_path, local(), load_generator=spying(seen))
     assert wider.key != first.key
-    assert [wish.user for wish in seen[count:]] == ["s999"]
+    assert [prompt.user for prompt in seen[count:]] == ["s999"]
     same = {row["user_id"]: row for row in rows_of(wider)}
     assert [same[row["user_id"]] for row in rows_of(first)] == rows_of(first)
-    for change in ({"texts": 5}, {"seed": 1}, {"temperature": 0.5}, {"history": 2}, {"value_users": 0}):
-        assert world.make(users, tmp_path, embedded(**change)).key != first.key
+    for change in ({"texts": 5}, {"seed": 1}, {"temperature": 0.5}, {"history": 2}, {"recall_users": 0}):
+        assert world.make(users, tmp_path, local(**change)).key != first.key
 
 
 KILLED = """
     import sys, time, pickle
     from pathlib import Path
     from features.pseudo.generator import load_generator
-    from features.pseudo.generate import Means, make_pseudo
+    from features.pseudo.generate import Execution, make_pseudo
 
     class Slow:
         def __init__(self, resolved): self.generator = load_generator(resolved)
-        def generate(self, wishes):
+        def generate(self, prompts):
             time.sleep(0.3)
-            return self.generator.generate(wishes)
+            return self.generator.generate(prompts)
 
     call, store = sys.argv[1:]
-    make_pseudo(*pickle.loads(Path(call).read_bytes()), Path(store), Means(load_generator=Slow, workers=1))
+    make_pseudo(*pickle.loads(Path(call).read_bytes()), Path(store), Execution(load_generator=Slow, workers=1))
 """
 
 
 def test_a_killed_run_goes_on_where_it_was(world: World, tmp_path: Path) -> None:
-    users, spec, store = people(single=400), embedded(), tmp_path / "killed"
+    users, spec, store = people(single=400), local(), tmp_path / "killed"
     call = tmp_path / "call"
     call.write_bytes(pickle.dumps((spec, world.encoder, users, world.titles, world.tables)))
     process = subprocess.Popen(
-        [sys.executable, "-c", textwrap.dedent(KILLED), str(call), str(store)], cwd=Path(__file__).parents[2]
+        [sys.executable, "-c", textwrap.dedent(KILLED), str(call), str(store)], cwd=Path(__file__).parents[3]
     )
     deadline = time.monotonic() + 90
     while len(list(store.glob("answers/*/*.arrow"))) < 3 and time.monotonic() < deadline and process.poll() is None:
@@ -292,7 +295,7 @@ def test_a_killed_run_goes_on_where_it_was(world: World, tmp_path: Path) -> None
     assert 0 < kept < 400
     assert not list(store.glob("pseudo/*"))
 
-    seen: list[Wish] = []
+    seen: list[PseudoPrompt] = []
     resumed = world.make(users, store, spec, load_generator=spying(seen))
     assert len(seen) == 400 + 2 * 4 - kept
     assert model.stat().st_mtime_ns == stamp
@@ -307,9 +310,9 @@ def test_a_killed_run_goes_on_where_it_was(world: World, tmp_path: Path) -> None
 def test_ray_actors_give_the_same_table_and_every_phase_tells_how_far_it_is(world: World, tmp_path: Path) -> None:
     users, calls = people(), []
     by_ray = world.make(
-        users, tmp_path / "ray", embedded(), use_ray=True, workers=2, progress=lambda *call: calls.append(call)
+        users, tmp_path / "ray", local(), use_ray=True, workers=2, progress=lambda *call: calls.append(call)
     )
-    alone = world.make(users, tmp_path / "alone", embedded(), use_ray=False)
+    alone = world.make(users, tmp_path / "alone", local(), use_ray=False)
     assert (by_ray.path / "pseudo.parquet").read_bytes() == (alone.path / "pseudo.parquet").read_bytes()
     assert list(dict.fromkeys(phase for phase, *_ in calls)) == ["train", "generate", "encode"]
     for phase in ("train", "generate"):
@@ -327,7 +330,7 @@ def test_input_that_does_not_fit(world: World, tmp_path: Path) -> None:
     ) -> None:
         other = replace(world, encoder=encoder, **changed)
         with pytest.raises(InputError, match=message) as caught:
-            other.make(users or people(), tmp_path, embedded())
+            other.make(users or people(), tmp_path, local())
         assert "\n" not in str(caught.value)
 
     refused("give pseudo-items the encoder of the item tables", encoder=replace(world.encoder, pooling="mean"))
@@ -337,17 +340,17 @@ def test_input_that_does_not_fit(world: World, tmp_path: Path) -> None:
 
 
 def test_lost_answers_are_noticed(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from features.pseudo import generation_cache as answers
+    from features.pseudo import generation_cache
 
-    monkeypatch.setattr(answers, "write_shard", lambda *_: None)
+    monkeypatch.setattr(generation_cache, "write_shard", lambda *_: None)
     with pytest.raises(RuntimeError, match=r"38 of 38 answers were lost; run it again"):
-        world.make(people(), tmp_path, embedded())
+        world.make(people(), tmp_path, local())
 
 
 def test_shared_ids_are_not_given_back(world: World, tiny_llama: Path, tmp_path: Path) -> None:
     """i020 to i029 are items of both domains: whoever has one has it, whatever the domain."""
     user = History(user="a", items={"books": ["i020", "i021", "i022"]})
-    says = Says(lambda wish: "".join(f"{world.titles['movies'][item]}\n" for item in ("i020", "i021", "i030")))
-    spec = embedded(model=str(tiny_llama), texts=40)
+    says = Says(lambda prompt: "".join(f"{world.titles['movies'][item]}\n" for item in ("i020", "i021", "i030")))
+    spec = local(model=str(tiny_llama), texts=40)
     (row,) = rows_of(world.make([user], tmp_path, spec, load_generator=lambda _: says))
     assert set(row["items"]) == set(world.tables["movies"].ids) - {"i020", "i021", "i022"}

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from features.pseudo.retrieval import choose_items, nearest_items, nearest_of_keys
-from features.store.tables import RowStore
+from features.pseudo.retrieval import choose_items, nearest_by_key, nearest_items
+from features.store.shards import VectorStore
 
 
 def vectors(rows: int, seed: int, width: int = 16) -> NDArray[np.float16]:
@@ -36,13 +36,13 @@ def test_equal_items_come_in_the_order_of_their_numbers() -> None:
 
 
 def test_rows_are_found_in_whatever_shard_they_are(tmp_path: Path) -> None:
-    store, rows, items = RowStore.of(tmp_path, "k" * 64), vectors(30, 0), vectors(9, 1)
+    store, rows, items = VectorStore.open(tmp_path, "k" * 64), vectors(30, 0), vectors(9, 1)
     keys = [bytes([i] * 16) for i in range(30)]
     for start in range(0, 30, 7):
         part = slice(start, start + 7)
         store.write(keys[part], rows[part], np.ones(len(keys[part]), np.int32))
     wanted = {keys[i] for i in (29, 0, 8, 9)} | {b"x" * 16}
-    found = nearest_of_keys(store, wanted, items, 4)
+    found = nearest_by_key(store, wanted, items, 4)
     assert set(found) == {keys[i] for i in (0, 8, 9, 29)}
     numbers, cosines = nearest_items(rows, items, 4)
     for i in (0, 8, 9, 29):

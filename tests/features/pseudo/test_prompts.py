@@ -9,25 +9,25 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from features.errors import InputError
-from features.pseudo.prompts import LONGEST, Wish, ask, find_words, parse_texts, short_title
+from features.pseudo.prompts import LONGEST, PseudoPrompt, find_wording, parse_texts, short_title, write_prompt
 
-WISH = Wish(user="u", source="food", target="kitchen", titles=("Green Tea", "Rice"))
+PROMPT = PseudoPrompt(user="u", source="food", target="kitchen", titles=("Green Tea", "Rice"))
 THREE = ["Tea Kettle", "3-Tier Stand, White", "9-Inch Pan"]
 
 
 def test_the_plain_prompt_ends_where_the_first_title_is_to_be_written() -> None:
-    assert ask(WISH, find_words("items-1"), 20, chat=False) == "food:\nGreen Tea\nRice\nkitchen:\n"
+    assert write_prompt(PROMPT, find_wording("items-1"), 20, chat=False) == "food:\nGreen Tea\nRice\nkitchen:\n"
 
 
 def test_the_chat_prompt_names_both_domains_the_titles_and_how_many_are_wanted() -> None:
-    text = ask(WISH, find_words("items-1"), 17, chat=True)
+    text = write_prompt(PROMPT, find_wording("items-1"), 17, chat=True)
     for part in ("bought these food products, newest first:\nGreen Tea\nRice\n", "17 different kitchen products"):
         assert part in text
 
 
 def test_unknown_words_are_refused() -> None:
-    with pytest.raises(InputError, match=r"prompt: must be one of items-1, not 'items-9'"):
-        find_words("items-9")
+    with pytest.raises(InputError, match=r"prompt is 'items-9'; choose from items-1, or add it to WORDINGS"):
+        find_wording("items-9")
 
 
 @pytest.mark.parametrize(

@@ -21,8 +21,8 @@ import torch
 
 from features.store.tables import FeatureTable
 from study.data.pretrain import prepare_one
-from study.engine import node_cache as shipping
-from study.engine.checkpoints import Keeper
+from study.engine import node_cache
+from study.engine.checkpoints import CheckpointWriter
 from study.engine.node_cache import TaskServer, cached, locate, pack
 from study.engine.worker import Outbox, Place, run_trial
 from study.tracking.runs import connect, default_uri, find_runs
@@ -47,7 +47,7 @@ def sent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[TaskFolders, 
     vectors = text_vectors(source, target, tmp_path)
     folders = build_task(SPLIT, source, target, vectors, tmp_path / "home" / "tasks")
     for folder in (folders.task_dir, folders.test_dir):
-        shipping._unpack(pack(folder), folder)
+        node_cache._unpack(pack(folder), folder)
     folders.task_dir.parent.rename(away(folders))
     return folders, vectors.items
 
@@ -100,7 +100,7 @@ def test_a_link_on_the_way_to_the_vectors_is_no_hindrance(
         (home / "store").symlink_to(tmp_path / "deep" / "disk" / "store")
     asked = folders.task_dir, home / "tasks" / folders.task_dir.parent.name / "search"
     for folder in dict.fromkeys(asked):  # as the link says it, and as it resolves
-        shipping._unpack(pack(folder), folder)
+        node_cache._unpack(pack(folder), folder)
         task, there = load_task(cached(folder)), load_task(folder)
         torch.testing.assert_close(task.items[torch.arange(5)], there.items[torch.arange(5)], rtol=0, atol=0)
 
@@ -160,8 +160,8 @@ def test_what_trials_share_is_brought_home_and_sent_to_others(
 def payload_of(model: str, config: dict[str, Any], task_dir: Path, seeds: Sequence[int], **more: Any) -> dict[str, Any]:
     home = task_dir.parents[2]
     return {
-        "trainable": "ending_door:run", "model": model, "config": config, "task_dir": str(task_dir), "seeds": seeds,
-        "test_dir": None, "rows": False, "metrics": ["val_rmse"], "threads": 1,
+        "trainable": "ending_trial:run", "model": model, "config": config, "task_dir": str(task_dir), "seeds": seeds,
+        "test_dir": None, "rows": False, "metrics": ["val_rmse"], "threads": 1, "device": "cpu",
         "checkpoint": {"path": str(home / "checkpoints" / "a.pt"), "identity": "this", "seconds": 0}, **more,
     }  # fmt: skip
 
@@ -174,7 +174,7 @@ def test_a_kept_model_goes_home_and_leaves_the_node(blind: tuple[Server, Path], 
     cached(kept).write_bytes(b"weights")
     place.checkpoint.parent.mkdir()
     place.checkpoint.write_bytes(b"state")
-    place.finish()
+    place.return_model()
     assert (tmp_path / "away" / kept.relative_to(tmp_path / "home")).read_bytes() == b"weights"
     place.leave()
     assert (cached(kept).exists(), place.checkpoint.exists()) == (False, False)
@@ -183,7 +183,7 @@ def test_a_kept_model_goes_home_and_leaves_the_node(blind: tuple[Server, Path], 
 STAGED = """
 from trainables.trial import Report
 
-def run(model, config, task_dir, seeds, test_dir=None, rows=False, state=None):
+def run(model, config, task_dir, seeds, test_dir=None, rows=False, device="cpu", state=None):
     yield Report(epoch=1, metrics={"val_rmse": 1.0}, state=lambda: {"place": 1})
     if config["ends"] is not None:
         raise config["ends"]
@@ -196,16 +196,16 @@ def test_no_checkpoint_stays_on_the_node(
     ends: BaseException | None, blind: tuple[Server, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A training that ends, one that raises, and one that Ray ends."""
-    (tmp_path / "ending_door.py").write_text(STAGED)
+    (tmp_path / "ending_trial.py").write_text(STAGED)
     monkeypatch.syspath_prepend(str(tmp_path))
     server, task_dir = blind
-    offered, offer = [], Keeper.offer
+    offered, offer = [], CheckpointWriter.offer
 
-    def spied(keeper: Keeper, *given: Any) -> None:
-        offer(keeper, *given)
-        offered.append(keeper._path.is_file())
+    def spied(writer: CheckpointWriter, *given: Any) -> None:
+        offer(writer, *given)
+        offered.append(writer._path.is_file())
 
-    monkeypatch.setattr(Keeper, "offer", spied)
+    monkeypatch.setattr(CheckpointWriter, "offer", spied)
     with contextlib.nullcontext() if ends is None else pytest.raises(type(ends)):
         run_trial(payload_of("", {"ends": ends}, task_dir, [0]), Outbox(lambda message: None), server)
     assert offered == [True]

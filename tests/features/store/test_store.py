@@ -15,10 +15,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from features.encoders.inputs import EncoderInput, input_key
 from features.errors import InputError
-from features.extraction.prompts import Row
 from features.store.folders import atomic_file
-from features.store.tables import KEY_BYTES, KEY_TYPE, FeatureTable, RowStore, digest, open_table, row_key, write_table
+from features.store.shards import KEY_BYTES, KEY_TYPE, VectorStore
+from features.store.tables import FeatureTable, digest, open_table, write_table
 
 ENCODER = "e" * 64
 KEYS = [bytes([i]) * KEY_BYTES for i in range(6)]
@@ -26,34 +27,34 @@ VECTORS = np.arange(24, dtype=np.float16).reshape(6, 4)
 TOKENS = np.arange(6, dtype=np.int32)
 
 texts = st.lists(st.text(max_size=4), min_size=1, max_size=3).map(tuple)
-rows = st.builds(Row, texts=texts, image=st.none() | st.text(max_size=3))
+rows = st.builds(EncoderInput, texts=texts, image=st.none() | st.text(max_size=3))
 
 
 @given(rows, rows)
-def test_row_keys_are_equal_exactly_for_equal_rows(a: Row, b: Row) -> None:
-    assert (row_key(a) == row_key(b)) == (a == b)
+def test_row_keys_are_equal_exactly_for_equal_rows(a: EncoderInput, b: EncoderInput) -> None:
+    assert (input_key(a) == input_key(b)) == (a == b)
 
 
 @pytest.mark.parametrize(
     ("a", "b"),
     [
-        (Row(texts=("ab",)), Row(texts=("a", "b"))),
-        (Row(texts=("a", "b")), Row(texts=("b", "a"))),
-        (Row(texts=("a",)), Row(texts=("a",), image="None")),
-        (Row(texts=("1\na",)), Row(texts=("", "a"))),
+        (EncoderInput(texts=("ab",)), EncoderInput(texts=("a", "b"))),
+        (EncoderInput(texts=("a", "b")), EncoderInput(texts=("b", "a"))),
+        (EncoderInput(texts=("a",)), EncoderInput(texts=("a",), image="None")),
+        (EncoderInput(texts=("1\na",)), EncoderInput(texts=("", "a"))),
     ],
 )
-def test_rows_that_look_alike_have_other_keys(a: Row, b: Row) -> None:
-    assert len(row_key(a)) == KEY_BYTES
-    assert row_key(a) != row_key(b)
+def test_rows_that_look_alike_have_other_keys(a: EncoderInput, b: EncoderInput) -> None:
+    assert len(input_key(a)) == KEY_BYTES
+    assert input_key(a) != input_key(b)
 
 
 def test_digest_does_not_depend_on_the_order_of_keys() -> None:
     assert digest({"a": 1, "b": 2}) == digest({"b": 2, "a": 1}) != digest({"a": 2, "b": 1})
 
 
-def shards_of(store: Path) -> RowStore:
-    shards = RowStore.of(store, ENCODER)
+def shards_of(store: Path) -> VectorStore:
+    shards = VectorStore.open(store, ENCODER)
     shards.write(KEYS[:4], VECTORS[:4], TOKENS[:4])
     shards.write(KEYS[4:], VECTORS[4:], TOKENS[4:])
     return shards
@@ -81,12 +82,12 @@ def test_shards_come_back_by_key_and_writing_one_twice_changes_nothing(tmp_path:
 
 
 def test_an_empty_store_has_no_rows(tmp_path: Path) -> None:
-    assert RowStore.of(tmp_path, ENCODER).index() == {}
+    assert VectorStore.open(tmp_path, ENCODER).index() == {}
 
 
 def test_a_shard_of_another_encoder_is_refused(tmp_path: Path) -> None:
     shards_of(tmp_path)
-    impostor = RowStore(RowStore.of(tmp_path, ENCODER).folder, "f" * 64)
+    impostor = VectorStore(VectorStore.open(tmp_path, ENCODER).folder, "f" * 64)
     with pytest.raises(
         InputError, match=r"\.arrow: written by another encoder \(key eeeeeeeeeeee, expected ffffffffffff"
     ):
@@ -106,7 +107,7 @@ def test_a_failed_write_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Monke
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    shards = RowStore.of(tmp_path, ENCODER)
+    shards = VectorStore.open(tmp_path, ENCODER)
     with pytest.raises(InputError, match=r"^store .*: cannot be written \(No space left on device\); free space"):
         shards.write(KEYS, VECTORS, TOKENS)
     assert list(shards.folder.iterdir()) == []

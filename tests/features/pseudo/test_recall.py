@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from features.pseudo.recall import Pair, measure_value
+from features.pseudo.recall import UserItems, measure_recall
 from features.store.tables import FeatureTable
 
 
@@ -20,19 +20,22 @@ def table(ids: list[str], rows: list[list[float]]) -> FeatureTable:
 FOOD = table(["f0", "f1"], [[1, 0], [0, 1]])
 KITCHEN = table([f"k{i:02d}" for i in range(40)], [[np.cos(i / 40), np.sin(i / 40)] for i in range(40)])
 FIT = [
-    Pair(source=["f0"], target=["k05", "k06"]),
-    Pair(source=["f1"], target=["k05"]),
-    Pair(source=["f1"], target=["k07"]),
+    UserItems(source=["f0"], target=["k05", "k06"]),
+    UserItems(source=["f1"], target=["k05"]),
+    UserItems(source=["f1"], target=["k07"]),
 ]
 
 
-def measured(pairs: list[Pair], lists: list[list[str]]) -> dict[tuple[str, int], dict[str, Any]]:
-    rows = measure_value(pairs, lists, FIT, (FOOD, KITCHEN), ("food", "kitchen"), 0)
+def measured(pairs: list[UserItems], lists: list[list[str]]) -> dict[tuple[str, int], dict[str, Any]]:
+    rows = measure_recall(pairs, lists, FIT, (FOOD, KITCHEN), ("food", "kitchen"), 0)
     return {(row["items"], row["at"]): row for row in rows}
 
 
 def test_each_list_has_the_recall_that_is_counted_by_hand() -> None:
-    held = [Pair(source=["f0"], target=["k05", "k30"]), Pair(source=["f0", "f0"], target=["k00", "k01", "k39"])]
+    held = [
+        UserItems(source=["f0"], target=["k05", "k30"]),
+        UserItems(source=["f0", "f0"], target=["k00", "k01", "k39"]),
+    ]
     rows = measured(held, [["k30", "k31", "k32", "k33", "k34", "k05"], ["k02"]])
     assert (rows["pseudo", 5]["recall"], rows["pseudo", 10]["recall"]) == (0.25, 0.5)
     assert (rows["pseudo", 5]["hit"], rows["pseudo", 5]["different"]) == (0.5, 6)
@@ -43,7 +46,7 @@ def test_each_list_has_the_recall_that_is_counted_by_hand() -> None:
 
 
 def test_random_items_have_the_recall_of_chance() -> None:
-    held = [Pair(source=["f0"], target=["k03"])] * 2000
+    held = [UserItems(source=["f0"], target=["k03"])] * 2000
     assert measured(held, [[]] * 2000)["random", 10]["recall"] == pytest.approx(0.25, abs=0.03)
 
 

