@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import signal
 import socket
@@ -201,17 +200,18 @@ def test_a_write_that_fails_is_tried_again(tmp_path: Path, there: dict[str, bool
 def test_a_run_whose_making_was_answered_to_nobody_is_found_again(tmp_path: Path, there: dict[str, bool]) -> None:
     """By the id of the write: a trial may have other runs."""
     to = Server()
+    to.runs = [SimpleNamespace(info=SimpleNamespace(run_id="r7"))]
     writer = opened(to, tmp_path)
     there["answers"] = False
-    writer.create_run("1", run_name="n", tags={"study.trial": "t"})
+    run_id = writer.create_run("1", run_name="n", tags={"study.trial": "t"}).info.run_id
+    writer.set_tag(run_id, "a", "b")
     assert not writer.close(0.05)
     there["answers"] = True
-    again = opened(to, tmp_path)
-    to.runs = [SimpleNamespace(info=SimpleNamespace(run_id="r7"))]
-    again.set_tag(next(iter(json.loads(line)[1] for line in again._queue)), "a", "b")
-    assert again.close(10)
-    assert [call[0] for call in to.calls] == ["search_runs", "set_tag"], "none is made a second time"
-    assert to.calls[1][1] == "r7"
+    assert opened(to, tmp_path).close(10)
+    assert to.calls == [
+        ("search_runs", ["1"], f"tags.`study.write` = '{run_id}'"),
+        ("set_tag", "r7", "a", "b"),
+    ], "none is made a second time"
 
 
 def test_a_tag_that_is_gone_already_is_removed(tmp_path: Path, there: dict[str, bool]) -> None:
