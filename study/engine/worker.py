@@ -130,7 +130,7 @@ def _train(payload: dict[str, Any], outbox: Outbox, place: Place) -> None:
 
 
 class Place:
-    """Where a trial reads and writes: at home, or in this node's cache where the node does not see the home folder."""
+    """The folders of a trial: at home, or in this node's cache where the node does not see the home folder."""
 
     def __init__(self, payload: dict[str, Any], server: Any) -> None:
         home, test = Path(payload["task_dir"]), payload["test_dir"]
