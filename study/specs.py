@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 Direction = Literal["minimize", "maximize"]
 ARROW = "->"  # between source and target in the name of a cell, and in no name of a field
+GRID = "GridSampler"  # the sampler that tries every configuration
 BASELINE = "baseline"  # the model of a row that is a simple baseline; the row has the baseline's name
 
 # Names become tags, file names and MLflow filters; an alphabet without quotes, slashes or blanks needs no escaping.
