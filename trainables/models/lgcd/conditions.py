@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from trainables.models.lgcd.encoders import Encoders, represent
-from trainables.sequence_tools import inside, where
+from trainables.sequence_tools import filtered, inside
 from trainables.tasks.sequential import OVERLAPPING, Sequences, SequenceTask
 
 
@@ -99,13 +99,13 @@ def _rows(task: SequenceTask, encoders: Encoders, sequences: Sequences, *, pseud
     in_target_N = inside(sequences.item, task.target)
     label_M = _label_places(sequences, in_target_N, last_alone=pseudo)
     first_M = sequences.starts[sequences.row[label_M]]  # place where the label's sequence starts
-    (earlier_TD,) = represent(encoders, where(sequences, in_target_N), last=False, parts=["text"])
+    (earlier_TD,) = represent(encoders, filtered(sequences, in_target_N), last=False, parts=["text"])
     earlier_M, has_feature_M = _last_before(in_target_N, label_M, first_M)
     feature_MD = torch.where(has_feature_M[:, None], earlier_TD[earlier_M], 0.0)
     rows = []
     for protocol in task.protocols:
         visible_N = torch.ones_like(in_target_N) if protocol == "as-given" else ~in_target_N
-        histories = represent(encoders, where(sequences, visible_N), last=False, parts=parts)  # [V, D] each
+        histories = represent(encoders, filtered(sequences, visible_N), last=False, parts=parts)  # [V, D] each
         shown_M, has_history_M = _last_before(visible_N, label_M, first_M)
         shown_R = shown_M[has_history_M]
         condition = {part: history_VD[shown_R] for part, history_VD in zip(parts, histories, strict=True)}
