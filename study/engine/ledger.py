@@ -16,7 +16,7 @@ from study.engine.checkpoints import checkpoint_path
 from study.engine.fingerprint import checkpoint_identity
 from study.engine.optuna_study import Key, Studies, objectives
 from study.engine.reconcile import NEW_SEEDS, Decision
-from study.specs import Job, Objective, Recipe
+from study.specs import BASELINE, Job, Objective, Recipe
 from study.tracking.runs import EpochReport, PartTracker
 
 
@@ -138,7 +138,7 @@ class Ledger:
             "rows": job.config is not None,  # comparisons are made between sweep points and variants, not draws
             "metrics": [objective.metric for objective in self._objectives(job)],
             "threads": recipe.resources.threads,
-            "device": "cuda" if recipe.resources.gpus > 0 else "cpu",
+            "device": "cuda" if recipe.resources.gpus > 0 and row.model != BASELINE else "cpu",
             "checkpoint": {
                 "path": str(self._checkpoint(job)),
                 "identity": checkpoint_identity(recipe, job, fingerprint, config),

@@ -25,6 +25,7 @@ from study.engine import node_cache
 from study.engine.checkpoints import CheckpointWriter
 from study.engine.node_cache import TaskServer, cached, locate, pack
 from study.engine.worker import Outbox, Place, run_trial
+from study.tracking import tags
 from study.tracking.runs import connect, default_uri, find_runs
 from tests.trainables.sequence_worlds import make_sequence_task
 from tests.trainables.worlds import SPLIT, domains_of, make_world, text_vectors
@@ -296,7 +297,7 @@ def metrics_of(home: Path) -> dict[str, dict[str, float]]:
     client = connect(default_uri(home))
     experiment = client.get_experiment_by_name("tiny").experiment_id
     return {
-        run.data.tags["study.trial"]: {k: v for k, v in run.data.metrics.items() if "seconds" not in k}
+        run.data.tags[tags.TRIAL]: {k: v for k, v in run.data.metrics.items() if "seconds" not in k}
         for run in find_runs(client, experiment)
-        if "study.trial" in run.data.tags
+        if tags.TRIAL in run.data.tags
     }
