@@ -81,7 +81,7 @@ CELLS = "study.cells"
 # --- on the run of a report -------------------------------------------------------------------------------------------
 
 DRAWN_FROM = "study.drawn_from"
-"""Hash of all that the page shows."""
+"""Hash of all that the report shows."""
 CLAIMS = "study.claims"
 """How many of the paper's claims hold."""
 
