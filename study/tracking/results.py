@@ -31,7 +31,7 @@ from study.labels import Labels
 from study.specs import BASELINE
 from study.tracking import tags
 
-NOT_CONFIG = frozenset({"task", "source", "target", "ratio", "seeds", "features"})
+NOT_CONFIG = frozenset({"row", "model", "task", "source", "target", "ratio", "seeds", "feature_set"})
 COLUMNS = (
     "run_id", "status", "part", "cell", "task", "source", "target", "ratio", "row", "model", "name", "variant", "best",
     "error",
