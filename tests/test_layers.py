@@ -23,7 +23,7 @@ FORBIDDEN = {
 }
 WITHIN_STUDY = {  # what each folder of `study` may use of the rest of it; its own modules go without saying
     "engine": {"home", "provenance", "specs", "tracking"},
-    "tracking": {"home", "labels", "specs"},
+    "tracking": {"home", "labels", "selection", "specs"},
     "report": {"labels", "papers", "provenance", "selection", "specs", "tracking"},
 }
 FEATURES_LAYERS = (  # the rooms of `features`, the lowest first

@@ -41,7 +41,7 @@ def inside(item: Tensor, domain: Range) -> Tensor:
     return (item >= domain[0]) & (item < domain[1])
 
 
-def where(sequences: Sequences, chosen_N: Tensor) -> Sequences:
+def filtered(sequences: Sequences, chosen_N: Tensor) -> Sequences:
     """Return the chosen items of each sequence, in their order; some sequences are left empty."""
     before = torch.cat([chosen_N.new_zeros(1, dtype=torch.int64), chosen_N.long().cumsum(0)])
     return Sequences(item=sequences.item[chosen_N], starts=before[sequences.starts])
@@ -49,7 +49,7 @@ def where(sequences: Sequences, chosen_N: Tensor) -> Sequences:
 
 def within(sequences: Sequences, domain: Range) -> Sequences:
     """Return the items of each sequence that are of the domain."""
-    return where(sequences, inside(sequences.item, domain))
+    return filtered(sequences, inside(sequences.item, domain))
 
 
 def windows(starts: Tensor, most: int) -> tuple[Tensor, Tensor]:
@@ -157,11 +157,11 @@ def training_labels(task: SequenceTask, sequences: str, hidden: Tensor | None = 
     in_target = inside(task.train.item, task.target)
     if sequences == "merged":
         shown = torch.ones_like(in_target) if hidden is None else ~(in_target & hidden[task.train.row])
-        return labels(task, shown, torch.ones_like(in_target))
-    return labels(task, in_target if sequences == "target" else ~in_target, in_target)
+        return make_labels(task, shown, torch.ones_like(in_target))
+    return make_labels(task, in_target if sequences == "target" else ~in_target, in_target)
 
 
-def labels(task: SequenceTask, shown_N: Tensor, wanted_N: Tensor) -> Labels:
+def make_labels(task: SequenceTask, shown_N: Tensor, wanted_N: Tensor) -> Labels:
     """Return as labels the wanted training items before which the same sequence has a shown one."""
     train = task.train
     row, first = train.row, train.starts[:-1]
@@ -174,7 +174,7 @@ def labels(task: SequenceTask, shown_N: Tensor, wanted_N: Tensor) -> Labels:
     chosen = wanted_N & (shown_before > 0)
     in_target = inside(train.item, task.target)
     return Labels(
-        shown=where(train, shown_N),
+        shown=filtered(train, shown_N),
         row=row[chosen],
         at=shown_before[chosen] - 1,
         item=train.item[chosen],
@@ -190,6 +190,20 @@ def labels(task: SequenceTask, shown_N: Tensor, wanted_N: Tensor) -> Labels:
 def draw_shared(domains: Sequence[Range], count: int, rng: np.random.Generator) -> Tensor:
     """Draw `count` items of each domain, evenly, for all labels of a batch: int64 [P, K]."""
     return torch.from_numpy(np.stack([rng.integers(*domain, count) for domain in domains]))
+
+
+def draw_weighted(
+    domains: Sequence[Range], count: int, rng: np.random.Generator, weight_I: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Draw `count` items of each domain by their weights, and return with them 1 / chance of each: [P, K] both."""
+    drawn, inverse = [], []
+    for low, high in domains:
+        chance = weight_I[low:high].double().cpu().numpy()
+        chance = chance / chance.sum()
+        place = rng.choice(high - low, count, p=chance)
+        drawn.append(low + place)
+        inverse.append(1 / chance[place])
+    return torch.from_numpy(np.stack(drawn)), torch.from_numpy(np.stack(inverse)).float()
 
 
 class Unseen:
@@ -240,16 +254,20 @@ def distinct(items: int, *numbers: Tensor) -> tuple[Tensor, list[Tensor]]:
 
 
 def softmax_loss(
-    state_ND: Tensor, label_N: Tensor, label_ND: Tensor, domains: Sequence[Range], drawn_PK: Tensor, drawn_PKD: Tensor
-) -> Tensor:
-    """Return the mean of `next_item_loss` over labels, each among the evenly drawn items of its own domain."""
+    state_ND: Tensor, label_N: Tensor, label_ND: Tensor, domains: Sequence[Range], drawn_PK: Tensor, drawn_PKD: Tensor,
+    inverse_PK: Tensor | None = None,
+) -> Tensor:  # fmt: skip
+    """Return the mean over labels of `next_item_loss` among the drawn items of their own domain.
+
+    `inverse_PK`: 1 / chance of each drawn item; None: they were drawn evenly.
+    """
     loss = state_ND.new_zeros(())
-    for domain, drawn_K, drawn_KD in zip(domains, drawn_PK, drawn_PKD, strict=True):
-        chosen = inside(label_N, domain).nonzero().squeeze(1)
-        size = domain[1] - domain[0]
+    for place, (low, high) in enumerate(domains):
+        chosen = inside(label_N, (low, high)).nonzero().squeeze(1)
+        inverse = high - low if inverse_PK is None else inverse_PK[place]
         loss = loss + next_item_loss(
-            state_ND[chosen], label_N[chosen], label_ND[chosen], drawn_K, drawn_KD, size
-        )  # fmt: skip
+            state_ND[chosen], label_N[chosen], label_ND[chosen], drawn_PK[place], drawn_PKD[place], inverse
+        )
     return loss / len(label_N)
 
 

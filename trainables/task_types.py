@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +79,7 @@ class TaskType:
     limits: Callable[[Any], tuple[float, float]]  # task -> least and largest score that is shown to a user
     as_predict: Callable[[str], Predict]  # a simple baseline in the form of a model's prediction
     baselines: tuple[str, ...]  # the simple baselines, each a row of every table
+    baseline_needs: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # baseline -> as NEEDS of a model
     reference: str  # the one among them that a useful model has to pass
     metrics: tuple[Metric, ...]  # in the order of tables
     full: tuple[Metric, ...] = ()  # those of the full ranking, named full_<metric>; test alone has them
@@ -275,6 +276,7 @@ SEQUENCES = TaskType(
     limits=lambda task: (-np.inf, np.inf),
     as_predict=sequence_baselines.as_predict,
     baselines=tuple(sequence_baselines.PREDICTORS),
+    baseline_needs=sequence_baselines.NEEDS,
     reference="item_knn",
     metrics=_ranking("", ""),
     full=_ranking("full_", ", among all items"),

@@ -345,8 +345,8 @@ def test_faults_of_a_config_are_told_together() -> None:
     for line in (
         "loss is 'bpr'; choose from softmax, bce",
         "heads is 3; give a divisor of 64",
-        "dropout is 1.0; give a number in [0, 1)",
-        "lr is 0.0; give a finite number above 0",
+        "dropout is 1.0; give a number of at least 0, below 1",
+        "lr is 0.0; give a number above 0",
         "negatives is 0; give a number of at least 1",
         "sequences is 'both'; choose from merged, target",
         "item_start is 'text'; choose from random, titles",

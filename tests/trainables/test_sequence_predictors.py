@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from features.domains.domain import Domain, DomainSpec, FilterSpec, prepare_domain
+from features.errors import InputError
 from features.simulate.simulator import SimulateSpec, simulate
 from features.store.tables import FeatureTable
-from trainables.baselines.sequential import MIXES, PREDICTORS, RECENCY, as_predict, title_similarity
+from trainables.baselines.sequential import MIXES, NEEDS, PREDICTORS, RECENCY, as_predict, title_similarity
 from trainables.metrics.sequential import sequence_errors
 from trainables.tasks.arrays import TaskFolders
 from trainables.tasks.sequential import (
@@ -89,12 +90,16 @@ def test_scores_are_of_all_target_items_and_of_no_seed(name: str, task: Sequence
 
 
 @pytest.mark.parametrize("name", PREDICTORS)
-def test_blocks_do_not_change_a_score(
-    name: str, task: SequenceTask, scored: HeldOut, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_other_rows_do_not_change_a_score(name: str, task: SequenceTask, scored: HeldOut) -> None:
     whole = as_predict(name)(scored, task, 0)
-    monkeypatch.setattr("trainables.baselines.sequential._ROWS", 3)
-    torch.testing.assert_close(as_predict(name)(scored, task, 0), whole)
+    for rows in torch.arange(len(scored)).split(3):  # type: ignore[no-untyped-call]
+        torch.testing.assert_close(as_predict(name)(scored.rows(rows), task, 0), whole[rows])
+
+
+def test_a_baseline_that_reads_titles_says_what_a_task_lacks(task: SequenceTask) -> None:
+    assert NEEDS == {"item_knn_title": ("titles",)}
+    with pytest.raises(InputError, match=r"this task has no titles; set features\.text in the plan"):
+        as_predict("item_knn_title")(task.validation, replace(task, text=None), 0)
 
 
 @pytest.mark.parametrize("name", PREDICTORS)

@@ -24,6 +24,7 @@ from trainables.sequence_tools import (
     causal,
     distinct,
     draw_shared,
+    draw_weighted,
     next_item_loss,
     padded,
     principal_components,
@@ -188,12 +189,16 @@ def test_sampled_softmax_is_the_softmax_over_the_domain_on_average() -> None:
 
 
 def test_uneven_draws_are_weighted_by_the_inverse_of_their_chance() -> None:
+    """With the weights 1 to 5 of the other domain beside them, which change nothing."""
     torch.manual_seed(0)
-    vectors, state, label = torch.randn(30, 4), torch.randn(3, 4), torch.tensor([0, 7, 29])
-    full = functional.cross_entropy(state @ vectors.T, label, reduction="sum")
-    chance = torch.arange(1, 31) / 465
-    drawn = torch.from_numpy(np.random.default_rng(0).choice(30, 40_000, p=chance.double() / chance.double().sum()))
-    loss = next_item_loss(state, label, vectors[label], drawn, vectors[drawn], 1 / chance[drawn])
+    vectors, state, label = torch.randn(35, 4), torch.randn(3, 4), torch.tensor([5, 12, 34])
+    full = functional.cross_entropy(state @ vectors[5:].T, label - 5)
+    weight = torch.cat([torch.arange(1, 6), torch.arange(1, 31)])
+    domains = [(0, 5), (5, 35)]
+    drawn, inverse = draw_weighted(domains, 40_000, np.random.default_rng(0), weight)
+    assert float((drawn[1] == 34).float().mean()) == pytest.approx(30 / 465, abs=0.005)
+    assert float(inverse[1][drawn[1] == 34][0]) == pytest.approx(465 / 30)
+    loss = softmax_loss(state, label, vectors[label], domains, drawn, vectors[drawn], inverse)
     assert float(loss) == pytest.approx(float(full), rel=0.02)
 
 

@@ -1,8 +1,7 @@
-"""Simple scorers of next items: what a model has to beat to be of use. Each is a row of every table.
+"""Simple baselines of next-item prediction: what a model has to beat to be of use. Each is a row of every table.
 
-All know the training sequences only. Items of the shown history come last: as domains are read, a user has an item once,
-and on Food-Kitchen they are among the negatives of every fourth (kitchen) or second (food) row. Shapes: R rows, B rows
-of a block, C candidates, I items of both domains, J those of the target domain, S training sequences, F feature width.
+They read the training sequences, and one of them titles. Shapes: R rows, C candidates, I items of both domains, J those of
+the target domain, S training sequences, F feature width.
 """
 
 from __future__ import annotations
@@ -22,20 +21,19 @@ from trainables.tasks.sequential import LAST, HeldOut, SequenceTask, seen
 
 RECENCY = 0.85  # weight of an item of the history against the one after it
 MIXES = (0.0, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5)  # weights of title similarity that validation chooses from
-_ROWS = 256  # scored at once
 
 Score = Callable[[HeldOut], Tensor]
-"""Rows -> scores of all target-domain items, float32 [B, J]."""
+"""Rows -> scores of all target-domain items, float32 [R, J]."""
 
 
 def popularity(task: SequenceTask) -> Score:
-    """In how many training sequences the item occurs."""
+    """Count the training sequences in which the item occurs."""
     counts = torch.bincount(task.train.item, minlength=task.items)[slice(*task.target)].float()
     return lambda rows: counts.expand(len(rows), -1)
 
 
 def item_knn(task: SequenceTask) -> Score:
-    """Mean cosine of co-occurrence with the items of the history, RECENCY per step back.
+    """Average the item's cosine of co-occurrence with those of the history, RECENCY per step back.
 
     Cosine of items i and j: sequences with both / sqrt(sequences with i * sequences with j).
     """
@@ -47,22 +45,22 @@ def item_knn(task: SequenceTask) -> Score:
 
 
 def title_similarity(task: SequenceTask) -> Score:
-    """Mean cosine of the title's vector with those of the history, RECENCY per step back."""
+    """Average the cosine of the title's vector with those of the history, RECENCY per step back."""
     unit_IF = normalize(task.titles(), dim=1)
     unit_FJ = unit_IF[slice(*task.target)].T.contiguous()
     return lambda rows: torch.from_numpy(_weights(rows, task.items) @ unit_IF.numpy()) @ unit_FJ
 
 
 def item_knn_title(task: SequenceTask) -> Score:
-    """(1 - w) * item_knn + w * title_similarity, w the one of MIXES with the best validation NDCG@10.
+    """Mix (1 - w) * item_knn + w * title_similarity, with the w of MIXES that has the best validation NDCG@10.
 
-    NDCG@10 is meant as models are selected by it: averaged over protocols.
+    That is the metric by which models are selected: averaged over protocols, and items of the history come last.
     """
     knn, title = item_knn(task), title_similarity(task)
     rows = task.validation
     column_RC = rows.candidates.long() - task.target[0]
     hidden_RC = seen(rows.history, task.target).gather(1, column_RC)
-    knn_RC, title_RC = (_scored(score, rows).gather(1, column_RC) for score in (knn, title))
+    knn_RC, title_RC = (score(rows).gather(1, column_RC) for score in (knn, title))
 
     def quality(mix: float) -> float:
         mixed_RC = ((1 - mix) * knn_RC + mix * title_RC).masked_fill(hidden_RC, LAST)
@@ -79,24 +77,18 @@ PREDICTORS: dict[str, Callable[[SequenceTask], Score]] = {
 }
 
 
+NEEDS: dict[str, tuple[str, ...]] = {"item_knn_title": ("titles",)}
+"""What a task has to hold beside ids for a baseline, as `NEEDS` of a model says it."""
+
+
 def as_predict(name: str) -> Callable[[HeldOut, SequenceTask, int], Tensor]:
-    """The predictor in the form of a model's `predict`: scores of all target-domain items, [R, J]."""
+    """Return a baseline in the form of a model's `predict`: scores of all target-domain items, [R, J]."""
     fitted = lru_cache(maxsize=1)(PREDICTORS[name])
-
-    def predict(held_out: HeldOut, task: SequenceTask, seed: int) -> Tensor:
-        return _scored(fitted(task), held_out)
-
-    return predict
-
-
-def _scored(score: Score, held_out: HeldOut) -> Tensor:
-    """Scores block by block, [R, J]."""
-    blocks = torch.split(torch.arange(len(held_out)), _ROWS)
-    return torch.cat([score(held_out.rows(index_B)) for index_B in blocks])
+    return lambda held_out, task, seed: fitted(task)(held_out)
 
 
 def _weights(rows: HeldOut, items: int) -> sp.csr_array:
-    """RECENCY ** steps back of each item of the history, adding up to 1 a row (0 where it is empty): [B, I]."""
+    """Weigh each item of the history by RECENCY ** steps back; a row adds up to 1, or is 0 where it is empty: [R, I]."""
     history = rows.history
     back = history.starts[1:][history.row] - 1 - torch.arange(len(history.item))
     weight = RECENCY ** back.float()
