@@ -65,8 +65,10 @@ def main() -> None:
         if debug:
             traceback.print_exc()
             sys.exit(2)
+        from features.errors import one_line
+
         # Our own errors have a line for each fault; others' words become one.
-        for line in str(error).splitlines() if isinstance(error, ValueError) else [" ".join(str(error).split())]:
+        for line in str(error).splitlines() if isinstance(error, ValueError) else [one_line(error)]:
             errors.print(f"study: {line}", markup=False, highlight=False, soft_wrap=True)
         sys.exit(2)
 
