@@ -345,14 +345,13 @@ def rerun(run_id: str, home: Path) -> None:
 @ROW
 def recommend(plan: str, home: Path, user: str, cell: str | None, count: int, row: str | None) -> None:
     """Show a user's source-domain history and the best target-domain items, by the registered model."""
+    from features.errors import InputError
+    from study.home import Home
     from study.plan.load import load_plan
     from study.study import Study
 
-    home = home.absolute()
-    if not (home / "tasks").is_dir():
-        from features.errors import InputError
-
-        raise InputError(f"{home}: holds no study; run one there first, or name another --home")
+    if not Home(home).tasks.is_dir():
+        raise InputError(f"{Home(home)}: holds no study; run one there first, or name another --home")
     found = Study(load_plan(plan), home=home).recommend(user, cell, count, row)
     known = Table("item", "title", title=f"{user} has, in the source domain (oldest first)")
     for item, title in found.history.itertuples(index=False):
@@ -380,7 +379,7 @@ def ui(home: Path, port: int, host: str) -> None:
     uri = store_uri(Home(home))
     if uri.startswith("http"):
         raise InputError(f"{uri}: is a server with a UI of its own; open it in a browser")
-    if named_uri() is None and not (home / "mlflow.db").is_file():
+    if named_uri() is None and not Home(home).database.is_file():
         raise InputError(
             f"{home}: holds no MLflow store; run a study there first, name another --home, or a store in "
             "MLFLOW_TRACKING_URI"

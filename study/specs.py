@@ -70,7 +70,7 @@ class Job:
     seeds: tuple[int, ...]
     """Training seeds; their mean is the trial's result."""
     feature_set: str
-    """Which vectors the task holds: `text` or `ratings`."""
+    """What the task holds: vectors of texts (`text`) or from ratings (`ratings`), or no vectors (`ids`)."""
     task_dir: str
     """Folder of task tensors, a path that workers can read."""
     score: bool = False
