@@ -101,9 +101,9 @@ def _within(value: float, least: float | None, above: float | None, most: float 
 def _described(noun: str, least: float | None, above: float | None, most: float | None, below: float | None) -> str:
     """The rule in words, such as "finite number above 0, up to 1"."""
     if least is not None and most is not None:
-        return f"{noun} from {least:,} to {most:,}"
+        return f"{noun} from {least} to {most}"
     words = (
         ("of at least", least), ("above", above), ("up to", most), ("below", below),
     )  # fmt: skip
-    bounds = ", ".join(f"{word} {bound:,}" for word, bound in words if bound is not None)
+    bounds = ", ".join(f"{word} {bound}" for word, bound in words if bound is not None)
     return f"{noun} {bounds}".strip()

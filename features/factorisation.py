@@ -22,10 +22,10 @@ _CHUNK = 4096  # users or items whose [K, K] systems are held at once
 
 @dataclass(frozen=True, kw_only=True)
 class FactorSpec:
-    """How rating-based vectors are made."""
+    """Settings of the factorisation."""
 
     factors: int = 8  # K, at least 1; a vector is [bias, K factors]
-    bias_shrinkage: float = 5.0  # ratings of the mean that every user and item is taken to have; above 0
+    bias_shrinkage: float = 5.0  # ratings of the mean that every user and item is given in addition; above 0
     regularisation: float = 15.0  # ridge on the factors, in ratings; above 0
     sweeps: int = 15  # of alternating least squares
     seed: int = 0  # of the first factors
@@ -40,7 +40,7 @@ class FactorSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class Interactions:
-    """Ratings of one domain, users and items numbered."""
+    """Ratings of one domain, with users and items numbered."""
 
     user: Ints  # [N] in 0..users-1
     item: Ints  # [N] in 0..items-1
@@ -51,7 +51,7 @@ class Interactions:
 
 @dataclass(frozen=True, kw_only=True)
 class Vectors:
-    """Of one domain: [bias, factors] of its users [U, 1 + K] and items [I, 1 + K], float32; zeros where nothing is rated.
+    """[bias, factors] of one domain's users [U, 1 + K] and items [I, 1 + K], float32; zeros where nothing is rated.
 
     rating = mean + user bias + item bias + user factors . item factors, each bias shrunk towards 0.
     """
@@ -61,7 +61,7 @@ class Vectors:
 
 
 def factorise(spec: FactorSpec, ratings: Interactions) -> Vectors:
-    """Vectors of one domain from the ratings that training may see."""
+    """Compute the vectors of one domain from the ratings that training may see."""
     centred = ratings.rating.astype(np.float64)
     centred -= centred.mean()
     user_bias, item_bias = biases(
@@ -91,7 +91,7 @@ def alternating_ridge(spec: FactorSpec, ratings: Interactions, residual_N: Float
 def biases(
     shrinkage: float, user_N: Ints, item_N: Ints, centred_N: Floats, users: int, items: int, sweeps: int = 10
 ) -> tuple[Floats, Floats]:
-    """User [U] and item [I] offsets of centred ratings, each the shrunken mean of what the other leaves."""
+    """Compute user [U] and item [I] offsets of centred ratings, each the shrunken mean of what the other leaves."""
     user_bias, item_bias = np.zeros(users), np.zeros(items)
     user_n = np.bincount(user_N, minlength=users) + shrinkage
     item_n = np.bincount(item_N, minlength=items) + shrinkage
@@ -102,7 +102,7 @@ def biases(
 
 
 def _solve(residual: csr_matrix, other: Floats, ridge: float) -> Floats:
-    """Least-squares factors of each row of `residual` given the factors of its columns, [rows, K].
+    """Solve for the least-squares factors [rows, K] of the rows of `residual`, given the factors of its columns.
 
     p_u = (sum q q^T + ridge * I)^-1 sum residual * q, the sums over what u has rated; q are the rows of `other`.
     """

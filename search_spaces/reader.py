@@ -113,6 +113,15 @@ class Space:
             raise SpaceError(faults)
         return fitted
 
+    def within(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Return those of `values` that this space can draw together; what it cannot is left out."""
+        drawn: dict[str, Any] = {}
+        for parameter in self.parameters:
+            if parameter.active(drawn) and parameter.name in values:
+                fitting = _fit(parameter.distribution, values[parameter.name])
+                drawn |= {parameter.name: fitting[0]} if fitting else {}
+        return drawn
+
     def grid(self, given: Mapping[str, Collection[Any]]) -> Iterator[dict[str, Any]]:
         """Every configuration once; `given` has the values of ranges that are continuous, or fewer than a range holds.
 

@@ -435,7 +435,8 @@ def _report(study: Study, *, fresh: bool) -> None:
     from features.errors import InputError
     from study.report.claims.judge import counts
     from study.report.comparison_table import summary_table
-    from study.report.report import CLAIMS, current
+    from study.report.report import current
+    from study.tracking import tags
 
     page = study.report_folder / "report.html"
     results, comparison = None if fresh else study.results(), None
@@ -449,7 +450,7 @@ def _report(study: Study, *, fresh: bool) -> None:
         if made.unlogged:
             console.print(made.unlogged, markup=False, soft_wrap=True)
     else:
-        _claims(drawn[CLAIMS])
+        _claims(drawn[tags.CLAIMS])
     try:
         console.print(summary_table(results, comparison))
     except InputError as missing:

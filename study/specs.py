@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 Direction = Literal["minimize", "maximize"]
 ARROW = "->"  # between source and target in the name of a cell, and in no name of a field
+GRID = "GridSampler"  # the sampler that tries every configuration
 BASELINE = "baseline"  # the model of a row that is a simple baseline; the row has the baseline's name
 
 # Names become tags, file names and MLflow filters; an alphabet without quotes, slashes or blanks needs no escaping.
@@ -224,7 +225,7 @@ class Recipe:
     selection: Selection
     """Metric that selects, the same for all rows, and its direction."""
     tags: Mapping[str, str] = field(default_factory=dict)
-    """On every run; `study.data_key` and `study.feature_key` also tell whether an old result still counts."""
+    """On every run; whether an old result still counts does not depend on them, see `study.engine.fingerprint`."""
     resources: Resources = field(default_factory=Resources)
     faults: Faults = field(default_factory=Faults)
     cluster: Cluster = field(default_factory=Cluster)

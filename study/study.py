@@ -139,8 +139,8 @@ class Study:
 
     def sweep(self, parameter: str) -> Summary:
         """One field varied, everything else at the best configuration."""
-        rows = swept_rows(self.plan, parameter)
-        return self._run(f"sweep:{parameter}", self._start_configs(parameter, self.plan.sweeps[parameter].start, rows))
+        part, rows = f"sweep:{parameter}", swept_rows(self.plan, parameter)
+        return self._run(part, self._start_configs(part, self.plan.sweeps[parameter].start, rows))
 
     def ablate(self) -> Summary:
         """Variants of the subject's best configuration."""
@@ -299,7 +299,8 @@ class Study:
         recipes = {
             row.name: RowRecipe(
                 trainable=RUN, model=row.model, base=row.config,
-                space=row.load_space() if part == "search" else None, search=row.search if part == "search" else None,
+                space=row.load_space() if part == "search" else None,
+                search=row.search_with_first_point() if part == "search" else None,
             )
             for row in self.plan.rows
             if row.name in named

@@ -23,9 +23,19 @@ FORBIDDEN = {
 }
 WITHIN_STUDY = {  # what each folder of `study` may use of the rest of it; its own modules go without saying
     "engine": {"home", "provenance", "specs", "tracking"},
-    "tracking": {"home", "labels", "specs"},
+    "tracking": {"home", "labels", "selection", "specs"},
     "report": {"labels", "papers", "provenance", "selection", "specs", "tracking"},
 }
+FEATURES_LAYERS = (  # the rooms of `features`, the lowest first
+    {"__init__", "errors", "progress"},
+    {"checks"},
+    {"store"},
+    {"domains", "simulate", "images", "factorisation"},
+    {"encoders"},
+    {"extraction"},
+    {"pseudo"},
+)
+CYCLES: list[list[str]] = []  # groups of modules that still know each other; to be shortened only
 MODULES = sorted(path.relative_to(ROOT) for package in OURS for path in (ROOT / package).rglob("*.py"))
 HEAVY = ("duckdb", "matplotlib", "mlflow", "optuna", "pandas", "pyarrow", "ray", "scipy", "torch", "transformers")
 CALLS_AT_IMPORT = ast.Expr | ast.For | ast.While | ast.With | ast.Try | ast.Delete | ast.Raise | ast.AugAssign
@@ -68,6 +78,63 @@ def test_the_folders_of_the_study_stand_on_few_others(folder: str) -> None:
         for alias in node.names
     }
     assert used - {folder} == WITHIN_STUDY[folder]
+
+
+@pytest.mark.parametrize("path", [path for path in MODULES if path.parts[0] == "features"], ids=str)
+def test_rooms_of_features_know_no_higher_ones(path: Path) -> None:
+    """Also for type checkers and inside functions; rooms of one layer do not know each other."""
+    room = path.with_suffix("").parts[1]
+    layer = next(number for number, rooms in enumerate(FEATURES_LAYERS) if room in rooms)
+    known = {room for rooms in FEATURES_LAYERS[:layer] for room in rooms} | {room}
+    assert {name.split(".")[1] for name in modules_used(path) if name.startswith("features.")} <= known
+
+
+def test_every_room_of_features_has_a_layer() -> None:
+    rooms = {path.with_suffix("").parts[1] for path in MODULES if path.parts[0] == "features"}
+    assert sorted(room for rooms in FEATURES_LAYERS for room in rooms) == sorted(rooms)
+
+
+def dotted(path: Path) -> str:
+    """`study.plan.load`; of a package's `__init__.py` the package."""
+    return ".".join(path.with_suffix("").parts).removesuffix(".__init__")
+
+
+def modules_used(path: Path) -> set[str]:
+    """Modules of ours that a module imports, wherever in its text."""
+    names = {dotted(module) for module in MODULES}
+    used = set()
+    for node in ast.walk(tree(path)):
+        if isinstance(node, ast.Import):
+            used |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            members = {f"{node.module}.{alias.name}" for alias in node.names}
+            used |= (members & names) | ({str(node.module)} if members - names else set())
+    return used & names
+
+
+def cycles(graph: dict[str, set[str]]) -> list[list[str]]:
+    """Groups of modules that reach each other."""
+    reached = {}
+    for start in graph:
+        seen: set[str] = set()
+        left = [start]
+        while left:
+            for name in graph[left.pop()] - seen:
+                seen.add(name)
+                left.append(name)
+        reached[start] = seen
+    groups = {frozenset({other for other in reached[name] if name in reached[other]}) for name in graph}
+    return sorted(sorted(group) for group in groups if group)
+
+
+def test_no_module_imports_itself_by_way_of_others() -> None:
+    """All imports count: those for type checkers and those inside functions too."""
+    assert cycles({dotted(path): modules_used(path) - {dotted(path)} for path in MODULES}) == CYCLES
+
+
+def test_the_rule_sees_cycles() -> None:
+    graph = {"a": {"b"}, "b": {"c"}, "c": {"b", "d"}, "d": set(), "e": {"e", "a"}}
+    assert cycles(graph) == [["b", "c"], ["e"]]
 
 
 def test_the_rule_sees_every_form_of_import() -> None:

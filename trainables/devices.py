@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
 from typing import Any, Self
@@ -54,6 +54,17 @@ def global_generators(device: torch.device) -> list[torch.Generator]:
     return generators
 
 
+def random_states(device: torch.device) -> list[Tensor]:
+    """Return the states of torch's global random numbers on a device."""
+    return [generator.get_state() for generator in global_generators(device)]
+
+
+def set_random_states(states: Sequence[Tensor], device: torch.device) -> None:
+    """Go on from the states of `random_states`; of another machine's, as many as there are here."""
+    for generator, state in zip(global_generators(device), states, strict=False):
+        generator.set_state(state)
+
+
 class OwnRandomness:
     """torch's global random numbers as one seed finds them, whoever draws from them in between.
 
@@ -61,25 +72,22 @@ class OwnRandomness:
     """
 
     def __init__(self, seed: int, device: torch.device) -> None:
-        self._generators = global_generators(device)
-        self.states = [torch.Generator(found.device).manual_seed(seed).get_state() for found in self._generators]
+        self._device = device
+        generators = global_generators(device)
+        self.states = [torch.Generator(generator.device).manual_seed(seed).get_state() for generator in generators]
         self._outside: list[Tensor] = []
 
     def __enter__(self) -> None:
-        self._outside = [generator.get_state() for generator in self._generators]
-        self._set(self.states)
+        self._outside = random_states(self._device)
+        set_random_states(self.states, self._device)
 
     def __exit__(self, *_: object) -> None:
-        self.states = [generator.get_state() for generator in self._generators]
-        self._set(self._outside)
+        self.states = random_states(self._device)
+        set_random_states(self._outside, self._device)
 
-    def load(self, states: list[Tensor]) -> None:
-        """Go on from the states of another process, which may have had no GPU."""
-        self.states[: len(states)] = states[: len(self.states)]
-
-    def _set(self, states: list[Tensor]) -> None:
-        for generator, state in zip(self._generators, states, strict=True):
-            generator.set_state(state)
+    def load(self, states: Sequence[Tensor]) -> None:
+        """Go on from the states of another process, which may have had no GPU, or had one."""
+        self.states = [*states[: len(self.states)], *self.states[len(states) :]]
 
 
 @contextmanager

@@ -49,8 +49,10 @@ class DomainSpec:
     reader: str  # amazon2023 | recbole | table
     interactions: str  # file of interactions, relative to the data folder
     items: str | None = None  # file of items (metadata), relative to the data folder
-    columns: Mapping[str, str] = field(default_factory=dict)  # readers recbole and table: our column name -> theirs
-    where: Mapping[str, str] = field(default_factory=dict)  # reader table: their column -> the value of rows to read
+    columns: Mapping[str, str] = field(default_factory=dict)  # readers recbole and table: our column name -> the file's
+    where: Mapping[str, str] = field(
+        default_factory=dict
+    )  # reader table: the file's column -> the value of rows to read
     feedback: str = "explicit"  # explicit: ratings | implicit (reader table): none are read, the rating is null
     duplicates: str = (
         "mean"  # of the same (user, item): mean rating with the last text | last | first (by time, then line)
@@ -391,7 +393,7 @@ def _export(database: duckdb.DuckDBPyConnection, work: Path, folder: Path) -> No
 
 
 def _placed(database: duckdb.DuckDBPyConnection, place: str, file: pq.ParquetFile) -> Iterator[pa.Table]:
-    """Yield the rows of `file` that the table `place` (row, position, ..) lists, with its columns in place of the file's."""
+    """Yield the rows of `file` that the table `place` (row, position, ..) lists, with the columns of both."""
     start = 0
     for group in range(file.num_row_groups):
         rows = file.read_row_group(group)

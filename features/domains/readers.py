@@ -1,8 +1,8 @@
 """Readers of raw files: Amazon Reviews 2023 JSON lines, RecBole atomic files, parquet and CSV tables.
 
 Each yields Arrow batches of one schema, INTERACTIONS or ITEMS, so that no more than a few megabytes are held at a time.
-Arrow parses whole blocks; Python looks at single lines only once a block is known to be bad, to say which line it is.
-Everything wrong with a file is an InputError: `file:line: rule, value; remedy`.
+Arrow parses whole blocks; Python looks at single lines only where a block is bad, to say which line it is. Everything
+wrong with a file is an InputError: `file:line: rule, value; remedy`.
 """
 
 import csv
@@ -51,17 +51,17 @@ REQUIRED: Mapping[Kind, tuple[str, ...]] = {"interactions": ("user_id", "item_id
 
 
 @dataclass(frozen=True)
-class Wanted:
-    """What of a file is read."""
+class Subset:
+    """Which columns and rows of a file are read."""
 
-    columns: Mapping[str, str]  # our column name -> theirs, where they differ
-    where: Mapping[str, str]  # their column -> value: only rows whose column, as text, equals it
+    columns: Mapping[str, str]  # our column name -> the file's, where they differ
+    where: Mapping[str, str]  # the file's column -> value: only rows whose column, as text, equals it
     ratings: bool = True  # False: the file needs no ratings, and none are read
 
 
 @dataclass(frozen=True)
 class Chunk:
-    """Some rows of one file under our raw names, and where each stands in it (`file:line`), for error messages."""
+    """Some rows of one file under our raw names, and the place of each in it (`file:line`), for error messages."""
 
     batch: pa.RecordBatch
     place: Callable[[int], str]
@@ -74,11 +74,11 @@ def read_interactions(
     reader: str, path: Path, columns: Mapping[str, str], scale: tuple[float, float] | None,
     where: Mapping[str, str] = MappingProxyType({}),
 ) -> Iterator[pa.RecordBatch]:  # fmt: skip
-    """Interactions of one file, in file order, every rating within `scale`; None: implicit, all ratings null.
+    """Yield the interactions of one file, in file order, every rating within `scale`; None: implicit, all ratings null.
 
-    `where` (reader table): only rows whose column, as text, has that value.
+    where (reader table): only rows whose column, as text, has that value.
     """
-    for chunk in READERS[reader](path, "interactions", Wanted(columns, where, scale is not None)):
+    for chunk in READERS[reader](path, "interactions", Subset(columns, where, scale is not None)):
         rating = _number(chunk, "rating", pa.float64())
         _check(chunk, ("user_id", "item_id"), rating, scale)
         title, text = _text(chunk, "review_title"), pc.fill_null(_text(chunk, "text"), "")
@@ -97,15 +97,15 @@ def read_interactions(
 def read_items(
     reader: str, path: Path, columns: Mapping[str, str], where: Mapping[str, str] = MappingProxyType({})
 ) -> Iterator[pa.RecordBatch]:
-    """Items of one file, in file order; the same item may come more than once. `where` as for interactions."""
-    for chunk in READERS[reader](path, "items", Wanted(columns, where)):
+    """Yield the items of one file, in file order; an item may come more than once. where: as for interactions."""
+    for chunk in READERS[reader](path, "items", Subset(columns, where)):
         _check(chunk, ("item_id",), None, None)
         arrays = [_null_where_empty(_text(chunk, name, " > " if name == "categories" else " ")) for name in ITEMS.names]
         yield pa.record_batch(arrays, schema=ITEMS)
 
 
 def count_words(text: pa.StringArray) -> pa.Int32Array:
-    """Words between white space; `text` holds no nulls."""
+    """Count the words between white space; `text` holds no nulls."""
     trimmed = pc.ascii_trim_whitespace(text)
     words = pc.list_value_length(pc.ascii_split_whitespace(trimmed))
     return pc.if_else(pc.equal(trimmed, ""), pa.scalar(0, pa.int32()), words)
@@ -135,7 +135,7 @@ def _check(chunk: Chunk, ids: tuple[str, ...], rating: pa.Array | None, scale: t
 
 
 def _text(chunk: Chunk, name: str, separator: str = " ") -> pa.Array:
-    """A column as text; lists are joined; all null where the file has no such column."""
+    """Return a column as text; lists are joined; all null where the file has no such column."""
     if name not in chunk.batch.schema.names:
         return pa.nulls(chunk.batch.num_rows, pa.string())
     column = chunk.batch[name]
@@ -150,7 +150,7 @@ def _text(chunk: Chunk, name: str, separator: str = " ") -> pa.Array:
 
 
 def _number(chunk: Chunk, name: str, kind: pa.DataType) -> pa.Array:
-    """A column as numbers of `kind`; InputError names the first value that is none."""
+    """Return a column as numbers of `kind`. Raises InputError for the first value that is no number."""
     if name not in chunk.batch.schema.names:
         return pa.nulls(chunk.batch.num_rows, kind)
     column = chunk.batch[name]
@@ -191,7 +191,7 @@ def _null_where_empty(text: pa.Array) -> pa.Array:
 
 @contextmanager
 def _open(path: Path) -> Iterator[BinaryIO]:
-    """The bytes of a file, unpacked if its name ends in .gz; faults of the packing become InputError."""
+    """Open a file's bytes, unpacked if its name ends in .gz; faults of the packing become InputError."""
     try:
         with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as stream:
             yield stream  # type: ignore[misc]
@@ -204,7 +204,7 @@ def _open(path: Path) -> Iterator[BinaryIO]:
 
 
 def _blocks(stream: BinaryIO) -> Iterator[tuple[int, bytes]]:
-    """Blocks of whole lines, each with the number of its first line, counted from 1 at the stream's start."""
+    """Yield blocks of whole lines, each with the number of its first line, counted from 1 at the stream's start."""
     line, rest = 1, b""
     while data := stream.read(BLOCK):
         cut = data.rfind(b"\n") + 1
@@ -227,7 +227,7 @@ class _Block:
     data: bytes
 
     def lines(self) -> Iterator[tuple[int, bytes]]:
-        """Number and bytes of each line that is a row."""
+        """Yield number and bytes of each line that is a row."""
         for number, line in enumerate(self.data.split(b"\n"), self.first):
             if line.strip():
                 yield number, line
@@ -237,7 +237,7 @@ class _Block:
         return f"{self.path}:{number}"
 
     def parse(self, parser: Callable[[bytes], pa.Table], explain: Callable[[bytes], str | None]) -> Chunk:
-        """All rows at once; where that fails, the first line that fails on its own, with what `explain` says of it."""
+        """Parse all rows at once. Raises InputError for the first line that fails by itself, in the words of `explain`."""
         try:
             table = _valid(parser(self.data))
         except (pa.ArrowInvalid, UnicodeDecodeError) as error:
@@ -296,8 +296,8 @@ _AMAZON: Mapping[Kind, pa.Schema] = {
 }
 
 
-def _amazon2023(path: Path, kind: Kind, wanted: Wanted) -> Iterator[Chunk]:
-    """Amazon Reviews 2023 (Hou et al. 2024), JSON lines: reviews `<name>.jsonl.gz`, metadata `meta_<name>.jsonl.gz`."""
+def _amazon2023(path: Path, kind: Kind, subset: Subset) -> Iterator[Chunk]:
+    """Read Amazon Reviews 2023 (Hou et al. 2024): JSON lines of reviews `<name>.jsonl.gz` or metadata `meta_<name>...`."""
     schema = _AMAZON[kind]
     options = pa_json.ParseOptions(explicit_schema=schema, unexpected_field_behavior="ignore")
 
@@ -305,7 +305,10 @@ def _amazon2023(path: Path, kind: Kind, wanted: Wanted) -> Iterator[Chunk]:
         whole = pa_json.ReadOptions(use_threads=False, block_size=len(data) + 1)
         return pa_json.read_json(io.BytesIO(data), read_options=whole, parse_options=options)
 
-    ours = {"parent_asin": "item_id", **({"title": "review_title"} if kind == "interactions" else {"images": "image"})}
+    our_names = {
+        "parent_asin": "item_id",
+        **({"title": "review_title"} if kind == "interactions" else {"images": "image"}),
+    }
     required = ("user_id", "parent_asin", "rating") if kind == "interactions" else ("parent_asin",)
     with _open(path) as stream:
         for first, data in _blocks(stream):
@@ -321,12 +324,13 @@ def _amazon2023(path: Path, kind: Kind, wanted: Wanted) -> Iterator[Chunk]:
                 for name, column in zip(schema.names, chunk.batch.columns, strict=True)
             ]
             yield Chunk(
-                pa.RecordBatch.from_arrays(arrays, names=[ours.get(name, name) for name in schema.names]), chunk.place
+                pa.RecordBatch.from_arrays(arrays, names=[our_names.get(name, name) for name in schema.names]),
+                chunk.place,
             )
 
 
 def _first_image(images: pa.Array) -> pa.Array:
-    """The first image of each item (MuSiC 4.1.1), the large one where there is one."""
+    """Return the first image of each item (MuSiC 4.1.1), the large one where there is one."""
     first = pc.list_element(
         pc.if_else(pc.greater(pc.list_value_length(images), 0), images, pa.scalar([{}], _PICTURE)), 0
     )
@@ -334,7 +338,7 @@ def _first_image(images: pa.Array) -> pa.Array:
 
 
 def _explain_json(line: bytes, schema: pa.Schema) -> str | None:
-    """What is wrong with one JSON line, in words; None where Python finds nothing."""
+    """Return what is wrong with one JSON line, in words; None where Python finds nothing."""
     try:
         row = json.loads(line)
     except UnicodeDecodeError:
@@ -342,25 +346,25 @@ def _explain_json(line: bytes, schema: pa.Schema) -> str | None:
     except ValueError as error:
         return f"not JSON ({error})"
     if not isinstance(row, dict):
-        return f"a JSON object is expected, not {_shown(row)}"
+        return f"a JSON object is expected, not {_excerpt(row)}"
     for field in schema:
         value = row.get(field.name)
         if value is None:
             continue
         if pa.types.is_string(field.type) and not isinstance(value, str):
-            return f"{field.name} must be text, not {_shown(value)}"
+            return f"{field.name} must be text, not {_excerpt(value)}"
         if pa.types.is_floating(field.type) and (isinstance(value, bool) or not isinstance(value, int | float)):
-            return f"{field.name} must be a number, not {_shown(value)}"
+            return f"{field.name} must be a number, not {_excerpt(value)}"
         if pa.types.is_integer(field.type) and (isinstance(value, bool) or not isinstance(value, int)):
-            return f"{field.name} must be a whole number, not {_shown(value)}"
+            return f"{field.name} must be a whole number, not {_excerpt(value)}"
         if pa.types.is_list(field.type):
             inner, word = (dict, "objects") if pa.types.is_struct(field.type.value_type) else (str, "texts")
             if not isinstance(value, list) or not all(isinstance(part, inner | None) for part in value):
-                return f"{field.name} must be a list of {word}, not {_shown(value)}"
+                return f"{field.name} must be a list of {word}, not {_excerpt(value)}"
     return None
 
 
-def _shown(value: object) -> str:
+def _excerpt(value: object) -> str:
     text = json.dumps(value)
     return text if len(text) <= 60 else text[:57] + "..."
 
@@ -370,11 +374,11 @@ def _shown(value: object) -> str:
 _RECBOLE_TYPES = ("token", "token_seq", "float", "float_seq")
 
 
-def _recbole(path: Path, kind: Kind, wanted: Wanted) -> Iterator[Chunk]:
-    """RecBole's atomic files: tab-separated, a header of `name:type`, no quoting; `.inter` and `.item`."""
+def _recbole(path: Path, kind: Kind, subset: Subset) -> Iterator[Chunk]:
+    """Read RecBole's atomic files `.inter` and `.item`: tab-separated, a header of `name:type`, no quoting."""
     with _open(path) as stream:
         header = _recbole_header(path, stream.readline())
-        names = _choose(path, kind, wanted, header)
+        names = _choose(path, kind, subset, header)
 
         def parse(data: bytes) -> pa.Table:
             table = pa_csv.read_csv(
@@ -411,31 +415,31 @@ def _recbole_header(path: Path, line: bytes) -> list[str]:
 # --- tables -------------------------------------------------------------------------------------------------------
 
 
-def _table(path: Path, kind: Kind, wanted: Wanted) -> Iterator[Chunk]:
-    """Parquet (.parquet, .pq), or text with a header: comma-separated .csv, tab-separated .tsv, also with .gz."""
+def _table(path: Path, kind: Kind, subset: Subset) -> Iterator[Chunk]:
+    """Read parquet (.parquet, .pq), or text with a header: comma-separated .csv, tab-separated .tsv, also with .gz."""
     suffix = path.with_suffix("").suffix if path.suffix == ".gz" else path.suffix
     if suffix in (".parquet", ".pq") and path.suffix != ".gz":
-        batches = _parquet_batches(path, kind, wanted)
+        batches = _parquet_batches(path, kind, subset)
     elif suffix in (".csv", ".tsv"):
-        batches = _csv_batches(path, kind, wanted, "," if suffix == ".csv" else "\t")
+        batches = _csv_batches(path, kind, subset, "," if suffix == ".csv" else "\t")
     else:
         raise InputError(
             f"{path}: a table is .parquet, .pq, .csv, .tsv, .csv.gz or .tsv.gz; convert or rename the file"
         )
     rows = 0
     for names, batch in batches:
-        chosen = _where(path, batch, wanted)
+        chosen = _where(path, batch, subset)
         numbers = rows + 1 + chosen.to_numpy()
-        columns = [batch[theirs].take(chosen) for theirs in names.values()]
+        columns = [batch[column].take(chosen) for column in names.values()]
         place = lambda row, numbers=numbers: f"{path}: row {numbers[row]}"  # noqa: E731
         yield Chunk(pa.RecordBatch.from_arrays(columns, names=list(names)), place)
         rows += batch.num_rows
 
 
-def _where(path: Path, batch: pa.RecordBatch, wanted: Wanted) -> pa.Int64Array:
-    """Numbers of the rows that are wanted."""
+def _where(path: Path, batch: pa.RecordBatch, subset: Subset) -> pa.Int64Array:
+    """Return the numbers of the rows to read."""
     keep = pa.repeat(True, batch.num_rows)
-    for column, value in wanted.where.items():
+    for column, value in subset.where.items():
         try:
             keep = pc.and_(keep, pc.fill_null(pc.equal(batch[column].cast(pa.string()), value), False))
         except pa.ArrowNotImplementedError as error:
@@ -445,13 +449,13 @@ def _where(path: Path, batch: pa.RecordBatch, wanted: Wanted) -> pa.Int64Array:
     return pc.indices_nonzero(keep).cast(pa.int64())
 
 
-def _parquet_batches(path: Path, kind: Kind, wanted: Wanted) -> Iterator[tuple[dict[str, str], pa.RecordBatch]]:
-    """Which columns are chosen (ours -> theirs), and batches with these and those of `where`."""
+def _parquet_batches(path: Path, kind: Kind, subset: Subset) -> Iterator[tuple[dict[str, str], pa.RecordBatch]]:
+    """Yield which columns are chosen (our name -> the file's), and batches with these and those of `where`."""
     try:
         # Arrow opens the file itself and buffers it: through a Python file it holds row groups whole.
         with pq.ParquetFile(path, buffer_size=BLOCK, pre_buffer=False) as file:
-            names = _choose(path, kind, wanted, file.schema_arrow.names)
-            for batch in file.iter_batches(TABLE_ROWS, columns=list({*names.values(), *wanted.where})):
+            names = _choose(path, kind, subset, file.schema_arrow.names)
+            for batch in file.iter_batches(TABLE_ROWS, columns=list({*names.values(), *subset.where})):
                 yield names, batch
     except FileNotFoundError:
         raise InputError(f"{path}: no such file; put it there or correct its name") from None
@@ -460,19 +464,19 @@ def _parquet_batches(path: Path, kind: Kind, wanted: Wanted) -> Iterator[tuple[d
 
 
 def _csv_batches(
-    path: Path, kind: Kind, wanted: Wanted, delimiter: str
+    path: Path, kind: Kind, subset: Subset, delimiter: str
 ) -> Iterator[tuple[dict[str, str], pa.RecordBatch]]:
-    """As `_parquet_batches`, all columns as text."""
+    """Yield what `_parquet_batches` yields, all columns as text."""
     with _open(path) as stream:
         line = stream.readline().decode("utf-8-sig", "replace")
         header = next(csv.reader([line], delimiter=delimiter), [])
-        names = _choose(path, kind, wanted, header)
+        names = _choose(path, kind, subset, header)
         try:
             reader = pa_csv.open_csv(
                 stream,
                 read_options=pa_csv.ReadOptions(use_threads=False, column_names=header, block_size=BLOCK),
                 parse_options=pa_csv.ParseOptions(delimiter=delimiter, newlines_in_values=True),
-                convert_options=_as_text([*names.values(), *wanted.where]),
+                convert_options=_as_text([*names.values(), *subset.where]),
             )
             for batch in reader:
                 yield names, batch
@@ -483,7 +487,7 @@ def _csv_batches(
 
 
 def _as_text(columns: Sequence[str]) -> pa_csv.ConvertOptions:
-    """Only these columns, each as text: ids such as 007 or NA are to stay what they are."""
+    """Convert only these columns, each to text, so that ids such as 007 or NA stay what they are."""
     return pa_csv.ConvertOptions(
         include_columns=list(dict.fromkeys(columns)),
         column_types=dict.fromkeys(columns, pa.string()),
@@ -492,9 +496,9 @@ def _as_text(columns: Sequence[str]) -> pa_csv.ConvertOptions:
     )
 
 
-def _choose(path: Path, kind: Kind, wanted: Wanted, present: list[str]) -> dict[str, str]:
-    """Which of a file's columns to read: our name -> theirs."""
-    for column in wanted.where:
+def _choose(path: Path, kind: Kind, subset: Subset, present: list[str]) -> dict[str, str]:
+    """Return which of a file's columns to read: our name -> the file's."""
+    for column in subset.where:
         if column not in present:
             raise InputError(
                 f"{path}: there is no column {column!r} to choose rows by; its columns are {', '.join(present)}; "
@@ -502,20 +506,20 @@ def _choose(path: Path, kind: Kind, wanted: Wanted, present: list[str]) -> dict[
             )
     chosen = {}
     for name in COLUMNS[kind]:
-        if name == "rating" and not wanted.ratings:
+        if name == "rating" and not subset.ratings:
             continue
-        theirs = wanted.columns.get(name, name)
-        if theirs in present:
-            chosen[name] = theirs
-        elif name in REQUIRED[kind] or name in wanted.columns:
+        column = subset.columns.get(name, name)
+        if column in present:
+            chosen[name] = column
+        elif name in REQUIRED[kind] or name in subset.columns:
             raise InputError(
-                f"{path}: there is no column {theirs!r} for {name}; its columns are {', '.join(present)}; "
+                f"{path}: there is no column {column!r} for {name}; its columns are {', '.join(present)}; "
                 f"set columns.{name} to one of them"
             )
     return chosen
 
 
-READERS: Mapping[str, Callable[[Path, Kind, Wanted], Iterator[Chunk]]] = {
+READERS: Mapping[str, Callable[[Path, Kind, Subset], Iterator[Chunk]]] = {
     "amazon2023": _amazon2023,
     "recbole": _recbole,
     "table": _table,

@@ -1,16 +1,16 @@
 """Simulated domains in the Amazon Reviews 2023 layout, at any size up to MuSiC's Table 1, from a seed.
 
-What this makes is simulated, never real: every id starts with SIM and the folder holds `SIMULATED.json`,
-by which each Domain made from it, and with it each run, figure and table, is labelled simulated.
+The data are simulated, never real: every id starts with SIM and the folder holds `SIMULATED.json`, by which each domain
+prepared from it, and with it each run, figure and table, is labelled simulated.
 
 Rating model (all standard deviations in rating points; `F` the number of latent factors):
 
     r[u,i] = MEAN + quality[i] + leniency[u] + TASTE * <taste_d[u], q[i]> / |q| + noise,  rounded, clipped to 1..5
-    taste_d[u] = standardised(R_d z[u] + CURVE * tanh(A_d z[u])) + DRIFT * own noise
+    taste_d[u] = standardised(R_d z[u] + CURVE * tanh(A_d z[u])) + DRIFT * noise of (u, d)
 
 A user's `leniency` and shared taste `z` are the same in every domain; R_d (a rotation) and A_d belong to the domain, so
-that carrying taste over takes more than a copy. Which items a user takes is chance or, as `choice` rises, a matter of
-<taste_d[u], q[i]> / |q| too, so that there is something to learn from sequences. Times are chance. Texts, metadata and
+that transferring taste takes more than a copy. Which items a user takes is random or, as `choice` rises, depends on
+<taste_d[u], q[i]> / |q| too, so that there is something to learn from sequences. Times are random. Texts, metadata and
 images are drawn from the same latent numbers.
 
 Memory holds the latent vectors (4 (F + 2) bytes a user or item) and 8 bytes a rating while users and items are matched;
@@ -21,7 +21,7 @@ import gzip
 import json
 import re
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -35,16 +35,17 @@ from PIL import Image
 
 from features.checks import number, refuse, whole
 from features.errors import InputError
+from features.progress import AdvanceBy
 from features.simulate import vocabulary
 from features.store.folders import SIMULATED, whole_folder, write_json
 
-VERSION = 1  # of what is written
-CHUNK = 50_000  # reviews or items made at a time
+VERSION = 1  # of the files' contents
+CHUNK = 50_000  # reviews or items written at a time
 MEAN = 3.6  # rating of a middling item by a middling user
 QUALITY, LENIENCY, TASTE = 0.5, 0.5, 0.55  # standard deviations of the three learnable parts
-SWEEPS = 80  # of exchanges that make items a matter of taste; at `choice` 3, 97% of the liking that 320 reach
+SWEEPS = 80  # of exchanges that let taste decide on items; at `choice` 3, 97% of the liking that 320 reach
 CURVE, DRIFT = 0.6, 0.3  # share of the curved part of a domain's taste; of what is the domain's alone
-ACTIVITY_FLOOR = 24  # reviews that a user has at least, where the mean allows it: enough for MuSiC's 20-review filter
+ACTIVITY_FLOOR = 24  # fewest reviews of a user, where the mean allows it: enough for MuSiC's 20-review filter
 
 Floats = npt.NDArray[np.float32]
 Ints = npt.NDArray[np.int64]
@@ -52,7 +53,7 @@ Ints = npt.NDArray[np.int64]
 
 @dataclass(frozen=True, kw_only=True)
 class DomainSize:
-    """How large one domain is; each count is met exactly, and each user and item has at least one rating."""
+    """Size of one domain; each count is met exactly, and each user and item has at least one rating."""
 
     users: int
     items: int
@@ -61,7 +62,7 @@ class DomainSize:
 
 @dataclass(frozen=True, kw_only=True)
 class SimulateSpec:
-    """What to simulate, from plain values (a YAML mapping will do); InputError says what is wrong with one."""
+    """What to simulate, from plain values such as those of a YAML mapping."""
 
     domains: Mapping[str, DomainSize]  # name -> size; a mapping {users, items, ratings} is taken too
     overlap: int  # users that all the domains share
@@ -69,7 +70,7 @@ class SimulateSpec:
     # how much taste decides which items a user takes: the log-odds that one standard deviation of liking is worth, 0 to 10
     choice: float = 0.0
     factors: int = 6  # latent factors of taste, 1 to 8
-    noise: float = 0.5  # standard deviation of what nothing explains, in rating points
+    noise: float = 0.5  # standard deviation of the unexplained part of a rating, in rating points
     short_reviews: float = 0.02  # share of reviews of fewer than 10 words, so that filters have work
     missing: float = 0.01  # share of items without description, and the same without image
     images: float = 1.0  # share of items (the most popular ones) for which an image file is written
@@ -92,7 +93,7 @@ class SimulateSpec:
 
     @property
     def rows(self) -> int:
-        """Lines that will be written (reviews and items): the total that `progress` counts up to."""
+        """Number of lines to write (reviews and items): the total that `progress` counts up to."""
         return sum(size.ratings + size.items for size in self.domains.values())
 
 
@@ -113,19 +114,18 @@ def _size(name: object, size: object) -> DomainSize:
     return size
 
 
-def simulate(spec: SimulateSpec, out: Path, progress: Callable[[int], None] | None = None) -> Path:
+def simulate(spec: SimulateSpec, out: Path, progress: AdvanceBy | None = None) -> Path:
     """Write the domains of `spec` into the folder `out` and return it.
 
     Per domain: `<name>.jsonl.gz`, `meta_<name>.jsonl.gz` and `images/<name>/..`; the label `SIMULATED.json` once. The
-    bytes depend on `spec` alone. `progress` is called with the number of further lines written (`spec.rows` in all).
-    The folder appears when it is whole. One that already holds this very simulation is left as it is; any other
-    non-empty folder raises InputError.
+    bytes depend on `spec` alone. progress: told of lines written (`spec.rows` in all). The folder appears when it is
+    whole. One that already holds this very simulation is left as it is; any other non-empty folder raises InputError.
     """
     label = {"simulated": True, "by": f"features.simulate {VERSION}", "spec": asdict(spec)}
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         return _same(out, label)
     with whole_folder(out) as folder:
-        # The label goes first: not even a folder left by a crash holds simulated data without it.
+        # The label is written first: not even a folder left by a crash holds simulated data without it.
         write_json(folder / SIMULATED, label)
         for name in spec.domains:
             _write_domain(spec, name, folder, progress or (lambda rows: None))
@@ -133,7 +133,7 @@ def simulate(spec: SimulateSpec, out: Path, progress: Callable[[int], None] | No
 
 
 def _same(out: Path, label: Mapping[str, Any]) -> Path:
-    """`out`, if it holds what `label` describes."""
+    """Return `out`, if it holds what `label` describes. Raises InputError if it holds anything else."""
     if not (out / SIMULATED).is_file() or json.loads((out / SIMULATED).read_text()) != label:
         raise InputError(f"{out}: holds something else already; name a new folder or remove this one")
     return out
@@ -156,13 +156,13 @@ class _Latent:
 
 
 def _rng(spec: SimulateSpec, *purpose: str | int) -> np.random.Generator:
-    """A generator of its own for each purpose, so that no domain's numbers depend on another domain."""
+    """Return a random generator for one purpose, so that no domain's numbers depend on another domain."""
     words = [zlib.crc32(word.encode()) if isinstance(word, str) else word for word in purpose]
     return np.random.default_rng([spec.seed, *words])
 
 
 def _ids(prefix: str, index: Ints, digits: int) -> pa.Array:
-    """Distinct ids that do not show their order: a bijection on 5*digits bits, in base 32."""
+    """Return distinct ids that do not show their order: a bijection on 5*digits bits, in base 32."""
     bits = np.uint64(5 * digits)
     mask = np.uint64(2 ** int(bits) - 1)
     value = (index.astype(np.uint64) + np.uint64(0x5851F42D)) & mask
@@ -176,7 +176,7 @@ def _ids(prefix: str, index: Ints, digits: int) -> pa.Array:
 
 
 def _long_tail(total: int, count: int, floor: int, cap: int, spread: float, rng: np.random.Generator) -> Ints:
-    """`count` log-normal numbers from `floor` to `cap` that sum to `total`."""
+    """Draw `count` log-normal numbers from `floor` to `cap` that sum to `total`."""
     weight = rng.lognormal(0.0, spread, count)
     spare = total - floor * count
     counts: Ints = np.minimum(floor + (spare * weight / weight.sum()).astype(np.int64), cap)
@@ -187,57 +187,62 @@ def _long_tail(total: int, count: int, floor: int, cap: int, spread: float, rng:
 
 
 def _match(activity: Ints, popularity: Ints, rng: np.random.Generator) -> npt.NDArray[np.int32]:
-    """Items in the order of their users: each user and item as often as told, no pair twice."""
+    """Draw items in the order of their users: each user and item as often as given, no pair twice."""
     item = np.repeat(np.arange(popularity.size, dtype=np.int32), popularity)
     rng.shuffle(item)
-    start = np.repeat(np.arange(activity.size, dtype=np.int64) * popularity.size, activity)  # a pair is start + item
+    first_pair = np.repeat(
+        np.arange(activity.size, dtype=np.int64) * popularity.size, activity
+    )  # + item: number of a pair
     for _ in range(10_000):
-        order = np.argsort(start + item, kind="stable")
-        pairs = (start + item)[order]
+        order = np.argsort(first_pair + item, kind="stable")
+        pairs = (first_pair + item)[order]
         repeated = order[1:][pairs[1:] == pairs[:-1]]
         if not repeated.size:
             return item
-        # Each repeated place swaps items with a random one, where that makes two pairs that are new.
-        other, first = np.unique(rng.integers(item.size, size=repeated.size), return_index=True)
-        mine = repeated[first]
-        good = _new_pairs(start, item, pairs, mine, other) & ~np.isin(other, repeated)
-        item[mine[good]], item[other[good]] = item[other[good]], item[mine[good]]
+        # Each repeated place swaps items with a random one, where both pairs are then new.
+        right, first = np.unique(rng.integers(item.size, size=repeated.size), return_index=True)
+        left = repeated[first]
+        good = _new_pairs(first_pair, item, pairs, left, right) & ~np.isin(right, repeated)
+        item[left[good]], item[right[good]] = item[right[good]], item[left[good]]
     raise InputError("simulate: so many ratings leave no way to keep each user-item pair unique; ask for fewer ratings")
 
 
-def _new_pairs(start: Ints, item: npt.NDArray[np.int32], pairs: Ints, mine: Ints, other: Ints) -> npt.NDArray[np.bool_]:
-    """Which exchanges of items between the places `mine` and `other` make two pairs that neither `pairs` (all pairs
-    there are, sorted) nor another exchange has.
+def _new_pairs(
+    first_pair: Ints, item: npt.NDArray[np.int32], pairs: Ints, left: Ints, right: Ints
+) -> npt.NDArray[np.bool_]:
+    """Return which exchanges of items between places `left` and `right` give two new pairs.
+
+    They are new where neither `pairs` (all present pairs, sorted) nor another exchange has them.
     """
-    new = np.stack([start[mine] + item[other], start[other] + item[mine]])
-    found = pairs[np.minimum(np.searchsorted(pairs, new), pairs.size - 1)] == new
+    new = np.stack([first_pair[left] + item[right], first_pair[right] + item[left]])
+    present = pairs[np.minimum(np.searchsorted(pairs, new), pairs.size - 1)] == new
     _, which, times = np.unique(new, return_inverse=True, return_counts=True)
-    good: npt.NDArray[np.bool_] = ~found.any(axis=0) & (times[which].reshape(new.shape) == 1).all(axis=0)
+    good: npt.NDArray[np.bool_] = ~present.any(axis=0) & (times[which].reshape(new.shape) == 1).all(axis=0)
     return good
 
 
 def _by_taste(
     item: npt.NDArray[np.int32], activity: Ints, latent: _Latent, choice: float, rng: np.random.Generator
 ) -> npt.NDArray[np.int32]:
-    """Items exchanged between users until a match is as likely as exp(choice * total liking) among all with its counts.
+    """Exchange items between users until a match is as likely as exp(choice * total liking) among all with its counts.
 
-    Metropolis: random places in twos exchange their items where that adds liking, and with that likelihood where not.
+    Metropolis: random pairs of places exchange their items where that adds liking, and with that likelihood elsewhere.
     """
     item, user = item.copy(), np.repeat(np.arange(activity.size), activity)
-    start = user * latent.popularity.size
+    first_pair = user * latent.popularity.size
     for _ in range(SWEEPS):
-        mine, other = rng.permutation(item.size)[: item.size // 2 * 2].reshape(2, -1)
-        difference = latent.factors[item[other]] - latent.factors[item[mine]]
-        gain = np.einsum("nf,nf->n", latent.taste[user[mine]] - latent.taste[user[other]], difference)
-        wanted = np.log(rng.random(mine.size)) < choice * gain
-        mine, other = mine[wanted], other[wanted]
-        good = _new_pairs(start, item, np.sort(start + item), mine, other)
-        item[mine[good]], item[other[good]] = item[other[good]], item[mine[good]]
+        left, right = rng.permutation(item.size)[: item.size // 2 * 2].reshape(2, -1)
+        difference = latent.factors[item[right]] - latent.factors[item[left]]
+        gain = np.einsum("nf,nf->n", latent.taste[user[left]] - latent.taste[user[right]], difference)
+        accepted = np.log(rng.random(left.size)) < choice * gain
+        left, right = left[accepted], right[accepted]
+        good = _new_pairs(first_pair, item, np.sort(first_pair + item), left, right)
+        item[left[good]], item[right[good]] = item[right[good]], item[left[good]]
     return item
 
 
 def _domain_taste(spec: SimulateSpec, name: str, shared: Floats) -> Floats:
-    """taste_d of the module's rating model for users with shared taste `shared` [U, F]."""
+    """Draw taste_d of the module's rating model for users with shared taste `shared` [U, F]."""
     maps = _rng(spec, "maps", name)
     rotation = np.linalg.qr(maps.normal(size=(spec.factors, spec.factors)))[0]
     bend = maps.normal(size=(spec.factors, spec.factors)) / np.sqrt(spec.factors)
@@ -251,12 +256,12 @@ def _latent(spec: SimulateSpec, name: str) -> _Latent:
     size = spec.domains[name]
 
     def users(purpose: str, *width: int) -> npt.NDArray[np.float64]:
-        own = _rng(spec, purpose, name).normal(size=(size.users - spec.overlap, *width))
-        return np.concatenate([_rng(spec, purpose).normal(size=(spec.overlap, *width)), own])
+        overlapping = _rng(spec, purpose).normal(size=(spec.overlap, *width))
+        return np.concatenate([overlapping, _rng(spec, purpose, name).normal(size=(size.users - spec.overlap, *width))])
 
     index = np.arange(size.users, dtype=np.int64)
-    own_ids = ((zlib.crc32(name.encode()) >> 1) + 1) << 28  # ids do not depend on the other domains either
-    index[spec.overlap :] += own_ids
+    domain_ids = ((zlib.crc32(name.encode()) >> 1) + 1) << 28  # ids do not depend on the other domains either
+    index[spec.overlap :] += domain_ids
     items = _rng(spec, "items", name)
     factors = items.normal(size=(size.items, spec.factors))
     strong = np.argsort(items.random(factors.shape), axis=1)[:, :2]
@@ -268,7 +273,7 @@ def _latent(spec: SimulateSpec, name: str) -> _Latent:
         user_ids=_ids("SIMU", index, 12),
         leniency=users("leniency").astype(np.float32),
         taste=_domain_taste(spec, name, users("taste", spec.factors).astype(np.float32)),
-        item_ids=_ids("SIMI", np.arange(size.items, dtype=np.int64) + own_ids, 12),
+        item_ids=_ids("SIMI", np.arange(size.items, dtype=np.int64) + domain_ids, 12),
         quality=items.normal(size=size.items).astype(np.float32),
         factors=factors.astype(np.float32),
         popularity=_long_tail(size.ratings, size.items, 1, size.users // 2, 1.2, items),
@@ -283,7 +288,7 @@ def _join(*parts: pa.Array | str) -> pa.Array:
 
 
 def _pick(bank: tuple[tuple[str, ...], ...], row: npt.NDArray[Any], rng: np.random.Generator) -> pa.Array:
-    """A random phrase of `bank[row]` for each row."""
+    """Draw a phrase of `bank[row]` for each row."""
     starts = np.cumsum([0, *(len(line) for line in bank)])
     width = np.diff(starts)[row]
     flat = pa.array([text for line in bank for text in line])
@@ -291,19 +296,19 @@ def _pick(bank: tuple[tuple[str, ...], ...], row: npt.NDArray[Any], rng: np.rand
 
 
 def _level(value: Floats, blur: float, rng: np.random.Generator) -> Ints:
-    """A unit-variance value as one of five levels, read through `blur` of noise."""
+    """Turn a unit-variance value into one of five levels, with `blur` of noise."""
     level: Ints = np.digitize(value + blur * rng.normal(size=value.size), [-1.2, -0.4, 0.4, 1.2])
     return level
 
 
 def _favourite(strength: Floats, rng: np.random.Generator) -> Ints:
-    """One factor per row of [N, F], drawn in proportion to its squared strength (Gumbel's trick)."""
+    """Draw one factor per row of [N, F], in proportion to its squared strength (Gumbel's trick)."""
     choice: Ints = np.argmax(np.log(strength**2 + 1e-3) + rng.gumbel(size=strength.shape), axis=1)
     return choice
 
 
 def _pole(factor: Ints, value: npt.NDArray[Any]) -> Ints:
-    """Row of the phrase banks for each (factor, sign of its value)."""
+    """Return the row of the phrase banks for each (factor, sign of its value)."""
     side: Ints = 2 * factor + (value > 0)
     return side
 
@@ -314,20 +319,20 @@ def _along(table: npt.NDArray[Any], column: Ints) -> npt.NDArray[Any]:
 
 
 def _review_text(latent: _Latent, user: Ints, item: Ints, rating: Ints, rng: np.random.Generator) -> pa.Array:
-    """Rating as sentiment, the item's trait and whether it pleased, then the user's taste or the user's leniency."""
+    """Write the rating as sentiment, the item's trait and whether it pleased, then the user's taste or leniency."""
     taste, factors = latent.taste[user], latent.factors[item]
     trait = _favourite(factors, rng)
     pleased = (_along(taste, trait) * _along(factors, trait) > 0).astype(np.int64)
     trait_pole = _pole(trait, _along(factors, trait))
-    wish = _favourite(taste, rng)
-    wish_pole = _pole(wish, _along(taste, wish))
+    preference = _favourite(taste, rng)
+    preference_pole = _pole(preference, _along(taste, preference))
     about_user = pc.if_else(
         pa.array(rng.random(user.size) < 0.5),
         _join(
-            _pick(vocabulary.WISHES, np.zeros_like(user), rng),
-            _pick(vocabulary.ADJECTIVES, wish_pole, rng),
+            _pick(vocabulary.PREFERENCES, np.zeros_like(user), rng),
+            _pick(vocabulary.ADJECTIVES, preference_pole, rng),
             " things about ",
-            _pick(vocabulary.NOUNS, wish_pole, rng),
+            _pick(vocabulary.NOUNS, preference_pole, rng),
             ".",
         ),
         _pick(vocabulary.LENIENCY, _level(latent.leniency[user], 0.5, rng), rng),
@@ -343,7 +348,7 @@ def _review_text(latent: _Latent, user: Ints, item: Ints, rating: Ints, rng: np.
 
 
 def _json(*parts: pa.Array | str) -> pa.Array:
-    """Lines of JSON from literal pieces and phrases; no phrase holds a character that JSON would escape."""
+    """Join literal pieces and phrases to lines of JSON; no phrase holds a character that JSON would escape."""
     return _join(*parts, "\n")
 
 
@@ -388,14 +393,14 @@ def _reviews(spec: SimulateSpec, name: str, latent: _Latent) -> Iterator[pa.Arra
 
 
 def _absent(spec: SimulateSpec, popularity: Ints, share: float, purpose: str, name: str) -> npt.NDArray[np.bool_]:
-    """A random `share` of the items, all from the less popular half: poor metadata is a matter of the tail."""
+    """Draw a `share` of the items, all from the less popular half: poor metadata is a matter of the tail."""
     rank = np.argsort(np.argsort(-popularity, kind="stable"))
     chance = _rng(spec, purpose, name).random(popularity.size)
     return (rank >= popularity.size // 2) & (chance < min(1.0, 2 * share))
 
 
 def _image_paths(name: str, item_ids: pa.Array) -> pa.Array:
-    """`images/<name>/<two letters>/<id>.jpg`: no folder grows beyond a thousandth of all items."""
+    """Return `images/<name>/<two letters>/<id>.jpg`: no folder grows beyond a thousandth of all items."""
     return _join(f"images/{name}/", pc.utf8_slice_codeunits(item_ids, 4, 6), "/", item_ids, ".jpg")
 
 
@@ -456,12 +461,12 @@ def _metadata(spec: SimulateSpec, name: str, latent: _Latent, pictured: npt.NDAr
 
 @contextmanager
 def _gzip(path: Path) -> Iterator[gzip.GzipFile]:
-    """A gzip file whose bytes do not depend on its name or the clock."""
+    """Open a gzip file whose bytes do not depend on its name or the clock."""
     with path.open("wb") as raw, gzip.GzipFile("", "wb", compresslevel=1, fileobj=raw, mtime=0) as packed:
         yield packed
 
 
-def _write_lines(path: Path, chunks: Iterator[pa.Array], progress: Callable[[int], None]) -> None:
+def _write_lines(path: Path, chunks: Iterator[pa.Array], progress: AdvanceBy) -> None:
     with _gzip(path) as out:
         for lines in chunks:
             out.write(lines.buffers()[2])  # the strings of an Arrow array lie end to end
@@ -469,7 +474,7 @@ def _write_lines(path: Path, chunks: Iterator[pa.Array], progress: Callable[[int
 
 
 def _pixels(spec: SimulateSpec, factors: Floats, quality: Floats, rng: np.random.Generator) -> npt.NDArray[np.uint8]:
-    """Images [N, S, S, 3]: factors set the two colours and the stripes, quality the size of the disc."""
+    """Draw images [N, S, S, 3]: factors set the two colours and the stripes, quality the size of the disc."""
     side = np.linspace(-1, 1, spec.image_size, dtype=np.float32)
     y, x = np.meshgrid(side, side, indexing="ij")
     wide = np.zeros((len(factors), 8), dtype=np.float32)
@@ -489,7 +494,7 @@ def _write_images(
     spec: SimulateSpec, name: str, latent: _Latent, pictured: npt.NDArray[np.bool_], folder: Path
 ) -> None:
     chosen = np.flatnonzero(pictured)
-    known: set[Path] = set()
+    created: set[Path] = set()
     for start in range(0, chosen.size, 256):
         part = chosen[start : start + 256]
         rng = _rng(spec, "images", name, start)
@@ -497,13 +502,13 @@ def _write_images(
         paths = _image_paths(name, latent.item_ids.take(pa.array(part))).to_pylist()
         for picture, relative in zip(pixels, paths, strict=True):
             path = folder / relative
-            if path.parent not in known:
+            if path.parent not in created:
                 path.parent.mkdir(parents=True, exist_ok=True)
-                known.add(path.parent)
+                created.add(path.parent)
             Image.fromarray(picture).save(path, quality=85)
 
 
-def _write_domain(spec: SimulateSpec, name: str, folder: Path, progress: Callable[[int], None]) -> None:
+def _write_domain(spec: SimulateSpec, name: str, folder: Path, progress: AdvanceBy) -> None:
     latent = _latent(spec, name)
     pictured = _has_image(spec, name, latent)
     _write_images(spec, name, latent, pictured, folder)

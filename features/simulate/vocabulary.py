@@ -1,4 +1,4 @@
-"""The words of simulated reviews and items; each bank is a row of phrases per level, pole or rating.
+"""Vocabulary of simulated reviews and items; each bank has a row of phrases per level, pole or rating.
 
 Two neighbouring rows of ADJECTIVES, NOUNS and CATEGORIES are the negative and the positive pole of one latent factor.
 No phrase may hold a quote or a backslash: they are put into JSON as they are.
@@ -53,7 +53,7 @@ REACTIONS: Bank = (
     (" put me off.", " was not for me.", " bored me.", " is what I disliked."),
     (" drew me in.", " was just right for me.", " delighted me.", " is what I loved."),
 )
-WISHES: Bank = (("I always look for ", "My favourites are ", "I would rather have ", "Give me "),)
+PREFERENCES: Bank = (("I always look for ", "My favourites are ", "I would rather have ", "Give me "),)
 
 # by rating, 1 to 5
 SENTIMENT: Bank = (

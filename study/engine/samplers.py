@@ -16,7 +16,7 @@ from optuna.samplers import BaseSampler, PartialFixedSampler
 
 from features.errors import InputError
 from search_spaces import Space, SpaceError
-from study.specs import SearchSpec
+from study.specs import GRID, SearchSpec
 
 # Samplers whose draws depend on the seed and the finished trials alone. True: the seed names one sequence that all trials
 # share (scrambled Sobol points are only spread out within one scrambling), so it must not change from trial to trial.
@@ -31,7 +31,6 @@ SAMPLERS: Mapping[str, bool] = {
     "GridSampler": True,
 }
 PRUNERS = ("SuccessiveHalvingPruner", "MedianPruner")
-GRID = "GridSampler"
 MOST_GRID = 100_000  # configurations; they are shuffled in memory
 
 

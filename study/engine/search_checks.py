@@ -16,8 +16,8 @@ from optuna.trial import TrialState
 from features.errors import InputError
 from search_spaces import Space
 from study.engine.optuna_storage import check_database
-from study.engine.samplers import GRID, PRUNERS, SAMPLERS, fixed_points, make_pruner, make_sampler
-from study.specs import Direction, SearchSpec
+from study.engine.samplers import PRUNERS, SAMPLERS, fixed_points, make_pruner, make_sampler
+from study.specs import GRID, Direction, SearchSpec
 from trainables.interface import number_hint
 
 _PLAIN: Mapping[str, Any] = {"int": int, "float": int | float, "bool": bool, "str": str, "None": type(None)}

@@ -16,7 +16,7 @@ from features.images.gather import ImageSpec
 from features.pseudo.generator import GeneratorSpec
 from features.simulate.simulator import SimulateSpec
 from search_spaces import Space, load_space
-from study.specs import ARROW, Cell, Faults, Resources, SearchSpec
+from study.specs import ARROW, GRID, Cell, Faults, Resources, SearchSpec
 from trainables.interface import Selection, load_model, make_config
 from trainables.task_types import TASK_TYPES, TaskType
 from trainables.tasks.rating_build import SplitSpec
@@ -189,6 +189,16 @@ class Row:
     def config(self) -> dict[str, Any]:
         """Every field of the model's config: the shared fields of `base` over the defaults."""
         return asdict(make_config(self.model, self.shared, f"{self.place}base"))
+
+    def search_with_first_point(self) -> SearchSpec | None:
+        """The search with its first trials: the plan's points, else the row's own setting, as far as it lies in the space.
+
+        So no row is worse than its published setting for lack of luck. A grid holds every configuration anyway.
+        """
+        space = self.load_space()
+        if self.search is None or space is None or self.search.points_to_evaluate or self.search.sampler == GRID:
+            return self.search
+        return replace(self.search, points_to_evaluate=(space.within(self.config),))
 
     def load_space(self) -> Space | None:
         """The search space, or None."""

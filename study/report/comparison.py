@@ -295,24 +295,26 @@ def _places(rows: Sequence[ComparedRow]) -> Iterator[list[ComparedRow]]:
 def _in_order(labels: Labels, rows: Sequence[ComparedRow], metrics: Sequence[Metric]) -> Iterator[ComparedRow]:
     """Yield the rows of a cell and group in the order of the table, with the printed numbers and systems."""
     by_row = {row.labels.row: row for row in rows}
-    order = [*labels.task_type.baselines, *(row.row for row in labels.rows.values())]
+    order = [name for name in labels.table_order if name in by_row]
     printed = _printed(labels, rows[0], metrics)
-    for name in labels.task_type.baselines:
-        if name in by_row:
-            yield by_row[name]
-    for name, values in printed.items():
-        run = [by_row[row.row] for row in labels.rows.values() if row.paper_name == name and row.row in by_row]
-        yield from (replace(row, printed=values) for row in run)
-        if not run:
-            system = RowLabels(row="", model="", name=name, paper_name=name, reads="")
-            place = rows[0]
-            yield ComparedRow(
-                cell=place.cell, task=place.task, ratio=place.ratio, group=place.group, labels=system, seeds=0,
-                printed=values,
-            )  # fmt: skip
-    others = [name for name in order if name in by_row and name not in labels.task_type.baselines]
-    yield from (by_row[name] for name in others if by_row[name].labels.paper_name not in printed)
+    systems = {by_row[name].labels.paper_name for name in order}
+    waiting = [name for name in printed if name not in systems]
+    places = list(labels.published.comparison.rows) if labels.published else []
+    for name in order:
+        system = by_row[name].labels.paper_name
+        while waiting and system and (system not in places or places.index(waiting[0]) < places.index(system)):
+            yield _not_run(rows[0], waiting[0], printed[waiting.pop(0)])
+        yield replace(by_row[name], printed=printed.get(system, {}))
+    yield from (_not_run(rows[0], name, printed[name]) for name in waiting)
     yield from (row for name, row in sorted(by_row.items()) if name not in order)
+
+
+def _not_run(place: ComparedRow, system: str, printed: Mapping[str, float]) -> ComparedRow:
+    """Return the line of a printed system that was not run."""
+    labels = RowLabels(row="", model="", name=system, paper_name=system, reads="")
+    return ComparedRow(
+        cell=place.cell, task=place.task, ratio=place.ratio, group=place.group, labels=labels, seeds=0, printed=printed
+    )  # fmt: skip
 
 
 def _printed(labels: Labels, place: ComparedRow, metrics: Sequence[Metric]) -> dict[str, dict[str, float]]:

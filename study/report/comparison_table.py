@@ -23,6 +23,7 @@ from study.report.table import (
     p_text,
     scales,
 )  # fmt: skip
+from study.specs import BASELINE
 from study.tracking.results import MissingError, Results
 from trainables.task_types import Metric
 
@@ -46,18 +47,16 @@ def _table(name: str, title: str, comparison: Comparison, results: Results) -> T
     lines = []
     for row in comparison.rows:
         bold = "**" if (row.cell, row.group, row.labels.row) in comparison.best else ""
-        remark = row.labels.note if row.seeds else "not run"
-        line = {"Cell": _cell(comparison, row), "Row": f"{bold}{row.name}{bold}\n{remark}".strip()}
-        line["Reads"] = row.labels.reads or NONE
+        line = {"Cell": _cell(comparison, row), "Row": f"{bold}{row.name}{bold}\n{row.labels.note}".strip()}
+        line["Reads"] = row.labels.reads if row.seeds else "\nnot run"
         selected = row.validation.get(headline.name)
-        line[f"Val. {headline.label}"] = number(selected.value, digits) if selected else NONE
+        line[f"Val. {headline.label}"] = number(selected.value, digits) if selected else ""
         for metric in comparison.metrics:
             measured = half_width_text(row.test[metric.name], digits) if metric.name in row.test else ""
-            printed = f"printed {number(row.printed[metric.name], digits)}" if metric.name in row.printed else ""
-            line[f"Test {metric.label}"] = f"{measured}\n{printed}" if printed else measured
-        line[f"{headline.label} minus {subject}"] = _difference(row, digits)
-        spent = "" if math.isnan(row.hours) else f"\n{row.hours:.2f} h"
-        line["Trials, hours"] = f"{row.trials}{spent}" if row.seeds else NONE
+            printed = f"\nprinted {number(row.printed[metric.name], digits)}" if metric.name in row.printed else ""
+            line[f"Test {metric.label}"] = f"{measured}{printed}"
+        line[f"{headline.label} minus {subject}"] = _difference(row, digits) if row.seeds else ""
+        line["Trials, hours"] = _spent(row) if row.seeds else ""
         lines.append(line)
     text = (
         f"{title}: {scales(comparison.metrics)}; mean over seeds ± half of the 95% bootstrap interval over users;"
@@ -77,6 +76,12 @@ def _cell(comparison: Comparison, row: ComparedRow) -> str:
     """Return `kitchen → food, overlap 100%, protocol as-given`."""
     text = comparison.labels.cell(row.task, row.ratio)
     return f"{text}, {comparison.labels.task_type.group_column} {row.group}" if row.group else text
+
+
+def _spent(row: ComparedRow) -> str:
+    """Return the trials of a row's search, and below them the hours; a simple baseline has no search."""
+    trials = NONE if row.labels.model == BASELINE else str(row.trials)
+    return trials if math.isnan(row.hours) else f"{trials}\n{row.hours:.2f} h"
 
 
 def _difference(row: ComparedRow, digits: int) -> str:
@@ -167,11 +172,15 @@ def summary_table(results: Results, comparison: Comparison | None = None) -> Ter
     labels, metrics, headline = comparison.labels, comparison.metrics, comparison.headline
     names = ", ".join(metric.label for metric in metrics)
     title = caption(f"{names}: test users, ± half of the 95% interval", results)
-    table = Terminal(title=title, box=None, header_style="bold", title_style="bold", padding=(0, 1, 0, 0))
+    table = Terminal(
+        title=title, box=None, header_style="bold", title_style="bold", padding=(0, 1, 0, 0), pad_edge=False
+    )
     with_printed = any(row.printed for row in comparison.rows)
     table.add_column("", no_wrap=True, max_width=24)
-    table.add_column("reads", max_width=13)
-    columns = [f"val\n{_narrow(headline, metrics)}", *(f"test\n{_narrow(metric, metrics)}" for metric in metrics)]
+    table.add_column("reads", max_width=13, min_width=12)
+    with_validation = len(metrics) <= 3  # what 100 columns hold
+    columns = [f"val\n{_narrow(headline, metrics)}"] if with_validation else []
+    columns += [f"test\n{_narrow(metric, metrics)}" for metric in metrics]
     columns += [f"printed\n{_narrow(headline, metrics)}"] if with_printed else []
     columns += [f"minus\n{labels.subject.name}", "p\n(Holm)", "trials"]
     for column in columns:
@@ -187,7 +196,11 @@ def summary_table(results: Results, comparison: Comparison | None = None) -> Ter
         last_cell = cell
         for row in rows:
             bold = (row.cell, row.group, row.labels.row) in comparison.best
-            table.add_row(*_terminal_line(row, metrics, headline, with_printed), style="bold" if bold else "")
+            selected = row.validation.get(headline.name) if with_validation else None
+            cells = [f"  {row.name}", row.labels.reads]
+            cells += [number(selected.value, 3) if selected else NONE] if with_validation else []
+            cells += _terminal_numbers(row, metrics, headline, with_printed)
+            table.add_row(*cells, style="bold" if bold else "")
     table.caption = "\n".join(_below(comparison))
     return table
 
@@ -197,21 +210,21 @@ def _terminal_cell(comparison: Comparison, row: ComparedRow) -> str:
     return f"{arrow(row.task)}, {row.ratio:.0%}" if row.group else comparison.labels.cell(row.task, row.ratio)
 
 
-def _terminal_line(
+def _terminal_numbers(
     row: ComparedRow, metrics: Sequence[Metric], headline: Metric, with_printed: bool
 ) -> list[str]:  # fmt: skip
-    selected = row.validation.get(headline.name)
-    cells = [f"  {row.name}", row.labels.reads, f"{selected.value:.3f}" if selected else NONE]
+    """Return what was measured on test users, what is printed, and the difference to the subject."""
+    cells = []
     for metric in metrics:
         interval = row.test[metric.name]
         cells.append(half_width_text(interval) if metric == headline else number(interval.value, 3))
     if with_printed:
         cells.append(number(row.printed[headline.name], 3) if headline.name in row.printed else NONE)
     if row.to_subject is None:
-        return [*cells, NONE, NONE, str(row.trials)]
+        return [*cells, NONE, NONE, _spent(row).partition("\n")[0]]
     p = row.to_subject.p_holm
     tested = NONE if math.isnan(p) else f"{p:.3f}" if p >= 0.001 else "<0.001"
-    return [*cells, f"{row.to_subject.interval.value:+.3f}", tested, str(row.trials)]
+    return [*cells, f"{row.to_subject.interval.value:+.3f}", tested, _spent(row).partition("\n")[0]]
 
 
 def _below(comparison: Comparison) -> list[str]:

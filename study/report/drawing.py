@@ -444,7 +444,8 @@ def _row(canvas: Canvas, columns: int) -> list[Axes]:
 
 
 def _interval(axes: Axes, x: Sequence[float] | np.ndarray[Any, Any], line: Line, **style: Any) -> None:
-    axes.plot(x, [y.value for y in line.y], zorder=3, markeredgecolor="white", markeredgewidth=0.6, **style)
+    style = {"zorder": 3, **style}
+    axes.plot(x, [y.value for y in line.y], markeredgecolor="white", markeredgewidth=0.6, **style)
     axes.vlines(x, [y.low for y in line.y], [y.high for y in line.y], color=style["color"], linewidth=1.3, alpha=0.55)
 
 

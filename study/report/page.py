@@ -42,9 +42,9 @@ figure { margin: 1rem 0 2rem; } figure img { display: block; min-width: 36rem; m
 figcaption, .note { color: var(--soft); font-size: .9rem; }
 .scroll { overflow-x: auto; border-radius: 4px; } .scroll:focus-visible { outline: 3px solid var(--link); }
 table { border-collapse: collapse; font-size: .9rem; margin: .4rem 0 .5rem; }
-th, td { padding: .3rem .7rem; text-align: left; vertical-align: top; border-bottom: 1px solid var(--line);
+th, td { padding: .3rem .6rem; text-align: left; vertical-align: top; border-bottom: 1px solid var(--line);
   font-variant-numeric: tabular-nums; white-space: nowrap; }
-td.long { white-space: normal; min-width: 16rem; }
+thead th { white-space: normal; vertical-align: bottom; } td.long { white-space: normal; min-width: 12rem; }
 tr.block th { padding-top: .9rem; } .below { display: block; color: var(--soft); font-size: .85em; }
 code { background: var(--code); padding: .1rem .3rem; overflow-wrap: anywhere; }
 summary { cursor: pointer; padding: .25rem 0; }

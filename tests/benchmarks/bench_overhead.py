@@ -69,32 +69,33 @@ def ours(home: Path, trials: int, seconds: float, name: str) -> list[tuple[float
     """(wall, driver CPU) at the start of the first trial and at the end of each, trials one after the other."""
     from search_spaces import load_space
     from study.engine.run import Progress, run_jobs
-    from study.specs import Cell, Cluster, Job, SearchSpec, trial_name
+    from study.specs import Cell, Cluster, Job, Recipe, RowRecipe, SearchSpec, trial_name
+    from trainables.interface import Selection
 
     cell = Cell(source="a", target="b", ratio=0.5)
     (home / "space.yaml").write_text(SPACE)
     marks: list[tuple[float, float]] = []
 
     def progress(state: Progress) -> None:
-        if sum(state.running.values()) == (0 if marks else 1):
+        if state.running == (0 if marks else 1):
             marks.append((time.perf_counter(), cpu_seconds()))
 
-    run_jobs(
-        experiment=name,
-        home=home,
-        jobs=[
-            Job(part="search", cell=cell, name=trial_name(n), config=None, seeds=(0,), features="m", task_dir=str(home))
-            for n in range(trials)
-        ],
-        trainable="fake_door:run",
-        model="fake",
-        base={"x": 0.5, "epochs": EPOCHS, "seconds": seconds, "fail": ""},
-        selection=("val_rmse", "minimize"),
-        space=load_space(f"{home}/space.yaml/v", ["x"]),
-        search=SearchSpec(trials=trials, seeds=(0,)),
+    row = RowRecipe(
+        trainable="fake_trial:run", model="fake", base={"x": 0.5, "epochs": EPOCHS, "seconds": seconds, "fail": ""},
+        space=load_space(f"{home}/space.yaml/v", ["x"]), search=SearchSpec(trials=trials, seeds=(0,)),
+    )  # fmt: skip
+    jobs = [
+        Job(
+            part="search", cell=cell, row="row", model="fake", name=trial_name(number), config=None, seeds=(0,),
+            feature_set="m", task_dir=str(home),
+        )
+        for number in range(trials)
+    ]  # fmt: skip
+    recipe = Recipe(
+        experiment=name, home=home, rows={"row": row}, selection=Selection("val_rmse", "minimize"),
         cluster=Cluster(max_concurrent=1),
-        on_progress=progress,
-    )
+    )  # fmt: skip
+    run_jobs(recipe, jobs, progress)
     return marks
 
 

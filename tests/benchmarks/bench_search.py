@@ -28,27 +28,24 @@ def search(home: Path, name: str, trials: int, seed: int, **how: object) -> None
 
     from search_spaces import load_space
     from study.engine.run import run_jobs
-    from study.specs import Cell, Job, SearchSpec, trial_name
+    from study.specs import Cell, Job, Recipe, RowRecipe, SearchSpec, trial_name
+    from trainables.interface import Selection
 
     (home / "space.yaml").write_text(analytic.SPACE)
-    cell = Cell(source="books", target="movies", ratio=0.2)
-    run_jobs(
-        experiment=name,
-        home=home,
-        jobs=[
-            Job(
-                part="search", cell=cell, name=trial_name(number), config=None, seeds=(0, 1), features="m",
-                task_dir=str(home),
-            )
-            for number in range(trials)
-        ],
-        trainable="analytic:run",
-        model="fake",
+    row = RowRecipe(
+        trainable="analytic:run", model="fake",
         base={"method": "plain", "lr": 0.1, "depth": 4, "decay": 0.5, "cut": 0.0, "epochs": analytic.EPOCHS},
-        selection=("val_rmse", "minimize"),
         space=load_space(f"{home}/space.yaml/v", analytic.FIELDS),
         search=SearchSpec(trials=trials, seeds=(0, 1), seed=seed, **how),  # type: ignore[arg-type]
     )  # fmt: skip
+    jobs = [
+        Job(
+            part="search", cell=Cell(source="books", target="movies", ratio=0.2), row="row", model="fake",
+            name=trial_name(number), config=None, seeds=(0, 1), feature_set="m", task_dir=str(home),
+        )
+        for number in range(trials)
+    ]  # fmt: skip
+    run_jobs(Recipe(experiment=name, home=home, rows={"row": row}, selection=Selection("val_rmse", "minimize")), jobs)
 
 
 def best_within(home: Path, name: str, budget: int) -> float:
@@ -56,24 +53,25 @@ def best_within(home: Path, name: str, budget: int) -> float:
     import analytic
     import optuna
 
-    from study.engine.optuna_study import open_journal
+    from study.engine.optuna_storage import open_journal
     from study.tracking import runs as tracking
+    from study.tracking import tags
 
     storage = open_journal(home / "optuna" / f"{name}.log")
     (study,) = optuna.get_all_study_names(storage)
     client = tracking.connect(tracking.default_uri(home))
     experiment = client.get_experiment_by_name(name)
     logged = {
-        run.data.tags["study.trial"][-4:]: run
+        run.data.tags[tags.TRIAL][-4:]: run
         for run in tracking.find_runs(client, experiment.experiment_id)
-        if "study.trial" in run.data.tags
+        if tags.TRIAL in run.data.tags
     }
     spent, best = 0, math.inf
     for trial in optuna.load_study(study_name=study, storage=storage).trials:
         run = logged[f"{trial.number:04d}"]
         finished = trial.state == optuna.trial.TrialState.COMPLETE
         assert (run.info.status == "FINISHED") == finished
-        assert ("study.pruned" in run.data.tags) == (trial.state == optuna.trial.TrialState.PRUNED)
+        assert (tags.PRUNED in run.data.tags) == (trial.state == optuna.trial.TrialState.PRUNED)
         spent += analytic.EPOCHS if finished else trial.last_step or 0
         if finished and spent <= budget:
             assert trial.value == run.data.metrics["val_rmse"]

@@ -40,7 +40,7 @@ def test_whole_numbers_flags_multiples_and_choices() -> None:
     for value in (0, 4, 2.0, True, "2", None):
         assert whole(with_x(value), "x", least=1, most=3) == f"x is {value!r}; give a whole number from 1 to 3"
     assert whole(with_x(-1), "x", least=0) == "x is -1; give a whole number of at least 0"
-    assert whole(with_x(10**6), "x", most=1000) == "x is 1000000; give a whole number up to 1,000"
+    assert whole(with_x(10**6), "x", most=1000) == "x is 1000000; give a whole number up to 1000"
     assert at_least(with_x(1.5), "x", 1) == ""
     assert at_least(with_x(0), "x", 1) == "x is 0; give a number of at least 1"
     assert [flag(with_x(value), "x") for value in (True, False)] == ["", ""]

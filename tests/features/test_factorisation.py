@@ -125,7 +125,7 @@ def test_the_seed_decides_and_nothing_else() -> None:
         ({"bias_shrinkage": 0}, r"^ratings\.bias_shrinkage is 0; give a number above 0$"),
         ({"regularisation": -1.0}, r"^ratings\.regularisation is -1\.0; give a number above 0$"),
         ({"sweeps": 0}, r"^ratings\.sweeps is 0; give a whole number of at least 1$"),
-        ({"regularisation": float("nan")}, r"^ratings\.regularisation is nan; give a number"),
+        ({"regularisation": float("nan")}, r"^ratings\.regularisation is nan; give a finite number"),
     ],
 )
 def test_a_number_out_of_range_is_refused(values: dict[str, Any], message: str) -> None:

@@ -11,7 +11,7 @@ import pandas as pd
 from study.labels import labels_of
 from trainables.task_types import SEQUENCES
 
-from .store import Store, empty_store, with_seeds
+from .store import Store, empty_store, rival, with_rivals, with_seeds
 
 LGCD = labels_of("lgcd", "lgcd/food-kitchen")
 TASKS = ("food->kitchen", "kitchen->food")
@@ -91,3 +91,26 @@ def sequences_store(folder: Path, users: int = 60) -> Store:
         metrics, files = around(rng, 0.2), {"per_user.csv": frame.to_csv(index=False)}
         store.add("score", task, 1.0, "test", metrics, config=CONFIG, artifacts=files)
     return store
+
+
+WITH_RIVALS = with_rivals(
+    LGCD, rival("cmf"), rival("unicdr", "ids, titles", note="reconstruction"), rival("sasrec", "ids, pseudo-items")
+)
+
+
+def add_rivals(store: Store, users: int = 60) -> None:
+    """Three rivals, of which the paper prints two: scores, shorter searches, and for two of them the sweep of the ratio."""
+    for c, task in enumerate(TASKS):
+        rng = np.random.default_rng(40 + c)
+        for draw, (row, chance) in enumerate((("cmf", 0.4), ("unicdr", 0.69), ("sasrec", 0.55))):
+            for trial in range(4 if row == "sasrec" else 6):
+                config = {"lr": float(10 ** rng.uniform(-4, -2)), "heads": 2}
+                metrics = {**around(rng, chance / 3), "seconds": 60.0 + trial}
+                store.add("search", task, 1.0, f"{trial:04d}", metrics, row=row, config=config)
+            frame = per_row(users, chance, [0, 1, 2], 10 * c + 6 + draw)
+            files = {"per_user.csv": frame.to_csv(index=False), **validation_rows(chance / 2, c)}
+            store.add("score", task, 1.0, "test", around(rng, chance / 3), row=row, config=config, artifacts=files)
+            for ratio in RATIOS if row != "cmf" else ():
+                rows = validation_rows(0.2 + 0.15 * ratio, c)
+                metrics, name = around(rng, 0.12 + 0.02 * draw + 0.06 * ratio), f"overlap_ratio={ratio}"
+                store.add("sweep:overlap_ratio", task, ratio, name, metrics, row=row, config=config, artifacts=rows)

@@ -123,7 +123,7 @@ def test_a_plan_of_sequences_says_what_there_is_and_what_language_models_have_to
 
 def test_without_pseudo_items_no_texts_are_generated(tmp_path: Path) -> None:
     raw = write_raw(tmp_path / "raw")
-    shown = text(write_sequences(tmp_path, features__pseudo=None), raw, tmp_path / "home")
+    shown = text(write_sequences(tmp_path, features__pseudo=None, base__pseudo_items=0), raw, tmp_path / "home")
     assert "texts to generate" not in shown
     assert "pseudo-items by" not in shown
 

@@ -165,7 +165,7 @@ def test_too_few_overlapping_users_for_a_split(tmp_path: Path, data: Path, home:
     plan = write_plan(tmp_path, drop=("simulate",), cold_ratios=[0.999])
     ran = study("extract", plan, "--data", data, "--home", home)
     assert re.fullmatch(
-        r"task books->movies: 60 overlapping users at cold ratio 0\.999 leave .*another ratio", ran.fault
+        r"task books->movies: 60 overlapping users at cold ratio 0\.999 leave .*another cold ratio", ran.fault
     )
     assert made(home)["tasks"] == []
 
@@ -206,7 +206,7 @@ def test_tables_that_are_not_whole_are_named_with_what_to_do(
     whole = SimpleNamespace(path=home / "whole", manifest={"rows": {"failed": []}})
     table = SimpleNamespace(path=home / "table", manifest={"rows": rows})
     inputs = SimpleNamespace(tables={"books-users": table, "movies-users": whole}, tasks={})
-    monkeypatch.setattr("study.study.Study.inputs", inputs)
+    monkeypatch.setattr("study.study.Study.extract", lambda study: inputs)
     told = f"features of books-users: 1 rows failed; delete {home / 'table'} to try them again"
     assert study("extract", plan, "--home", home).out.splitlines() == [told]
 
@@ -239,9 +239,9 @@ PLANS: dict[str, tuple[dict[str, Any], str]] = {
     "ratio 1.5": (
         {"cold_ratios": [0.2, 1.5]}, "plan.yaml: cold_ratios: split.cold_ratio is 1.5; give a number above 0, below 1",
     ),
-    "unknown model": ({"model": "musik"}, "plan.yaml: model: unknown 'musik'; choose from emcdr, lgcd, music"),
+    "unknown model": ({"model": "musik"}, "plan.yaml: model: unknown 'musik'; choose from emcdr, lgcd, music, sasrec"),
     "unknown space": (
-        {"space": "nope/paper"}, "space 'nope/paper': there is no space file 'nope'; shipped are lgcd and music",
+        {"space": "nope/paper"}, "space 'nope/paper': there is no space file 'nope'; shipped are emcdr, lgcd, music and sasrec",
     ),
     "unknown variant": (
         {"space": "music/nope"}, "search_spaces/music.yaml: has no variant 'nope'; it has paper and continuous",
@@ -346,7 +346,7 @@ def test_scores_need_a_search(tmp_path: Path, home: Path) -> None:
     plan = write_plan(tmp_path)
     assert study("extract", plan, "--home", home).code == 0
     for verb, part in (("score", "score"), ("sweep", "sweep:steps"), ("ablate", "ablate")):
-        missing = "books->movies@0.2, books->movies@0.5"
+        missing = "music in books->movies@0.2, music in books->movies@0.5"
         assert study(verb, plan, "--home", home).fault == (
             f"{part}: no finished search trial in {missing}; run `study search` on the plan first"
         )
@@ -433,7 +433,7 @@ def test_a_run_says_what_it_did(finished: Finished) -> None:
     for part, trials in WORK.items():
         assert f"{part}: {trials} planned, {trials} trials run" in out
     assert "simulated data" in " ".join(out.split())
-    for row in ("global_mean", "item_mean", "source_offset", "music", "books → movies, cold 20%", "cold 50%"):
+    for row in ("global_mean", "item_mean", "source_offset", "MuSiC", "books → movies, cold 20%", "cold 50%"):
         assert row in out
     figures = re.findall(r"^figure  (.*\.png)$", out, flags=re.MULTILINE)
     assert f"{finished.home}/reports/tiny/figures/figure_3_steps.png" in figures
@@ -552,7 +552,7 @@ def test_a_trial_is_trained_again_with_the_same_numbers(finished: Finished, monk
 
 def test_extract_says_what_is_left_to_do(finished: Finished, tmp_path: Path) -> None:
     ran = study("extract", finished.plan, "--home", finished.home, "--dry-run")
-    assert ran.out.strip() == "rating-based vectors: no texts to encode"
+    assert ran.out.strip() == "no texts to encode: the plan has no text features"
     listed = study("extract", finished.plan, "--home", finished.home).out
     assert re.findall(r"^(\S+) \((\w+)\): ", listed, flags=re.MULTILINE) == [
         ("books->movies@0.2", "ratings"), ("books->movies@0.5", "ratings"),

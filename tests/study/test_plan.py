@@ -216,7 +216,7 @@ def test_a_number_is_written_as_yaml_reads_it(tmp_path: Path) -> None:
     written = re.search(r"write (\S+)\)", fault)
     assert written is not None
     assert yaml.safe_load(written[1]) == 1e-5
-    assert load_plan(str(write_plan(tmp_path, base={"lr": yaml.safe_load(written[1])}))).config["lr"] == 1e-5
+    assert load_plan(str(write_plan(tmp_path, base={"lr": yaml.safe_load(written[1])}))).subject.config["lr"] == 1e-5
 
 
 def test_a_space_is_held_against_the_base(tmp_path: Path) -> None:

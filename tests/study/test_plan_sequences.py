@@ -140,6 +140,37 @@ def test_one_fault(tmp_path: Path, changes: dict[str, Any], fault: str) -> None:
     assert faults(make, **changes) == (fault,)
 
 
+@pytest.mark.parametrize(
+    ("changes", "place", "value"),
+    [
+        ({"base": {**PLAN["base"], "pseudo_items": 6}}, "base", 6),
+        ({"sweeps": {"pseudo_items": {"values": [1, 5, 20]}}}, "sweeps.pseudo_items", 20),
+        (
+            {"space_file": "v: {pseudo_items: {CategoricalDistribution: {choices: [1, 10]}}}"},
+            "space {folder}/space.yaml/v", 10,
+        ),
+        (
+            {"space_file": "v: {pseudo_items: {IntDistribution: {low: 1, high: 12}}}"},
+            "space {folder}/space.yaml/v", 12,
+        ),
+    ],
+)  # fmt: skip
+def test_more_pseudo_items_than_texts_are_generated(
+    tmp_path: Path, changes: dict[str, Any], place: str, value: int
+) -> None:
+    """A silent cap would draw a flat curve."""
+    features, base = {**TEXT, "pseudo": {"texts": 5}}, {**PLAN["base"], "pseudo_items": 5}
+
+    def make(**changes: Any) -> Plan:
+        return load_plan(str(write_sequences(tmp_path, **{"features": features, "base": base, **changes})))
+
+    assert faults(make, **changes) == (
+        f"plan.yaml: {place.format(folder=tmp_path)}: pseudo_items is {value}, and features.pseudo.texts generates 5 a "
+        "user; give at most 5, or generate more texts",
+    )
+    assert make(sweeps={"pseudo_items": {"values": [1, 5]}}).sweeps["pseudo_items"].values == (1, 5)
+
+
 def test_sequences_are_not_for_ratings(tmp_path: Path) -> None:
     with pytest.raises(PlanError, match="sequences is for models of sequences, and music is one of ratings;"):
         load_plan(str(tiny.write_plan(tmp_path, sequences={"negatives": 9})))

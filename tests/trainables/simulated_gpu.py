@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 GPU = torch.device("cuda", 0)
@@ -35,6 +35,18 @@ class SimulatedGpu(TorchFunctionMode):
             int, Any
         ] = {}  # address -> storage on the GPU, kept alive so that no other gets its address
 
+    def __enter__(self) -> Any:
+        self._module_to = nn.Module.to  # `module.to(tensor)` asks for the tensor's place behind our back
+        nn.Module.to = lambda module, *args, **kwargs: self._module_to(module, *self._named(args), **kwargs)  # type: ignore[method-assign]
+        return super().__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        nn.Module.to = self._module_to  # type: ignore[method-assign]
+        super().__exit__(*error)
+
+    def _named(self, args: Any) -> Any:
+        return (self.place(args[0]), args[0].dtype) if args and isinstance(args[0], Tensor) else args
+
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Check where the arguments are, call the function on the CPU, and say where the result is."""
         kwargs = dict(kwargs or {})
@@ -46,7 +58,7 @@ class SimulatedGpu(TorchFunctionMode):
             return self.place(args[0]) == CPU
         tensors = list(_tensors([args, kwargs]))
         if func in _MOVES:
-            device, args, kwargs = _destination(func, args, kwargs)
+            device, args, kwargs = self._destination(func, args, kwargs)
             return self._moved(func(*args, **kwargs), device or self.place(tensors[0]), tensors)
         if func in _TO_NUMPY and self.place(tensors[0]) == GPU:
             raise TypeError("can't convert cuda:0 device type tensor to numpy; use Tensor.cpu() first")
@@ -60,6 +72,26 @@ class SimulatedGpu(TorchFunctionMode):
         found = self.place(tensors[0]) if func in _ACROSS else self._common(tensors)
         result = func(*args, **kwargs)
         return self._moved(result, torch.device(device) if device is not None else found, tensors)
+
+    def _destination(
+        self, func: Any, args: Any, kwargs: dict[str, Any]
+    ) -> tuple[torch.device | None, Any, dict[str, Any]]:
+        """Device that a move names, and its arguments without it."""
+        if func == torch.Tensor.cpu:
+            return CPU, args[:1], {}
+        if func == torch.Tensor.cuda:
+            return GPU, args[:1], {}
+        named, kept = kwargs.pop("device", None), [args[0]]
+        for value in args[1:]:
+            if isinstance(value, Tensor):
+                named = self.place(value)
+                kept.append(value.dtype)
+            elif isinstance(value, str | torch.device):
+                named = value
+            elif isinstance(value, torch.dtype):
+                kept.append(value)
+        dtype = {"dtype": kwargs["dtype"]} if "dtype" in kwargs else {}
+        return (torch.device(named) if named is not None else None), tuple(kept), dtype
 
     def place(self, tensor: Tensor) -> torch.device:
         """Where a tensor is."""
@@ -105,23 +137,3 @@ def _tensors(value: Any) -> Iterator[Tensor]:
     elif isinstance(value, list | tuple):
         for part in value:
             yield from _tensors(part)
-
-
-def _destination(func: Any, args: Any, kwargs: dict[str, Any]) -> tuple[torch.device | None, Any, dict[str, Any]]:
-    """Device that a move names, and its arguments without it."""
-    if func == torch.Tensor.cpu:
-        return CPU, args, kwargs
-    if func == torch.Tensor.cuda:
-        return GPU, args[:1], {}
-    named = kwargs.pop("device", None)
-    kept = [args[0]]
-    for value in args[1:]:
-        if isinstance(value, str | torch.device):
-            named = value
-        elif not (value is None or isinstance(value, Tensor)):
-            kept.append(value)
-        elif isinstance(value, Tensor):
-            raise NotImplementedError("to(tensor): name the device")
-    kept[1:] = [value for value in kept[1:] if isinstance(value, torch.dtype)]
-    kwargs.pop("memory_format", None)
-    return (torch.device(named) if named is not None else None), tuple(kept), kwargs

@@ -200,9 +200,10 @@ def test_clean_models_pass(
         ),
         (
             FIXED_NOISY, "torch.ones(9, device=task.device)",
-            "torch.rand(9, generator=generator, device=task.device)", "rand: expected a generator on cuda:0, found one on cpu",
+            "torch.rand(9, generator=generator, device=task.device)",
+            "rand: expected a generator on cuda:0, found one on cpu",
         ),
-        (FIXED_NOISY, "(draw - 2.5)", "(draw - 2.5) * walk.place.detach().numpy()", "can't convert cuda:0 .* to numpy"),
+        (FIXED_NOISY, "(draw - 2.5)", "float(walk.place.detach().numpy())", "can't convert cuda:0 .* to numpy"),
         (FIXED_NOISY, "(draw - 2.5)", "task.mean * task.item_offset[torch.arange(3)].sum()", "__getitem__: expected all"),
         (POPULAR, ", device=task.device).index_add_", ").index_add_", "index_add_: expected all tensors"),
         (POPULAR, ").to(task.device)", ")", "expected all tensors"),

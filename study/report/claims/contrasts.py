@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from study.labels import Labels
-from study.papers.reader import Claim, Difference, Optimum, Order
+from study.papers.reader import Claim, Difference, Optimum, Order, Unimodal
 from study.report.statistics import Effect
 from trainables.task_types import TaskType
 
@@ -115,11 +115,18 @@ def _within(claim: Claim, source: Source, cell: str, metric: str) -> Iterator[Un
         else:
             inside, outside = values[1:-1], [values[0], values[-1]] if len(values) > 2 else []
         if not inside or not outside:
-            what = f"{form.low:g} to {form.high:g} and another" if isinstance(form, Optimum) else "three"
-            lacking = f"{cell}: no sweep of {claim.part.partition(':')[2]} with {what}"
+            lacking = f"{cell}: no sweep of {claim.part.partition(':')[2]} with {_asked(form)}"
             yield _single(Contrast(cell=cell, metric=metric, better="", worse="", lacking=(lacking,)))
         else:
             yield _peak(claim, source, cell, metric, inside, outside)
+
+
+def _asked(form: Optimum | Unimodal) -> str:
+    """Return the values that a sweep needs to be judged."""
+    if isinstance(form, Unimodal):
+        return "three values"
+    best = f"{form.low:g}" if form.low == form.high else f"a value from {form.low:g} to {form.high:g}"
+    return f"{best} and another one"
 
 
 def _peak(

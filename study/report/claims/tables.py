@@ -20,8 +20,8 @@ NOTES = (
     " freedom; p doubled for both sides and corrected by Holm for the number of claims that were measured. Not measured:"
     " systems or configurations that the claim names were not run, so that nothing could decide it.",
     "Sweeps and ablations are compared on validation users, scores on test users. Where a trial has one seed, the"
-    " variance over seeds is that of the cell's trials with several. In print: how many of the paper's own numbers go the"
-    " claim's way.",
+    " variance over seeds is that of its rows' trials in the cell that have several. Published: the printed difference of the"
+    " comparison, and how many of the paper's own numbers agree with the claim.",
     "What sweeps and ablations start from, where that is the search's best, was chosen on these validation users, so the"
     " full model and the value that the search chose are favoured: a part of what they are ahead by is luck. Parts that"
     " start from the plan's base are free of that, and so are scores.",
@@ -46,17 +46,18 @@ def claims_table(results: Results, judged: Sequence[Judged]) -> Table:
         record |= {"sentence": claim.sentence, "original": claim.original, **_record(at)}
         records.append(record | {"agreeing": one.agreeing, "measured": one.measured, "why": one.why})
         words = claim.name.replace("wo-", "w/o ").replace("-", " ")
-        line: dict[str, str] = {"Verdict": f"**{one.verdict}**", "Claim": words, "Effect [95%]": NONE}
-        line["What was compared, what it needs"] = one.why or "one comparison"
-        line["Seeds"] = line["Users"] = NONE
+        line: dict[str, str] = {"Verdict": f"**{one.verdict}**", "Claim": f"{words}\n{claim.sentence}\n{claim.place}"}
+        line["Effect [95%]"] = line["Seeds, users"] = NONE
         if at.effect is not None:
-            interval = interval_text(at.effect.interval(), signed=True, digits=digits)
-            line["Effect [95%]"] = f"{at.better} over {at.worse}, {arrow(at.cell)}, {at.metric}: {interval}"
-            line |= {"Seeds": str(at.effect.seeds), "Users": f"{at.effect.users:,}"}
+            value, _, ends = interval_text(at.effect.interval(), signed=True, digits=digits).partition(" ")
+            what = f"{at.better} over {at.worse}\n{arrow(at.cell)}, {at.metric}"
+            line["Effect [95%]"] = f"{value}\n{ends}\n{what}".replace("\n\n", "\n")
+            line["Seeds, users"] = f"{at.effect.seeds}\n{at.effect.users:,} users"
         line["p"] = NONE if math.isnan(one.p) else f"{one.p:.2g}"
-        line["Published"] = NONE if at.printed is None else f"{at.printed:+.4f}"
-        line["In print"] = NONE if one.in_print is None else f"{one.in_print[0]} of {one.in_print[1]}"
-        shown.append(line | {"Place": claim.place, "In words": f"{claim.sentence}\n{claim.original}".strip()})
+        agree = "" if one.in_print is None else f"\n{one.in_print[0]} of {one.in_print[1]} agree"
+        line["Published"] = (NONE if at.printed is None else f"{at.printed:+.4f}") + agree
+        line["What was compared, what it needs"] = one.why or "one comparison"
+        shown.append(line)
     paper = results.labels.paper
     assert paper is not None, "its claims were judged"
     title = caption(f"Claims of {paper.title}: {counts(judged)}", results)

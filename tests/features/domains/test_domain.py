@@ -19,7 +19,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from features.domains import domain as domain_module
-from features.domains.domain import Domain, DomainSpec, FilterSpec, domain_key, open_domain, prepare_domain
+from features.domains.domain import Domain, DomainSpec, domain_key, find_sources, open_domain, prepare_domain
+from features.domains.filters import FilterSpec
 from features.errors import InputError
 from features.simulate.simulator import SimulateSpec, simulate
 from features.store.external_sort import external_sort
@@ -153,19 +154,23 @@ def test_simulated_domains_are_labelled(tmp_path: Path, store: Path) -> None:
 # --- keys ---------------------------------------------------------------------------------------------------------
 
 
+def key_of(spec: DomainSpec, data: Path, store: Path) -> str:
+    return domain_key(spec, find_sources(spec, data, store), simulated=False)
+
+
 def test_key_follows_contents_and_spec_alone(data: Path, store: Path, tmp_path: Path) -> None:
-    key = domain_key(SPEC, data, store)
+    key = key_of(SPEC, data, store)
     (data / "copy.csv").write_text(CSV)
-    assert domain_key(replace(SPEC, interactions="copy.csv"), data, store) == key
+    assert key_of(replace(SPEC, interactions="copy.csv"), data, store) == key
     others = [
         replace(SPEC, duplicates="last"),
         replace(SPEC, filters=FilterSpec(min_words=1)),
         replace(SPEC, rating_scale=(0, 5)),
         replace(SPEC, columns={"text": "text"}),
     ]
-    assert len({key, *(domain_key(other, data, store) for other in others)}) == 5
+    assert len({key, *(key_of(other, data, store) for other in others)}) == 5
     (data / "toy.csv").write_text(CSV.replace("u2,b,4", "u2,b,5"))
-    assert domain_key(SPEC, data, store) != key
+    assert key_of(SPEC, data, store) != key
 
 
 def test_prepared_once(data: Path, store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -174,7 +179,7 @@ def test_prepared_once(data: Path, store: Path, monkeypatch: pytest.MonkeyPatch)
     def never(*_: Any) -> Any:
         raise AssertionError("prepared or hashed again")
 
-    monkeypatch.setattr(domain_module, "_prepare", never)
+    monkeypatch.setattr(domain_module, "_write_tables", never)
     monkeypatch.setattr("features.domains.domain.hashlib.file_digest", never)
     second = prepare_domain(SPEC, data, store)
     assert second == first

@@ -25,7 +25,9 @@ def test_html_entities_are_read_as_what_they_stand_for() -> None:
 
 
 def test_unknown_prompt_names_those_there_are() -> None:
-    with pytest.raises(InputError, match=r"prompt is 'x'; choose from key-features-1, named-1, plain-1, or add it to PROMPTS"):
+    with pytest.raises(
+        InputError, match=r"prompt is 'x'; choose from key-features-1, named-1, plain-1, or add it to PROMPTS"
+    ):
         find_prompt("x")
 
 

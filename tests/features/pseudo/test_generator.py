@@ -45,7 +45,7 @@ def prompts(count: int = 12) -> list[PseudoPrompt]:
     ]
 
 
-def test_every_kind_of_model_answers_every_wish(tiny_generator: Path) -> None:
+def test_every_kind_of_model_answers_every_prompt(tiny_generator: Path) -> None:
     answers = load(tiny_generator).generate(prompts())
     assert len(answers) == 12
     assert len(set(answers)) > 6

@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from features.errors import InputError
-from features.simulate import vocabulary as phrases
+from features.simulate import vocabulary
 from features.simulate.simulator import DomainSize, SimulateSpec, _by_taste, _latent, _match, simulate
 from features.store.folders import SIMULATED
 
@@ -220,7 +220,7 @@ def test_bad_values_are_refused(change: dict[str, Any], message: str) -> None:
 
 
 def test_no_phrase_needs_escaping_in_json() -> None:
-    banks = [getattr(phrases, name) for name in dir(phrases) if name.isupper() and name != "FACTORS"]
+    banks = [getattr(vocabulary, name) for name in dir(vocabulary) if name.isupper() and name != "FACTORS"]
     every = [phrase for bank in banks for row in bank for phrase in row]
     assert len(every) > 150
     assert [phrase for phrase in every if json.dumps(phrase) != f'"{phrase}"'] == []
@@ -299,7 +299,10 @@ def source_offsets(task: Learnable) -> dict[str, float]:
 def poles(texts: list[str]) -> np.ndarray:
     """Mean pole (-1 or 1) of the words about each of the six factors."""
     sides = {
-        word: row for bank in (phrases.ADJECTIVES, phrases.NOUNS) for row, words in enumerate(bank) for word in words
+        word: row
+        for bank in (vocabulary.ADJECTIVES, vocabulary.NOUNS)
+        for row, words in enumerate(bank)
+        for word in words
     }
     counts = np.zeros((8, 2))
     for text in texts:
@@ -314,11 +317,11 @@ def test_each_step_of_knowledge_predicts_cold_users_better(learnable: Learnable)
     """Global mean < item mean < + the user's source offset < + taste read from the words of the source reviews."""
     task = learnable
     offset = source_offsets(task)
-    wishes = {
+    preferences = {
         user: [text.split(". ")[-1] for text in texts if "things about" in text]
         for user, texts in user_texts(task, "books").items()
     }
-    users = {user: poles(texts) for user, texts in wishes.items()}
+    users = {user: poles(texts) for user, texts in preferences.items()}
     items = {item["parent_asin"]: poles([item["title"], *item["description"]]) for item in task.items}
     _, rows = task.residuals("movies", task.cold)
     train = [row for row in rows if row[0] in task.known]

@@ -12,7 +12,8 @@ from ray import tune
 
 from features.errors import InputError
 from study.engine.launch import connect, launch
-from study.specs import Cluster, Resources
+from study.specs import Cluster, Recipe
+from trainables.interface import Selection
 
 
 def test_without_an_address_no_cluster_that_happens_to_run_is_joined(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -56,12 +57,10 @@ def test_what_ends_the_tuner_is_raised_as_it_was(tmp_path: Path, monkeypatch: py
             self._searcher.broken = full
             raise tune.TuneError("Traceback (most recent call last): ...")
 
+    recipe = Recipe(experiment="study", home=tmp_path, rows={}, selection=Selection("val_rmse", "minimize"))
     full = OSError("trial x: disk full; make room, the same command goes on")
     monkeypatch.setattr(tune, "Tuner", Tuner)
     for name in ("connect", "_concurrency"):
         monkeypatch.setattr(f"study.engine.launch.{name}", lambda *_: None)
     with pytest.raises(OSError, match=r"^trial x: disk full; make room, the same command goes on$"):
-        launch(
-            [], SimpleNamespace(), name="study", home=tmp_path, log=tmp_path / "log", cluster=Cluster(),  # type: ignore[arg-type]
-            resources=Resources(),
-        )  # fmt: skip
+        launch(recipe, [], SimpleNamespace(), name="study")  # type: ignore[arg-type]

@@ -18,8 +18,10 @@ import ray.util
 import yaml
 
 from study.engine.run import Progress, run_jobs
-from study.specs import Cell, Cluster, Job, Resources
+from study.specs import Cell, Cluster, Job, Recipe, Resources, RowRecipe
 from study.tracking import runs as tracking
+from study.tracking import tags
+from trainables.interface import Selection
 
 from .. import tiny
 from ..store import empty_store
@@ -50,26 +52,30 @@ def nodes() -> Iterator[Any]:
 
 
 def meet(
-    home: Path, address: str, part: str, wait_for: int, trials: int, resources: Resources, **how: Any
+    home: Path, address: str, part: str, wait_for: int, trials: int, resources: Resources, on_progress: Any = None
 ) -> dict[str, float]:
     """Run trials that wait until `wait_for` of them run at once; returns trial name -> how many it saw at once."""
     task = home / part
     task.mkdir(parents=True)
     cell = Cell(source="books", target="movies", ratio=0.2)
-    summary = run_jobs(
-        experiment="study", home=home,
-        jobs=[
-            Job(part=part, cell=cell, name=f"n={n}", config={"x": n}, seeds=(0,), features="m", task_dir=str(task))
-            for n in range(trials)
-        ],
-        trainable="meeting:run", model="fake", base={"stay": 0.3, "wait_for": wait_for}, selection=("val_rmse", "minimize"),
-        resources=resources, cluster=Cluster(address=address), **how,
+    jobs = [
+        Job(
+            part=part, cell=cell, row="row", model="fake", name=f"n={n}", config={"x": n}, seeds=(0,), feature_set="m",
+            task_dir=str(task),
+        )
+        for n in range(trials)
+    ]  # fmt: skip
+    row = RowRecipe(trainable="meeting:run", model="fake", base={"stay": 0.3, "wait_for": wait_for})
+    recipe = Recipe(
+        experiment="study", home=home, rows={"row": row}, selection=Selection("val_rmse", "minimize"),
+        resources=resources, cluster=Cluster(address=address),
     )  # fmt: skip
+    summary = run_jobs(recipe, jobs, on_progress)
     assert (summary.ran, summary.failures) == (trials, ())
     client = tracking.connect(tracking.default_uri(home))
     experiment = client.get_experiment_by_name("study")
-    found = tracking.find_runs(client, experiment.experiment_id, part)
-    return {run.info.run_name: run.data.metrics["side_by_side"] for run in found if "study.trial" in run.data.tags}
+    runs = tracking.find_runs(client, experiment.experiment_id, part)
+    return {run.info.run_name: run.data.metrics["side_by_side"] for run in runs if tags.TRIAL in run.data.tags}
 
 
 def test_a_node_that_comes_is_used_and_a_gpu_is_shared_by_halves(nodes: Any, tmp_path: Path) -> None:
@@ -78,7 +84,7 @@ def test_a_node_that_comes_is_used_and_a_gpu_is_shared_by_halves(nodes: Any, tmp
     added = []
 
     def grow(progress: Progress) -> None:
-        if sum(progress.running.values()) and not added:
+        if progress.running and not added:
             added.append(nodes.add_node(num_cpus=2, num_gpus=1))
 
     saw = meet(tmp_path, nodes.address, "ablate", 3, 3, Resources(), on_progress=grow)
@@ -203,6 +209,6 @@ def test_a_job_brings_its_code_and_environment_to_nodes_that_come_for_it(
     experiment = client.get_experiment_by_name("tiny")
     runs = list(tracking.find_runs(client, experiment.experiment_id, "search"))
     assert {run.info.status for run in runs} == {"FINISHED"}
-    trials = [run.data.tags for run in runs if "study.trial" in run.data.tags]
+    trials = [run.data.tags for run in runs if tags.TRIAL in run.data.tags]
     assert len(trials) == 3
-    assert {tags["study.commit"][:6] for tags in trials} == {"files:"}, "code without a history has a name too"
+    assert {run_tags[tags.COMMIT][:6] for run_tags in trials} == {"files:"}, "code without a history has a name too"

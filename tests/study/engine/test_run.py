@@ -22,14 +22,12 @@ import pytest
 
 from features.errors import InputError
 from search_spaces import load_space
-from study.engine.optuna_study import close_storage, open_database, open_journal
-from study.engine.run import Progress, run_jobs
+from study.engine.optuna_storage import close_storage, open_database, open_journal
+from study.engine.run import CellProgress, Progress, RunSummary, run_jobs
 from study.provenance import device
-from study.specs import Cell, Cluster, Faults, Job, Resources, SearchSpec, trial_name
-from study.tracking import results
+from study.specs import Budget, Cell, Cluster, Job, Resources, RowRecipe, SearchSpec, WarmStart
+from study.tracking import results, tags
 from study.tracking import runs as tracking
-
-from ..store import MUSIC
 
 FAKES = Path(__file__).parents[1] / "fakes"
 sys.path.insert(0, str(FAKES))
@@ -65,48 +63,66 @@ def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "mlflow.db"
 
 
-def runs(home: Path, part: str | None = None) -> dict[str, Any]:
-    """Trial -> run; fails when a trial has two."""
+def all_runs(home: Path, part: str | None = None) -> list[Any]:
+    """All runs of trials, superseded ones included."""
     client = tracking.connect(tracking.default_uri(home))
-    experiment = client.get_experiment_by_name("study")
-    found = list(tracking.find_runs(client, experiment.experiment_id, part))
-    trials = [run.data.tags["study.trial"] for run in found if "study.trial" in run.data.tags]
-    assert max(Counter(trials).values()) == 1
-    return {run.data.tags["study.trial"]: run for run in found if "study.trial" in run.data.tags}
+    experiment = client.get_experiment_by_name("study").experiment_id
+    return [run for run in tracking.find_runs(client, experiment, part, superseded=True) if tags.TRIAL in run.data.tags]
 
 
-def studies(home: Path) -> dict[str, list[optuna.trial.FrozenTrial]]:
+def runs(home: Path, part: str | None = None) -> dict[str, Any]:
+    """Trial -> the run that counts; fails when a trial has two."""
+    counting = [run for run in all_runs(home, part) if tags.SUPERSEDED not in run.data.tags]
+    assert max(Counter(run.data.tags[tags.TRIAL] for run in counting).values(), default=0) <= 1
+    return {run.data.tags[tags.TRIAL]: run for run in counting}
+
+
+def superseded(home: Path) -> dict[str, str]:
+    """Trial -> why one of its runs counts no more."""
+    return {
+        run.data.tags[tags.TRIAL]: run.data.tags[tags.SUPERSEDED]
+        for run in all_runs(home)
+        if tags.SUPERSEDED in run.data.tags
+    }
+
+
+def studies(home: Path, row: str = drive.SUBJECT) -> dict[str, list[optuna.trial.FrozenTrial]]:
+    """Cell -> the trials of a row's newest study."""
     storage = open_journal(home / "optuna" / "study.log")
-    names = optuna.get_all_study_names(storage)
-    return {name.split("/")[0]: optuna.load_study(study_name=name, storage=storage).trials for name in names}
+    names = [study.study_name.split("/") for study in storage.get_all_studies()]
+    return {
+        cell: optuna.load_study(study_name=f"{cell}/{owner}/{identity}", storage=storage).trials
+        for cell, owner, identity in names
+        if owner == row
+    }
 
 
-def fixed(home: Path, name: str, part: str = "sweep:x", **config: Any) -> Job:
-    task = home / "tasks" / "fixed"
-    task.mkdir(parents=True, exist_ok=True)
-    return Job(part=part, cell=CELL, name=name, config=config, seeds=(0,), features="main", task_dir=str(task))
+def fixed(home: Path, name: str, part: str = "sweep:x", row: str = drive.SUBJECT, **config: Any) -> Job:
+    return drive.fixed_job(home, name, part, row, **config)
 
 
-def run_fixed(home: Path, *jobs: Job, **options: Any) -> Any:
-    return run_jobs(
-        experiment="study", home=home, jobs=jobs, trainable="fake_door:run", model="fake", base=drive.BASE,
-        selection=("val_rmse", "minimize"), **{"faults": Faults(max_failures=1), **options},
-    )  # fmt: skip
+def run_fixed(home: Path, *jobs: Job, on_progress: Any = None, **options: Any) -> RunSummary:
+    return run_jobs(drive.recipe(home, **options), jobs, on_progress)
 
 
-def attempts(home: Path, task: str) -> int:
-    return len((home / "tasks" / task / "attempts.txt").read_text().splitlines())
+def attempts(home: Path, model: str | None = None, cell: Cell = CELL) -> int:
+    """How often a training was begun in a cell."""
+    path = home / "tasks" / cell.name / "attempts.txt"
+    lines = path.read_text().splitlines() if path.is_file() else []
+    return len([line for line in lines if model in (None, line.split()[2])])
 
 
-def assert_stores_equal(home: Path, trials: int) -> None:
-    """Every planned trial once and finished in both stores, with the same value."""
-    by_trial = runs(home, "search")
-    told = studies(home)
-    assert {cell: len(of_cell) for cell, of_cell in told.items()} == {cell.name: trials for cell in drive.CELLS}
+def assert_stores_equal(home: Path, trials: int, row: str = drive.SUBJECT) -> None:
+    """Every planned trial of a row is there once and finished in both stores, with the same value."""
+    by_trial = {trial: run for trial, run in runs(home, "search").items() if trial.split("/")[2] == row}
+    drawn = studies(home, row)
+    assert {cell: len(cell_trials) for cell, cell_trials in drawn.items()} == {
+        cell.name: trials for cell in drive.CELLS
+    }
     assert len(by_trial) == trials * len(drive.CELLS)
-    for cell, of_cell in told.items():
-        for trial in of_cell:
-            run = by_trial[f"search/{cell}/{trial.number:04d}"]
+    for cell, cell_trials in drawn.items():
+        for trial in cell_trials:
+            run = by_trial[f"search/{cell}/{row}/{trial.number:04d}"]
             assert (trial.state, run.info.status) == (optuna.trial.TrialState.COMPLETE, "FINISHED")
             assert trial.value == run.data.metrics["val_rmse"]
             assert float(run.data.params["x"]) == trial.params["x"]
@@ -115,7 +131,8 @@ def assert_stores_equal(home: Path, trials: int) -> None:
 def no_run_is_open(home: Path) -> bool:
     client = tracking.connect(tracking.default_uri(home))
     experiment = client.get_experiment_by_name("study")
-    return all(run.info.status != "RUNNING" for run in tracking.find_runs(client, experiment.experiment_id))
+    open_runs = tracking.find_runs(client, experiment.experiment_id, superseded=True)
+    return all(run.info.status != "RUNNING" for run in open_runs)
 
 
 def test_a_search_runs_once_and_then_does_nothing(home: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -125,20 +142,20 @@ def test_a_search_runs_once_and_then_does_nothing(home: Path, capfd: pytest.Capt
     assert_stores_equal(home, 3)
     assert all(re.fullmatch(r"\d+/6 \d", line) for line in out.splitlines()), "nothing but our own progress"
     assert err == ""
-    run = runs(home)["search/books->movies@0.2/0001"]
+    run = runs(home)["search/books->movies@0.2/subject/0001"]
     client = tracking.connect(tracking.default_uri(home))
     assert [entry.step for entry in client.get_metric_history(run.info.run_id, "epoch/val_rmse")] == [1, 2, 3, 4]
-    assert run.data.metrics["threads"] == 1
-    assert run.data.tags["study.device"] == device(), "said by the worker: the driver was given no tags"
+    assert (run.data.metrics["threads"], run.data.metrics["cuda"]) == (1, 0)
+    assert run.data.tags[tags.DEVICE] == device(), "said by the worker: the driver was given no tags"
     config = results.read_config(client.tracking_uri, run.info.run_id)
     assert config["config"] == {**drive.BASE, "seconds": 0.02, "x": float(run.data.params["x"])}
-    assert (config["model"], config["seeds"], config["name"]) == ("fake", [0, 1], "0001")
+    assert (config["model"], config["row"], config["seeds"], config["name"]) == ("subject", "subject", [0, 1], "0001")
 
     began = time.monotonic()
     again = drive.search(home, 3, seconds=0.02)
     assert time.monotonic() - began < 5
     assert (again.planned, again.ran) == (6, 0)
-    assert attempts(home, CELL.name) == 3
+    assert attempts(home) == 3
 
     client.delete_run(run.info.run_id)
     restored = drive.search(home, 3, seconds=0.02)
@@ -157,7 +174,7 @@ def test_failures_are_kept_apart(home: Path) -> None:
     reasons = {failure.trial.rpartition("=")[2]: failure.reason for failure in summary.failures}
     assert reasons["raise"] == "ValueError: the data set is empty"
     assert reasons["nan"] == "FloatingPointError: val_rmse is nan at epoch 4"
-    assert reasons["unfinished"] == "RuntimeError: fake_door:run ended without a final report"
+    assert reasons["unfinished"] == "RuntimeError: fake_trial:run ended without a final report"
     assert reasons["die"].startswith("worker lost: The actor died unexpectedly before finishing this task.")
     assert set(reasons) == {"raise", "nan", "unfinished", "die"}
     by_trial = runs(home)
@@ -165,8 +182,8 @@ def test_failures_are_kept_apart(home: Path) -> None:
         "no": "FINISHED", "raise": "FAILED", "nan": "FAILED", "unfinished": "FAILED", "die": "FAILED",
     }  # fmt: skip
     error = by_trial[jobs[1].trial].data.tags
-    assert (error["study.error"], error["study.failure"]) == ("ValueError: the data set is empty", "trial")
-    assert by_trial[jobs[4].trial].data.tags["study.failure"] == "worker"
+    assert (error[tags.ERROR], error[tags.FAILURE]) == ("ValueError: the data set is empty", "trial")
+    assert by_trial[jobs[4].trial].data.tags[tags.FAILURE] == "worker"
 
     again = run_fixed(home, *jobs)
     assert again.ran == 4, "failed fixed jobs are tried again, in the same runs"
@@ -196,32 +213,40 @@ def test_a_lost_worker_is_not_optuna_s_result(home: Path) -> None:
 
 def test_a_trial_whose_process_went_goes_on_from_its_checkpoint(home: Path) -> None:
     job = fixed(home, "x=1", fail="die_once", epochs=6, seconds=0.3)
-    faults = Faults(max_failures=1, checkpoint_seconds=0)
-    summary = run_fixed(home, job, faults=faults)
+    summary = run_fixed(home, job)
     assert (summary.ran, summary.failures) == (1, ())
-    lines = (home / "tasks" / "fixed" / "epochs.txt").read_text().splitlines()
+    lines = (home / "tasks" / CELL.name / "epochs.txt").read_text().splitlines()
     assert [int(line.split()[1]) for line in lines] == [1, 2, 3, 4, 5, 6], "nothing is trained twice"
     assert len({line.split()[2] for line in lines}) == 2, "in two processes"
     (run,) = runs(home).values()
     assert run.info.status == "FINISHED"
-    assert run.data.tags["study.restarts"].startswith("1, worker lost: The actor died unexpectedly")
+    assert run.data.tags[tags.RESTARTS].startswith("1, worker lost: The actor died unexpectedly")
     client = tracking.connect(tracking.default_uri(home))
     steps = [entry.step for entry in client.get_metric_history(run.info.run_id, "epoch/val_rmse")]
     assert steps == [1, 2, 3, 4, 5, 6], "and nothing logged twice"
     assert list((home / "checkpoints" / "study").iterdir()) == [], "it is not kept for longer than it is of use"
 
 
-def test_a_changed_plan_replaces_its_runs(home: Path) -> None:
-    one, two = fixed(home, "x=1", x=0.1), fixed(home, "x=2", x=0.2)
+def test_a_changed_plan_replaces_its_runs_and_a_changed_mind_has_them_back(home: Path) -> None:
+    one, two, three = fixed(home, "x=1", x=0.1), fixed(home, "x=2", x=0.2), fixed(home, "x=2", x=0.3)
     run_fixed(home, one, two)
     before = runs(home)
-    summary = run_fixed(home, one, fixed(home, "x=2", x=0.3))
+    summary = run_fixed(home, one, three)
     assert (summary.planned, summary.ran, summary.superseded) == (2, 1, 1)
     after = runs(home)
     assert after[one.trial].info.run_id == before[one.trial].info.run_id
     assert after[two.trial].info.run_id != before[two.trial].info.run_id
     assert after[two.trial].data.params["x"] == "0.3"
-    assert run_fixed(home, one, tags={"study.data_key": "other"}).superseded == 1, "other data, other result"
+    assert superseded(home)[two.trial].startswith("the plan asks for another configuration, data or search")
+    back = run_fixed(home, one, two)
+    assert (back.ran, back.superseded) == (0, 1)
+    assert {trial: run.info.run_id for trial, run in runs(home).items()} == {
+        trial: run.info.run_id for trial, run in before.items()
+    }
+    other = replace(one, task_dir=str(home / "tasks" / "other"))
+    Path(other.task_dir).mkdir()
+    assert run_fixed(home, other, two).superseded == 1, "other data, other result"
+    assert len(all_runs(home)) == 4, "nothing is ever deleted"
 
 
 def test_a_run_counts_until_the_one_with_more_seeds_is_finished(home: Path) -> None:
@@ -229,28 +254,120 @@ def test_a_run_counts_until_the_one_with_more_seeds_is_finished(home: Path) -> N
     more = replace(few, seeds=(0, 1))
     run_fixed(home, few)
 
-    def counted() -> tuple[str, str, str]:
-        found = results.load_results(tracking.default_uri(home), "study", MUSIC)
-        assert found.duplicates == ()
-        (row,) = found.trials.to_dict("records")
-        return row["run_id"], row["status"], row["params.seeds"]
+    def counting() -> tuple[str, str]:
+        """The one that is finished, of those that are not superseded."""
+        client = tracking.connect(tracking.default_uri(home))
+        experiment = client.get_experiment_by_name("study").experiment_id
+        (run,) = (
+            run for run in tracking.find_runs(client, experiment)
+            if tags.TRIAL in run.data.tags and run.info.status == "FINISHED"
+        )  # fmt: skip
+        return run.info.run_id, run.data.params["seeds"]
 
-    before = counted()
+    before = counting()
     shutil.rmtree(few.task_dir)  # so that the training fails
     summary = run_fixed(home, more)
     assert (summary.ran, len(summary.failures), summary.superseded) == (1, 1, 0)
-    assert counted() == before
+    assert counting() == before
     back = run_fixed(home, few)
-    assert (back.ran, back.superseded) == (0, 1), "the plan asks for the old seeds again: the attempt goes"
+    assert (back.ran, back.superseded) == (0, 1), "the plan asks for the old seeds again: the attempt counts no more"
     assert runs(home)[few.trial].info.run_id == before[0]
     run_fixed(home, more)
     Path(few.task_dir).mkdir()
     summary = run_fixed(home, more)
     assert (summary.ran, summary.failures, summary.superseded) == (1, (), 1)
     assert len(runs(home)) == 1
-    run_id, *rest = counted()
-    assert rest == ["FINISHED", "0,1"]
-    assert run_id != before[0]
+    assert counting()[1] == "0,1"
+    assert superseded(home) == {few.trial: "a run with the seeds that the plan now asks for has taken its place"}
+    assert run_fixed(home, few).ran == 0, "it is there, should the plan go back"
+    assert counting() == before
+
+
+def test_a_row_comes_and_goes_without_training_anything_again(home: Path) -> None:
+    alone = drive.search(home, 2, epochs=1)
+    assert alone.ran == 4
+    both = drive.search(home, 2, rows=("subject", "rival"), epochs=1)
+    assert (both.planned, both.ran, both.superseded) == (8, 4, 0)
+    assert [attempts(home, model) for model in ("subject", "rival")] == [2, 2]
+    with_rival = {trial: run.info.run_id for trial, run in runs(home).items()}
+    tags_of_rival = runs(home)["search/books->movies@0.5/rival/0001"].data.tags
+    assert (tags_of_rival[tags.ROW], tags_of_rival[tags.MODEL]) == ("rival", "rival")
+    for row in ("subject", "rival"):
+        assert_stores_equal(home, 2, row)
+
+    dropped = drive.search(home, 2, epochs=1)
+    assert (dropped.planned, dropped.ran, dropped.superseded) == (4, 0, 4)
+    assert {trial.split("/")[2] for trial in runs(home)} == {"subject"}
+    assert set(superseded(home).values()) == {"the plan has no such trial any more"}
+
+    again = drive.search(home, 2, rows=("subject", "rival"), epochs=1)
+    assert (again.ran, again.superseded) == (0, 0)
+    assert {trial: run.info.run_id for trial, run in runs(home).items()} == with_rival
+    assert [attempts(home, model) for model in ("subject", "rival")] == [2, 2]
+
+
+def test_one_row_alone_leaves_the_others_as_they_are(home: Path) -> None:
+    rows = ("subject", "rival")
+    assert drive.search(home, 1, rows=rows, only=["rival"], epochs=1).ran == 2
+    shrunk = drive.search(home, 2, rows=rows, only=["subject"], epochs=1)
+    assert (shrunk.planned, shrunk.ran, shrunk.superseded) == (4, 4, 0)
+    assert Counter(trial.split("/")[2] for trial in runs(home)) == {"subject": 4, "rival": 2}
+    assert superseded(home) == {}
+    assert drive.search(home, 2, rows=rows, epochs=1).ran == 2, "what was left of the rival"
+
+
+def test_a_part_has_rows_of_several_kinds(home: Path) -> None:
+    jobs = [fixed(home, "test", "score", row, x=0.25) for row in ("subject", "rival")]
+    jobs += [drive.baseline_job(home, name) for name in ("item_mean", "mean")]
+    recipe = drive.recipe(home, ("subject", "rival"), baselines=("item_mean", "mean"))
+    summary = run_jobs(recipe, jobs)
+    assert (summary.planned, summary.ran, summary.failures) == (4, 4, ())
+    logged = {trial.split("/")[2]: run.data for trial, run in runs(home).items()}
+    assert {row: data.params["model"] for row, data in logged.items()} == {
+        "subject": "subject", "rival": "rival", "item_mean": "baseline", "mean": "baseline"
+    }  # fmt: skip
+    assert logged["item_mean"].metrics["val_rmse"] == 2.0
+    assert run_jobs(recipe, jobs).ran == 0
+
+
+def test_a_search_shrinks_and_grows_without_training_anything_again(home: Path) -> None:
+    drive.search(home, 3, epochs=1)
+    shrunk = drive.search(home, 2, epochs=1)
+    assert (shrunk.planned, shrunk.ran, shrunk.superseded) == (4, 0, 2)
+    grown = drive.search(home, 4, epochs=1)
+    assert (grown.planned, grown.ran, grown.superseded) == (8, 2, 0)
+    assert attempts(home) == 4
+    assert_stores_equal(home, 4)
+
+
+def test_the_budget_of_a_row_stops_it_alone(home: Path) -> None:
+    drive.search(home, 1, rows=("subject", "rival"), seconds=0.1)
+    jobs = drive.search_jobs(home, 3, ("subject", "rival"))
+    recipe = drive.recipe(home, ("subject", "rival"), search={"trials": 3}, base={**drive.BASE, "seconds": 0.1})
+    tiny = replace(recipe.rows["rival"].search, budget=Budget(trial_hours=1e-6))  # type: ignore[type-var]
+    recipe = replace(recipe, rows={**recipe.rows, "rival": replace(recipe.rows["rival"], search=tiny)})
+    summary = run_jobs(recipe, jobs)
+    assert summary.ran == 4, "all that were left of the subject"
+    assert summary.stopped is not None
+    assert summary.stopped.startswith("search.budget.trial_hours: ")
+    assert summary.stopped.endswith(" are spent by row rival")
+    assert Counter(trial.split("/")[2] for trial in runs(home)) == {"subject": 6, "rival": 2}
+    clock = replace(recipe.rows["rival"].search, budget=Budget(hours=1e-6))  # type: ignore[type-var]
+    recipe = replace(recipe, rows={"rival": replace(recipe.rows["rival"], search=clock)})
+    alone = run_jobs(replace(recipe, planned={job.trial for job in jobs}), [job for job in jobs if job.row == "rival"])
+    assert alone.ran == 0, "the clock is that of all rows and calls"
+    assert str(alone.stopped).startswith("search.budget.hours: ")
+
+
+def test_rows_start_warm_from_the_same_rows_of_another_plan(home: Path) -> None:
+    drive.search(home, 2, rows=("subject", "rival"), epochs=1)
+    (home / "optuna" / "study.log").rename(home / "optuna" / "old.log")
+    drive.search(home, 1, rows=("subject", "third"), how={"warm_start": WarmStart(plan="old")}, epochs=1)
+
+    def origins(row: str) -> list[str]:
+        return [trial.user_attrs.get("warm_start", "").partition("/")[2][:8] for trial in studies(home, row)[CELL.name]]
+
+    assert (origins("subject"), origins("third")) == (["subject/", "subject/", ""], [""])
 
 
 def test_another_space_is_another_search(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -259,13 +376,20 @@ def test_another_space_is_another_search(home: Path, monkeypatch: pytest.MonkeyP
     summary = drive.search(home, 1)
     assert (summary.ran, summary.superseded) == (2, 2)
     assert all(float(run.data.params["x"]) >= 2 for run in runs(home).values())
+    monkeypatch.undo()
+    os.chdir(FAKES)
+    back = drive.search(home, 1)
+    assert (back.ran, back.superseded) == (0, 2), "the first search is still there"
+    assert all(float(run.data.params["x"]) <= 1 for run in runs(home).values())
 
 
 def test_a_lost_journal_costs_training_but_no_trial(home: Path) -> None:
     drive.search(home, 1)
     (home / "optuna" / "study.log").unlink()
-    assert drive.search(home, 1).superseded == 2
+    summary = drive.search(home, 1)
+    assert (summary.ran, summary.superseded) == (2, 2)
     assert_stores_equal(home, 1)
+    assert drive.search(home, 1).ran == 0, "the old results have the draws of a journal that is gone"
 
 
 def test_optuna_learns_what_only_mlflow_knows(home: Path) -> None:
@@ -273,9 +397,9 @@ def test_optuna_learns_what_only_mlflow_knows(home: Path) -> None:
     drive.search(home, 1)
     journal = home / "optuna" / "study.log"
     lines = journal.read_bytes().splitlines(keepends=True)
-    told = [line for line in lines if json.loads(line).get("state") == 1 or json.loads(line).get("values")]
-    assert len(told) == 2
-    journal.write_bytes(b"".join(line for line in lines if line not in told))
+    ends = [line for line in lines if json.loads(line).get("state") == 1 or json.loads(line).get("values")]
+    assert len(ends) == 2
+    journal.write_bytes(b"".join(line for line in lines if line not in ends))
     assert {trial.state for trials in studies(home).values() for trial in trials} == {optuna.trial.TrialState.RUNNING}
     assert drive.search(home, 1).ran == 0
     assert_stores_equal(home, 1)
@@ -299,15 +423,17 @@ def test_a_search_in_a_database(home: Path) -> None:
     assert drive.search(home, 2, how=how, epochs=1).ran == 4
     assert drive.search(home, 2, how=how, epochs=1).ran == 0
     assert not (home / "optuna").exists()
-    found = {trial: float(run.data.params["x"]) for trial, run in runs(home).items()}
-    assert {found[f"search/{cell.name}/0000"] for cell in drive.CELLS} == {0.25}
-    database = open_database(how["storage"], "search.storage")
-    kept = {
-        f"search/{study.study_name.split('/')[1]}/{trial.number:04d}": trial.params["x"]
-        for study in optuna.get_all_study_summaries(database)
-        for trial in optuna.load_study(study_name=study.study_name, storage=database).trials
+    logged = {trial: float(run.data.params["x"]) for trial, run in runs(home).items()}
+    assert {logged[f"search/{cell.name}/subject/0000"] for cell in drive.CELLS} == {0.25}
+    database = open_database(str(how["storage"]), "search.storage")
+    names = [study.study_name for study in database.get_all_studies()]
+    assert {name.split("/")[0] for name in names} == {"study"}, "the experiment comes first"
+    drawn = {
+        f"search/{'/'.join(name.split('/')[1:3])}/{trial.number:04d}": trial.params["x"]
+        for name in names
+        for trial in optuna.load_study(study_name=name, storage=database).trials
     }
-    assert kept == found
+    assert drawn == logged
     close_storage(database)
 
 
@@ -316,26 +442,22 @@ def test_a_worker_that_is_stopped_goes_on_with_the_next_trial(home: Path) -> Non
     import analytic
 
     (home / "space.yaml").write_text(analytic.SPACE)
-    task = home / "task"
-    task.mkdir()
+    task = Path(drive.task_of(home, CELL))
     base = {"method": "plain", "lr": 0.1, "depth": 4, "decay": 0.5, "cut": 0.0, "epochs": 4, "seconds": 0.6}
     points = ({"method": "plain", "lr": 0.01, "depth": 5}, {"method": "plain", "lr": 1.0, "depth": 8}) * 2
-    jobs = [
-        Job(part="search", cell=CELL, name=trial_name(n), config=None, seeds=(0,), features="m", task_dir=str(task))
-        for n in range(3)
-    ]
-    summary = run_jobs(
-        experiment="study", home=home, jobs=jobs, trainable="analytic:run", model="fake", base=base,
-        selection=("val_rmse", "minimize"), space=load_space(f"{home}/space.yaml/v", analytic.FIELDS),
+    jobs = drive.search_jobs(home, 3, cells=[CELL], seeds=(0,))
+    row = RowRecipe(
+        trainable="analytic:run", model="fake", base=base, space=load_space(f"{home}/space.yaml/v", analytic.FIELDS),
         search=SearchSpec(
             trials=4, seeds=(0,), points_to_evaluate=points, pruner="MedianPruner", pruner_args={"n_startup_trials": 1}
         ),
-        cluster=Cluster(max_concurrent=1),
     )  # fmt: skip
+    recipe = replace(drive.recipe(home, cluster=Cluster(max_concurrent=1)), rows={drive.SUBJECT: row})
+    summary = run_jobs(recipe, jobs)
     assert (summary.ran, summary.failures, summary.stopped) == (3, (), None)
     by_number = {int(trial[-4:]): run for trial, run in runs(home).items()}
     assert [by_number[n].info.status for n in range(3)] == ["FINISHED", "KILLED", "FINISHED"]
-    assert by_number[1].data.tags["study.pruned"] == "after epoch 1 by MedianPruner"
+    assert by_number[1].data.tags[tags.PRUNED] == "after epoch 1 by MedianPruner"
     assert by_number[0].data.metrics["val_rmse"] == by_number[2].data.metrics["val_rmse"] == analytic.value(points[0])
     assert [path.name for path in task.glob("ended-*")] == [f"ended-{analytic.value(points[0]):.6f}"]
     assert [trial.state.name for trial in studies(home)[CELL.name]] == ["COMPLETE", "PRUNED", "COMPLETE"]
@@ -345,11 +467,12 @@ def test_a_worker_that_is_stopped_goes_on_with_the_next_trial(home: Path) -> Non
 def test_progress_counts(home: Path) -> None:
     seen: list[Progress] = []
     run_fixed(home, fixed(home, "x=1", x=0.3), fixed(home, "x=2", fail="raise"), on_progress=seen.append)
-    assert (seen[0].done, seen[0].total, seen[0].running, seen[0].best) == (0, 2, {}, {})
+    key = drive.SUBJECT, CELL.name
+    assert seen[0] == Progress(total=2, done=0, failed=0, running=0, cells={key: CellProgress(planned=2)})
     last = seen[-1]
-    assert (last.done, last.failed, last.running) == (2, 1, {})
-    assert last.best == {CELL.name: pytest.approx(1.0 / 5)}
-    assert max(sum(progress.running.values()) for progress in seen) <= 2
+    assert (last.total, last.done, last.failed, last.running) == (2, 2, 1, 0)
+    assert last.cells == {key: CellProgress(planned=2, ended=2, failed=1, best=pytest.approx(1.0 / 5))}
+    assert max(progress.running for progress in seen) <= 2
 
 
 def test_impossible_resources_are_refused_at_once(home: Path) -> None:
@@ -435,11 +558,8 @@ def test_a_killed_driver_s_work_is_finished_exactly(home: Path, number: signal.S
 
 def test_cells_of_other_names_do_not_collide(home: Path) -> None:
     jobs = [
-        Job(
-            part="ablate", cell=Cell(source="a", target=target, ratio=0.5), name="wo_side", config={"x": 0.1},
-            seeds=(0,), features="main", task_dir=str(home),
-        )
+        replace(fixed(home, "wo_side", "ablate", x=0.1), cell=Cell(source="a", target=target, ratio=0.5))
         for target in ("b", "c")
-    ]  # fmt: skip
+    ]
     summary = run_fixed(home, *jobs, cluster=Cluster(max_concurrent=1))
     assert (summary.ran, len(runs(home))) == (2, 2)

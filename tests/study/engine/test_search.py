@@ -15,8 +15,8 @@ from optuna.trial import TrialState
 from scipy.stats import wilcoxon
 
 from search_spaces import Space, load_space
-from study.engine.optuna_study import open_journal
-from study.engine.reconcile import PartLedger
+from study.engine.ledger import Ledger
+from study.engine.optuna_storage import open_journal
 from study.engine.worker import reset
 from study.specs import Budget, Objective, SearchSpec
 
@@ -39,8 +39,8 @@ def spec(trials: int = 16, **fields: Any) -> SearchSpec:
     return SearchSpec(trials=trials, seeds=(0, 1, 2), **fields)
 
 
-def search(space: Space, search: SearchSpec, **how: Any) -> tuple[PartLedger, MemoryTracker, list[Any]]:
-    """What ran, what MLflow would hold, and Optuna's trials."""
+def search(space: Space, search: SearchSpec, **how: Any) -> tuple[Ledger, MemoryTracker, list[Any]]:
+    """Run a search; returns what ran, what MLflow would hold, and Optuna's trials."""
     storage, tracker = how.pop("storage", None) or InMemoryStorage(), how.pop("tracker", None) or MemoryTracker()
     base = {**BASE, **how.pop("base", {})}
     how.setdefault("folder", Path(space.name).parents[1])
@@ -56,7 +56,7 @@ def test_stopped_trials_are_pruned_in_both_stores(space: Space, pruner: dict[str
     states = {trial.state for trial in trials}
     assert states == {TrialState.COMPLETE, TrialState.PRUNED}
     for trial in trials:
-        run = tracker.runs[f"search/{inline.CELL.name}/{trial.number:04d}"]
+        run = tracker.run(trial.number)
         epochs = tracker.epochs[run.trial]
         assert list(trial.intermediate_values) == epochs == list(range(1, len(epochs) + 1))
         if trial.state == TrialState.COMPLETE:
@@ -66,10 +66,12 @@ def test_stopped_trials_are_pruned_in_both_stores(space: Space, pruner: dict[str
             assert (run.status, run.pruned, run.metrics) == ("KILLED", True, {})
             assert run.reason == f"after epoch {epochs[-1]} by {pruner['pruner']}"
             assert trial.value == trial.intermediate_values[epochs[-1]]
-    best = min(run.metrics["val_rmse"] for run in tracker.runs.values() if run.status == "FINISHED")
-    assert ledger._best == {inline.CELL.name: best}, "no pruned trial is ever the best"
-    again, _, _ = search(space, spec(**pruner), tracker=tracker, storage=ledger._searches[inline.CELL.name]._storage)
+    best = min(run.metrics["val_rmse"] for run in tracker.all_runs if run.status == "FINISHED")
+    cell = ledger._cells[inline.KEY]
+    assert (cell.best, cell.planned, cell.ended, cell.failed) == (best, 16, 16, 0), "no pruned trial is ever the best"
+    again, _, _ = search(space, spec(**pruner), tracker=tracker, storage=ledger._studies.cells[inline.KEY]._storage)
     assert again.todo == ()
+    assert again._cells == ledger._cells
 
 
 def test_optuna_s_own_loop_stops_the_same_trials(space: Space) -> None:
@@ -102,7 +104,7 @@ def test_how_epochs_come_in_messages_changes_nothing(space: Space, pruner: dict[
 def test_the_best_of_an_interrupted_search_is_that_of_an_uninterrupted_one(
     tmp_path: Path, space: Space, pruner: dict[str, Any]
 ) -> None:
-    def told(trials: list[Any]) -> list[Any]:
+    def results(trials: list[Any]) -> list[Any]:
         return [(trial.params, trial.state, trial.value, trial.intermediate_values) for trial in trials]
 
     _, whole_tracker, whole = search(space, spec(**pruner))
@@ -111,9 +113,9 @@ def test_the_best_of_an_interrupted_search_is_that_of_an_uninterrupted_one(
         storage = open_journal(tmp_path / "study.log")
         ledger, _, parts = search(space, spec(**pruner), storage=storage, tracker=tracker, batch=2, die_at=die_at)
     assert ledger.complete
-    assert told(parts) == told(whole)
+    assert results(parts) == results(whole)
     best = [
-        min((r.metrics["val_rmse"], r.trial) for r in t.runs.values() if r.status == "FINISHED")
+        min((run.metrics["val_rmse"], run.trial) for run in t.all_runs if run.status == "FINISHED")
         for t in (tracker, whole_tracker)
     ]
     assert best[0] == best[1]
@@ -124,10 +126,9 @@ def test_what_a_dead_driver_closed_in_mlflow_is_told_to_optuna(space: Space) -> 
     ledger, tracker, trials = search(space, spec(**ASHA))
     fresh = InMemoryStorage()
     search(space, spec(**ASHA), storage=fresh, die_at=(0, 1))
-    known = MemoryTracker(runs={trial: run for trial, run in tracker.runs.items() if trial.endswith("0000")})
-    (trial,) = known.runs
-    known.runs[trial] = replace(known.runs[trial], status="KILLED", pruned=True, metrics={})
-    ledger, _, trials = search(space, spec(**ASHA), storage=fresh, tracker=known, trials=1)
+    (trial,) = (trial for trial in tracker.runs if trial.endswith("0000"))
+    closed = MemoryTracker({trial: [replace(tracker.runs[trial][0], status="KILLED", pruned=True, metrics={})]})
+    ledger, _, trials = search(space, spec(**ASHA), storage=fresh, tracker=closed, trials=1)
     assert (ledger.ran, trials[0].state) == (0, TrialState.PRUNED)
 
 
@@ -137,7 +138,7 @@ def test_several_objectives(space: Space) -> None:
         space, spec(20, objectives=both, sampler="NSGAIISampler", sampler_args={"population_size": 5})
     )
     for trial in trials:
-        metrics = tracker.runs[f"search/{inline.CELL.name}/{trial.number:04d}"].metrics
+        metrics = tracker.run(trial.number).metrics
         assert trial.values == [metrics["val_rmse"], metrics["val_cost"]]
     missing = (both[0], Objective(metric="val_nothing", direction="maximize"))
     ledger, _, trials = search(space, spec(2, objectives=missing))
@@ -147,10 +148,10 @@ def test_several_objectives(space: Space) -> None:
 
 def test_a_nan_is_a_failed_trial_in_both_stores(space: Space) -> None:
     ledger, tracker, trials = search(
-        space, spec(3), trainable="fake_door:run", base={"x": 1.0, "seconds": 0, "fail": "nan"}
+        space, spec(3), trainable="fake_trial:run", base={"x": 1.0, "seconds": 0, "fail": "nan"}
     )
     assert {trial.state for trial in trials} == {TrialState.FAIL}
-    assert {(run.status, run.reason) for run in tracker.runs.values()} == {
+    assert {(run.status, run.reason) for run in tracker.all_runs} == {
         ("FAILED", "FloatingPointError: val_rmse is nan at epoch 9")
     }
     assert len(ledger.failures) == 3
@@ -167,7 +168,7 @@ def test_a_budget_stops_a_search_that_a_larger_one_continues(
         now += 100.0  # seconds between two looks at the clock
         return now
 
-    monkeypatch.setattr("study.engine.reconcile.time.monotonic", tick)
+    monkeypatch.setattr("study.engine.budget.time.monotonic", tick)
     storage, tracker = InMemoryStorage(), MemoryTracker()
     first, _, trials = search(space, spec(30, budget=Budget(**limit)), storage=storage, tracker=tracker)
     assert first.complete
@@ -188,8 +189,8 @@ def test_a_budget_stops_a_search_that_a_larger_one_continues(
 def best_within(tracker: MemoryTracker, budget: int) -> float:
     """The best result by the time so many epochs were trained, less the optimum."""
     spent, best = 0, math.inf
-    for trial, run in sorted(tracker.runs.items()):
-        spent += len(tracker.epochs[trial])
+    for run in tracker.all_runs:
+        spent += len(tracker.epochs[run.trial])
         if spent <= budget and run.status == "FINISHED":
             best = min(best, run.metrics["val_rmse"] - analytic.OPTIMUM)
     return best
@@ -224,7 +225,7 @@ def test_nothing_of_a_trial_reaches_the_next(space: Space) -> None:
         _, tracker, _ = search(space, spec(3), trainable="dirty:run")
     finally:
         reset(1)
-    one, two, three = (run.metrics for run in tracker.runs.values())
+    one, two, three = (run.metrics for run in tracker.all_runs)
     assert one == two == three
     assert {name: one[name] for name in one if name not in ("val_rmse", "torch", "numpy", "python")} == {
         "bits": 32.0, "grad": 1.0, "threads": 1.0, "exact": 0.0, "device": 0.0, "anomaly": 0.0, "product": 0.0,

@@ -11,14 +11,15 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from ray import tune
 from ray.exceptions import ActorDiedError, ObjectLostError, RayTaskError
 from ray.tune.utils.util import flatten_dict
 
-from study.engine import node_cache as shipping
-from study.engine import worker
+from study.engine import node_cache, worker
 from study.engine.ray_tune import JobScheduler
 from study.engine.worker import NodeError, Outbox, train
+from study.tracking import tags
 from study.tracking.runs import EpochReport
 
 
@@ -77,19 +78,19 @@ def server_that(error: Exception) -> Any:
 
 def payload(folder: Path, **more: Any) -> dict[str, Any]:
     return {
-        "trainable": "builtins:iter", "model": "predictor", "config": {}, "task_dir": str(folder / "home"),
-        "seeds": [0], "test_dir": None, "rows": False, "metrics": [], "threads": 1,
+        "trainable": "builtins:iter", "model": "baseline", "config": {}, "task_dir": str(folder / "home"),
+        "seeds": [0], "test_dir": None, "rows": False, "metrics": [], "threads": 1, "device": "cpu",
         "checkpoint": {"path": str(folder / "a.pt"), "identity": "this", "seconds": 0}, **more,
     }  # fmt: skip
 
 
 @pytest.fixture
-def said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+def messages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     """What trials report, on a node that does not see `home`."""
-    messages: list[dict[str, Any]] = []
-    monkeypatch.setattr(tune, "report", messages.append)
+    reported: list[dict[str, Any]] = []
+    monkeypatch.setattr(tune, "report", reported.append)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    return messages
+    return reported
 
 
 @pytest.mark.parametrize(
@@ -97,16 +98,16 @@ def said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]
     ids=lambda error: type(error).__name__,
 )  # fmt: skip
 def test_what_fails_between_node_and_home_is_not_the_trial_s_failure(
-    error: Exception, said: list[dict[str, Any]], tmp_path: Path
+    error: Exception, messages: list[dict[str, Any]], tmp_path: Path
 ) -> None:
     with pytest.raises(NodeError, match=f"^{HOST}: ") as raised:
         train({"payload": payload(tmp_path)}, server_that(error))
     assert raised.value.__cause__ is error
-    assert said == []
+    assert messages == []
 
 
 def test_a_result_that_cannot_be_returned_is_not_the_trial_s_failure(
-    said: list[dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    messages: list[dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def run(*_: Any, **__: Any) -> Any:
         yield SimpleNamespace(metrics={}, final=True, epoch=1, artifacts={}, state=None)
@@ -115,61 +116,96 @@ def test_a_result_that_cannot_be_returned_is_not_the_trial_s_failure(
         raise ActorDiedError
 
     monkeypatch.setattr(worker, "resolve", lambda path: run)
-    monkeypatch.setattr(worker, "locate", lambda folder, server: shipping.cached(folder))
+    monkeypatch.setattr(worker, "locate", lambda folder, server: node_cache.cached(folder))
     monkeypatch.setattr(worker, "bring_home", bring_home)
-    monkeypatch.setattr(worker.doors, "shared", lambda *_: [])
+    monkeypatch.setattr(worker.trial, "shared", lambda *_: [])
     given = payload(tmp_path, model="lgcd", test_dir=str(tmp_path / "home" / "test"))
     with pytest.raises(NodeError, match=f"^{HOST}: "):
         train({"payload": given}, "server")
-    assert said == []
+    assert messages == []
 
 
-def test_a_cache_that_cannot_be_written_is_not_the_trial_s_failure(said: list[dict[str, Any]], tmp_path: Path) -> None:
+def test_a_cache_that_cannot_be_written_is_not_the_trial_s_failure(
+    messages: list[dict[str, Any]], tmp_path: Path
+) -> None:
     (tmp_path / "cache").touch()
     with pytest.raises(NodeError, match=f"^{HOST}: .*Not a directory: '{tmp_path}/cache/study/sent'"):
         train({"payload": payload(tmp_path)}, "never asked")
-    assert said == []
+    assert messages == []
 
 
 def test_a_full_disk_stops_the_study_and_is_named(
-    said: list[dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    messages: list[dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     train({"payload": payload(tmp_path)}, server_that(remote(FULL)))
-    assert said.pop()["failure"]["full"] == ("the node of the driver: [Errno 28] No space left on device: '/home/a.pt'")
+    assert messages.pop()["failure"]["full"] == (
+        "the node of the driver: [Errno 28] No space left on device: '/home/a.pt'"
+    )
 
     def full(*_: Any) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))  # as a write says it
 
-    monkeypatch.setattr(shipping, "_unpack", full)
+    monkeypatch.setattr(node_cache, "_unpack", full)
     monkeypatch.setattr("ray.get", lambda value: value)
     server = SimpleNamespace(pack=SimpleNamespace(remote=lambda folder: ["a reference"]))
     train({"payload": payload(tmp_path)}, server)
-    copy = shipping.cached(tmp_path / "home")
-    assert said.pop()["failure"]["full"] == f"{HOST}: [Errno 28] No space left on device: '{copy}'"
+    copy = node_cache.cached(tmp_path / "home")
+    assert messages.pop()["failure"]["full"] == f"{HOST}: [Errno 28] No space left on device: '{copy}'"
 
 
-def test_an_error_of_the_training_is_the_trial_s_failure(said: list[dict[str, Any]], tmp_path: Path) -> None:
+def test_an_error_of_the_training_is_the_trial_s_failure(messages: list[dict[str, Any]], tmp_path: Path) -> None:
     train({"payload": payload(tmp_path, trainable="math:sqrt")})
-    (message,) = said
+    (message,) = messages
     assert message["failure"]["reason"].startswith("TypeError: ")
     assert message["failure"]["full"] == ""
 
 
-def test_the_result_says_where_it_was_trained(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("study.engine.worker.device", lambda: "x86_64, H100")
+@pytest.mark.parametrize("kind", ["cpu", "cuda"])
+def test_the_result_says_what_it_was_trained_on(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("study.engine.worker.device", lambda trained_on: f"x86_64 {trained_on}")
     monkeypatch.setattr("study.engine.worker.versions", lambda: "python=3 torch=2")
-    found: list[EpochReport] = []
+    reports: list[EpochReport] = []
 
     def report(job: str, epochs: list[EpochReport]) -> bool:
-        found.extend(epochs)
+        reports.extend(epochs)
         return False
 
     scheduler = JobScheduler(SimpleNamespace(job=lambda trial_id: "job"), SimpleNamespace(report=report))  # type: ignore[arg-type]
     trial: Any = SimpleNamespace(trial_id="t")
-    outbox = Outbox(lambda message: scheduler.on_trial_result(None, trial, flatten_dict(message)))
+    outbox = Outbox(lambda message: scheduler.on_trial_result(None, trial, flatten_dict(message)), kind)
     for number, final in ((1, False), (2, True)):
         outbox.add((number, {"val_rmse": 1.0}, final, {}, 0))
         outbox.send()
-    assert [dict(epoch.tags) for epoch in found] == [
-        {}, {"study.device": "x86_64, H100", "study.versions": "python=3 torch=2"},
+    assert [dict(epoch.tags) for epoch in reports] == [
+        {}, {tags.DEVICE: f"x86_64 {kind}", tags.VERSIONS: "python=3 torch=2"},
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ["cpu", "cuda"])
+def test_the_trainable_is_given_its_device(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    devices: list[str] = []
+
+    def run(*_: Any, device: str, **__: Any) -> Any:
+        devices.append(device)
+        yield SimpleNamespace(metrics={}, final=True, epoch=1, artifacts={}, state=None)
+
+    monkeypatch.setattr(worker, "resolve", lambda path: run)
+    (tmp_path / "home").mkdir()
+    worker.run_trial(payload(tmp_path, device=kind), Outbox(lambda message: None, kind))
+    assert devices == [kind]
+
+
+def test_a_trial_without_a_gpu_never_touches_cuda(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def touched(*_: Any, **__: Any) -> Any:
+        raise AssertionError("CUDA was touched")
+
+    for name in ("is_available", "get_device_name", "_lazy_init", "device_count", "empty_cache"):
+        monkeypatch.setattr(torch.cuda, name, touched)
+    messages: list[dict[str, Any]] = []
+    monkeypatch.setattr(tune, "report", messages.append)
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "fakes"))
+    (tmp_path / "home").mkdir()
+    config = {"x": 0.5, "epochs": 1, "seconds": 0.0, "fail": ""}
+    train({"payload": payload(tmp_path, trainable="fake_trial:run", config=config)})
+    assert [message["failure"] for message in messages] == [None]
+    assert messages[-1]["tags"][tags.DEVICE].startswith("x86_64")

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from fake_door import Report
+from fake_trial import Report
 
 EPOCHS = 9
 FIELDS = ("method", "lr", "depth", "decay", "cut", "epochs")
@@ -34,7 +34,7 @@ def value(config: Mapping[str, Any]) -> float:
     return found + 0.3
 
 
-def run(model: str, config: Mapping[str, Any], task_dir: str, seeds: Sequence[int], **how: Any) -> Iterator[Report]:
+def run(model: str, config: Mapping[str, Any], task_dir: str, seeds: Sequence[int], **options: Any) -> Iterator[Report]:
     """Curves that fall to `value`, slowly where the rate is small; the seeds lie evenly around it.
 
     With `seconds` (of an epoch) in the config it takes its time, and a training that is not stopped leaves its mark.

@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from fake_door import Report
+from fake_trial import Report
 
 
-def run(model: str, config: Mapping[str, Any], task_dir: str, seeds: Sequence[int], **how: Any) -> Iterator[Report]:
+def run(model: str, config: Mapping[str, Any], task_dir: str, seeds: Sequence[int], **options: Any) -> Iterator[Report]:
     """Reports, then changes all of it."""
     yield Report(
         epoch=1,

@@ -1,45 +1,53 @@
-"""A driver for the chaos test: `python drive_cells.py HOME ADDRESS CELLS TRIALS EPOCHS SECONDS CHECKPOINT_SECONDS`."""
+"""A driver for the chaos test: `python drive_cells.py HOME ADDRESS PART CELLS TRIALS EPOCHS SECONDS CHECKPOINT_SECONDS`.
+
+The parts are `search`, of a subject and a rival, and `score`, of both and a simple baseline.
+"""
 
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
-from search_spaces import load_space
+import drive
+
 from study.engine.run import run_jobs
-from study.specs import Cell, Cluster, Faults, Job, SearchSpec, trial_name
+from study.specs import Cell, Cluster, Faults, Job
 
-SPACE = "v:\n  x: {FloatDistribution: {low: 0.0, high: 1.0}}\n"
+ROWS = ("subject", "rival")
+BASELINE_ROW = "item_mean"
+SEEDS = (0, 1, 2)
 
 
-def jobs(home: Path, cells: int, trials: int) -> list[Job]:
-    """Drawn jobs of three seeds; cells take turns."""
-    found = []
-    for number in range(trials):
-        for index in range(cells):
-            cell = Cell(source="books", target="movies", ratio=(index + 1) / 10)
-            task = home / "tasks" / cell.name
-            task.mkdir(parents=True, exist_ok=True)
-            found.append(
-                Job(
-                    part="search", cell=cell, name=trial_name(number), config=None, seeds=(0, 1, 2), features="main",
-                    task_dir=str(task),
-                )
-            )  # fmt: skip
-    return found
+def cells_of(count: int) -> list[Cell]:
+    """Cells of one task at several ratios."""
+    return [Cell(source="books", target="movies", ratio=(index + 1) / 10) for index in range(count)]
+
+
+def score_jobs(home: Path, cells: list[Cell]) -> list[Job]:
+    """Both rows with a fixed configuration, and the baseline."""
+    rows = [
+        replace(drive.fixed_job(home, "test", part="score", row=row, cell=cell, x=0.25), seeds=SEEDS)
+        for cell in cells
+        for row in ROWS
+    ]
+    return rows + [drive.baseline_job(home, BASELINE_ROW, cell=cell) for cell in cells]
 
 
 if __name__ == "__main__":
-    home, address = Path(sys.argv[1]), sys.argv[2]
-    cells, trials, epochs = map(int, sys.argv[3:6])
-    seconds, interval = map(float, sys.argv[6:8])
-    space = home / "space.yaml"
-    space.write_text(SPACE)
+    home, address, part = Path(sys.argv[1]), sys.argv[2], sys.argv[3]
+    count, trials, epochs = map(int, sys.argv[4:7])
+    seconds, interval = map(float, sys.argv[7:9])
+    cells = cells_of(count)
+    searched = part == "search"
     summary = run_jobs(
-        experiment="study", home=home, jobs=jobs(home, cells, trials), trainable="fake_door:run", model="fake",
-        base={"x": 0.5, "epochs": epochs, "seconds": seconds, "fail": ""}, space=load_space(f"{space}/v", ["x"]),
-        search=SearchSpec(trials=trials, seeds=(0, 1, 2), seed=3), selection=("val_rmse", "minimize"),
-        cluster=Cluster(address=address, max_concurrent=3),
-        faults=Faults(max_failures=20, checkpoint_seconds=interval),
+        drive.recipe(
+            home, ROWS, search={"trials": trials, "seeds": SEEDS} if searched else None,
+            base={"x": 0.5, "epochs": epochs, "seconds": seconds, "fail": ""},
+            baselines=() if searched else (BASELINE_ROW,),
+            cluster=Cluster(address=address, max_concurrent=3),
+            faults=Faults(max_failures=20, checkpoint_seconds=interval),
+        ),
+        drive.search_jobs(home, trials, ROWS, cells, SEEDS) if searched else score_jobs(home, cells),
     )  # fmt: skip
     sys.exit(1 if summary.failures else 0)

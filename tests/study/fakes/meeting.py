@@ -1,4 +1,4 @@
-"""A trainable that waits for company and says how many trials ran with it, with the signature of `fake_door.run`."""
+"""A trainable that waits for company and says how many trials ran with it, with the signature of `fake_trial.run`."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from fake_door import Report
+from fake_trial import Report
 
 LIMIT_S = 60.0
 
 
-def run(model: str, config: Mapping[str, Any], task_dir: str, seeds: Sequence[int], **how: Any) -> Iterator[Report]:
+def run(model: str, config: Mapping[str, Any], task_dir: str, seeds: Sequence[int], **options: Any) -> Iterator[Report]:
     """`config`: wait_for (so many trials at once, which ends the waiting of all), stay (seconds, at least)."""
     here, met = Path(task_dir) / "here", Path(task_dir) / f"met-{config['wait_for']}"
     here.mkdir(exist_ok=True)

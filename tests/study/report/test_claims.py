@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +13,9 @@ import pandas as pd
 import pytest
 
 from study.labels import Labels, labels_of
-from study.papers.reader import Claim, Grid, Order, load_paper
-from study.report.claims.judge import FAILS, HOLDS, UNDECIDED, Judged, counts, in_print, judge, unread
+from study.papers.reader import Claim, Grid, load_paper
+from study.report.claims.in_print import in_print
+from study.report.claims.judge import FAILS, HOLDS, NOT_MEASURED, UNDECIDED, Judged, counts, judge, unread
 from study.report.claims.tables import claims_table, contrasts_table
 from study.report.statistics import pooled_spread
 from study.tracking.results import MissingError, load_results
@@ -84,13 +86,13 @@ def test_what_is_so_holds_and_what_is_the_other_way_round_does_not(decided: Stor
     assert (best.measured, best.agreeing, len(best.contrasts)) == (4, 4, 4)
     at = best.decisive
     assert (at.better, at.worse, at.cell, at.metric) == ("tanh", "relu", f"{TASK}@0.8", "rmse")
-    assert at.found is not None
+    assert at.effect is not None
     ours, theirs = (pooled(rows(200, sigma, range(3)))["test_rmse"] for sigma in (0.90, 0.97))
-    assert at.found.value == pytest.approx(theirs - ours)
-    assert (at.found.seeds, at.found.users, at.found.paired) == (3, 200, True)
+    assert at.effect.value == pytest.approx(theirs - ours)
+    assert (at.effect.seeds, at.effect.users, at.effect.paired) == (3, 200, True)
     worse = found["wo-diffusion"]
-    assert worse.decisive.found is not None
-    assert worse.decisive.found.interval().high < 0
+    assert worse.decisive.effect is not None
+    assert worse.decisive.effect.interval().high < 0
     assert worse.p < 0.05
 
 
@@ -105,9 +107,9 @@ def test_an_undecided_claim_says_what_it_needs(decided: Store) -> None:
     assert side.decisive.printed == pytest.approx(float(need[1]), abs=1e-4)
     assert found["moderate-steps-balance"].why.startswith("no difference at all was measured; 0 of 12 comparisons")
     assert found["wo-mllm"].why == "no finished run of wo_mllm in ablate"
-    assert math.isnan(found["wo-mllm"].p)
+    assert (found["wo-mllm"].verdict, math.isnan(found["wo-mllm"].p)) == (NOT_MEASURED, True)
     baselines = found["beats-all-baselines"]
-    assert (baselines.verdict, baselines.measured) == (UNDECIDED, 0)
+    assert (baselines.verdict, baselines.measured) == (NOT_MEASURED, 0)
     assert "no finished run of MuSiC in score" in baselines.why
 
 
@@ -149,15 +151,15 @@ def test_a_lost_file_of_users_rows_decides_nothing_and_is_named(tmp_path: Path) 
     assert unread(list(judged.values())) == []
     (tmp_path / "artifacts" / runs["wo_diffusion"] / "artifacts" / "val_per_user.csv").unlink()
     judged = verdicts(store, AMAZON)
-    lost, name = judged["wo-diffusion"], f"ablate/{TASK}@0.2/wo_diffusion"
-    assert (lost.verdict, lost.measured) == (UNDECIDED, 0)
+    lost, name = judged["wo-diffusion"], f"ablate/{TASK}@0.2/music/wo_diffusion"
+    assert (lost.verdict, lost.measured) == (NOT_MEASURED, 0)
     assert math.isnan(lost.p)
     assert lost.why == f"{name}: val_per_user.csv cannot be read"
     (line,) = unread(list(judged.values()))
     assert f"nothing is measured with them: {name}: val_per_user.csv; put the files back" in line
     shutil.rmtree(tmp_path / "artifacts")
     (line,) = unread(list(verdicts(store, AMAZON).values()))
-    assert f"{TASK}@0.2/full: val_per_user.csv, {name}: val_per_user.csv; put" in line
+    assert f"{TASK}@0.2/music/full: val_per_user.csv, {name}: val_per_user.csv; put" in line
 
 
 def test_what_the_paper_prints_is_counted() -> None:
@@ -177,9 +179,9 @@ def test_failed_trials_and_missing_values_decide_nothing(tmp_path: Path) -> None
     add(store, "sweep:steps", 0.2, "steps=10", 0.90)
     store.add("sweep:steps", TASK, 0.2, "steps=50", {}, status="FAILED", config={**CONFIG, "steps": 50})
     found = verdicts(store, AMAZON)
-    assert found["rmse-falls-then-rises-with-steps"].why == f"{TASK}@0.2: no sweep of steps with three"
+    assert found["rmse-falls-then-rises-with-steps"].why == f"{TASK}@0.2: no sweep of steps with three values"
     assert found["few-or-many-steps-are-not-best"].verdict == HOLDS
-    assert found["ndcg-improves-to-ten-steps"].verdict == UNDECIDED
+    assert found["ndcg-improves-to-ten-steps"].verdict == NOT_MEASURED
     assert "no finished run of 5 in sweep:steps" in found["ndcg-improves-to-ten-steps"].why
 
 
@@ -190,8 +192,8 @@ def test_one_seed_takes_the_spread_of_other_trials_of_its_cell(tmp_path: Path) -
     alone = verdicts(store, AMAZON)["relu-is-worse-than-tanh"]
     assert (alone.verdict, alone.p) == (UNDECIDED, 1.0)
     assert alone.why == "needs at least 2 seeds: nothing in this cell tells how seeds vary"
-    add(store, "score", 0.2, "best", 0.9, seeds=5)
-    found = verdicts(store, AMAZON)["relu-is-worse-than-tanh"].decisive.found
+    add(store, "score", 0.2, "test", 0.9, seeds=5)
+    found = verdicts(store, AMAZON)["relu-is-worse-than-tanh"].decisive.effect
     assert found is not None
     run = load_results(store.uri, store.experiment, AMAZON).finished("score").iloc[0]
     spread = pooled_spread([[run[f"metrics.val_rmse/seed_{seed}"] for seed in range(5)]])
@@ -203,16 +205,13 @@ def test_one_seed_takes_the_spread_of_other_trials_of_its_cell(tmp_path: Path) -
 def test_more_than_half_is_most(decided: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     paper = load_paper("music")
     assert paper is not None
-    shared = {"place": "4", "sentence": "s", "metrics": ("rmse",), "dataset": "", "tasks": (), "ratios": ()}
-    order = Order((("softmax", "tanh", "relu"), ("softmax", "relu")))  # true in 2 of 6 (the pair with itself: never)
+    order = (("softmax", "tanh", "relu"), ("softmax", "relu"))  # true in 2 of 6 (the pair with itself: never)
     for least, verdict in (("some", HOLDS), ("most", UNDECIDED), ("all", FAILS)):
         claim = Claim(
-            name=least, part="sweep:activation", form=order, at_least=least, across="", more_at=None, **shared
-        )  # type: ignore[arg-type]
-        labels = Labels(
-            model="music", task_type=AMAZON.task_type, selection=AMAZON.selection, figures=AMAZON.figures,
-            paper=type(paper)(**{**vars(paper), "claims": (claim,)}),
+            name=least, place="4", sentence="s", part="sweep:activation", metrics=("rmse",), order=order,
+            at_least=least,  # type: ignore[arg-type]
         )  # fmt: skip
+        labels = replace(AMAZON, published=None, paper=replace(paper, claims=(claim,)))
         assert verdicts(decided, labels)[least].verdict == verdict, least
 
 
@@ -222,12 +221,12 @@ def test_claims_of_other_data_sets_are_left_out_and_groups_are_those_of_the_numb
     assert {each.claim.dataset for each in found.values()} == {"", "food-kitchen"}
     drop = {c.cell: c for c in found["wo-diffusion"].contrasts if c.metric == "hr5"}["kitchen->food@1"]
     assert drop.printed == pytest.approx(0.2800 - 0.2200)
-    assert drop.found is not None
+    assert drop.effect is not None
     full, wo_diffusion = (per_row(20, chance, [0, 1, 2], draw=1) for chance in (0.4, 0.34))
     hits = [rows[rows["protocol"] == "as-given"]["hr5"].mean() for rows in (full, wo_diffusion)]
-    assert drop.found.value == pytest.approx(hits[0] - hits[1])
-    assert drop.found.users == 20
-    assert counts([]).replace("0 hold, 0 do not hold, 0 undecided", "") == ""
+    assert drop.effect.value == pytest.approx(hits[0] - hits[1])
+    assert drop.effect.users == 20
+    assert counts([]) == "0 hold, 0 do not hold, 0 undecided, 0 not measured"
     assert {name for name in verdicts(store, labels_of("lgcd")) if "food-kitchen" in name} == set()
 
 
@@ -237,17 +236,17 @@ def test_the_tables_hold_every_claim_and_every_comparison(decided: Store) -> Non
     table, behind = claims_table(results, judged), contrasts_table(results, judged)
     assert table.caption == f"Claims of MuSiC (arXiv 2507.04000): {counts(judged)} — simulated data"
     assert any("full model and the value that the search chose are favoured" in note for note in table.notes)
-    assert counts(judged) == f"6 hold, 1 does not hold, {len(judged) - 7} undecided"
+    assert counts(judged) == "6 hold, 1 does not hold, 4 undecided, 12 not measured"
     frame = table.frame.set_index("claim")
     line = frame.loc["tanh-is-best"]
     assert (line["verdict"], line["seeds"], line["users"], line["measured"]) == (HOLDS, 3, 200, 4)
     assert line["low"] < line["effect"] < line["high"]
     assert len(behind.frame) == sum(len(each.contrasts) for each in judged)
-    shown = table.shown.set_index("Claim")
+    shown = table.shown.set_index(table.shown["Claim"].str.partition("\n")[0])
     text = shown.loc["tanh is best"]
-    assert text["In words"].startswith("The tanh activation function consistently outperforms")
+    assert text["Claim"].split("\n")[1].startswith("The tanh activation function consistently outperforms")
     assert text["Verdict"] == "**holds**"
-    assert text["Effect [95%]"].startswith("tanh over relu, books → movies@0.8, rmse: +0.0")
-    assert shown.loc["w/o mllm"]["In print"] == "17 of 18"
-    with pytest.raises(MissingError, match="claims: no paper of music has any about these domains"):
+    assert re.fullmatch(r"\+0\.0\d+\n\[.*\]\ntanh over relu\nbooks → movies@0.8, rmse", text["Effect [95%]"])
+    assert shown.loc["w/o mllm"]["Published"].endswith("\n17 of 18 agree")
+    with pytest.raises(MissingError, match="claims: no paper of MuSiC has any about these domains"):
         claims_table(results, [])

@@ -12,20 +12,11 @@ import pytest
 from matplotlib.cbook import STEP_LOOKUP_MAP
 
 from study.report.drawing import COLOURS, draw, save
-from study.report.figures.figures import (
-    Cloud,
-    Head,
-    Palette,
-    Sensitivity,
-    Tradeoff,
-    curves,
-    history,
-    importance,
-    parallel,
-    sensitivity,
-    value_text,
-)
-from study.report.figures.tradeoffs import cost
+from study.report.figures import Sensitivity, Tradeoff
+from study.report.figures.common import Head, Palette, value_text
+from study.report.figures.search import curves, history, importance, parallel
+from study.report.figures.sensitivity import sensitivity
+from study.report.figures.tradeoffs import Cloud, cost
 from study.report.statistics import seed_interval
 from study.tracking.results import MissingError, Results, load_results
 
@@ -41,11 +32,13 @@ def test_figure_3_holds_rmse_and_ndcg_over_steps_with_t_intervals_over_seeds(res
     assert (figure.numeric, figure.log) == (True, True)
     rows = results.finished("sweep:steps").set_index(["cell", "variant"])
     for panel in figure.panels:
-        assert [line.name for line in panel.lines] == [f"{task}@{ratio}" for task, ratio in CELLS]
+        assert [(line.row, line.cell) for line in panel.lines] == [
+            ("music", f"{task}@{ratio}") for task, ratio in CELLS
+        ]
         for line in panel.lines:
             assert line.x == figure.values
             for x, y in zip(line.x, line.y, strict=True):
-                row = rows.loc[(line.name, f"{x:g}")]
+                row = rows.loc[(line.cell, f"{x:g}")]
                 want = seed_interval([row[f"metrics.{panel.metric}/seed_{seed}"] for seed in range(3)])
                 assert y == want
                 assert y.value == pytest.approx(row[f"metrics.{panel.metric}"])
@@ -89,7 +82,7 @@ def test_a_selected_trial_without_the_cost_is_not_marked(tmp_path: Path) -> None
     store = empty_store(tmp_path)
     store.add("search", "a->b", 0.2, "0000", {"val_rmse": 0.8})
     store.add("search", "a->b", 0.2, "0001", {"val_rmse": 0.9, "seconds": 5.0})
-    figure = cost(load_results(store.uri, store.experiment, MUSIC))
+    figure = cost(load_results(store.uri, store.experiment, MUSIC), "music")
     assert figure.points()[["trial", "selected"]].values.tolist() == [["0001", False]]
     assert len(draw(figure).axes[0].get_lines()) == 2
 
@@ -114,7 +107,7 @@ def test_a_partial_sweep_names_what_is_missing_and_wide_intervals_do_not_flatten
 
 
 def test_importance_is_optunas_on_the_logged_trials(results: Results) -> None:
-    figure = importance(results)
+    figure = importance(results, "music")
     assert figure.parameters[0] == "lr"  # the store's RMSE is a line in log lr
     assert set(figure.parameters) == {"lr", "steps", "dropout", "activation"}
     for cell in figure.cells:
@@ -122,18 +115,18 @@ def test_importance_is_optunas_on_the_logged_trials(results: Results) -> None:
         assert sum(cell.shares.values()) == pytest.approx(1)
     by_hand = [np.mean([cell.shares[name] for cell in figure.cells]) for name in figure.parameters]
     assert list(figure.means) == pytest.approx(by_hand)
-    assert importance(results) == figure
+    assert importance(results, "music") == figure
 
 
 def test_importance_needs_trials(tmp_path: Path) -> None:
     store = empty_store(tmp_path)
     fill_search(store, trials=4)
     with pytest.raises(MissingError, match="no cell has 5 finished search trials that differ"):
-        importance(load_results(store.uri, store.experiment, MUSIC))
+        importance(load_results(store.uri, store.experiment, MUSIC), "music")
 
 
 def test_history_is_the_running_best_and_counts_the_failed(results: Results) -> None:
-    figure = history(results)
+    figure = history(results, "music")
     assert [trace.cell for trace in figure.traces] == [f"{task}@{ratio}" for task, ratio in CELLS]
     rows = results.finished("search").sort_values("name")
     for trace in figure.traces:
@@ -148,14 +141,14 @@ def test_history_keeps_diverged_trials_from_stretching_the_axis(tmp_path: Path) 
     store = empty_store(tmp_path)
     for k, value in enumerate((0.9, 0.95, 1.0, 40.0)):
         store.add("search", "a->b", 0.2, f"{k:04d}", with_seeds({"val_rmse": [value]}))
-    figure = history(load_results(store.uri, store.experiment, MUSIC))
+    figure = history(load_results(store.uri, store.experiment, MUSIC), "music")
     assert figure.edge["a->b"] == pytest.approx(1.0 + 4 * 0.1)
     assert figure.head.notes == ("1 trials lie beyond the axis and are drawn at its edge.",)
     assert figure.points()["val_rmse"].max() == 40.0
 
 
 def test_learning_curves_are_those_of_the_selected_trials(results: Results) -> None:
-    figure = curves(results)
+    figure = curves(results, "music")
     best = results.finished("search").query("best").set_index("cell")
     for trace in figure.traces:
         final = best.loc[trace.cell, "metrics.val_rmse"]
@@ -165,7 +158,7 @@ def test_learning_curves_are_those_of_the_selected_trials(results: Results) -> N
 
 def test_parallel_coordinates_place_every_trial(results: Results) -> None:
     cell = "books->movies@0.5"
-    figure = parallel(results, cell)
+    figure = parallel(results, "music", cell)
     assert figure.head.name == "parallel_books-movies_0.5"
     assert [(axis.name, axis.log) for axis in figure.axes] == [
         ("activation", False),
@@ -183,7 +176,7 @@ def test_parallel_coordinates_place_every_trial(results: Results) -> None:
     assert figure.values[figure.best] == min(figure.values)
     assert figure.axes[3].ticks[0] == (0.0, "2")
     with pytest.raises(MissingError, match=r"parallel coordinates of x->y@0\.1: no finished search"):
-        parallel(results, "x->y@0.1")
+        parallel(results, "music", "x->y@0.1")
 
 
 def test_a_store_without_the_part_is_missing_not_wrong(tmp_path: Path) -> None:
@@ -192,10 +185,10 @@ def test_a_store_without_the_part_is_missing_not_wrong(tmp_path: Path) -> None:
     with pytest.raises(MissingError, match="no finished run of part sweep:steps; run `study sweep`"):
         sensitivity(results, "steps")
     for make in (importance, history):
-        with pytest.raises(MissingError, match="no finished trial with val_rmse; run `study search`"):
-            make(results)
+        with pytest.raises(MissingError, match="search of MuSiC: no finished trial with val_rmse; run `study search`"):
+            make(results, "music")
     with pytest.raises(MissingError, match="no selected trial logged epoch/val_rmse"):
-        curves(results)
+        curves(results, "music")
 
 
 def test_short_values() -> None:
@@ -234,7 +227,7 @@ def test_axes_have_units_tasks_keep_their_colour_and_legends_stand_outside(resul
         for task, ratio in CELLS
     }
     assert not left.get_legend()
-    curve = draw(curves(results))
+    curve = draw(curves(results, "music"))
     assert [line.get_color() for line in curve.axes[0].get_lines()] == [COLOURS[0]] * 2 + [COLOURS[1]] * 2
     assert curve.axes[0].get_xlabel() == "Epoch"
 
@@ -242,9 +235,9 @@ def test_axes_have_units_tasks_keep_their_colour_and_legends_stand_outside(resul
 def test_every_figure_draws_without_overlapping_text(results: Results) -> None:
     figures = [
         sensitivity(results, "activation"),
-        importance(results),
-        history(results),
-        parallel(results, "movies->books@0.2"),
+        importance(results, "music"),
+        history(results, "music"),
+        parallel(results, "music", "movies->books@0.2"),
     ]
     for figure in figures:
         canvas = draw(figure)
@@ -271,8 +264,13 @@ def test_the_smallest_study_draws(tmp_path: Path) -> None:
     store.add("search", "a->b", 0.2, "0000", only, epochs={"val_rmse": [0.9]})
     store.add("search", "a->b", 0.2, "0001", only, config={**CONFIG, "lr": 0.0001})
     results = load_results(store.uri, store.experiment, MUSIC)
-    made = [sensitivity(results, "steps"), sensitivity(results, "activation"), history(results), curves(results)]
-    for figure in [*made, parallel(results, "a->b@0.2")]:
+    made = [
+        sensitivity(results, "steps"),
+        sensitivity(results, "activation"),
+        history(results, "music"),
+        curves(results, "music"),
+    ]
+    for figure in [*made, parallel(results, "music", "a->b@0.2")]:
         save(figure, tmp_path)
         assert (tmp_path / f"{figure.head.name}.png").stat().st_size > 5_000
     assert draw(made[0]).legends[0].get_title().get_text().startswith("one seed: no intervals · ")

@@ -1,4 +1,4 @@
-"""Verdicts of whole studies that are drawn, not trained: how often they are false, and what they hang on."""
+"""Verdicts of whole studies that are drawn, not trained: how often they are false, and what they depend on."""
 
 from __future__ import annotations
 
@@ -13,8 +13,11 @@ import pytest
 
 from study.labels import labels_of
 from study.papers.reader import Claim, Form, Optimum, Order
-from study.report.claims import judge as claims
-from study.report.claims.judge import FAILS, HOLDS, UNDECIDED, Contrast, Judged, judge
+from study.report.claims import judge as judging
+from study.report.claims import need as needing
+from study.report.claims.contrasts import Contrast
+from study.report.claims.judge import FAILS, HOLDS, UNDECIDED, Judged, judge
+from study.report.claims.measured import Measured
 from study.report.statistics import Effect, Sample, effect, power, seeds_needed
 from study.tracking.results import Results
 
@@ -25,11 +28,9 @@ DRAWS_BU = np.random.default_rng(7).multinomial(USERS, np.full(USERS, 1 / USERS)
 Judge = Callable[[tuple[Claim, ...], Mapping[str, Sample]], dict[str, Judged]]
 
 
-def claim(name: str, form: Form, at_least: str = "all", part: str = "ablate") -> Claim:
-    return Claim(
-        name=name, place="1", sentence="s", part=part, metrics=("rmse",), form=form, dataset="", tasks=(), ratios=(),
-        at_least=at_least, across="", more_at=None,
-    )  # fmt: skip
+def claim(name: str, form: Form, at_least: Any = "all", part: str = "ablate") -> Claim:
+    kept: dict[str, Any] = {"order": form.levels} if isinstance(form, Order) else {"optimum": form}
+    return Claim(name=name, place="1", sentence="s", part=part, metrics=("rmse",), at_least=at_least, **kept)
 
 
 @pytest.fixture
@@ -37,10 +38,10 @@ def judged(monkeypatch: pytest.MonkeyPatch) -> Judge:
     """Judges claims on one cell; samples are called `full` (an ablation) or `steps=2` (a point of a sweep)."""
 
     def of(made: tuple[Claim, ...], samples: Mapping[str, Sample]) -> dict[str, Judged]:
-        monkeypatch.setattr(claims._Arms, "_read", lambda self, run: {"rmse": samples[run["name"]]})
+        monkeypatch.setattr(Measured, "_read", lambda self, arm: {"rmse": samples[arm.run["name"]]})
         rows: list[dict[str, Any]] = [
             {"run_id": name, "status": "FINISHED", "part": "sweep:steps" if "=" in name else "ablate",
-             "cell": f"{TASK}@0.5", "task": TASK, "ratio": 0.5, "name": name}
+             "cell": f"{TASK}@0.5", "task": TASK, "ratio": 0.5, "row": "music", "model": "music", "name": name}
             for name in samples
         ]  # fmt: skip
         assert MUSIC.paper is not None
@@ -77,7 +78,7 @@ def test_of_studies_without_an_effect_at_most_five_in_a_hundred_have_a_false_ver
         claim("some", Order((("b",), ("full", "c"))), "some"),
         claim("peak", Optimum(5, 20), part="sweep:steps"),
     )
-    monkeypatch.setattr(claims, "_need", lambda *_: "")  # it decides nothing
+    monkeypatch.setattr(judging, "need", lambda *_: "")  # it decides nothing
     rng, studies = np.random.default_rng(0), 400
     names = ("full", "b", "c", *(f"steps={value}" for value in (2, 5, 10, 20, 50)))
     spoilt = 0
@@ -111,7 +112,7 @@ def apart(**by: float) -> dict[str, Sample]:
 
 
 @pytest.mark.parametrize(
-    ("at_least", "order", "verdict", "hangs_on"),
+    ("at_least", "order", "verdict", "depends_on"),
     [
         ("all", (("a",), ("b", "c", "d")), HOLDS, ("a", "b")),
         ("most", (("a",), ("a", "b", "c", "d")), HOLDS, ("a", "b")),  # three of four; `a` is not better than itself
@@ -121,14 +122,14 @@ def apart(**by: float) -> dict[str, Sample]:
         ("some", (("e",), ("b", "c", "d")), FAILS, ("e", "d")),
     ],
 )
-def test_the_effect_shown_is_the_one_that_the_verdict_hangs_on(
-    judged: Judge, at_least: str, order: tuple[tuple[str, ...], ...], verdict: str, hangs_on: tuple[str, str]
+def test_the_effect_shown_is_the_one_that_the_verdict_depends_on(
+    judged: Judge, at_least: str, order: tuple[tuple[str, ...], ...], verdict: str, depends_on: tuple[str, str]
 ) -> None:
     found = judged((claim("it", Order(order), at_least),), apart(a=0.0, b=0.1, c=0.2, d=0.3, e=0.4))["it"]
     at = found.decisive
-    assert (found.verdict, (at.better, at.worse)) == (verdict, hangs_on)
-    assert at.found is not None
-    interval = at.found.interval()
+    assert (found.verdict, (at.better, at.worse)) == (verdict, depends_on)
+    assert at.effect is not None
+    interval = at.effect.interval()
     assert interval.low > 0 if verdict == HOLDS else interval.high < 0
 
 
@@ -147,7 +148,7 @@ def test_what_is_needed_is_what_the_test_of_the_whole_claim_needs(judged: Judge)
     }
     found = judged(tuple(made), arms)
     for each, factor in made.items():
-        at = found[each.name].decisive.found
+        at = found[each.name].decisive.effect
         assert at is not None
         seeds = seeds_needed(at, abs(at.value), 0.05 / len(made) / factor)
         against = ", against the claim" if each.name == "wrong" else ""
@@ -170,8 +171,8 @@ def need(
     found = Effect(
         value=value, seeds=3, seed_variance=seed_variance, seed_freedom=2, users=100, user_variance=user_variance
     )
-    contrast = Contrast(cell="c", metric="rmse", better="a", worse="b", found=found, printed=printed)
-    return claims._need(contrast, found, (0.05, 0.05))
+    contrast = Contrast(cell="c", metric="rmse", better="a", worse="b", effect=found, printed=printed)
+    return needing.need(contrast, found, (0.05, 0.05))
 
 
 def test_the_words_on_what_is_needed_say_what_was_tested() -> None:

@@ -21,12 +21,11 @@ from study.labels import labels_of
 from study.report import page as page_module
 from study.report import report as module
 from study.report.claims.judge import counts
-from study.report.figures.tradeoffs import front
-from study.report.page import cost_table
+from study.report.cost import cost_table
 from study.report.report import current, redraw, report
 from study.tracking.results import Results, load_results
 
-from ..store import CELLS, MUSIC, Store, empty_store, fill_search
+from ..store import CELLS, MUSIC, Store, empty_store, fill_search, rival, with_rivals
 
 pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy:DeprecationWarning")
 
@@ -89,15 +88,15 @@ def test_a_full_study_twice_gives_the_same_bytes_in_one_finished_run(store: Stor
     text = first.page.read_text(encoding="utf-8")
     page = Page(text)
     assert page.open == []
-    assert page.headings == ["Study tiny", "State", "Claims", "Tables", "Figures"]
+    assert page.headings == ["Study tiny", "State", "Comparison", "Claims", "Tables", "Figures"]
     assert len(page.images) == len(first.figures) == 11
     assert all(image["alt"] and (image["src"] or "").startswith("data:image/png;base64,") for image in page.images)
     assert "http" not in text
     assert text.count("simulated data") >= 14
     assert "Simulated data: nothing on this page" in text
-    assert "search books-&gt;movies@0.2 0012 is FAILED: loss is NaN in epoch 3" in text
-    assert "search books-&gt;movies@0.2 0013 is RUNNING" in text
-    assert "<strong>music</strong>" in text
+    assert "search books-&gt;movies@0.2 music 0012 is FAILED: loss is NaN in epoch 3" in text
+    assert "search books-&gt;movies@0.2 music 0013 is RUNNING" in text
+    assert "<strong>MuSiC</strong>" in text
     assert "Partial study: 2 trials without a result, 0 figures" in text
     again = "study report /my/tiny.yaml --home /runs"
     assert f"<dt>Remade by</dt><dd>{again}</dd>" in text
@@ -127,9 +126,9 @@ def test_a_partial_study_says_what_is_missing_and_drops_what_is_stale(tmp_path: 
         f"run {data}",
         f"run {data}",
         "claims",
+        "Table 2",
         "Table 1",
         "splits",
-        "Table 2",
         "Table 3",
         "Table 4",
         "sweep of steps",
@@ -226,9 +225,9 @@ def test_local_files_do_not_matter_and_every_run_counts_once(tmp_path: Path) -> 
     assert files(tmp_path / "two") == before
     assert second.run_id == first.run_id
     text = html.unescape(second.page.read_text(encoding="utf-8"))
-    assert f"search/{task}@{ratio}/0003 finished more than once; its newest run counts" in text
+    assert f"search/{task}@{ratio}/music/0003 finished more than once; its newest run counts" in text
     assert "late failure" not in text, "its finished run counts"
-    assert f"search {task}@{ratio} 0006 is KILLED" in text
+    assert f"search {task}@{ratio} music 0006 is KILLED" in text
     assert "Partial study: 1 trials without a result" in text, "a pruned trial is not to have one"
     assert "0007 is" not in text
     assert re.findall(r'<th scope="col">(\w+)</th>', text)[:4] == ["Part", "Finished", "Killed", "Pruned"]
@@ -255,20 +254,32 @@ def test_cost_is_the_ended_trials_and_the_time_in_which_any_ran(results: Results
     hour = 3_600_000
     rows = [("search", hour, 3600, "2"), ("search", 2 * hour, 5400, "2"), ("score", 6 * hour, 3600, "0")]
     trials = pd.DataFrame([*rows, ("score", 9 * hour, math.nan, "0")], columns=["part", "ended", "spent", "gpus"])
+    trials = trials.assign(row="music", model="music")
     table = cost_table(replace(results, trials=trials))
     assert table is not None
-    frame = table.frame.set_index("part")
-    assert frame.loc["search"].tolist() == [2, 2.5, 5.0, 2.0]
-    assert frame.loc["all"].tolist() == [3, 3.5, 5.0, 3.0]
+    frame = table.frame.set_index(["part", "row"])
+    assert frame.loc[("search", "all")].tolist() == [2, 2.5, 5.0, 2.0]
+    assert frame.loc[("all", "all")].tolist() == [3, 3.5, 5.0, 3.0]
+    assert len(frame) == 3, "one row alone needs no line of its own"
     assert table.notes[1] == "1 trials that do not say how long they ran are not in it."
     unknown = cost_table(replace(results, trials=trials.assign(gpus="")))
     assert unknown is not None
     assert set(unknown.shown["GPU-hours"]) == {"not logged"}
 
 
-def test_a_front_is_what_nothing_beats_in_both() -> None:
-    assert front([1, 2, 3, 2, 0], [3, 2, 1, 1, 3]) == (0, 1, 2)
-    assert front([1, 1], [1, 2]) == (1,)
+def test_cost_is_told_by_row_where_there_are_several(results: Results) -> None:
+    hour = 3_600_000
+    rows = [("search", "music"), ("search", "emcdr"), ("score", "emcdr"), ("score", "item_mean")]
+    trials = pd.DataFrame(rows, columns=["part", "row"]).assign(ended=hour, spent=1800, gpus="0")
+    trials = trials.assign(model=["music", "emcdr", "emcdr", "baseline"])
+    labels = with_rivals(MUSIC, rival("emcdr"))
+    table = cost_table(replace(results, labels=labels, trials=trials))
+    assert table is not None
+    assert table.shown[["Part", "Row", "Trials"]].values.tolist() == [
+        ["score", "all", 2], ["search", "all", 2], ["all", "MuSiC", 1], ["all", "EMCDR", 2],
+        ["all", "simple baselines", 1], ["all", "all", 4],
+    ]  # fmt: skip
+    assert table.frame["trial_hours"].tolist() == [1.0, 1.0, 0.5, 1.0, 0.5, 2.0]
 
 
 def test_text_can_be_read_on_its_ground() -> None:

@@ -12,14 +12,15 @@ from scipy import stats
 from features.errors import InputError
 from study.report.statistics import (
     Effect,
+    Interval,
     Sample,
     Spread,
-    UserErrors,
-    bootstrap,
+    UserTotals,
+    difference_over_users,
     effect,
     holm,
     in_at_least,
-    paired_difference,
+    interval_over_users,
     pooled_spread,
     power,
     samples,
@@ -32,13 +33,23 @@ from trainables.task_types import RATINGS
 from ..store import per_user, pooled
 
 
-def errors_of(frame: pd.DataFrame, place: str = "per_user.csv") -> UserErrors:
-    return UserErrors.from_frame(frame, RATINGS.metrics, place)
+def totals_of(frame: pd.DataFrame, place: str = "per_user.csv") -> UserTotals:
+    return UserTotals.from_frame(frame, RATINGS.metrics, place)
+
+
+def bootstrap(frame: pd.DataFrame, resamples: int = 2_000, seed: int = 0) -> dict[str, Interval]:
+    drawn = samples(totals_of(frame), resamples=resamples, seed=seed)
+    return {name: interval_over_users(sample) for name, sample in drawn.items()}
+
+
+def rmse_difference(ours: pd.DataFrame, theirs: pd.DataFrame, resamples: int = 2_000) -> Interval:
+    one, two = (samples(totals_of(frame), resamples=resamples)["rmse"] for frame in (ours, theirs))
+    return difference_over_users(one, two)
 
 
 def test_point_estimates_pool_all_ratings_per_seed_and_average_seeds() -> None:
     frame = per_user(40, 1.1, [0, 1, 2], draw=3)
-    got = bootstrap(errors_of(frame), resamples=10)
+    got = bootstrap(frame, resamples=10)
     want = pooled(frame)
     assert {f"test_{name}": interval.value for name, interval in got.items()} == pytest.approx(want, rel=1e-12)
     per_user_rmse = np.sqrt(frame["sum_squared_error"] / frame["n"]).mean()
@@ -47,7 +58,7 @@ def test_point_estimates_pool_all_ratings_per_seed_and_average_seeds() -> None:
 
 def test_interval_agrees_with_scipys_bootstrap() -> None:
     frame = per_user(200, 1.0, [0], draw=5)
-    ours = bootstrap(errors_of(frame), resamples=4_000)["rmse"]
+    ours = bootstrap(frame, resamples=4_000)["rmse"]
 
     def rmse(n: np.ndarray, squared: np.ndarray, axis: int) -> np.ndarray:
         return np.sqrt(squared.sum(axis=axis) / n.sum(axis=axis))
@@ -62,7 +73,7 @@ def test_interval_agrees_with_scipys_bootstrap() -> None:
 def test_interval_covers_the_truth_at_its_stated_rate() -> None:
     covered = 0
     for draw in range(200):
-        interval = bootstrap(errors_of(per_user(80, 1.0, [0], draw)), resamples=400)["rmse"]
+        interval = bootstrap(per_user(80, 1.0, [0], draw), resamples=400)["rmse"]
         covered += interval.low <= 1.0 <= interval.high
     assert (
         178 <= covered <= 199
@@ -72,31 +83,31 @@ def test_interval_covers_the_truth_at_its_stated_rate() -> None:
 def test_paired_difference_finds_no_effect_where_there_is_none_and_is_narrower_than_unpaired() -> None:
     false_alarms = 0
     for draw in range(200):
-        ours, theirs = (errors_of(per_user(60, 1.0, [0], 2 * draw + k)) for k in (0, 1))
-        interval = paired_difference(ours, theirs, resamples=400)["rmse"]
+        ours, theirs = (per_user(60, 1.0, [0], 2 * draw + k) for k in (0, 1))
+        interval = rmse_difference(ours, theirs, resamples=400)
         false_alarms += not interval.low <= 0 <= interval.high
     assert 1 <= false_alarms <= 22  # 5% of 200 is 10
 
     base = per_user(60, 1.0, [0], 7)
     better = base.assign(sum_squared_error=base["sum_squared_error"] * 0.98)  # every user 1% better
-    paired = paired_difference(errors_of(better), errors_of(base))["rmse"]
+    paired = rmse_difference(better, base)
     assert paired.high < 0
-    assert paired.half_width < 0.1 * bootstrap(errors_of(base))["rmse"].half_width
+    assert paired.half_width < 0.1 * bootstrap(base)["rmse"].half_width
 
 
 def test_seeds_and_row_order_change_nothing_the_bootstrap_seed_does() -> None:
     frame = per_user(50, 1.0, [0, 1], draw=1)
     shuffled = frame.sample(frac=1, random_state=0)
-    first, again = (bootstrap(errors_of(rows)) for rows in (frame, shuffled))
+    first, again = (bootstrap(rows) for rows in (frame, shuffled))
     assert first == again
-    assert bootstrap(errors_of(frame), seed=1)["rmse"].low != first["rmse"].low
+    assert bootstrap(frame, seed=1)["rmse"].low != first["rmse"].low
 
 
 def test_blocks_do_not_change_the_resamples(monkeypatch: pytest.MonkeyPatch) -> None:
-    errors = errors_of(per_user(30, 1.0, [0], draw=1))
-    whole = bootstrap(errors, resamples=100)
+    frame = per_user(30, 1.0, [0], draw=1)
+    whole = bootstrap(frame, resamples=100)
     monkeypatch.setattr("study.report.statistics._BLOCK_ELEMENTS", 7 * 30)
-    blocked = bootstrap(errors, resamples=100)
+    blocked = bootstrap(frame, resamples=100)
     for name, interval in whole.items():
         assert (blocked[name].low, blocked[name].high) == pytest.approx((interval.low, interval.high), rel=1e-12)
 
@@ -127,13 +138,13 @@ def test_seed_interval_is_students_t() -> None:
 )
 def test_a_bad_per_user_file_is_one_line(spoil, message) -> None:  # type: ignore[no-untyped-def]
     with pytest.raises(InputError, match=message) as caught:
-        errors_of(spoil(per_user(5, 1.0, [0, 1], draw=1)), place="run x")
+        totals_of(spoil(per_user(5, 1.0, [0, 1], draw=1)), place="run x")
     assert "\n" not in str(caught.value)
 
 
 def test_rows_of_different_users_are_not_compared() -> None:
     with pytest.raises(InputError, match="same test users and counts, got 5 and 6 users"):
-        paired_difference(*(errors_of(per_user(users, 1.0, [0], draw=1)) for users in (5, 6)))
+        totals_of(per_user(5, 1.0, [0], draw=1)).check_paired(totals_of(per_user(6, 1.0, [0], draw=1)))
 
 
 # --- effects, many comparisons, power -----------------------------------------------------------------------------
@@ -161,13 +172,13 @@ def of_seeds(*values: float, fixed: bool = False) -> Sample:
 
 def test_an_effect_is_paired_by_seed_and_user() -> None:
     frames = [per_user(60, sigma, [0, 1, 2], 3) for sigma in (0.9, 1.0)]
-    ours, theirs = (samples(errors_of(frame), [0, 1, 2])["rmse"] for frame in frames)
+    ours, theirs = (samples(totals_of(frame))["rmse"] for frame in frames)
     found = effect(ours, theirs, higher=False)
     assert found.value == pytest.approx(pooled(frames[1])["test_rmse"] - pooled(frames[0])["test_rmse"])
     assert (found.seeds, found.users, found.paired) == (3, 60, True)
     differences = [theirs.seeds[seed] - ours.seeds[seed] for seed in range(3)]
     assert found.seed_variance == pytest.approx(np.var(differences, ddof=1) / 3)
-    want = paired_difference(*(errors_of(frame) for frame in frames))["rmse"]
+    want = rmse_difference(*frames)
     assert 2 * 1.96 * math.sqrt(found.user_variance) == pytest.approx(want.high - want.low, rel=0.1)
     assert found.tail() < 1e-6
     assert found.tail(-1) > 1 - 1e-6

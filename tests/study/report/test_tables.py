@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,14 +12,15 @@ import pandas as pd
 import pytest
 from rich.console import Console
 
+from study.labels import labels_of
 from study.report.comparison import compare
-from study.report.statistics import UserErrors, paired_difference
-from study.report.tables import ablation_table, cold_item_table, comparison_table, domains_table, splits_table
-from study.report.tables import summary_table as summarise
+from study.report.comparison_table import comparison_table, summary_table
+from study.report.statistics import UserTotals, difference_over_users, effect, holm, samples
+from study.report.tables import ablation_table, cold_item_table, domains_table, splits_table
 from study.tracking.results import MissingError, Results, load_results
 from trainables.task_types import RATINGS
 
-from ..store import CELLS, MUSIC, empty_store, per_user, pooled, seeds_around
+from ..store import CELLS, MUSIC, Store, empty_store, per_user, pooled, seeds_around
 
 pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy:DeprecationWarning")
 
@@ -38,29 +40,54 @@ def test_table_1_counts_each_task_after_the_filters(results: Results) -> None:
 
 def test_table_2_pools_test_ratings_and_pairs_the_difference(results: Results) -> None:
     comparison = compare(results)
-    assert [row.name for row in comparison.rows[:4]] == ["global_mean", "item_mean", "source_offset", "music"]
+    assert [row.name for row in comparison.rows[:4]] == ["global_mean", "item_mean", "source_offset", "MuSiC"]
     assert comparison.notes == ()
     model, base = comparison.rows[3], comparison.rows[2]
     ours, theirs = per_user(80, 0.9, [0, 1, 2], 50), per_user(80, 0.95, [-1], 2)
     assert {f"test_{k}": v.value for k, v in model.test.items()} == pytest.approx(pooled(ours), rel=1e-9)
     assert (model.users, model.seeds, model.size) == (80, 3, ours.loc[ours["seed"] == 0, "n"].sum())
     assert model.test["rmse"].low < model.test["rmse"].value < model.test["rmse"].high
-    want = paired_difference(*(UserErrors.from_frame(rows, RATINGS.metrics) for rows in (ours, theirs)))["rmse"]
-    assert model.difference is not None
-    got = model.difference["rmse"]
+    one, two = (samples(UserTotals.from_frame(rows, RATINGS.metrics))["rmse"] for rows in (ours, theirs))
+    assert model.to_reference is not None
+    got = model.to_reference["rmse"]
+    want = difference_over_users(one, two)
     assert (got.value, got.low, got.high) == pytest.approx((want.value, want.low, want.high), rel=1e-6)
     assert got.value == pytest.approx(model.test["rmse"].value - base.test["rmse"].value)
-    assert base.difference is None
+    assert base.to_reference is None
     assert model.validation["rmse"].n == 3
+    assert (model.trials, model.to_subject) == (12, None)
+    assert base.to_subject is not None
+    better = effect(replace(two, fixed=True), one, higher=False)  # a baseline has no seeds of its own
+    ends = better.interval()
+    interval = base.to_subject.interval
+    assert (interval.value, interval.low, interval.high) == pytest.approx(
+        (-ends.value, -ends.high, -ends.low), rel=1e-6
+    )
+    assert interval.low > 0, "its RMSE is higher"
+    assert base.to_subject.p == pytest.approx(2 * better.tail(-1), rel=1e-6)
+    others = [row.to_subject for row in comparison.rows[:3] if row.to_subject]
+    assert [other.p_holm for other in others] == holm([other.p for other in others])
 
     table = comparison_table(comparison, results)
     assert len(table.frame) == 4 * len(CELLS)
     line = table.frame.iloc[3]
     assert line["minus_source_offset_rmse_high"] == got.high
+    assert table.frame.iloc[2][["minus_subject_rmse", "minus_subject_p"]].tolist() == [
+        interval.value,
+        base.to_subject.p,
+    ]
     shown = table.shown.iloc[3]
-    assert shown["Row"] == "**music**"
-    assert shown["Test RMSE"] == f"{line.test_rmse:.3f} [{line.test_rmse_low:.3f}, {line.test_rmse_high:.3f}]"
-    assert table.shown["Test RMSE minus source_offset"].iloc[2] == "–"
+    assert (shown["Cell"], shown["Row"], shown["Reads"]) == ("books → movies, cold 20%", "**MuSiC**", "ratings")
+    half = model.test["rmse"].half_width
+    assert shown["Test RMSE"] == f"{line.test_rmse:.3f}±{half:.3f}"
+    assert shown["RMSE minus MuSiC"] == "–"
+    value, ends_text = table.shown["RMSE minus MuSiC"].iloc[2].split("\n")
+    assert value.startswith(f"{interval.value:+.3f}, p")
+    assert ends_text == f"[{interval.low:+.3f}, {interval.high:+.3f}]"
+    hours = (
+        results.finished(row="music").query("cell == 'books->movies@0.2' and part == 'search'")["spent"].sum() / 3600
+    )
+    assert shown["Trials, hours"] == f"12\n{hours:.2f} h"
 
 
 def test_table_2_of_a_partial_study_names_what_is_missing(tmp_path: Path) -> None:
@@ -68,21 +95,22 @@ def test_table_2_of_a_partial_study_names_what_is_missing(tmp_path: Path) -> Non
     for task, users in (("a->b", 5), ("b->a", 6)):
         frame = per_user(users, 1.0, [-1], 1)
         artifacts = {"per_user.csv": frame.to_csv(index=False)}
-        store.add("score", task, 0.2, "predictor:source_offset", {"val_rmse": 1.0}, artifacts=artifacts)
+        store.add("score", task, 0.2, "test", {"val_rmse": 1.0}, row="source_offset", artifacts=artifacts)
     ours = {"per_user.csv": per_user(6, 1.0, [0], 1).to_csv(index=False)}
-    best = store.add("score", "a->b", 0.2, "best", seeds_around(np.random.default_rng(0), 0.9), artifacts=ours)
+    best = store.add("score", "a->b", 0.2, "test", seeds_around(np.random.default_rng(0), 0.9), artifacts=ours)
     (tmp_path / "artifacts" / best / "artifacts" / "config.yaml").unlink()
     for cell, text in (("a->b", ""), ("b->a", ours["per_user.csv"][:-5] + "e-")):
         spoilt = {"per_user.csv": text}
-        store.add("score", cell, 0.2, "predictor:global_mean", {"val_rmse": 1.0}, artifacts=spoilt)
-    store.add("score", "a->b", 0.2, "predictor:item_mean", {"val_rmse": 1.0})
+        store.add("score", cell, 0.2, "test", {"val_rmse": 1.0}, row="global_mean", artifacts=spoilt)
+    store.add("score", "a->b", 0.2, "test", {"val_rmse": 1.0}, row="item_mean")
     comparison = compare(load_results(store.uri, store.experiment, MUSIC))
     assert [(row.cell, row.name) for row in comparison.rows] == [
         ("a->b@0.2", "source_offset"),
-        ("a->b@0.2", "music"),
+        ("a->b@0.2", "MuSiC"),
         ("b->a@0.2", "source_offset"),
     ]
-    assert comparison.rows[1].difference is None
+    assert comparison.rows[1].to_reference is None
+    assert comparison.rows[0].to_subject is None
     notes = "\n".join(comparison.notes)
     assert re.search(
         r"a->b@0\.2, global_mean: run \w+: per_user.csv is no table of numbers \(No columns to parse", notes
@@ -90,8 +118,8 @@ def test_table_2_of_a_partial_study_names_what_is_missing(tmp_path: Path) -> Non
     assert re.search(r"b->a@0\.2, global_mean: run \w+: per_user.csv is no table of numbers \(could not convert", notes)
     assert "b->a@0.2: no score of item_mean." in notes
     assert "a->b@0.2, item_mean: run" in notes
-    assert "a->b@0.2, music: paired difference: both rows need the same test users" in notes
-    assert "b->a@0.2: no score of the model." in notes
+    assert "a->b@0.2, MuSiC: paired difference: both rows need the same test users" in notes
+    assert "b->a@0.2: no score of MuSiC." in notes
 
 
 def test_table_3_compares_variants_on_validation_alone(results: Results) -> None:
@@ -109,7 +137,7 @@ def test_table_3_takes_the_selected_configuration_where_the_part_has_no_full_run
     rng = np.random.default_rng(0)
     store.add("ablate", "a->b", 0.2, "wo_side", seeds_around(rng, 0.95), variant="wo_side")
     scored = seeds_around(rng, 0.9)
-    store.add("score", "a->b", 0.2, "best", scored)
+    store.add("score", "a->b", 0.2, "test", scored)
     frame = ablation_table(load_results(store.uri, store.experiment, MUSIC)).frame.set_index(["metric", "variant"])
     assert frame.loc[("val_rmse", "full"), "mean"] == pytest.approx(scored["val_rmse"])
 
@@ -117,6 +145,7 @@ def test_table_3_takes_the_selected_configuration_where_the_part_has_no_full_run
 def test_table_4_keeps_cells_with_cold_items(results: Results) -> None:
     table = cold_item_table(results)
     assert table.frame["row"].tolist()[:4] == ["global_mean", "item_mean", "source_offset", "music"]
+    assert table.shown["Row"].iloc[3] == "MuSiC"
     assert table.frame["rmse"].tolist()[:4] == pytest.approx([1.3, 1.15, 1.05, 1.0])
     assert set(table.frame["ratings"]) == {40}
 
@@ -131,15 +160,32 @@ def test_files_hold_the_table(results: Results, tmp_path: Path) -> None:
     assert lines[4] == "| books → movies | 20% | global_mean | 40 | 1.200 | 1.300 |"
 
 
-def test_summary_fits_80_columns(results: Results) -> None:
+def test_table_4_has_what_the_paper_prints(store: Store) -> None:
+    results = load_results(store.uri, store.experiment, labels_of("music", "music/amazon"))
+    table = cold_item_table(results)
+    printed = table.frame.set_index(["cell", "row"])["printed_rmse"]
+    assert printed["books->movies@0.5", "music"] == 1.1752
+    assert printed.notna().sum() == 1
+    assert table.shown["Printed RMSE"].tolist().count("–") == 15
+
+
+def test_summary_fits_100_columns(results: Results) -> None:
     out = io.StringIO()
-    Console(file=out, width=80, color_system=None).print(summarise(results))
+    Console(file=out, width=100, color_system=None).print(summary_table(results))
     lines = out.getvalue().splitlines()
-    assert max(map(len, lines)) <= 80
-    music = next(line for line in lines if "music" in line).split()
-    want = compare(results).rows[3]
-    assert music[2] == f"{want.validation['rmse'].value:.3f}"
-    assert music[5] == f"{want.test['rmse'].value:.3f}±{want.test['rmse'].half_width:.3f}"
+    assert max(map(len, lines)) <= 100
+    comparison = compare(results)
+    music = next(line for line in lines if line.startswith("  MuSiC")).split()
+    want = comparison.rows[3]
+    assert music == [
+        "MuSiC", "ratings", f"{want.validation['rmse'].value:.3f}", f"{want.test['mae'].value:.3f}",
+        f"{want.test['rmse'].value:.3f}±{want.test['rmse'].half_width:.3f}", f"{want.test['ndcg20'].value:.3f}",
+        "–", "–", "12",
+    ]  # fmt: skip
+    base = comparison.rows[2].to_subject
+    assert base is not None
+    offset = next(line for line in lines if "source_offset" in line).split()
+    assert offset[-3] == f"{base.interval.value:+.3f}"
     assert "…" not in out.getvalue()
 
 

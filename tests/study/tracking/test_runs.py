@@ -1,28 +1,20 @@
-"""MLflow: runs found by tag and continued, closed truthfully, nothing logged twice."""
+"""MLflow: runs found by tag and continued, closed truthfully, never deleted, nothing logged twice."""
 
 from __future__ import annotations
 
-import json
-import re
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import optuna
 import pytest
 import yaml
 
 from features.errors import InputError
-from study.report.figures.tradeoffs import pareto
-from study.specs import Cell, Job, Objective
-from study.tracking import results
+from study.specs import Cell, Job
+from study.tracking import results, tags
 from study.tracking import runs as tracking
-from study.tracking.pareto import front, mark_front
-from study.tracking.runs import EpochReport, PartTracker
-
-from ..store import MUSIC
+from study.tracking.runs import EpochReport, PartTracker, TrialRun
 
 if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
@@ -50,25 +42,33 @@ class Part:
         self.client: MlflowClient = tracking.connect(tracking.default_uri(home))
         self.id = tracking.open_experiment(self.client, experiment, home / "artifacts")
 
-    def open(self, name: str = "search", **tags: str) -> PartTracker:
+    def open(self, name: str = "search", **run_tags: str) -> PartTracker:
         return tracking.open_part(
-            home=self.home, uri=None, experiment=self.experiment, part=name, tags=tags, metric="val_rmse"
+            home=self.home, uri=None, experiment=self.experiment, part=name, run_tags=run_tags, metric="val_rmse"
         )
 
-    def runs(self) -> dict[str, Any]:
-        return {run.info.run_name: run for run in tracking.find_runs(self.client, self.id)}
+    def runs(self, *, superseded: bool = False) -> dict[str, Any]:
+        return {run.info.run_name: run for run in tracking.find_runs(self.client, self.id, superseded=superseded)}
 
     def series(self, run_id: str, key: str) -> list[tuple[int, float]]:
         return [(entry.step, entry.value) for entry in self.client.get_metric_history(run_id, key)]
 
 
 def job(name: str, part: str = "search", ratio: float = 0.2) -> Job:
-    cell = Cell(source="books", target="movies", ratio=ratio)
-    return Job(part=part, cell=cell, name=name, config={}, seeds=(0, 1), features="main", task_dir="task")
+    return Job(
+        part=part, cell=Cell(source="books", target="movies", ratio=ratio), row="music", model="lgcd", name=name, config={},
+        seeds=(0, 1), feature_set="main", task_dir="task",
+    )  # fmt: skip
 
 
 def start(tracker: PartTracker, this: Job, **config: Any) -> None:
-    tracker.start(this, config=config, logged={"config": config, "seeds": [0, 1]}, fingerprint="f")
+    tracker.start(this, config=config, document={"config": config, "seeds": [0, 1]}, fingerprint="f")
+
+
+def run_of(tracker: PartTracker, trial: str) -> TrialRun:
+    """The one run of a trial."""
+    (run,) = tracker.runs[trial]
+    return run
 
 
 def epoch(number: int, value: float) -> EpochReport:
@@ -81,25 +81,27 @@ def final(value: float, **artifacts: str | bytes) -> EpochReport:
 
 
 def test_a_finished_trial_has_all_that_the_ui_needs(part: Part, tmp_path: Path) -> None:
-    tracker = part.open(**{"study.commit": "abc"})
+    tracker = part.open(**{tags.COMMIT: "abc"})
     tracker.start_part()
     start(tracker, job("0000"), lr=1e-5, side=True)
-    tracker.report("search/books->movies@0.2/0000", [epoch(1, 1.5), epoch(2, 1.25), final(1.125)])
+    tracker.report("search/books->movies@0.2/music/0000", [epoch(1, 1.5), epoch(2, 1.25), final(1.125)])
     tracker.finish(
-        "search/books->movies@0.2/0000", final(1.125, **{"per_user.csv": "seed,user\n", "raw.bin": b"\x00\xff"})
+        "search/books->movies@0.2/music/0000", final(1.125, **{"per_user.csv": "seed,user\n", "raw.bin": b"\x00\xff"})
     )
     tracker.end_part("FINISHED")
     runs = part.runs()
-    assert set(runs) == {"search", "books->movies@0.2 search 0000"}
-    run, parent = runs["books->movies@0.2 search 0000"], runs["search"]
+    assert set(runs) == {"search", "books->movies@0.2 search music 0000"}
+    run, parent = runs["books->movies@0.2 search music 0000"], runs["search"]
     assert (run.info.status, parent.info.status) == ("FINISHED", "FINISHED")
     run_id = run.info.run_id
     expected = {
         "study.part": "search",
-        "study.trial": "search/books->movies@0.2/0000",
+        "study.trial": "search/books->movies@0.2/music/0000",
         "study.cell": "books->movies@0.2",
         "study.task": "books->movies",
         "study.ratio": "0.2",
+        "study.row": "music",
+        "study.model": "lgcd",
         "study.commit": "abc",
         "study.fingerprint": "f",
         "study.command": f"study rerun {run_id} --home {part.home}",
@@ -108,7 +110,7 @@ def test_a_finished_trial_has_all_that_the_ui_needs(part: Part, tmp_path: Path) 
     assert expected.items() <= run.data.tags.items()
     assert run.data.params == {
         "lr": "1e-05", "side": "True", "task": "books->movies", "source": "books", "target": "movies", "ratio": "0.2",
-        "seeds": "0,1", "features": "main",
+        "row": "music", "model": "lgcd", "seeds": "0,1", "feature_set": "main",
     }  # fmt: skip
     assert run.data.metrics == {"val_rmse": 1.125, "val_rmse/seed_0": 1.125, "epoch/val_rmse": 1.25}
     assert part.series(run_id, "epoch/val_rmse") == [(1, 1.5), (2, 1.25)]
@@ -123,43 +125,49 @@ def test_a_finished_trial_has_all_that_the_ui_needs(part: Part, tmp_path: Path) 
 
 
 @pytest.mark.parametrize(
-    ("uri", "shown"),
+    ("uri", "address"),
     [
         ("http://mlflow:5000", "http://mlflow:5000"),
         ("postgresql://me:secret@db:5432/mlflow?a=1&b=2", "'postgresql://me@db:5432/mlflow?a=1&b=2'"),
     ],
 )
-def test_the_command_names_the_server(part: Part, uri: str, shown: str) -> None:
+def test_the_command_names_the_server(part: Part, uri: str, address: str) -> None:
     tracker = PartTracker(
-        client=part.client, experiment_id=part.id, part="search", tags={}, metric="val_rmse", home=Path("/h"), uri=uri
+        client=part.client,
+        experiment_id=part.id,
+        part="search",
+        run_tags={},
+        metric="val_rmse",
+        home=Path("/h"),
+        uri=uri,
     )
     tracker.start_part()
     start(tracker, job("0000"))
-    run = part.runs()["books->movies@0.2 search 0000"]
-    assert run.data.tags["study.command"] == f"MLFLOW_TRACKING_URI={shown} study rerun {run.info.run_id} --home /h"
+    run = part.runs()["books->movies@0.2 search music 0000"]
+    assert run.data.tags[tags.COMMAND] == f"MLFLOW_TRACKING_URI={address} study rerun {run.info.run_id} --home /h"
 
 
 def test_the_machine_is_that_of_the_process_that_trained(part: Part) -> None:
-    tracker = part.open(**{"study.device": "the driver's", "study.commit": "abc"})
+    tracker = part.open(**{tags.DEVICE: "the driver's", tags.COMMIT: "abc"})
     tracker.start_part()
     start(tracker, job("0000"))
-    tracker.finish(job("0000").trial, replace(final(1.0), tags={"study.device": "H100"}))
-    tags = part.runs()["books->movies@0.2 search 0000"].data.tags
-    assert (tags["study.device"], tags["study.commit"]) == ("H100", "abc")
+    tracker.finish(job("0000").trial, replace(final(1.0), tags={tags.DEVICE: "H100"}))
+    run_tags = part.runs()["books->movies@0.2 search music 0000"].data.tags
+    assert (run_tags[tags.DEVICE], run_tags[tags.COMMIT]) == ("H100", "abc")
 
 
 def test_variants_are_tagged(part: Part) -> None:
     for name, part_name, variant in (
         ("steps=10", "sweep:steps", "10"),
         ("wo_side", "ablate", "wo_side"),
-        ("best", "score", None),
+        ("test", "score", None),
     ):
         tracker = part.open(part_name)
         tracker.start_part()
         start(tracker, job(name, part_name))
         tracker.end_part("KILLED")
-        run = part.runs()[f"books->movies@0.2 {part_name} {name}"]
-        assert run.data.tags.get("study.variant") == variant
+        run = part.runs()[f"books->movies@0.2 {part_name} music {name}"]
+        assert run.data.tags.get(tags.VARIANT) == variant
 
 
 def test_a_failure_keeps_its_reason_and_is_continued(part: Part) -> None:
@@ -171,14 +179,15 @@ def test_a_failure_keeps_its_reason_and_is_continued(part: Part) -> None:
     tracker.fail(trial, failure="trial", reason="ValueError: empty", detail="Traceback\nValueError: empty\n")
     tracker.end_part("FINISHED")
     again = part.open()
-    run = again.runs[trial]
+    run = run_of(again, trial)
     assert (run.status, run.failure, run.reason) == ("FAILED", "trial", "ValueError: empty")
     assert {file.path for file in part.client.list_artifacts(run.run_id)} == {"config.yaml", "error.txt"}
     again.start_part()
+    again.resume(run)
     start(again, job("0000"))
     continued = part.client.get_run(run.run_id)
     assert continued.info.status == "RUNNING"
-    assert "study.error" not in continued.data.tags
+    assert tags.ERROR not in continued.data.tags
     again.report(trial, [epoch(1, 1.5), epoch(2, 1.0)])
     again.finish(trial, final(1.0))
     again.end_part("FINISHED")
@@ -197,14 +206,14 @@ def test_what_a_dead_driver_left_open_is_settled(part: Part) -> None:
     dead._log(run_id, metrics=[("val_rmse", 1.0, 0, 0)])
     assert [run.info.status for run in part.runs().values()] == ["RUNNING"] * 3
     tracker = part.open()
-    assert tracker.runs[job("0000").trial].status == "FINISHED"
-    assert tracker.runs[job("0001").trial].status == "KILLED"
+    assert run_of(tracker, job("0000").trial).status == "FINISHED"
+    assert run_of(tracker, job("0001").trial).status == "KILLED"
     tracker.end_part("FINISHED")
     status = {name: run.info.status for name, run in part.runs().items()}
     assert status == {
         "search": "FINISHED",
-        "books->movies@0.2 search 0000": "FINISHED",
-        "books->movies@0.2 search 0001": "KILLED",
+        "books->movies@0.2 search music 0000": "FINISHED",
+        "books->movies@0.2 search music 0001": "KILLED",
     }
 
 
@@ -216,26 +225,42 @@ def test_leaving_a_part_closes_its_runs_as_killed(part: Part) -> None:
     tracker.end_part("KILLED")
     runs = part.runs()
     assert {run.info.status for run in runs.values()} == {"KILLED"}
-    trial_run = runs["books->movies@0.2 search 0000"]
+    trial_run = runs["books->movies@0.2 search music 0000"]
     assert part.series(trial_run.info.run_id, "epoch/val_rmse") == [(1, 1.5)], "what was reported is kept"
 
 
 def test_what_a_trial_cost_is_the_time_it_ran_and_not_the_time_between(part: Part) -> None:
-    def stopped(*, seconds: float | None = None) -> float:
+    def stopped() -> float:
         """What the trial took by then."""
         tracker = part.open()
         tracker.start_part()
+        for run in tracker.runs.get(job("0000").trial, []):
+            tracker.resume(run)
         start(tracker, job("0000"))
-        if seconds is not None:
-            tracker.finish(job("0000").trial, replace(final(1.0), metrics={"val_rmse": 1.0, "seconds": seconds}))
         tracker.end_part("KILLED")
-        (spent,) = results.load_results(part.client.tracking_uri, part.experiment, MUSIC).trials["spent"]
-        return float(spent)
+        return run_of(part.open(), job("0000").trial).spent
 
     assert 0 <= stopped() < 100
-    part.client.set_tag(part.runs()["books->movies@0.2 search 0000"].info.run_id, "study.spent", "1000")
+    part.client.set_tag(part.runs()["books->movies@0.2 search music 0000"].info.run_id, tags.SPENT, "1000")
     assert 1000 <= stopped() < 1100
-    assert stopped(seconds=42.0) == 42.0, "the worker's clock goes on from its checkpoint"
+
+
+def test_a_run_whose_driver_died_before_its_parameters_gets_them(part: Part, monkeypatch: pytest.MonkeyPatch) -> None:
+    dead = part.open()
+    dead.start_part()
+    with monkeypatch.context() as patch:
+        patch.setattr(dead, "_log", lambda *_, **__: None)
+        start(dead, job("0000"), lr=0.5)
+    begun = run_of(part.open(), job("0000").trial)
+    assert (begun.params, begun.seeds) == ({}, ())
+    tracker = part.open()
+    tracker.resume(begun)
+    tracker.start_part()
+    start(tracker, job("0000"), lr=0.5)
+    tracker.finish(job("0000").trial, final(1.0))
+    (run,) = (run for name, run in part.runs().items() if name != "search")
+    assert (run.info.run_id, run.data.params["lr"], run.data.params["seeds"]) == (begun.run_id, "0.5", "0,1")
+    assert run.data.tags[tags.COMMAND].startswith(f"study rerun {run.info.run_id}")
 
 
 def test_other_parts_are_left_alone(part: Part) -> None:
@@ -247,41 +272,39 @@ def test_other_parts_are_left_alone(part: Part) -> None:
     search.end_part("KILLED")
 
 
-def test_a_dropped_run_is_restorable(part: Part) -> None:
+def test_a_superseded_run_stays_and_counts_again_when_it_is_restored(part: Part) -> None:
     tracker = part.open()
     tracker.start_part()
     start(tracker, job("0000"))
     tracker.finish(job("0000").trial, final(1.0))
     tracker.end_part("FINISHED")
+    name = "books->movies@0.2 search music 0000"
+    for mark in (tags.BEST, tags.PARETO):
+        part.client.set_tag(part.runs()[name].info.run_id, mark, "true")
     again = part.open()
-    run_id = again.runs[job("0000").trial].run_id
-    again.drop(job("0000").trial, "another plan")
+    run = run_of(again, job("0000").trial)
+    again.supersede(run, "another plan")
+    assert again.superseded == 1
     assert set(part.runs()) == {"search"}
-    deleted = part.client.get_run(run_id)
-    assert deleted.info.lifecycle_stage == "deleted"
-    assert deleted.data.tags["study.superseded"] == "another plan"
-
-
-def test_a_run_that_was_replaced_goes_even_after_a_death_in_between(part: Part) -> None:
-    tracker = part.open()
-    tracker.start_part()
-    trial = job("0000").trial
-    start(tracker, job("0000"))
-    tracker.finish(trial, final(1.0))
-    again = part.open()
-    old = again.runs[trial].run_id
-    again.replace(trial)
-    again.start_part()
-    start(again, job("0000"))
-    new = again._open[trial].run_id
-    assert new != old
-    # The driver dies after the closing of the new run and before the old one is dropped.
-    again._log(new, metrics=[("val_rmse", 0.5, 0, 0)])
-    again._close(trial, "FINISHED")
+    tagged = part.runs(superseded=True)[name]
+    assert (tagged.info.run_id, tagged.info.lifecycle_stage, tagged.info.status) == (run.run_id, "active", "FINISHED")
+    assert tagged.data.tags[tags.SUPERSEDED] == "another plan"
+    assert not {tags.BEST, tags.PARETO} & tagged.data.tags.keys(), "what counts no more is not the best"
     third = part.open()
-    assert (third.runs[trial].run_id, third.dropped) == (new, 1)
-    assert part.client.get_run(old).info.lifecycle_stage == "deleted"
-    assert part.runs()["books->movies@0.2 search 0000"].info.run_id == new
+    assert run_of(third, job("0000").trial).superseded == "another plan"
+    third.restore(run_of(third, job("0000").trial))
+    assert part.runs()[name].info.run_id == run.run_id
+
+
+def test_a_trial_may_have_several_runs_newest_first(part: Part) -> None:
+    ids = []
+    for _ in range(2):
+        tracker = part.open()
+        tracker.start_part()
+        start(tracker, job("0000"))
+        tracker.finish(job("0000").trial, final(1.0))
+        ids.append(next(run.run_id for run in part.open().runs[job("0000").trial] if run.run_id not in ids))
+    assert [run.run_id for run in part.open().runs[job("0000").trial]] == ids[::-1]
 
 
 def test_epochs_of_a_long_trial_are_sent_on_the_way(part: Part, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -297,92 +320,6 @@ def test_epochs_of_a_long_trial_are_sent_on_the_way(part: Part, monkeypatch: pyt
     tracker.report(job("0000").trial, [epoch(number, 1.0) for number in range(3, 2600)])
     assert len(part.series(run_id, "epoch/val_rmse")) == 2599, "more than one batch of MLflow"
     tracker.end_part("KILLED")
-
-
-def finished(part: Part, values: dict[tuple[float, str], float]) -> None:
-    tracker = part.open()
-    tracker.start_part()
-    for (ratio, name), value in values.items():
-        this = job(name, ratio=ratio)
-        if this.trial not in tracker.runs:
-            start(tracker, this)
-            tracker.finish(this.trial, final(value))
-    tracker.end_part("FINISHED")
-
-
-def best(part: Part) -> dict[str, str]:
-    return {
-        run.info.run_name: run.data.tags["study.best"] for run in part.runs().values() if "study.best" in run.data.tags
-    }
-
-
-def test_one_best_trial_per_cell(part: Part) -> None:
-    values = {(0.2, "0000"): 1.0, (0.2, "0001"): 0.5, (0.2, "0002"): 0.5, (0.5, "0000"): 2.0}
-    finished(part, values)
-    chosen = tracking.mark_best(part.client, part.id, metric="val_rmse", direction="minimize")
-    assert set(chosen) == {"books->movies@0.2", "books->movies@0.5"}
-    assert best(part) == {"books->movies@0.2 search 0001": "true", "books->movies@0.5 search 0000": "true"}
-    finished(part, {**values, (0.2, "0003"): 0.25})
-    tracking.mark_best(part.client, part.id, metric="val_rmse", direction="minimize")
-    assert best(part) == {"books->movies@0.2 search 0003": "true", "books->movies@0.5 search 0000": "true"}
-    chosen = tracking.mark_best(part.client, part.id, metric="val_rmse", direction="maximize")
-    assert best(part) == {"books->movies@0.2 search 0000": "true", "books->movies@0.5 search 0000": "true"}
-    tags = part.client.get_experiment(part.id).tags
-    first, *_ = lines = tags["mlflow.note.content"].splitlines()
-    shown = lines[6:]
-    links = [f"(#/experiments/{part.id}/runs/{chosen[cell]}) | {value:.4f} |" for cell, value in
-             (("books->movies@0.2", 1.0), ("books->movies@0.5", 2.0))]  # fmt: skip
-    assert [link in line for link, line in zip(links, shown, strict=True)] == [True, True]
-    views = {
-        key: json.loads(tags[f"mlflow.sharedViewState.{key}"])
-        for key in re.findall(r"ShareKey=([\w-]+)", "".join(lines))
-    }
-    assert list(views) == ["best", "search", "score", "cell-0", "cell-1"]
-    assert first.startswith(f"[{views['best']['name']}](#/experiments/{part.id}/runs?viewStateShareKey=best)")
-    state = json.loads(views["cell-1"]["state"])
-    assert state["searchFilter"].endswith("tags.\"study.cell\" = 'books->movies@0.5'")
-    assert (state["orderByKey"], state["orderByAsc"]) == ("metrics.`val_rmse`", False)
-    assert state["compareRunCharts"][0]["selectedMetrics"] == ["val_rmse"]
-
-
-BOTH = (Objective(metric="val_rmse", direction="minimize"), Objective(metric="val_ndcg20", direction="maximize"))
-
-
-def test_the_pareto_front_is_that_of_optuna() -> None:
-    generator = np.random.default_rng(0)
-    for count in (1, 7, 60):
-        values = generator.integers(0, 12, size=(count, 2)).astype(float)
-        study = optuna.create_study(directions=["minimize", "maximize"])
-        study.add_trials([optuna.trial.create_trial(values=list(row)) for row in values])
-        assert [n for n, on in enumerate(front(values, BOTH)) if on] == sorted(t.number for t in study.best_trials)
-    assert front([], BOTH) == []
-
-
-def test_runs_on_the_front_are_tagged_and_the_report_draws_them(part: Part) -> None:
-    def tagged(trials: dict[str, tuple[float, float]]) -> set[str]:
-        tracker = part.open()
-        tracker.start_part()
-        for name, (rmse, ndcg) in trials.items():
-            start(tracker, job(name))
-            report = final(rmse)
-            tracker.finish(job(name).trial, replace(report, metrics={**report.metrics, "val_mae": ndcg}))
-        tracker.end_part("FINISHED")
-        mark_front(part.client, part.id, objectives)
-        return {run.data.tags["study.trial"][-4:] for run in part.runs().values() if "study.pareto" in run.data.tags}
-
-    objectives: tuple[Objective, ...] = (BOTH[0], Objective(metric="val_mae", direction="minimize"))
-    assert tagged({"0000": (1.0, 0.1), "0001": (0.5, 0.2), "0002": (1.1, 0.15)}) == {"0000", "0001"}
-    assert tagged({"0003": (0.9, 0.05)}) == {"0001", "0003"}, "a better trial takes the tag away"
-    experiment = part.client.get_experiment(part.id).name
-    figure = pareto(results.load_results(part.client.tracking_uri, experiment, MUSIC))
-    assert (figure.x, figure.y) == ("val_rmse", "val_mae")
-    points = figure.points()
-    assert list(points["val_rmse"]) == [1.0, 0.5, 1.1, 0.9]
-    assert list(points["on_front"]) == [False, True, False, True]
-    assert part.runs()["search"].data.tags["study.objectives"] == "val_rmse,val_mae"
-    objectives = ()
-    assert tagged({"0004": (0.1, 0.01)}) == set(), "the plan has gone back to one objective"
-    assert "study.objectives" not in part.runs()["search"].data.tags
 
 
 def test_a_run_without_a_config_cannot_be_read(part: Part) -> None:

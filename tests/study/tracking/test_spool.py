@@ -11,20 +11,23 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST
 
 from features.errors import InputError
 from study.specs import Cell, Job
 from study.tracking import runs as tracking
-from study.tracking import spool
+from study.tracking import spool, tags
 from study.tracking.runs import EpochReport, PartTracker
 from study.tracking.spool import Spool, answers
 
 JOB = Job(
-    part="search", cell=Cell(source="books", target="movies", ratio=0.2), name="0000", config={}, seeds=(0, 1),
-    features="main", task_dir="task",
+    part="search", cell=Cell(source="books", target="movies", ratio=0.2), row="music", model="music", name="0000",
+    config={}, seeds=(0, 1), feature_set="main", task_dir="task",
 )  # fmt: skip
 
 
@@ -66,17 +69,17 @@ def test_a_server_that_is_away_costs_no_trial_and_no_metric(tmp_path: Path, monk
 
     def part() -> PartTracker:
         uri = f"http://127.0.0.1:{port}"
-        return tracking.open_part(home=tmp_path, uri=uri, experiment="e", part="search", tags={}, metric="val_rmse")
+        return tracking.open_part(home=tmp_path, uri=uri, experiment="e", part="search", run_tags={}, metric="val_rmse")
 
     with server(tmp_path, port):
         tracker = part()
         tracker.start_part()
-        tracker.start(JOB, config={"lr": 1e-5}, logged={"config": {"lr": 1e-5}}, fingerprint="f")
+        tracker.start(JOB, config={"lr": 1e-5}, document={"config": {"lr": 1e-5}}, fingerprint="f")
         tracker.report(JOB.trial, [epoch(1)])
     tracker.report(JOB.trial, [epoch(2), epoch(3)])
     tracker.finish(JOB.trial, epoch(3, final=True))
     other = Job(**{**vars(JOB), "name": "0001"})
-    tracker.start(other, config={}, logged={"config": {}}, fingerprint="f")
+    tracker.start(other, config={}, document={"config": {}}, fingerprint="f")
     tracker.report(other.trial, [epoch(1)])
     monkeypatch.setattr(tracking, "LAST_WORDS_S", 0.1)
     with pytest.raises(InputError, match=r"MLflow: the server is away; \d+ writes are kept in the home folder"):
@@ -86,12 +89,11 @@ def test_a_server_that_is_away_costs_no_trial_and_no_metric(tmp_path: Path, monk
 
     with server(tmp_path, port) as uri:
         again = part()
-        assert {trial: run.status for trial, run in again.runs.items()} == {
-            JOB.trial: "FINISHED",
-            other.trial: "KILLED",
-        }
+        (first,), (second,) = again.runs[JOB.trial], again.runs[other.trial]
+        assert (first.status, second.status) == ("FINISHED", "KILLED")
+        again.resume(second)
         again.start_part()
-        again.start(other, config={}, logged={"config": {}}, fingerprint="f")
+        again.start(other, config={}, document={"config": {}}, fingerprint="f")
         again.report(other.trial, [epoch(1), epoch(2)])
         again.finish(other.trial, epoch(2, final=True))
         again.end_part("FINISHED")
@@ -101,20 +103,17 @@ def test_a_server_that_is_away_costs_no_trial_and_no_metric(tmp_path: Path, monk
             run.info.run_name: run
             for run in tracking.find_runs(client, client.get_experiment_by_name("e").experiment_id)
         }
-        assert sorted(runs) == ["books->movies@0.2 search 0000", "books->movies@0.2 search 0001", "search"]
+        assert sorted(runs) == ["books->movies@0.2 search music 0000", "books->movies@0.2 search music 0001", "search"]
         assert {run.info.status for run in runs.values()} == {"FINISHED"}
-        run_id = again.runs[JOB.trial].run_id
         for name, steps in (("0000", [1, 2, 3]), ("0001", [1, 2])):
-            run = runs[f"books->movies@0.2 search {name}"]
+            run = runs[f"books->movies@0.2 search music {name}"]
             history = client.get_metric_history(run.info.run_id, "epoch/val_rmse")
             assert [entry.step for entry in history] == steps
-            assert run.data.tags["study.command"].startswith(
-                f"MLFLOW_TRACKING_URI={uri} study rerun {run.info.run_id} "
-            )
+            assert run.data.tags[tags.COMMAND].startswith(f"MLFLOW_TRACKING_URI={uri} study rerun {run.info.run_id} ")
             assert run.data.tags["mlflow.parentRunId"] == runs["search"].info.run_id
-        assert {file.path for file in client.list_artifacts(run_id)} == {"config.yaml", "per_user.csv", "raw.bin"}
-        found = Path(client.download_artifacts(run_id, "raw.bin", str(tmp_path)))
-        assert found.read_bytes() == b"\x00\xff"
+        assert {file.path for file in client.list_artifacts(first.run_id)} == {"config.yaml", "per_user.csv", "raw.bin"}
+        raw = Path(client.download_artifacts(first.run_id, "raw.bin", str(tmp_path)))
+        assert raw.read_bytes() == b"\x00\xff"
         assert list((tmp_path / "served").rglob("raw.bin")), "through HTTP into the server's own folder"
 
 
@@ -122,19 +121,23 @@ def test_a_server_that_is_away_costs_no_trial_and_no_metric(tmp_path: Path, monk
 
 
 class Server:
-    """Notes what it is told; `fail` raises that often."""
+    """Notes its calls; `fail` raises that often, `error` always; `runs` are what a search finds."""
 
     def __init__(self) -> None:
         self.calls: list[tuple[Any, ...]] = []
         self.fail = 0
+        self.error: Exception | None = None
+        self.runs: list[Any] = []
 
     def __getattr__(self, name: str) -> Any:
         def call(*words: Any, **named: Any) -> Any:
             if self.fail:
                 self.fail -= 1
                 raise RuntimeError("no")
+            if self.error is not None:
+                raise self.error
             self.calls.append((name, *words))
-            return [] if name == "search_runs" else type("Run", (), {"info": type("Info", (), {"run_id": "r1"})})
+            return self.runs if name == "search_runs" else SimpleNamespace(info=SimpleNamespace(run_id="r1"))
 
         return call
 
@@ -154,7 +157,7 @@ def opened(to: Any, folder: Path) -> Spool:
 def test_what_a_dead_driver_had_not_sent_goes_first(tmp_path: Path, there: dict[str, bool]) -> None:
     first, to = opened(Server(), tmp_path), Server()
     there["answers"] = False
-    run_id = first.create_run("1", run_name="n", tags={"study.part": "search"}).info.run_id
+    run_id = first.create_run("1", run_name="n", tags={tags.PART: "search"}).info.run_id
     first.set_tag(run_id, "command", f"rerun {run_id}")
     assert not first.close(0.05)
     with (tmp_path / "writes.jsonl").open("a") as file:
@@ -164,7 +167,7 @@ def test_what_a_dead_driver_had_not_sent_goes_first(tmp_path: Path, there: dict[
     again.set_terminated(run_id, "KILLED")
     assert again.close(10)
     assert [call[:3] for call in to.calls] == [
-        ("search_runs", ["1"], "tags.`study.part` = 'search'"), ("create_run", "1"), ("set_tag", "r1", "command"),
+        ("search_runs", ["1"], f"tags.`study.write` = '{run_id}'"), ("create_run", "1"), ("set_tag", "r1", "command"),
         ("set_terminated", "r1", "KILLED"),
     ]  # fmt: skip
     assert to.calls[2][3] == "rerun r1", "the server's id, wherever ours stood"
@@ -190,3 +193,29 @@ def test_a_write_that_fails_is_tried_again(tmp_path: Path, there: dict[str, bool
     writer.delete_tag("r1", "a")
     assert writer.close(10)
     assert to.calls == [("set_tag", "r1", "a", "b"), ("delete_tag", "r1", "a")]
+
+
+def test_a_run_whose_making_was_answered_to_nobody_is_found_again(tmp_path: Path, there: dict[str, bool]) -> None:
+    """By the id of the write: a trial may have other runs."""
+    to = Server()
+    to.runs = [SimpleNamespace(info=SimpleNamespace(run_id="r7"))]
+    writer = opened(to, tmp_path)
+    there["answers"] = False
+    run_id = writer.create_run("1", run_name="n", tags={tags.TRIAL: "t"}).info.run_id
+    writer.set_tag(run_id, "a", "b")
+    assert not writer.close(0.05)
+    there["answers"] = True
+    assert opened(to, tmp_path).close(10)
+    assert to.calls == [
+        ("search_runs", ["1"], f"tags.`study.write` = '{run_id}'"),
+        ("set_tag", "r7", "a", "b"),
+    ], "none is made a second time"
+
+
+def test_a_tag_that_is_gone_already_is_removed(tmp_path: Path, there: dict[str, bool]) -> None:
+    """The answer to the first try was lost."""
+    to = Server()
+    to.error = MlflowException("No tag with name a", error_code=RESOURCE_DOES_NOT_EXIST)
+    writer = opened(to, tmp_path)
+    writer.delete_tag("r1", "a")
+    assert writer.close(10)

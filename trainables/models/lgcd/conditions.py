@@ -4,7 +4,8 @@ Real overlapping users give a row at each of their target-domain items, once for
 earlier items are the condition's history, under `inter` the earlier source-domain items alone. Pseudo-overlapping
 sequences (single-domain users with generated items of the other domain inserted, eq. 6) give one row, at their last
 target-domain item. All histories are read by pretrained encoders, so rows are vectors and training touches no
-sequence again. Shapes: R rows, D vector width, N items in all sequences.
+sequence again. Shapes: S sequences, K generated items of a user, N items in all sequences, M labels, R rows (labels with
+a visible history), D vector width, T target-domain items among the N, V visible ones.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import torch
 from torch import Tensor
 
 from trainables.models.lgcd.encoders import Encoders, represent
-from trainables.sequence_tools import within
+from trainables.sequence_tools import filtered, inside
 from trainables.tasks.sequential import OVERLAPPING, Sequences, SequenceTask
 
 
@@ -40,12 +41,12 @@ class Rows:
 
     @staticmethod
     def joined(parts: list[Rows]) -> Rows:
-        """Rows of all parts, in order."""
+        """Return the rows of all parts, in order."""
         return Rows(**{field.name: torch.cat([getattr(part, field.name) for part in parts]) for field in fields(Rows)})
 
 
 def real_rows(task: SequenceTask, encoders: Encoders) -> Rows:
-    """Rows of the overlapping training users."""
+    """Return the rows of the overlapping training users."""
     users = (task.group == OVERLAPPING).nonzero().squeeze(1)
     return _rows(task, encoders, newest(task.train, users, encoders.max_length), pseudo=False, parts=("id", "text"))
 
@@ -54,70 +55,87 @@ def pseudo_rows(
     task: SequenceTask, encoders: Encoders, count: int, min_similarity: float, rng: np.random.Generator, *,
     by_text: bool = False,
 ) -> Rows:  # fmt: skip
-    """Rows of the pseudo-overlapping users: at most `count` generated items each, of at least that similarity.
+    """Return the rows of pseudo-overlapping users: at most `count` generated items each, of at least that similarity.
 
     by_text: their condition is the text part (for guidance by text alone), not the ID part as the paper has it.
     """
-    taken = (task.pseudo[:, :count] >= 0) & (task.similarity[:, :count] >= min_similarity)
-    users = taken.any(dim=1).nonzero().squeeze(1)
-    own = newest(task.train, users, max(encoders.max_length - count, 1))
-    inserted = insert(own, task.pseudo[users, :count], taken[users], rng)
-    return _rows(task, encoders, inserted, pseudo=True, parts=("text",) if by_text else ("id",))
+    taken_SK = (task.pseudo[:, :count] >= 0) & (task.similarity[:, :count] >= min_similarity)
+    users = taken_SK.any(dim=1).nonzero().squeeze(1)
+    sequences = newest(task.train, users, max(encoders.max_length - count, 1))
+    merged = insert(sequences, task.pseudo[users, :count], taken_SK[users], rng)
+    return _rows(task, encoders, merged, pseudo=True, parts=("text",) if by_text else ("id",))
 
 
 def newest(sequences: Sequences, users: Tensor, most: int) -> Sequences:
-    """The newest `most` items of the sequences of some users."""
+    """Return the newest `most` items of the sequences of some users."""
     end = sequences.starts[users + 1]
     length = (end - sequences.starts[users]).clamp(max=most)
-    starts = torch.cat([torch.zeros(1, dtype=torch.int64), length.cumsum(0)])
-    place = torch.arange(int(starts[-1])) + torch.repeat_interleave(end - length - starts[:-1], length)
-    return Sequences(item=sequences.item[place], starts=starts)
+    starts = torch.cat([length.new_zeros(1), length.cumsum(0)])
+    shift = torch.repeat_interleave(end - length - starts[:-1], length)
+    return Sequences(item=sequences.item[torch.arange(int(starts[-1]), device=shift.device) + shift], starts=starts)
 
 
-def insert(own: Sequences, pseudo: Tensor, taken: Tensor, rng: np.random.Generator) -> Sequences:
-    """Pseudo-overlapping sequences: `pseudo` [S, n] where `taken`, each put at a random place of its sequence."""
-    length = np.diff(own.starts.numpy())
-    user, column = (part.numpy() for part in taken.nonzero(as_tuple=True))
-    place = np.arange(len(own.item)) - np.repeat(own.starts.numpy()[:-1], length)
-    key = np.concatenate([place + 1.0, rng.uniform(0, length[user] + 1)])
-    owner = np.concatenate([np.repeat(np.arange(len(length)), length), user])
-    order = torch.from_numpy(np.lexsort((key, owner)))
-    item = torch.cat([own.item, pseudo[torch.from_numpy(user), torch.from_numpy(column)]])[order]
+def insert(sequences: Sequences, pseudo_SK: Tensor, taken_SK: Tensor, rng: np.random.Generator) -> Sequences:
+    """Return pseudo-overlapping sequences: the items `pseudo` where `taken`, each put at a random place of its sequence."""
+    starts = sequences.starts.cpu().numpy()
+    length = np.diff(starts)
+    pseudo_owner, column = (index.cpu().numpy() for index in taken_SK.nonzero(as_tuple=True))
+    place = np.arange(len(sequences.item)) - np.repeat(starts[:-1], length)
+    # Sorted by owner, then by key: a sequence's items have the keys 1, 2, ..., and a pseudo-item one in between.
+    key = np.concatenate([place + 1.0, rng.uniform(0, length[pseudo_owner] + 1)])
+    owner = np.concatenate([np.repeat(np.arange(len(length)), length), pseudo_owner])
+    order = torch.from_numpy(np.lexsort((key, owner))).to(sequences.device)
+    inserted = pseudo_SK[tuple(torch.from_numpy(index).to(sequences.device) for index in (pseudo_owner, column))]
     counts = np.bincount(owner, minlength=len(length))
-    return Sequences(item=item, starts=torch.from_numpy(np.concatenate([[0], counts.cumsum()])))
+    merged_starts = torch.from_numpy(np.concatenate([[0], counts.cumsum()])).to(sequences.device)
+    return Sequences(item=torch.cat([sequences.item, inserted])[order], starts=merged_starts)
 
 
 def _rows(task: SequenceTask, encoders: Encoders, sequences: Sequences, *, pseudo: bool, parts: Sequence[str]) -> Rows:
-    inside = (sequences.item >= task.target[0]) & (sequences.item < task.target[1])
-    owner = torch.repeat_interleave(torch.arange(len(sequences)), sequences.starts.diff())
-    place = inside.nonzero().squeeze(1)  # of every target-domain item
-    if pseudo:
-        final = torch.ones(len(place), dtype=torch.bool)
-        final[:-1] = owner[place][1:] != owner[place][:-1]
-        place = place[final]
-    # How many items of each kind came before, and where the last of them lies among its kind.
-    before = {True: inside.long().cumsum(0) - inside.long(), False: (~inside).long().cumsum(0) - (~inside).long()}
-    first = sequences.starts[owner[place]]
-    (feature,) = represent(encoders, within(sequences, task.target), last=False, parts=["text"])
-    seen = before[True][place] > before[True][first]
-    feature = torch.where(seen[:, None], feature[(before[True][place] - 1).clamp(min=0)], 0.0)
-    found = []
+    """Rows at the target-domain items of merged sequences that have a visible history, once for each protocol.
+
+    pseudo: at the last target-domain item of each sequence alone. parts: representations that the condition has.
+    """
+    in_target_N = inside(sequences.item, task.target)
+    label_M = _label_places(sequences, in_target_N, last_alone=pseudo)
+    first_M = sequences.starts[sequences.row[label_M]]  # place where the label's sequence starts
+    (earlier_TD,) = represent(encoders, filtered(sequences, in_target_N), last=False, parts=["text"])
+    earlier_M, has_feature_M = _last_before(in_target_N, label_M, first_M)
+    feature_MD = torch.where(has_feature_M[:, None], earlier_TD[earlier_M], 0.0)
+    rows = []
     for protocol in task.protocols:
-        given = protocol == "as-given"
-        shown = sequences if given else within(sequences, task.source)
-        states = dict(zip(parts, represent(encoders, shown, last=False, parts=parts), strict=True))
-        known = place > first if given else before[False][place] > before[False][first]
-        at = (place - 1 if given else before[False][place] - 1)[known]
-        told = {part: state[at] for part, state in states.items()}
-        nothing = torch.zeros_like(told[parts[0]])
-        found.append(
+        visible_N = torch.ones_like(in_target_N) if protocol == "as-given" else ~in_target_N
+        histories = represent(encoders, filtered(sequences, visible_N), last=False, parts=parts)  # [V, D] each
+        shown_M, has_history_M = _last_before(visible_N, label_M, first_M)
+        shown_R = shown_M[has_history_M]
+        condition = {part: history_VD[shown_R] for part, history_VD in zip(parts, histories, strict=True)}
+        absent_RD = torch.zeros_like(condition[parts[0]])
+        rows.append(
             Rows(
-                id=told.get("id", nothing),
-                text=told.get("text", nothing),
-                feature=feature[known],
-                item=sequences.item[place[known]],
-                real=torch.full((len(at),), not pseudo),
-                has_feature=seen[known],
+                id=condition.get("id", absent_RD),
+                text=condition.get("text", absent_RD),
+                feature=feature_MD[has_history_M],
+                item=sequences.item[label_M[has_history_M]],
+                real=torch.full_like(has_history_M[has_history_M], not pseudo),
+                has_feature=has_feature_M[has_history_M],
             )
         )
-    return Rows.joined(found)
+    return Rows.joined(rows)
+
+
+def _label_places(sequences: Sequences, in_target_N: Tensor, *, last_alone: bool) -> Tensor:
+    """Places of the target-domain items, or of the last one of each sequence, [M] among all items of the sequences."""
+    place_M = in_target_N.nonzero().squeeze(1)
+    if not last_alone:
+        return place_M
+    owner_M = sequences.row[place_M]
+    is_last_M = torch.ones_like(owner_M, dtype=torch.bool)
+    is_last_M[:-1] = owner_M[1:] != owner_M[:-1]
+    return place_M[is_last_M]
+
+
+def _last_before(chosen_N: Tensor, label_M: Tensor, first_M: Tensor) -> tuple[Tensor, Tensor]:
+    """The last chosen item before each label, as its number among all chosen items, and whether its sequence has one."""
+    before_N = chosen_N.long().cumsum(0) - chosen_N.long()  # chosen items before each place
+    before_M = before_N[label_M]
+    return (before_M - 1).clamp(min=0), before_M > before_N[first_M]

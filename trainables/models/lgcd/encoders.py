@@ -5,7 +5,8 @@ and the part of it that lies in one domain are encoded alike (ours; the paper tr
 separate` comes near that: pretraining sees each domain's own sequences only, by one pair of encoders all the same.
 Pretraining depends on nothing that a trial varies, so it is done once per task and seed and kept beside the task
 (`pretrained`); every trial on every node loads the same file.
-Shapes: B sequences, L positions, N items, F text width, D vector width.
+Shapes: S sequences, B of a batch, L positions, N items or labels, U distinct items of a batch, P domains, K drawn items,
+F text width, D vector width.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import copy
 import math
 import pickle
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -29,7 +30,17 @@ from torch.optim.lr_scheduler import LinearLR
 
 from features.store.folders import FULL, atomic_file, locked, whole_folder, write_json
 from features.store.tables import digest
-from trainables.sequence_tools import batches, next_item_loss, padded, principal_components, windows, within
+from trainables.devices import on_cpu, random_states, seeded, set_random_states
+from trainables.sequence_tools import (
+    batches,
+    distinct,
+    draw_shared,
+    padded,
+    principal_components,
+    softmax_loss,
+    windows,
+    within,
+)
 from trainables.tasks.sequential import Sequences, SequenceTask
 
 VERSION = 1  # of what pretraining makes; part of its key
@@ -92,7 +103,7 @@ class Transformer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, L, D] -> [B, L, D]."""
-        place = torch.arange(x.shape[1])
+        place = torch.arange(x.shape[1], device=x.device)
         apart_LL = place[:, None] - place
         bias_HLL = self.distance[:, apart_LL.clamp(min=0)].masked_fill(apart_LL < 0, -math.inf)
         x = self.dropout(x + self.position[place])
@@ -115,13 +126,6 @@ class Encoders(nn.Module):
         self.fusion = nn.Linear(2 * spec.width, spec.width)  # of sequences
         self.item_fusion = nn.Linear(2 * spec.width, spec.width)  # of items, E_fusion in eq. 3; a map of its own (ours)
         self.max_length = spec.max_length
-
-    @classmethod
-    def of_mapped(cls, spec: PretrainSpec, text_ND: Tensor) -> Encoders:
-        """Encoders for use, whose text vectors have been through `text_map` already; without weights."""
-        encoders = cls(spec, text_ND)
-        encoders.text_map = nn.Identity()
-        return encoders.eval()
 
     def look_up(self, item: Tensor) -> tuple[Tensor, Tensor]:
         """ID and text embedding of items, [..., D] each."""
@@ -155,13 +159,16 @@ class Encoders(nn.Module):
 
 
 def pretrain(task: SequenceTask, spec: PretrainSpec, seed: int, kept: Path) -> Encoders:
-    """Encoders trained to predict the next item of the training sequences, among the items of its domain (eq. 3).
+    """Train encoders to predict the next item of the training sequences, among the items of its domain (eq. 3).
 
     `kept`: file of the state after the last epoch, which training goes on from where one that was stopped has left it.
     """
-    torch.manual_seed(seed)
-    rng = np.random.default_rng(seed)
-    encoders = Encoders(spec, task.titles())
+    with seeded(seed, task.device):
+        return _pretrain(task, spec, np.random.default_rng(seed), kept)
+
+
+def _pretrain(task: SequenceTask, spec: PretrainSpec, rng: np.random.Generator, kept: Path) -> Encoders:
+    encoders = Encoders(spec, task.titles()).to(task.device)
     optimiser = torch.optim.Adam(encoders.parameters(), lr=spec.lr, fused=True)
     sequences = _pretraining_sequences(task, spec.sequences)
     first, length = windows(sequences.starts, spec.max_length + 1)
@@ -187,59 +194,52 @@ def _keep(
     """Write all that the epochs after this one depend on; a disk without room for it costs the file, not the training."""
     state = {
         "number": number, "encoders": encoders.state_dict(), "optimiser": optimiser.state_dict(),
-        "schedule": schedule.state_dict(), "rng": rng.bit_generator.state, "torch": torch.get_rng_state(),
+        "schedule": schedule.state_dict(), "rng": rng.bit_generator.state,
+        "torch": random_states(encoders.text.device),
     }  # fmt: skip
     try:
         with atomic_file(path) as beside:
-            torch.save(state, beside)
+            torch.save(on_cpu(state), beside)
     except (OSError, RuntimeError) as error:  # torch says RuntimeError where a write comes up short
         if isinstance(error, OSError) and error.errno not in FULL:
             raise
 
 
 def _restore(path: Path, encoders: Encoders, optimiser: Optimizer, schedule: LinearLR, rng: np.random.Generator) -> int:
-    """Read it back; the number of epochs that are done: 0 where there is no file, or none that can be read."""
+    """Read it back; return the number of finished epochs: 0 where there is no file, or none that can be read."""
     if not path.is_file():
         return 0
     parts: tuple[Any, ...] = (encoders, optimiser, schedule)
     before = copy.deepcopy([part.state_dict() for part in parts])
-    drawn = rng.bit_generator.state, torch.get_rng_state()
+    drawn = rng.bit_generator.state, random_states(encoders.text.device)
     try:
         state = torch.load(path, weights_only=True)
         for part, name in zip(parts, ("encoders", "optimiser", "schedule"), strict=True):
             part.load_state_dict(state[name])
         rng.bit_generator.state = state["rng"]
-        torch.set_rng_state(state["torch"])
+        set_random_states(state["torch"], encoders.text.device)
         return int(state["number"])
     except _UNREADABLE:
-        for part, own in zip(parts, before, strict=True):
-            part.load_state_dict(own)
+        for part, initial in zip(parts, before, strict=True):
+            part.load_state_dict(initial)
         rng.bit_generator.state = drawn[0]
-        torch.set_rng_state(drawn[1])
+        set_random_states(drawn[1], encoders.text.device)
         return 0
 
 
 def pretraining_loss(
     encoders: Encoders, task: SequenceTask, items_BL: Tensor, real_BL: Tensor, negatives: int, rng: np.random.Generator
 ) -> Tensor:
-    """Mean loss of the next items of a batch (eq. 3), each among items of its own domain."""
+    """Mean loss of the next items of a batch (eq. 3), each among drawn items of its own domain."""
     domains = (task.source, task.target)
-    drawn = [torch.from_numpy(rng.integers(*domain, negatives)) for domain in domains]
-    # Every item is looked up once: the gradient of a look-up is as large as the whole table.
-    wanted, place = torch.unique(torch.cat([items_BL.flatten(), *drawn]), return_inverse=True)
+    drawn_PK = draw_shared(domains, negatives, rng).to(items_BL.device)
+    wanted, (place_BL, place_PK) = distinct(task.items, items_BL, drawn_PK)
     id_UD, text_UD = encoders.look_up(wanted)
     vectors_UD = encoders.fuse_items(id_UD, text_UD)
-    place_BL = place[: items_BL.numel()].view_as(items_BL)
-    inputs, known = place_BL[:, :-1], real_BL[:, 1:]
-    states = encoders.fuse(*encoders(id_UD[inputs], text_UD[inputs]))[known]
-    targets, target_vectors = items_BL[:, 1:][known], vectors_UD[place_BL[:, 1:][known]]
-    loss = torch.zeros(())
-    for (low, high), items, at in zip(domains, drawn, place[items_BL.numel() :].split(negatives), strict=True):
-        inside = ((targets >= low) & (targets < high)).nonzero().squeeze(1)
-        loss = loss + next_item_loss(
-            states[inside], targets[inside], target_vectors[inside], items, vectors_UD[at], high - low
-        )
-    return loss / len(targets)
+    inputs_BL, is_label_BL = place_BL[:, :-1], real_BL[:, 1:]
+    state_ND = encoders.fuse(*encoders(id_UD[inputs_BL], text_UD[inputs_BL]))[is_label_BL]
+    label_N, label_ND = items_BL[:, 1:][is_label_BL], vectors_UD[place_BL[:, 1:][is_label_BL]]
+    return softmax_loss(state_ND, label_N, label_ND, domains, drawn_PK, vectors_UD[place_PK])
 
 
 def _pretraining_sequences(task: SequenceTask, how: str) -> Sequences:
@@ -265,14 +265,14 @@ def _document(task: SequenceTask, spec: PretrainSpec, seed: int) -> dict[str, An
 def _make(task: SequenceTask, spec: PretrainSpec, seed: int, folder: Path) -> None:
     kept = folder.with_suffix(".pt")
     with whole_folder(folder) as work:
-        torch.save(pretrain(task, spec, seed, kept).state_dict(), work / "weights.pt")
+        torch.save(on_cpu(pretrain(task, spec, seed, kept).state_dict()), work / "weights.pt")
         write_json(work / "manifest.json", _document(task, spec, seed))
     kept.unlink(missing_ok=True)
 
 
 @lru_cache(maxsize=2)
 def pretrained(task: SequenceTask, spec: PretrainSpec, seed: int) -> Encoders:
-    """The encoders of this task, spec and seed: loaded where they were made before, else made and kept; for reading only.
+    """Return the encoders of this task, spec and seed, for reading only: loaded where they are there, else made and kept.
 
     They lie beside the tasks, see `encoders_folder`; both directions of a pair share them. Trials of one process share
     them in memory too; of several that ask at once, one makes them.
@@ -284,8 +284,17 @@ def pretrained(task: SequenceTask, spec: PretrainSpec, seed: int) -> Encoders:
             if not (folder / "manifest.json").is_file():  # else another process has made them meanwhile
                 _make(task, spec, seed, folder)
             lock.unlink(missing_ok=True)  # who locks another file after this one finds the folder
-    encoders = Encoders(spec, task.titles())
+    with seeded(seed, task.device):  # what is drawn here is overwritten, and must not be missed elsewhere
+        encoders = Encoders(spec, task.titles()).to(task.device)
     encoders.load_state_dict(torch.load(folder / "weights.pt", weights_only=True))
+    return encoders.eval()
+
+
+def serving_encoders(spec: PretrainSpec, mapped_text_ND: Tensor, state: Mapping[str, Tensor]) -> Encoders:
+    """Return encoders for use, whose text vectors have been through `text_map` already."""
+    encoders = Encoders(spec, mapped_text_ND)
+    encoders.text_map = nn.Identity()
+    encoders.load_state_dict(state)
     return encoders.eval()
 
 
@@ -296,24 +305,24 @@ def pretrained(task: SequenceTask, spec: PretrainSpec, seed: int) -> Encoders:
 def represent(
     encoders: Encoders, sequences: Sequences, *, last: bool, parts: Sequence[str] = ("id", "text")
 ) -> list[Tensor]:
-    """ID and text representation (or one of them) after every item, [items, D]; with `last`, of whole sequences, [S, D].
+    """Return ID and text representation (or one of them) after every item, [N, D]; with `last`, of sequences, [S, D].
 
     Only the newest `max_length` items are read; earlier items, and empty sequences, have the zero vector.
     """
-    item = sequences.item
+    item, device = sequences.item, sequences.device
     first, length = windows(sequences.starts, encoders.max_length)
     size = len(sequences) if last else len(item)
-    states = [torch.zeros(size, encoders.fusion.out_features) for _ in parts]
+    states = [torch.zeros(size, encoders.fusion.out_features, device=device) for _ in parts]
     order = length.argsort(stable=True)
     order = order[length[order] > 0]
     for start in range(0, len(order), _ROWS):
         batch = order[start : start + _ROWS]
         items_BL, real_BL = padded(item, first[batch], length[batch])
-        place = first[batch][:, None] + torch.arange(items_BL.shape[1])
+        place_BL = first[batch][:, None] + torch.arange(items_BL.shape[1], device=device)
         for out, part in zip(states, parts, strict=True):
             state_BLD = encoders.encode(items_BL, part)
             if last:
-                out[batch] = state_BLD[torch.arange(len(batch)), length[batch] - 1]
+                out[batch] = state_BLD[torch.arange(len(batch), device=device), length[batch] - 1]
             else:
-                out[place[real_BL]] = state_BLD[real_BL]
+                out[place_BL[real_BL]] = state_BLD[real_BL]
     return states

@@ -21,7 +21,6 @@ import torch.nn.functional as functional
 from torch import Tensor, nn
 
 from features.checks import at_least, choice, dropout_share, refuse, step_size, variance_range
-from trainables.devices import seeded
 from trainables.diffusion import (
     Diffusion,
     Noise,
@@ -40,14 +39,14 @@ from trainables.models.lgcd.encoders import (
     encoders_folder,
     pretrained,
     represent,
+    serving_encoders,
 )
 from trainables.sequence_tools import next_item_loss
 from trainables.tasks.sequential import HeldOut, Sequences, SequenceTask
 
 WIDTH = 64  # D (settings: hidden dimension)
-CONDITION_DROPPED = (
-    0.1  # share of rows without condition in training, for classifier-free guidance (Ho & Salimans 2022)
-)
+# Share of rows without condition in training, for classifier-free guidance (Ho & Salimans 2022).
+CONDITION_DROPPED = 0.1
 GUIDANCE = ("id", "text", "cfg", "linear", "cross_attention")
 PREDICTS = ("x0", "noise")
 TRAIN_REVERSE = ("one_step", "guess", "chain")
@@ -124,7 +123,7 @@ class Config:
     guesser: bool = True  # False: the reverse process starts from 0, noised to T
     moe: bool = True  # False: one linear map
     cyclic: bool = True  # False: a batch holds as many real rows as chance gives it
-    encoder_sequences: str = "merged"  # what pretraining reads: merged | separate (see `sequence_encoders`)
+    encoder_sequences: str = "merged"  # what pretraining reads: merged | separate (see trainables.models.lgcd.encoders)
     encoder_epochs: int = 10  # of pretraining (ours)
 
     def __post_init__(self) -> None:
@@ -157,7 +156,7 @@ class Config:
 
 @dataclass(frozen=True)
 class Condition:
-    """What the reverse process is told about a user."""
+    """What the reverse process knows of a user."""
 
     tokens: Tensor  # [B, C, D]: ID part and text part of h_cond, or the one of them that is used
     hidden: Tensor  # bool [B, C], tokens that a row does not have
@@ -189,7 +188,7 @@ class CrossAttention(nn.Module):
 
 
 class Denoiser(nn.Module):
-    """f(x_t, t, c) of eqs. 12-16; what it predicts is the caller's business."""
+    """f(x_t, t, c) of eqs. 12-16; the caller says what it predicts: x_0, or the noise."""
 
     def __init__(self, config: Config) -> None:
         super().__init__()
@@ -204,11 +203,11 @@ class Denoiser(nn.Module):
         """[B, D] -> [B, D]."""
         embedded = timestep_embedding(t_B, WIDTH)
         if self.attention is not None:
-            told = self.attention(x_BD + embedded, condition)
+            read = self.attention(x_BD + embedded, condition)
         else:  # the noisy feature comes in at the residual alone, as above
             assert self.linear is not None
-            told = embedded + self.linear(condition.whole)
-        x = told + x_BD
+            read = embedded + self.linear(condition.whole)
+        x = read + x_BD
         out: Tensor = x + self.map(x)
         return out
 
@@ -234,8 +233,8 @@ class Experts(nn.Module):
             least = logits_BE.topk(self.active, dim=1).values[:, -1:]
             logits_BE = logits_BE.masked_fill(logits_BE < least, -torch.inf)
         both = torch.cat([condition_BD, generated_BD], dim=1)
-        said_BED = functional.linear(both, self.weight.flatten(0, 1), self.bias.flatten()).view(len(both), -1, WIDTH)
-        final: Tensor = (logits_BE.softmax(dim=1)[:, :, None] * said_BED).sum(dim=1)
+        answer_BED = functional.linear(both, self.weight.flatten(0, 1), self.bias.flatten()).view(len(both), -1, WIDTH)
+        final: Tensor = (logits_BE.softmax(dim=1)[:, :, None] * answer_BED).sum(dim=1)
         return final
 
 
@@ -266,8 +265,8 @@ class Network(nn.Module):
         if self.config.guidance == "id":
             return Condition(id_part[:, None], torch.zeros_like(lacking)[:, None], id_part)
         if self.config.guidance == "text":
-            told = text_part + self.id_map.bias
-            return Condition(told[:, None], torch.zeros_like(lacking)[:, None], told)
+            only = text_part + self.id_map.bias
+            return Condition(only[:, None], torch.zeros_like(lacking)[:, None], only)
         tokens = torch.stack([id_part, text_part], dim=1)
         return Condition(tokens, torch.stack([torch.zeros_like(lacking), lacking], dim=1), id_part + text_part)
 
@@ -322,12 +321,12 @@ class Network(nn.Module):
         start = torch.where(rows.has_feature[:, None], rows.feature, guess.detach())
         t_B = random_steps(len(rows), config.steps, generator, start.device)
         noise = normal_like(start, generator)
-        told = condition
+        given = condition
         if config.guidance == "cfg":
             kept = torch.rand(len(rows), 1, generator=generator).to(start.device) >= CONDITION_DROPPED
-            told = Condition(condition.tokens, condition.hidden, condition.whole * kept)
+            given = Condition(condition.tokens, condition.hidden, condition.whole * kept)
         noisy = diffusion.noised(start, t_B, noise)
-        predicted = self.denoiser(noisy, t_B, told)
+        predicted = self.denoiser(noisy, t_B, given)
         learns = rows.has_feature & ((real & config.overlap_diffusion) | (~real & config.pseudo_diffusion))
         loss = _mean_square(predicted - (noise if config.predicts == "noise" else rows.feature), learns)
         if config.guesser:
@@ -383,9 +382,7 @@ def shared(config: Config, task: SequenceTask, seeds: Sequence[int]) -> list[Pat
 
 def train(config: Config, task: SequenceTask, seed: int) -> Generator[Place]:
     """Train the network over frozen encoders."""
-    with seeded(seed, task.device):  # making encoders draws, and the second trial of a process finds them made
-        encoders = pretrained(task, config.pretraining, seed)
-    trainer = _Trainer(config, task, seed, encoders)
+    trainer = _Trainer(config, task, seed, pretrained(task, config.pretraining, seed))
     streams = {f"stream_{number}": stream.progress for number, (_, stream) in enumerate(trainer.streams)}
     yield Setup(
         trainer.network, optimiser=trainer.optimiser, generator=trainer.generator, rng=trainer.rng, **streams
@@ -475,7 +472,7 @@ def training_rows(config: Config, task: SequenceTask, encoders: Encoders, seed: 
     count = min(config.pseudo_items, task.pseudo.shape[1])
     if not count:
         return real, real[torch.zeros(0, dtype=torch.int64, device=task.device)]
-    by_text = config.guidance == "text"  # there is nothing else to tell then
+    by_text = config.guidance == "text"  # the condition has no other part then
     return real, _pseudo_rows(task, encoders, count, config.min_similarity, seed, by_text)
 
 
@@ -496,8 +493,7 @@ def _pseudo_rows(
 
 def unpack(config: Config, state: Mapping[str, Any], seed: int) -> Callable[[Sequences], Tensor]:
     """Scores of all target-domain items, [U, J], by users' histories; a user's depend on no other user's row."""
-    encoders = Encoders.of_mapped(config.pretraining, state["titles"])
-    encoders.load_state_dict(state["encoders"])
+    encoders = serving_encoders(config.pretraining, state["titles"], state["encoders"])
     network = Network(config, encoders.fusion).eval()
     network.load_state_dict(state["network"])
     with torch.no_grad():

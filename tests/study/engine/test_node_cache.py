@@ -21,10 +21,11 @@ import torch
 
 from features.store.tables import FeatureTable
 from study.data.pretrain import prepare_one
-from study.engine import node_cache as shipping
-from study.engine.checkpoints import Keeper
+from study.engine import node_cache
+from study.engine.checkpoints import CheckpointWriter
 from study.engine.node_cache import TaskServer, cached, locate, pack
-from study.engine.worker import Outbox, Place, run_trial
+from study.engine.worker import Outbox, TrialFolders, run_trial
+from study.tracking import tags
 from study.tracking.runs import connect, default_uri, find_runs
 from tests.trainables.sequence_worlds import make_sequence_task
 from tests.trainables.worlds import SPLIT, domains_of, make_world, text_vectors
@@ -47,7 +48,7 @@ def sent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[TaskFolders, 
     vectors = text_vectors(source, target, tmp_path)
     folders = build_task(SPLIT, source, target, vectors, tmp_path / "home" / "tasks")
     for folder in (folders.task_dir, folders.test_dir):
-        shipping._unpack(pack(folder), folder)
+        node_cache._unpack(pack(folder), folder)
     folders.task_dir.parent.rename(away(folders))
     return folders, vectors.items
 
@@ -100,7 +101,7 @@ def test_a_link_on_the_way_to_the_vectors_is_no_hindrance(
         (home / "store").symlink_to(tmp_path / "deep" / "disk" / "store")
     asked = folders.task_dir, home / "tasks" / folders.task_dir.parent.name / "search"
     for folder in dict.fromkeys(asked):  # as the link says it, and as it resolves
-        shipping._unpack(pack(folder), folder)
+        node_cache._unpack(pack(folder), folder)
         task, there = load_task(cached(folder)), load_task(folder)
         torch.testing.assert_close(task.items[torch.arange(5)], there.items[torch.arange(5)], rtol=0, atol=0)
 
@@ -148,7 +149,9 @@ def test_what_trials_share_is_brought_home_and_sent_to_others(
         assert (made / name).read_bytes() == (copy / name).read_bytes()
 
     monkeypatch.setattr(sequence_encoders, "pretrain", None)  # would fail if it were called again
-    for number, ask in enumerate((lambda: prepare_one(server, *given), lambda: Place(payload_of(*given), server))):
+    for number, ask in enumerate(
+        (lambda: prepare_one(server, *given), lambda: TrialFolders(payload_of(*given), server))
+    ):
         server.asked.clear()
         monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / f"node-{number}"))
         ask()
@@ -160,30 +163,30 @@ def test_what_trials_share_is_brought_home_and_sent_to_others(
 def payload_of(model: str, config: dict[str, Any], task_dir: Path, seeds: Sequence[int], **more: Any) -> dict[str, Any]:
     home = task_dir.parents[2]
     return {
-        "trainable": "ending_door:run", "model": model, "config": config, "task_dir": str(task_dir), "seeds": seeds,
-        "test_dir": None, "rows": False, "metrics": ["val_rmse"], "threads": 1,
+        "trainable": "ending_trial:run", "model": model, "config": config, "task_dir": str(task_dir), "seeds": seeds,
+        "test_dir": None, "rows": False, "metrics": ["val_rmse"], "threads": 1, "device": "cpu",
         "checkpoint": {"path": str(home / "checkpoints" / "a.pt"), "identity": "this", "seconds": 0}, **more,
     }  # fmt: skip
 
 
 def test_a_kept_model_goes_home_and_leaves_the_node(blind: tuple[Server, Path], tmp_path: Path) -> None:
     server, task_dir = blind
-    place = Place(payload_of("lgcd", {}, task_dir, [0]), server)
+    folders = TrialFolders(payload_of("lgcd", {}, task_dir, [0]), server)
     kept = kept_at("lgcd", {}, str(task_dir), [0])
     cached(kept).parent.mkdir()
     cached(kept).write_bytes(b"weights")
-    place.checkpoint.parent.mkdir()
-    place.checkpoint.write_bytes(b"state")
-    place.finish()
+    folders.checkpoint.parent.mkdir()
+    folders.checkpoint.write_bytes(b"state")
+    folders.return_model()
     assert (tmp_path / "away" / kept.relative_to(tmp_path / "home")).read_bytes() == b"weights"
-    place.leave()
-    assert (cached(kept).exists(), place.checkpoint.exists()) == (False, False)
+    folders.leave()
+    assert (cached(kept).exists(), folders.checkpoint.exists()) == (False, False)
 
 
 STAGED = """
 from trainables.trial import Report
 
-def run(model, config, task_dir, seeds, test_dir=None, rows=False, state=None):
+def run(model, config, task_dir, seeds, test_dir=None, rows=False, device="cpu", state=None):
     yield Report(epoch=1, metrics={"val_rmse": 1.0}, state=lambda: {"place": 1})
     if config["ends"] is not None:
         raise config["ends"]
@@ -196,16 +199,16 @@ def test_no_checkpoint_stays_on_the_node(
     ends: BaseException | None, blind: tuple[Server, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A training that ends, one that raises, and one that Ray ends."""
-    (tmp_path / "ending_door.py").write_text(STAGED)
+    (tmp_path / "ending_trial.py").write_text(STAGED)
     monkeypatch.syspath_prepend(str(tmp_path))
     server, task_dir = blind
-    offered, offer = [], Keeper.offer
+    offered, offer = [], CheckpointWriter.offer
 
-    def spied(keeper: Keeper, *given: Any) -> None:
-        offer(keeper, *given)
-        offered.append(keeper._path.is_file())
+    def spied(writer: CheckpointWriter, *given: Any) -> None:
+        offer(writer, *given)
+        offered.append(writer._path.is_file())
 
-    monkeypatch.setattr(Keeper, "offer", spied)
+    monkeypatch.setattr(CheckpointWriter, "offer", spied)
     with contextlib.nullcontext() if ends is None else pytest.raises(type(ends)):
         run_trial(payload_of("", {"ends": ends}, task_dir, [0]), Outbox(lambda message: None), server)
     assert offered == [True]
@@ -296,7 +299,7 @@ def metrics_of(home: Path) -> dict[str, dict[str, float]]:
     client = connect(default_uri(home))
     experiment = client.get_experiment_by_name("tiny").experiment_id
     return {
-        run.data.tags["study.trial"]: {k: v for k, v in run.data.metrics.items() if "seconds" not in k}
+        run.data.tags[tags.TRIAL]: {k: v for k, v in run.data.metrics.items() if "seconds" not in k}
         for run in find_runs(client, experiment)
-        if "study.trial" in run.data.tags
+        if tags.TRIAL in run.data.tags
     }

@@ -36,21 +36,23 @@ def run(
     seeds: Sequence[int],
     test_dir: str | None = None,
     rows: bool = False,
+    device: str = "cpu",
     state: Mapping[str, Any] | None = None,
 ) -> Iterator[Report]:
     """`config`: x, epochs, seconds (of the whole trial), fail ("", "raise", "nan", "die", "die_once", "unfinished").
 
-    Every start is a line of `attempts.txt`, every epoch one of `epochs.txt` in the task's folder: x, epoch, process.
+    Every start is a line of `attempts.txt` in the task's folder: x, first epoch, model. Every epoch is one of
+    `epochs.txt`: x, epoch, process, model.
     """
     first = state["epoch"] + 1 if state else 1
-    note(task_dir, "attempts.txt", f"{config['x']!r} {first}")
+    note(task_dir, "attempts.txt", f"{config['x']!r} {first} {model}")
     for epoch in range(first, config["epochs"] + 1):
         time.sleep(config["seconds"] / config["epochs"])
         if config["fail"] == "raise":
             raise ValueError("the data set\nis empty")
         if config["fail"] == "die" or (config["fail"] == "die_once" and epoch == 3 and first == 1):
             os.kill(os.getpid(), signal.SIGKILL)
-        note(task_dir, "epochs.txt", f"{config['x']!r} {epoch} {os.getpid()}")
+        note(task_dir, "epochs.txt", f"{config['x']!r} {epoch} {os.getpid()} {model}")
         metrics = {"val_rmse": loss(config["x"], epoch), "train_loss": 1.0 / epoch}
         yield Report(epoch=epoch, metrics=metrics, state=lambda epoch=epoch: {"epoch": epoch})
     if config["fail"] == "unfinished":
@@ -59,10 +61,18 @@ def run(
 
     value = float("nan") if config["fail"] == "nan" else loss(config["x"], config["epochs"])
     metrics = {"val_rmse": value, "val_rmse_std": 0.0, "seconds": config["seconds"], "threads": torch.get_num_threads()}
-    metrics |= {f"val_rmse/seed_{seed}": value for seed in seeds}
+    metrics |= {f"val_rmse/seed_{seed}": value for seed in seeds} | {"cuda": float(device == "cuda")}
     yield Report(
         epoch=config["epochs"],
         metrics=metrics,
         final=True,
         artifacts={"per_user.csv": "seed,user\n0,a\n", "raw.bin": b"\x00\x01"},
     )
+
+
+def baseline(
+    model: str, config: Mapping[str, Any], task_dir: str, seeds: Sequence[int], **options: Any
+) -> Iterator[Report]:
+    """In the place of a simple baseline: `config` is {"baseline": name}; nothing is trained."""
+    note(task_dir, "baselines.txt", config["baseline"])
+    yield Report(epoch=0, metrics={"val_rmse": 2.0, "seconds": 0.0}, final=True)

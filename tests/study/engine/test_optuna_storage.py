@@ -1,4 +1,4 @@
-"""Optuna's memory in a database that several machines reach, as a plan's `search.storage` names it."""
+"""Where Optuna keeps its studies: a journal that survives a killed driver, and a database that several machines reach."""
 
 from __future__ import annotations
 
@@ -12,9 +12,13 @@ from pathlib import Path
 
 import pytest
 
-from search_spaces import Space, load_space
-from study.engine.optuna_study import CellSearch, close_storage, open_database, open_journal
+from features.errors import InputError
+from search_spaces import Space
+from study.engine.optuna_storage import close_storage, open_database
+from study.engine.optuna_study import CellStudy
 from study.specs import SearchSpec
+
+from .searches import make_space, open_search, run, spec
 
 BIN = next(iter(sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)), Path("/nowhere"))
 
@@ -48,45 +52,62 @@ def postgres() -> Iterator[str]:
 
 @pytest.fixture
 def space(tmp_path: Path) -> Space:
-    (tmp_path / "space.yaml").write_text(
-        """
-v:
-  kind: {CategoricalDistribution: {choices: [a, b]}}
-  x: {FloatDistribution: {low: 0.0, high: 1.0}}
-  y: {when: {kind: b}, FloatDistribution: {low: 0.001, high: 1.0, log: true}}
-"""
-    )
-    return load_space(f"{tmp_path}/space.yaml/v", ["x", "kind", "y"])
+    return make_space(tmp_path)
+
+
+def test_a_server_that_is_not_there_is_one_line() -> None:
+    with pytest.raises(
+        InputError, match=r"^search.storage: postgresql\+psycopg://u:\*\*\*@127.0.0.1:1/d cannot be used"
+    ):
+        open_database("postgresql+psycopg://u:secret@127.0.0.1:1/d", "search.storage")
+
+
+@pytest.mark.parametrize("torn", [b'{"op_code":4,"wor', b"\xff" * 9000])
+def test_a_journal_with_a_torn_tail_goes_on(tmp_path: Path, space: Space, torn: bytes) -> None:
+    drawn = run(open_search(tmp_path, space, spec()), range(3))
+    journal = tmp_path / "optuna" / "study.log"
+    whole = journal.read_bytes()
+    journal.write_bytes(whole + torn)
+    more = run(open_search(tmp_path, space, spec()), range(3, 5))
+    assert journal.read_bytes().startswith(whole + b"{")
+    again = open_search(tmp_path, space, spec())
+    assert [again.ask(number) for number in range(5)] == drawn + more
+
+
+def test_a_lock_of_a_killed_driver_is_broken_within_seconds(tmp_path: Path, space: Space) -> None:
+    run(open_search(tmp_path, space, spec()), range(1))
+    (tmp_path / "optuna" / "study.log.lock").symlink_to(tmp_path / "optuna" / "study.log")
+    assert len(run(open_search(tmp_path, space, spec()), range(1, 2))) == 1
 
 
 def test_a_server_remembers_as_a_journal_does(
     tmp_path: Path, space: Space, postgres: str, request: pytest.FixtureRequest
 ) -> None:
     """Two drivers, one after the other, on a server; one driver on a file: the same draws, the same results."""
-    spec = SearchSpec(trials=12, seeds=(0,), seed=5, storage=postgres, sampler_args={"n_startup_trials": 4})
+    search = SearchSpec(trials=12, seeds=(0,), seed=5, storage=postgres, sampler_args={"n_startup_trials": 4})
 
-    def on_server() -> CellSearch:
+    def on_server() -> CellStudy:
         storage = open_database(postgres, "search.storage")
         request.addfinalizer(lambda: close_storage(storage))
-        name, owner = "plan/a->b@0.2/0", "home"
-        return CellSearch(storage=storage, name=name, space=space, spec=spec, directions=["minimize"], owner=owner)
+        return open_search(tmp_path, space, search, "plan/a->b@0.2/row/0", storage=storage, owner="home")
 
-    def go(search: CellSearch, first: int, last: int) -> list[dict[str, object]]:
+    def go(study: CellStudy, first: int, last: int) -> list[dict[str, object]]:
         drawn = []
         for number in range(first, last):
-            drawn.append(search.draw(number))
-            search.tell(number, None if number == 3 else [float(drawn[-1]["x"])])
+            drawn.append(study.ask(number))
+            if number == 3:
+                study.fail(number)
+            else:
+                study.complete(number, {"val_rmse": float(drawn[-1]["x"])}, 1)
         return drawn
 
     one = on_server()
     parts = go(one, 0, 6)
-    lost = one.draw(6)
+    lost = one.ask(6)
     two = on_server()
-    assert two.draw(6) == lost
+    assert two.ask(6) == lost
     parts += go(two, 6, 12)
-    journal = CellSearch(
-        storage=open_journal(tmp_path / "j.log"), name="n", space=space, spec=spec, directions=["minimize"]
-    )
+    journal = open_search(tmp_path, space, search)
     assert parts == go(journal, 0, 12)
     trials = on_server()._study.trials
     states = [trial.state.name for trial in trials]
