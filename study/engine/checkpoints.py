@@ -44,7 +44,7 @@ def read_checkpoint(path: Path, identity: str) -> Checkpoint | None:
     import torch
 
     try:
-        document = torch.load(path, weights_only=True)
+        document = torch.load(path, map_location="cpu", weights_only=True)  # the trainable moves it to its device
     except FileNotFoundError:
         return None
     except (OSError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError, zlib.error):
