@@ -72,7 +72,8 @@ def test_a_reverse_task_is_a_cell_of_its_own(tmp_path: Path) -> None:
         ),
         (
             {"cold_ratios": [".5"]},
-            "plan.yaml: cold_ratios[0] is '.5'; give a value of type float (YAML reads this as text; write .5 without quotes)",
+            "plan.yaml: cold_ratios[0] is '.5'; give a value of type float (YAML reads this as text; write .5 without "
+            "quotes)",
         ),
         ({"cold_ratios": [True]}, "plan.yaml: cold_ratios[0] is True; give a value of type float"),
         ({"cold_ratios": 0.5}, "plan.yaml: cold_ratios is 0.5; give a list"),
