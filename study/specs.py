@@ -135,7 +135,7 @@ class SearchSpec:
     sampler_args: Mapping[str, Any] = field(default_factory=dict)
     """Arguments of that class's constructor, seed excepted."""
     seed: int = 0
-    """Seed of the samplers. Each row and cell has its own, made from it, so that no two get the same start-up draws; trial n
+    """Seed of the samplers. Each row and cell has its own, made from it, so no two get the same start-up draws; trial n
     draws from (that seed, n) alone, whatever ran before in this process."""
     points_to_evaluate: tuple[Mapping[str, Any], ...] = ()
     """Parameters of the first trials; what a point leaves out is drawn."""
