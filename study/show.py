@@ -144,7 +144,7 @@ def _cost(plan: Plan, home: Home) -> Table:
     finished = _finished(plan, home)
     done = set(finished["part"] + "/" + finished["cell"] + "/" + finished["row"] + "/" + finished["name"])
     seconds = _training_seconds(plan, home)
-    side_by_side = max(1, int((os.cpu_count() or 1) / plan.resources.cpus))
+    side_by_side = max(1, int(len(os.sched_getaffinity(0)) / plan.resources.cpus))
     table = Table("row", "trainings left", "seconds each", "expected minutes", title="cost")
     jobs = [job for jobs in parts.planned(plan).values() for job in jobs if job.trial not in done]
     total, unknown = 0.0, False
@@ -158,9 +158,8 @@ def _cost(plan: Plan, home: Home) -> Table:
             row.name, f"{left:,}", "not known" if mean is None else f"{mean:.1f}",
             "not known" if minutes is None else f"{minutes:.1f}",
         )  # fmt: skip
-    table.add_row(
-        "all", f"{sum(len(j.seeds) for j in jobs if j.model != BASELINE):,}", "", f"{total:.1f}", style="bold"
-    )
+    trainings = sum(len(job.seeds) for job in jobs if job.model != BASELINE)
+    table.add_row("all", f"{trainings:,}", "", "not known" if unknown else f"{total:.1f}", style="bold")
     table.caption = f"{side_by_side} side by side; seconds are means over the model's trainings in {home}" + (
         "; a model that has not been trained there has no known time" if unknown else ""
     )

@@ -70,7 +70,7 @@ class Job:
     seeds: tuple[int, ...]
     """Training seeds; their mean is the trial's result."""
     feature_set: str
-    """Which vectors the task holds: `text` or `ratings`."""
+    """What the task holds: vectors of texts (`text`) or from ratings (`ratings`), or no vectors (`ids`)."""
     task_dir: str
     """Folder of task tensors, a path that workers can read."""
     score: bool = False
@@ -225,7 +225,7 @@ class Recipe:
     selection: Selection
     """Metric that selects, the same for all rows, and its direction."""
     tags: Mapping[str, str] = field(default_factory=dict)
-    """On every run; `study.data_key` and `study.feature_key` also tell whether an old result still counts."""
+    """On every run; whether an old result still counts does not depend on them, see `study.engine.fingerprint`."""
     resources: Resources = field(default_factory=Resources)
     faults: Faults = field(default_factory=Faults)
     cluster: Cluster = field(default_factory=Cluster)

@@ -218,6 +218,18 @@ def test_tags_are_called_as_in_the_code() -> None:
     assert named <= code
 
 
+def test_the_glossary_names_classes_that_are_there() -> None:
+    """Of its table of older names: what each has become exists."""
+    rows = re.findall(
+        r"^\| [^|]* \| ([^|]*) \|", TEXTS["docs/glossary.md"].partition("## Older names")[2], re.MULTILINE
+    )
+    now = {name for row in rows for name in re.findall(r"`([A-Z]\w+)`", row)}
+    folders = ("features", "study", "trainables")
+    code = "\n".join(path.read_text() for folder in folders for path in (ROOT / folder).rglob("*.py"))
+    assert {"TaskType", "Stage", "TablePlan"} <= now
+    assert {name for name in now if not re.search(rf"^class {name}\b", code, flags=re.MULTILINE)} == set()
+
+
 def test_the_benchmarks_name_scripts_that_are_there() -> None:
     scripts = {path.name for path in (ROOT / "tests" / "benchmarks").glob("bench_*.py")}
     named = set(re.findall(r"`(bench_\w+\.py)", TEXTS["docs/benchmarks.md"]))

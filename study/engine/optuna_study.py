@@ -262,7 +262,7 @@ def open_studies(
 
 
 def _clock_elsewhere(storage: BaseStorage, experiment: str, url: str | None, cells: Iterable[Key]) -> float:
-    """Of each row and cell that is not opened, its newest study counts: older ones belong to an earlier plan."""
+    """Sum over rows and cells that are not opened; of each the newest study counts: older ones are of another plan."""
     newest: dict[Key, float] = {}
     for study in sorted(storage.get_all_studies(), key=lambda study: study._study_id):
         name = parse_study_name(study.study_name)

@@ -21,7 +21,7 @@ from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
-from features.errors import InputError
+from features.errors import InputError, one_line
 from features.store.tables import digest
 from study.labels import Labels
 from study.provenance import commit
@@ -36,12 +36,11 @@ from study.report.figures.common import row_name
 from study.report.figures.sensitivity import sensitivity
 from study.report.page import Content, page
 from study.report.table import Table
-from study.tracking.results import TAG, Results, load_results
+from study.tracking import tags
+from study.tracking.results import Results, load_results
 from study.tracking.runs import without_password
 
 PAGE = "report.html"
-DRAWN_FROM = f"{TAG}drawn_from"  # tag of the report run: hash of all that it shows
-CLAIMS = f"{TAG}claims"  # tag of the report run: how many of the paper's claims hold
 _FOLDERS = ("figures", "tables")
 
 
@@ -102,7 +101,7 @@ def report(
             _log(client, tracking_uri, run_id, out)
     except (MlflowException, OSError) as error:
         run_id = ""
-        reason = " ".join(str(error).split())[:300]
+        reason = one_line(error, 300)
         unlogged = f"MLflow at {without_password(tracking_uri)} does not take the report ({reason}); only {out} has it"
     return ReportResult(
         out=out,
@@ -168,13 +167,13 @@ def _cost(results: Results, staged: Path) -> Table | None:
 def current(results: Results, out: Path) -> Mapping[str, str] | None:
     """Return the tags of the report run whose page is in `out`; None where the page would be another one now."""
     client = MlflowClient(results.tracking_uri)
-    found = client.get_experiment_by_name(results.experiment)
-    if found is None or not (out / PAGE).is_file():
+    stored = client.get_experiment_by_name(results.experiment)
+    if stored is None or not (out / PAGE).is_file():
         return None
-    runs = client.search_runs([found.experiment_id], f"tags.`{TAG}trial` = 'report'")
+    runs = client.search_runs([stored.experiment_id], f"tags.`{tags.TRIAL}` = 'report'")
     finished = (run.data.tags for run in runs if run.info.status == "FINISHED")
     now = _drawn_from(results)
-    return next((tags for tags in finished if tags.get(DRAWN_FROM) == now), None)
+    return next((run_tags for run_tags in finished if run_tags.get(tags.DRAWN_FROM) == now), None)
 
 
 def _drawn_from(results: Results) -> str:
@@ -251,18 +250,18 @@ def _silent_database() -> Iterator[None]:
 def _report_run(results: Results, claims: Sequence[Judged]) -> Iterator[tuple[MlflowClient, str]]:
     """Open the study's one report run, continued where there is one; FINISHED at the end, FAILED where the body raises."""
     client = MlflowClient(results.tracking_uri)
-    found = client.get_experiment_by_name(results.experiment)
-    assert found is not None, "the results were read from it"
-    runs = client.search_runs([found.experiment_id], f"tags.`{TAG}trial` = 'report'", order_by=["start_time ASC"])
+    stored = client.get_experiment_by_name(results.experiment)
+    assert stored is not None, "the results were read from it"
+    runs = client.search_runs([stored.experiment_id], f"tags.`{tags.TRIAL}` = 'report'", order_by=["start_time ASC"])
     if runs:
         run_id = str(runs[0].info.run_id)
         client.update_run(run_id, status="RUNNING")
     else:
-        tags = {f"{TAG}part": "report", f"{TAG}trial": "report"}
-        run_id = str(client.create_run(found.experiment_id, tags=tags, run_name="report").info.run_id)
-    client.set_tag(run_id, DRAWN_FROM, _drawn_from(results))
-    client.set_tag(run_id, CLAIMS, counts(claims) if claims else "")
-    client.set_tag(run_id, f"{TAG}simulated", str(results.simulated).lower())
+        named = {tags.PART: "report", tags.TRIAL: "report"}
+        run_id = str(client.create_run(stored.experiment_id, tags=named, run_name="report").info.run_id)
+    client.set_tag(run_id, tags.DRAWN_FROM, _drawn_from(results))
+    client.set_tag(run_id, tags.CLAIMS, counts(claims) if claims else "")
+    client.set_tag(run_id, tags.SIMULATED, str(results.simulated).lower())
     status = "FAILED"
     try:
         yield client, run_id

@@ -26,18 +26,18 @@ from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
-from features.errors import InputError
+from features.errors import InputError, one_line
 from study.labels import Labels
 from study.specs import BASELINE
+from study.tracking import tags
 
-TAG = "study."
-SUPERSEDED = f"{TAG}superseded"  # why the plan no longer asks for a run
 NOT_CONFIG = frozenset({"task", "source", "target", "ratio", "seeds", "features"})
 COLUMNS = (
     "run_id", "status", "part", "cell", "task", "source", "target", "ratio", "row", "model", "name", "variant", "best",
     "error",
 )  # fmt: skip
 _PAGE = 1_000
+_SHOWN_TAGS = (tags.DATA_KEY, tags.FEATURE_KEY, tags.COMMIT, tags.VERSIONS, tags.DEVICE)
 _REMAKE = "put the file back, or delete the run in MLflow (study ui): `study run` then makes it again"
 
 
@@ -140,7 +140,7 @@ class Results:
             frame = pd.read_csv(io.StringIO(text), dtype=dict.fromkeys(texts, str))
             frame.drop(columns=texts, errors="ignore").astype(float)
         except ValueError as error:  # pandas' own errors are its kin
-            raise InputError(f"run {run_id}: {name} is no table of numbers ({_line(error)}); {_REMAKE}") from error
+            raise InputError(f"run {run_id}: {name} is no table of numbers ({one_line(error, 200)}); {_REMAKE}") from error
         return frame
 
 
@@ -156,11 +156,11 @@ def load_results(tracking_uri: str, experiment: str, labels: Labels) -> Results:
     found = client.get_experiment_by_name(experiment)
     if found is None:
         raise InputError(f"{tracking_uri}: holds no experiment {experiment!r}; run `study run` on the plan first")
-    runs = [run for run in _all_runs(client, found.experiment_id) if SUPERSEDED not in run.data.tags]
-    ours = [run for run in runs if f"{TAG}part" in run.data.tags]
-    trial_runs = [run for run in ours if {f"{TAG}{name}" for name in ("trial", "cell", "row")} <= run.data.tags.keys()]
+    runs = [run for run in _all_runs(client, found.experiment_id) if tags.SUPERSEDED not in run.data.tags]
+    ours = [run for run in runs if tags.PART in run.data.tags]
+    trial_runs = [run for run in ours if {tags.TRIAL, tags.CELL, tags.ROW} <= run.data.tags.keys()]
     trials, duplicates = _one_per_trial(trial_runs)
-    data = [run for run in ours if run.data.tags[f"{TAG}part"] == "data" and run.info.status == "FINISHED"]
+    data = [run for run in ours if run.data.tags[tags.PART] == "data" and run.info.status == "FINISHED"]
     newest = max(data, key=_age) if data else None
     finished = [run for run in trials if run.info.status == "FINISHED"]
     lost: list[str] = []
@@ -173,8 +173,8 @@ def load_results(tracking_uri: str, experiment: str, labels: Labels) -> Results:
         cells=_records(tracking_uri, newest, "cells.json", lost),
         pseudo=_records(tracking_uri, newest, "pseudo.json", lost),
         lost=lost,
-        simulated=any(_is_true(run, "simulated") for run in ours if run.data.tags[f"{TAG}part"] != "report"),
-        tags={name: _values(finished, name) for name in ("data_key", "feature_key", "commit", "versions", "device")},
+        simulated=any(_is_true(run, tags.SIMULATED) for run in ours if run.data.tags[tags.PART] != "report"),
+        tags={tag.removeprefix(tags.PREFIX): _values(finished, tag) for tag in _SHOWN_TAGS},
         duplicates=duplicates,
         foreign=len(runs) - len(ours),
         objectives=_objectives(ours),
@@ -201,7 +201,7 @@ def read_config(tracking_uri: str, run_id: str) -> Mapping[str, Any]:
     try:
         loaded = yaml.safe_load(read_artifact(tracking_uri, run_id, "config.yaml"))
     except yaml.YAMLError as error:
-        raise InputError(f"run {run_id}: its config.yaml is not YAML ({_line(error)}); {_REMAKE}") from error
+        raise InputError(f"run {run_id}: its config.yaml is not YAML ({one_line(error, 200)}); {_REMAKE}") from error
     if not isinstance(loaded, dict):
         raise InputError(f"run {run_id}: its config.yaml must be a mapping, is {type(loaded).__name__}")
     return loaded
@@ -220,13 +220,9 @@ def read_artifact(tracking_uri: str, run_id: str, path: str) -> str:
             found = repository.download_artifacts(path, None if in_place else folder)
             return Path(found).read_text(encoding="utf-8")
     except (MlflowException, OSError, UnicodeDecodeError) as error:
-        made = f"{TAG}trial" in run.data.tags or run.data.tags.get(f"{TAG}part") == "data"
+        made = tags.TRIAL in run.data.tags or run.data.tags.get(tags.PART) == "data"
         remedy = _REMAKE if made else "give the id of a trial"
-        raise InputError(f"run {run_id}: has no readable artifact {path} ({_line(error)}); {remedy}") from error
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200]
+        raise InputError(f"run {run_id}: has no readable artifact {path} ({one_line(error, 200)}); {remedy}") from error
 
 
 def _all_runs(client: MlflowClient, experiment_id: str) -> list[Run]:
@@ -261,24 +257,24 @@ def _age(run: Run) -> tuple[int, str]:
 
 
 def _is_true(run: Run, tag: str) -> bool:
-    return str(run.data.tags.get(f"{TAG}{tag}", "")).lower() == "true"
+    return str(run.data.tags.get(tag, "")).lower() == "true"
 
 
 def _objectives(runs: Sequence[Run]) -> tuple[str, ...]:
     """Return those of the newest run that names them."""
-    named = [run for run in sorted(runs, key=_age) if f"{TAG}objectives" in run.data.tags]
-    return tuple(named[-1].data.tags[f"{TAG}objectives"].split(",")) if named else ()
+    named = [run for run in sorted(runs, key=_age) if tags.OBJECTIVES in run.data.tags]
+    return tuple(named[-1].data.tags[tags.OBJECTIVES].split(",")) if named else ()
 
 
 def _values(runs: Sequence[Run], tag: str) -> tuple[str, ...]:
-    return tuple(sorted({run.data.tags[f"{TAG}{tag}"] for run in runs if f"{TAG}{tag}" in run.data.tags}))
+    return tuple(sorted({run.data.tags[tag] for run in runs if tag in run.data.tags}))
 
 
 def _one_per_trial(runs: Sequence[Run]) -> tuple[list[Run], tuple[str, ...]]:
     """Return the newest finished run of each trial, else its newest run; and the trials that finished more than once."""
     groups: dict[str, list[Run]] = {}
     for run in sorted(runs, key=_age):
-        groups.setdefault(run.data.tags[f"{TAG}trial"], []).append(run)
+        groups.setdefault(run.data.tags[tags.TRIAL], []).append(run)
     kept, repeated = [], []
     for trial in sorted(groups):
         done = [run for run in groups[trial] if run.info.status == "FINISHED"]
@@ -293,13 +289,13 @@ def _frame(runs: Sequence[Run]) -> pd.DataFrame:
 
 
 def _line_of(run: Run) -> dict[str, Any]:
-    tags, params = run.data.tags, run.data.params
-    part, cell, study_row = (tags[f"{TAG}{name}"] for name in ("part", "cell", "row"))
-    task, ratio = tags[f"{TAG}task"], float(tags[f"{TAG}ratio"])
+    run_tags, params = run.data.tags, run.data.params
+    part, cell, study_row = (run_tags[tag] for tag in (tags.PART, tags.CELL, tags.ROW))
+    task, ratio = run_tags[tags.TASK], float(run_tags[tags.RATIO])
     source, _, target = task.partition("->")
     line: dict[str, Any] = {
         "run_id": run.info.run_id,
-        "status": "PRUNED" if f"{TAG}pruned" in tags else run.info.status,
+        "status": "PRUNED" if tags.PRUNED in run_tags else run.info.status,
         "part": part,
         "cell": cell,
         "task": task,
@@ -307,14 +303,14 @@ def _line_of(run: Run) -> dict[str, Any]:
         "target": target,
         "ratio": ratio,
         "row": study_row,
-        "model": tags.get(f"{TAG}model", ""),
-        "name": tags[f"{TAG}trial"].removeprefix(f"{part}/{cell}/{study_row}/"),
-        "variant": tags.get(f"{TAG}variant", ""),
-        "best": _is_true(run, "best"),
-        "error": tags.get(f"{TAG}error", ""),
+        "model": run_tags.get(tags.MODEL, ""),
+        "name": run_tags[tags.TRIAL].removeprefix(f"{part}/{cell}/{study_row}/"),
+        "variant": run_tags.get(tags.VARIANT, ""),
+        "best": _is_true(run, tags.BEST),
+        "error": run_tags.get(tags.ERROR, ""),
         "ended": run.info.end_time,
         "spent": _spent(run),
-        "gpus": tags.get(f"{TAG}gpus", ""),
+        "gpus": run_tags.get(tags.GPUS, ""),
     }
     line |= {f"params.{name}": value for name, value in params.items()}
     return line | {
@@ -323,15 +319,16 @@ def _line_of(run: Run) -> dict[str, Any]:
 
 
 def _way(data: Run | None) -> dict[str, str]:
-    tags = data.data.tags if data else {}
-    return {name: tags[f"{TAG}{name}"] for name in ("store", "plan", "data") if f"{TAG}{name}" in tags}
+    run_tags = data.data.tags if data else {}
+    words = {"store": tags.STORE, "plan": tags.PLAN, "data": tags.DATA}
+    return {name: run_tags[tag] for name, tag in words.items() if tag in run_tags}
 
 
 def _spent(run: Run) -> float:
     """Return the seconds that the trial ran, without the time between its attempts; if finished, by its own clock."""
     if run.info.status == "FINISHED":
         return float(run.data.metrics.get("seconds", math.nan))
-    return float(run.data.tags.get(f"{TAG}spent", math.nan))
+    return float(run.data.tags.get(tags.SPENT, math.nan))
 
 
 def _records(tracking_uri: str, run: Run | None, path: str, lost: list[str]) -> tuple[Mapping[str, Any], ...]:
@@ -347,7 +344,7 @@ def _records(tracking_uri: str, run: Run | None, path: str, lost: list[str]) -> 
     except InputError as error:
         lost.append(str(error))
     except ValueError as error:
-        lost.append(f"run {run.info.run_id}: {path} cannot be used ({_line(error)}); {_REMAKE}")
+        lost.append(f"run {run.info.run_id}: {path} cannot be used ({one_line(error, 200)}); {_REMAKE}")
     else:
         return tuple(loaded)
     return ()

@@ -78,6 +78,13 @@ PLAN = "study.plan"
 DATA = "study.data"
 CELLS = "study.cells"
 
+# --- on the run of a report -------------------------------------------------------------------------------------------
+
+DRAWN_FROM = "study.drawn_from"
+"""Hash of all that the report shows."""
+CLAIMS = "study.claims"
+"""How many of the paper's claims hold."""
+
 # --- MLflow's own -----------------------------------------------------------------------------------------------------
 
 PARENT = "mlflow.parentRunId"

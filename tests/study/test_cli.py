@@ -219,12 +219,12 @@ PLANS: dict[str, tuple[dict[str, Any], str]] = {
     "misspelt field": ({"base": {"epoch": 3}}, "plan.yaml: base: unknown field 'epoch'; did you mean 'epochs'?"),
     "1e-5": (
         {"base": {"lr": "1e-5"}},
-        "plan.yaml: base: lr is '1e-5'; give a value of type float (YAML reads this as text; write 1.0e-05)",
+        "plan.yaml: base: lr is '1e-5'; give a value of type float (YAML reads this as text; write 1.0e-5)",
     ),
     "1e-5 in a typed field": (
         {"features__ratings__regularisation": "1e-5"},
         "plan.yaml: features.ratings.regularisation is '1e-5'; give a value of type float "
-        "(YAML reads this as text; write 1.0e-05)",
+        "(YAML reads this as text; write 1.0e-5)",
     ),
     "unknown task": (
         {"tasks": [["books", "music"]]},

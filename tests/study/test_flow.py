@@ -21,7 +21,7 @@ import pytest
 
 from features.errors import InputError
 from features.extraction.workers import Actors
-from study.engine.optuna_study import open_journal
+from study.engine.optuna_storage import open_journal
 from study.plan.load import load_plan
 from study.specs import Cluster
 from study.study import Study
@@ -246,7 +246,10 @@ def test_reviews_of_test_users_change_no_validation_and_no_choice(
         tables.append(rows[columns])
     assert len(tables[1]) == 2
     pd.testing.assert_frame_equal(*tables, check_exact=True)
-    chosen = [Study(load_plan(str(p)), home=h).best()["music", cell] for p, h in ((finished.plan, finished.home), (plan, home))]
+    chosen = [
+        Study(load_plan(str(p)), home=h).best()["music", cell]
+        for p, h in ((finished.plan, finished.home), (plan, home))
+    ]
     assert chosen[0][0].value == chosen[1][0].value
     assert chosen[0][1]["config"] == chosen[1][1]["config"]
 

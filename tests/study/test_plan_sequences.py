@@ -51,7 +51,7 @@ def test_a_plan_of_sequences_is_bound(make: MakePlan) -> None:
     assert plan.rules == SequencePlan(users="users.parquet", negatives=19, data_seed=3)
     assert plan.rules.at(0.2) == SequenceSpec(overlap_ratio=0.2, negatives=19, data_seed=3)
     assert plan.selection == Selection("val_ndcg10", "maximize")
-    assert plan.features.main == "text"
+    assert plan.feature_set == "text"
     assert [cell.name for cell in plan.cells] == ["film->song@1", "song->film@1"]
     assert [cell.name for cell in plan.swept_cells] == ["film->song@0.5", "song->film@0.5"]
     bare = make(drop=("sequences", "sweeps"))
@@ -138,6 +138,37 @@ def test_one_fault(tmp_path: Path, changes: dict[str, Any], fault: str) -> None:
         return load_plan(str(write_sequences(tmp_path, **{"features": TEXT, "base": BASE, **changes})))
 
     assert faults(make, **changes) == (fault,)
+
+
+@pytest.mark.parametrize(
+    ("changes", "place", "value"),
+    [
+        ({"base": {**PLAN["base"], "pseudo_items": 6}}, "base", 6),
+        ({"sweeps": {"pseudo_items": {"values": [1, 5, 20]}}}, "sweeps.pseudo_items", 20),
+        (
+            {"space_file": "v: {pseudo_items: {CategoricalDistribution: {choices: [1, 10]}}}"},
+            "space {folder}/space.yaml/v", 10,
+        ),
+        (
+            {"space_file": "v: {pseudo_items: {IntDistribution: {low: 1, high: 12}}}"},
+            "space {folder}/space.yaml/v", 12,
+        ),
+    ],
+)  # fmt: skip
+def test_more_pseudo_items_than_texts_are_generated(
+    tmp_path: Path, changes: dict[str, Any], place: str, value: int
+) -> None:
+    """A silent cap would draw a flat curve."""
+    features, base = {**TEXT, "pseudo": {"texts": 5}}, {**PLAN["base"], "pseudo_items": 5}
+
+    def make(**changes: Any) -> Plan:
+        return load_plan(str(write_sequences(tmp_path, **{"features": features, "base": base, **changes})))
+
+    assert faults(make, **changes) == (
+        f"plan.yaml: {place.format(folder=tmp_path)}: pseudo_items is {value}, and features.pseudo.texts generates 5 a "
+        "user; give at most 5, or generate more texts",
+    )
+    assert make(sweeps={"pseudo_items": {"values": [1, 5]}}).sweeps["pseudo_items"].values == (1, 5)
 
 
 def test_sequences_are_not_for_ratings(tmp_path: Path) -> None:

@@ -197,7 +197,7 @@ def test_items_are_read_with_their_images_by_an_encoder_of_their_own(
         return Throughput(texts_per_second=5.0, tokens_per_second=2.0)
 
     with monkeypatch.context() as patch:
-        patch.setattr("study.data.preview.measure_rate", measure)
+        patch.setattr("study.data.preview.measure_throughput", measure)
         patch.setattr("study.data.preview.count_threads", lambda: 3)
         said = list(extraction_lines(plan, domains, home, Cluster()))
     assert len(said) == 3

@@ -16,12 +16,14 @@ from features.domains.splits import read_split
 from features.errors import InputError
 from study.data.domains import data_folder, prepare_domains
 from study.data.prepare import Inputs, describe_data, prepare
+from study.data.preview import extraction_lines, preview
 from study.data.pseudo_items import histories
 from study.data.tables import estimates
 from study.home import Home
 from study.plan.load import load_plan
 from study.plan.schema import Plan
 from study.progress import Advance, no_progress
+from study.specs import Cluster
 from trainables.task_types import SEQUENCES
 from trainables.tasks.sequential_build import training_users
 
@@ -113,6 +115,27 @@ def test_every_row_is_pretrained_with_its_own_configuration(
     assert [bar for bar in bars if "pretraining" in bar[0]] == [("pretraining Popular", 4), ("pretraining Heavy", 4)]
     cells = [("film-song", 0), ("film-song", 1), ("song-film", 0), ("song-film", 1)]  # one direction, then the other
     assert calls == [(task, weight, seed, "cuda") for weight in (2.0, 3.0) for task, seed in cells]
+
+
+def test_a_plan_whose_models_read_no_titles_needs_no_encoder(
+    make: Callable[..., Plan], raw: Path, tmp_path: Path
+) -> None:
+    plan, home = make(features={}), Home(tmp_path / "home")
+    assert "titles" not in plan.needs
+    inputs = prepare(plan, raw, home, no_progress)
+    assert not home.store.exists()
+    assert (dict(inputs.tables), dict(inputs.pseudo)) == ({}, {})
+    assert {feature_set for _, feature_set in inputs.tasks} == {"ids"}
+    assert {SEQUENCES.load_task(task.task_dir).text for task in inputs.tasks.values()} == {None}
+    assert inputs.feature_key != prepare(make(features__pseudo=None), raw, home, no_progress).feature_key
+    seen = preview(plan, raw, home)
+    assert seen is not None
+    assert {name: (size.items, size.titles_left) for name, size in seen.domains.items()} == {
+        "film": (48, 0), "song": (48, 0),
+    }  # fmt: skip
+    assert list(extraction_lines(plan, inputs.domains, home, Cluster())) == [
+        "no texts to encode: the plan has no text features"
+    ]
 
 
 def test_held_out_users_are_the_given_ones(make: Callable[..., Plan], raw: Path, tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from study.engine.fingerprint import (
     study_name,
 )  # fmt: skip
 from study.specs import Cell, Cluster, Job, Objective, Recipe, Resources, RowRecipe, SearchSpec, WarmStart
+from study.tracking import tags
 from trainables.interface import Selection
 
 FIELDS = ["steps", "beta", "dropout", "lr", "epochs", "activation", "schedule", "variance_end"]
@@ -56,7 +57,7 @@ def test_hashes_stay_what_they_are() -> None:
     [
         (recipe(replace(SEARCH, storage="sqlite:///x.db", trials=9)), drawn()),
         (recipe(resources=Resources(cpus=4), cluster=Cluster(max_concurrent=2)), drawn()),
-        (recipe(tags={"study.data_key": "another domain came to the plan"}), drawn()),
+        (recipe(tags={tags.DATA_KEY: "another domain came to the plan"}), drawn()),
         (recipe(), drawn(name="0007")),
         (recipe(), drawn(task_dir="/other/home/tasks/a-b-0123/search")),
     ],
@@ -118,8 +119,8 @@ def test_a_checkpoint_is_of_use_for_the_same_work_alone() -> None:
 
     assert identity() == identity(resources=Resources(cpus=4))
     for other in (
-        identity(config={"steps": 6}), identity(tags={"study.commit": "other code"}),
-        identity(tags={"study.versions": "other packages"}), identity(resources=Resources(gpus=1)),
+        identity(config={"steps": 6}), identity(tags={tags.COMMIT: "other code"}),
+        identity(tags={tags.VERSIONS: "other packages"}), identity(resources=Resources(gpus=1)),
         identity(seeds=(1,)),
     ):  # fmt: skip
         assert other != identity()

@@ -209,6 +209,6 @@ def test_a_job_brings_its_code_and_environment_to_nodes_that_come_for_it(
     experiment = client.get_experiment_by_name("tiny")
     runs = list(tracking.find_runs(client, experiment.experiment_id, "search"))
     assert {run.info.status for run in runs} == {"FINISHED"}
-    trials = [run.data.tags for run in runs if "study.trial" in run.data.tags]
+    trials = [run.data.tags for run in runs if tags.TRIAL in run.data.tags]
     assert len(trials) == 3
-    assert {tags["study.commit"][:6] for tags in trials} == {"files:"}, "code without a history has a name too"
+    assert {run_tags[tags.COMMIT][:6] for run_tags in trials} == {"files:"}, "code without a history has a name too"

@@ -146,7 +146,7 @@ def test_a_search_runs_once_and_then_does_nothing(home: Path, capfd: pytest.Capt
     client = tracking.connect(tracking.default_uri(home))
     assert [entry.step for entry in client.get_metric_history(run.info.run_id, "epoch/val_rmse")] == [1, 2, 3, 4]
     assert (run.data.metrics["threads"], run.data.metrics["cuda"]) == (1, 0)
-    assert run.data.tags["study.device"] == device(), "said by the worker: the driver was given no tags"
+    assert run.data.tags[tags.DEVICE] == device(), "said by the worker: the driver was given no tags"
     config = results.read_config(client.tracking_uri, run.info.run_id)
     assert config["config"] == {**drive.BASE, "seconds": 0.02, "x": float(run.data.params["x"])}
     assert (config["model"], config["row"], config["seeds"], config["name"]) == ("subject", "subject", [0, 1], "0001")

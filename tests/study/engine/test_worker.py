@@ -19,6 +19,7 @@ from ray.tune.utils.util import flatten_dict
 from study.engine import node_cache, worker
 from study.engine.ray_tune import JobScheduler
 from study.engine.worker import NodeError, Outbox, train
+from study.tracking import tags
 from study.tracking.runs import EpochReport
 
 
@@ -176,7 +177,7 @@ def test_the_result_says_what_it_was_trained_on(kind: str, monkeypatch: pytest.M
         outbox.add((number, {"val_rmse": 1.0}, final, {}, 0))
         outbox.send()
     assert [dict(epoch.tags) for epoch in reports] == [
-        {}, {"study.device": f"x86_64 {kind}", "study.versions": "python=3 torch=2"},
+        {}, {tags.DEVICE: f"x86_64 {kind}", tags.VERSIONS: "python=3 torch=2"},
     ]  # fmt: skip
 
 
@@ -207,4 +208,4 @@ def test_a_trial_without_a_gpu_never_touches_cuda(tmp_path: Path, monkeypatch: p
     config = {"x": 0.5, "epochs": 1, "seconds": 0.0, "fail": ""}
     train({"payload": payload(tmp_path, trainable="fake_trial:run", config=config)})
     assert [message["failure"] for message in messages] == [None]
-    assert messages[-1]["tags"]["study.device"].startswith("x86_64")
+    assert messages[-1]["tags"][tags.DEVICE].startswith("x86_64")

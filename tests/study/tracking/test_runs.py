@@ -81,7 +81,7 @@ def final(value: float, **artifacts: str | bytes) -> EpochReport:
 
 
 def test_a_finished_trial_has_all_that_the_ui_needs(part: Part, tmp_path: Path) -> None:
-    tracker = part.open(**{"study.commit": "abc"})
+    tracker = part.open(**{tags.COMMIT: "abc"})
     tracker.start_part()
     start(tracker, job("0000"), lr=1e-5, side=True)
     tracker.report("search/books->movies@0.2/music/0000", [epoch(1, 1.5), epoch(2, 1.25), final(1.125)])
@@ -144,16 +144,16 @@ def test_the_command_names_the_server(part: Part, uri: str, address: str) -> Non
     tracker.start_part()
     start(tracker, job("0000"))
     run = part.runs()["books->movies@0.2 search music 0000"]
-    assert run.data.tags["study.command"] == f"MLFLOW_TRACKING_URI={address} study rerun {run.info.run_id} --home /h"
+    assert run.data.tags[tags.COMMAND] == f"MLFLOW_TRACKING_URI={address} study rerun {run.info.run_id} --home /h"
 
 
 def test_the_machine_is_that_of_the_process_that_trained(part: Part) -> None:
-    tracker = part.open(**{"study.device": "the driver's", "study.commit": "abc"})
+    tracker = part.open(**{tags.DEVICE: "the driver's", tags.COMMIT: "abc"})
     tracker.start_part()
     start(tracker, job("0000"))
-    tracker.finish(job("0000").trial, replace(final(1.0), tags={"study.device": "H100"}))
+    tracker.finish(job("0000").trial, replace(final(1.0), tags={tags.DEVICE: "H100"}))
     run_tags = part.runs()["books->movies@0.2 search music 0000"].data.tags
-    assert (run_tags["study.device"], run_tags["study.commit"]) == ("H100", "abc")
+    assert (run_tags[tags.DEVICE], run_tags[tags.COMMIT]) == ("H100", "abc")
 
 
 def test_variants_are_tagged(part: Part) -> None:
@@ -167,7 +167,7 @@ def test_variants_are_tagged(part: Part) -> None:
         start(tracker, job(name, part_name))
         tracker.end_part("KILLED")
         run = part.runs()[f"books->movies@0.2 {part_name} music {name}"]
-        assert run.data.tags.get("study.variant") == variant
+        assert run.data.tags.get(tags.VARIANT) == variant
 
 
 def test_a_failure_keeps_its_reason_and_is_continued(part: Part) -> None:
@@ -187,7 +187,7 @@ def test_a_failure_keeps_its_reason_and_is_continued(part: Part) -> None:
     start(again, job("0000"))
     continued = part.client.get_run(run.run_id)
     assert continued.info.status == "RUNNING"
-    assert "study.error" not in continued.data.tags
+    assert tags.ERROR not in continued.data.tags
     again.report(trial, [epoch(1, 1.5), epoch(2, 1.0)])
     again.finish(trial, final(1.0))
     again.end_part("FINISHED")

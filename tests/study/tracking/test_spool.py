@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import signal
 import socket
@@ -22,7 +21,7 @@ from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST
 from features.errors import InputError
 from study.specs import Cell, Job
 from study.tracking import runs as tracking
-from study.tracking import spool
+from study.tracking import spool, tags
 from study.tracking.runs import EpochReport, PartTracker
 from study.tracking.spool import Spool, answers
 
@@ -110,9 +109,7 @@ def test_a_server_that_is_away_costs_no_trial_and_no_metric(tmp_path: Path, monk
             run = runs[f"books->movies@0.2 search music {name}"]
             history = client.get_metric_history(run.info.run_id, "epoch/val_rmse")
             assert [entry.step for entry in history] == steps
-            assert run.data.tags["study.command"].startswith(
-                f"MLFLOW_TRACKING_URI={uri} study rerun {run.info.run_id} "
-            )
+            assert run.data.tags[tags.COMMAND].startswith(f"MLFLOW_TRACKING_URI={uri} study rerun {run.info.run_id} ")
             assert run.data.tags["mlflow.parentRunId"] == runs["search"].info.run_id
         assert {file.path for file in client.list_artifacts(first.run_id)} == {"config.yaml", "per_user.csv", "raw.bin"}
         raw = Path(client.download_artifacts(first.run_id, "raw.bin", str(tmp_path)))
@@ -160,7 +157,7 @@ def opened(to: Any, folder: Path) -> Spool:
 def test_what_a_dead_driver_had_not_sent_goes_first(tmp_path: Path, there: dict[str, bool]) -> None:
     first, to = opened(Server(), tmp_path), Server()
     there["answers"] = False
-    run_id = first.create_run("1", run_name="n", tags={"study.part": "search"}).info.run_id
+    run_id = first.create_run("1", run_name="n", tags={tags.PART: "search"}).info.run_id
     first.set_tag(run_id, "command", f"rerun {run_id}")
     assert not first.close(0.05)
     with (tmp_path / "writes.jsonl").open("a") as file:
@@ -201,17 +198,18 @@ def test_a_write_that_fails_is_tried_again(tmp_path: Path, there: dict[str, bool
 def test_a_run_whose_making_was_answered_to_nobody_is_found_again(tmp_path: Path, there: dict[str, bool]) -> None:
     """By the id of the write: a trial may have other runs."""
     to = Server()
+    to.runs = [SimpleNamespace(info=SimpleNamespace(run_id="r7"))]
     writer = opened(to, tmp_path)
     there["answers"] = False
-    writer.create_run("1", run_name="n", tags={"study.trial": "t"})
+    run_id = writer.create_run("1", run_name="n", tags={tags.TRIAL: "t"}).info.run_id
+    writer.set_tag(run_id, "a", "b")
     assert not writer.close(0.05)
     there["answers"] = True
-    again = opened(to, tmp_path)
-    to.runs = [SimpleNamespace(info=SimpleNamespace(run_id="r7"))]
-    again.set_tag(next(iter(json.loads(line)[1] for line in again._queue)), "a", "b")
-    assert again.close(10)
-    assert [call[0] for call in to.calls] == ["search_runs", "set_tag"], "none is made a second time"
-    assert to.calls[1][1] == "r7"
+    assert opened(to, tmp_path).close(10)
+    assert to.calls == [
+        ("search_runs", ["1"], f"tags.`study.write` = '{run_id}'"),
+        ("set_tag", "r7", "a", "b"),
+    ], "none is made a second time"
 
 
 def test_a_tag_that_is_gone_already_is_removed(tmp_path: Path, there: dict[str, bool]) -> None:
