@@ -65,8 +65,10 @@ def main() -> None:
         if debug:
             traceback.print_exc()
             sys.exit(2)
+        from features.errors import one_line
+
         # Our own errors have a line for each fault; others' words become one.
-        for line in str(error).splitlines() if isinstance(error, ValueError) else [" ".join(str(error).split())]:
+        for line in str(error).splitlines() if isinstance(error, ValueError) else [one_line(error)]:
             errors.print(f"study: {line}", markup=False, highlight=False, soft_wrap=True)
         sys.exit(2)
 
@@ -343,14 +345,13 @@ def rerun(run_id: str, home: Path) -> None:
 @ROW
 def recommend(plan: str, home: Path, user: str, cell: str | None, count: int, row: str | None) -> None:
     """Show a user's source-domain history and the best target-domain items, by the registered model."""
+    from features.errors import InputError
+    from study.home import Home
     from study.plan.load import load_plan
     from study.study import Study
 
-    home = home.absolute()
-    if not (home / "tasks").is_dir():
-        from features.errors import InputError
-
-        raise InputError(f"{home}: holds no study; run one there first, or name another --home")
+    if not Home(home).tasks.is_dir():
+        raise InputError(f"{Home(home)}: holds no study; run one there first, or name another --home")
     found = Study(load_plan(plan), home=home).recommend(user, cell, count, row)
     known = Table("item", "title", title=f"{user} has, in the source domain (oldest first)")
     for item, title in found.history.itertuples(index=False):
@@ -378,7 +379,7 @@ def ui(home: Path, port: int, host: str) -> None:
     uri = store_uri(Home(home))
     if uri.startswith("http"):
         raise InputError(f"{uri}: is a server with a UI of its own; open it in a browser")
-    if named_uri() is None and not (home / "mlflow.db").is_file():
+    if named_uri() is None and not Home(home).database.is_file():
         raise InputError(
             f"{home}: holds no MLflow store; run a study there first, name another --home, or a store in "
             "MLFLOW_TRACKING_URI"
@@ -434,7 +435,7 @@ def _report(study: Study, *, fresh: bool) -> None:
     """Draw the report, unless it shows the study as it is; print the table, the figures and the way on."""
     from features.errors import InputError
     from study.report.claims.judge import counts
-    from study.report.comparison_table import summary_table
+    from study.report.comparison_table import TABLE_WIDTH, summary_table
     from study.report.report import current
     from study.tracking import tags
 
@@ -452,7 +453,7 @@ def _report(study: Study, *, fresh: bool) -> None:
     else:
         _claims(drawn[tags.CLAIMS])
     try:
-        console.print(summary_table(results, comparison))
+        console.print(summary_table(results, comparison), width=max(console.width, TABLE_WIDTH), soft_wrap=True)
     except InputError as missing:
         console.print(str(missing), markup=False, soft_wrap=True)
     for path in sorted((study.report_folder / "figures").glob("*.png")):

@@ -136,7 +136,7 @@ def _job(
     seeds: tuple[int, ...], feature_set: str | None = None,
 ) -> Job:  # fmt: skip
     """`feature_set`: another than the plan's main one."""
-    chosen, score = feature_set or plan.features.main, part == "score"
+    chosen, score = feature_set or plan.feature_set, part == "score"
     task = folders(cell, chosen)
     return Job(
         part=part, cell=cell, row=row.name, model=row.model, name=name, config=config, seeds=seeds, feature_set=chosen,

@@ -70,7 +70,7 @@ class Job:
     seeds: tuple[int, ...]
     """Training seeds; their mean is the trial's result."""
     feature_set: str
-    """Which vectors the task holds: `text` or `ratings`."""
+    """What the task holds: vectors of texts (`text`) or from ratings (`ratings`), or no vectors (`ids`)."""
     task_dir: str
     """Folder of task tensors, a path that workers can read."""
     score: bool = False
@@ -135,7 +135,8 @@ class SearchSpec:
     sampler_args: Mapping[str, Any] = field(default_factory=dict)
     """Arguments of that class's constructor, seed excepted."""
     seed: int = 0
-    """Seed of the sampler; trial n draws from (seed, n) alone, whatever ran before in this process."""
+    """Seed of the samplers. Each row and cell has its own, made from it, so no two get the same start-up draws; trial n
+    draws from (that seed, n) alone, whatever ran before in this process."""
     points_to_evaluate: tuple[Mapping[str, Any], ...] = ()
     """Parameters of the first trials; what a point leaves out is drawn."""
     warm_start: WarmStart | None = None

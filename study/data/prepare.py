@@ -47,7 +47,7 @@ class Inputs:
     def cells(self, plan: Plan) -> list[dict[str, Any]]:
         """Return the counts of each cell's split."""
         return [
-            {**asdict(cell), **dict(self.tasks[cell.name, plan.features.main].counts)}
+            {**asdict(cell), **dict(self.tasks[cell.name, plan.feature_set].counts)}
             for cell in (*plan.cells, *plan.swept_cells)
         ]  # fmt: skip
 
@@ -57,7 +57,7 @@ def feature_sets(plan: Plan) -> list[str]:
     ablations = load_model(plan.model).ABLATIONS
     variants = plan.ablate.variants if plan.ablate else ()
     others = [feature_set for name in variants if (feature_set := ablations[name].features)]
-    return list(dict.fromkeys([plan.features.main, *others]))
+    return list(dict.fromkeys([plan.feature_set, *others]))
 
 
 def prepare(
@@ -92,7 +92,7 @@ def _build_tasks(
 ) -> dict[tuple[str, str], TaskFolders]:
     """Return the folders of each cell and feature set; of cells that a sweep adds, the main feature set alone."""
     wanted = [(cell, feature_set) for cell in plan.cells for feature_set in feature_sets(plan)]
-    wanted += [(cell, plan.features.main) for cell in plan.swept_cells]
+    wanted += [(cell, plan.feature_set) for cell in plan.swept_cells]
     rules, advance = task_rules(plan), start_progress("building tasks", len(wanted))
     tasks = {}
     for number, (cell, feature_set) in enumerate(wanted, start=1):

@@ -21,6 +21,7 @@ from typing import Any, cast
 from features.store.folders import FULL
 from study.engine.checkpoints import CheckpointWriter, Message, read_checkpoint
 from study.engine.node_cache import bring_home, cached, locate
+from study.home import Home
 from study.provenance import device, versions
 from study.tracking import tags
 from trainables import interface, trial
@@ -145,7 +146,7 @@ class TrialFolders:
             model, config, seeds = payload["model"], payload["config"], payload["seeds"]
             with _node_errors():
                 for folder in trial.shared(model, config, self.task_dir, seeds):
-                    locate(home.parent.parent / folder, server)
+                    locate(Home.of_task(home).tasks / folder, server)
             self._model = trial.kept_at(model, config, payload["task_dir"], seeds)
 
     def return_model(self) -> None:

@@ -67,11 +67,6 @@ class FeaturesPlan:
     pseudo: GeneratorSpec | None = None  # texts of items of the other domain, for users of one (LGCD eqs. 4-6)
     ratings: FactorSpec = field(default_factory=FactorSpec)
 
-    @property
-    def main(self) -> str:
-        """Feature set that search, sweeps and scores use: text | ratings."""
-        return "text" if self.text else "ratings"
-
 
 @dataclass(frozen=True, kw_only=True)
 class SplitPlan:
@@ -290,6 +285,11 @@ class Plan:
         raise InputError(
             f"plan {self.name}: has no row {name!r}; choose from {', '.join(row.name for row in self.rows)}"
         )
+
+    @property
+    def feature_set(self) -> str:
+        """What trials read, but those of ablations that say otherwise: text, or by task type ratings | ids."""
+        return "text" if self.features.text else {"ratings": "ratings", "sequences": "ids"}[self.task_type.name]
 
     @property
     def needs(self) -> frozenset[str]:

@@ -40,7 +40,7 @@ def test_a_plan_is_bound_to_its_dataclasses(tmp_path: Path) -> None:
     assert (plan.search.trials, plan.search.seeds, plan.search.sampler) == (2, (0,), "TPESampler")
     assert plan.score is not None
     assert plan.score.seeds == (0, 1)
-    assert (plan.features.main, plan.features.ratings.factors) == ("ratings", 4)
+    assert (plan.feature_set, plan.features.ratings.factors) == ("ratings", 4)
     assert plan.selection == Selection("val_rmse", "minimize")
     assert plan.subject.config["epochs"] == 2
     assert plan.subject.config["dim"] == 32, "the rest is the model's default"
@@ -50,7 +50,7 @@ def test_what_is_left_out_has_the_default(tmp_path: Path) -> None:
     plan = load_plan(str(write_plan(tmp_path, drop=("search", "sweeps", "ablate", "score", "base", "features"))))
     assert (plan.search, plan.ablate, plan.score, dict(plan.sweeps)) == (None, None, None, {})
     assert plan.split == schema.SplitPlan(validation_share=0.2, data_seed=0)
-    assert plan.features.main == "ratings"
+    assert plan.feature_set == "ratings"
 
 
 def test_a_reverse_task_is_a_cell_of_its_own(tmp_path: Path) -> None:
@@ -70,7 +70,11 @@ def test_a_reverse_task_is_a_cell_of_its_own(tmp_path: Path) -> None:
             {"cold_ratios": [0.2, 0.20000001]},
             "plan.yaml: cold_ratios are [0.2, 0.20000001]; names keep 6 digits, so two of these are one cell",
         ),
-        ({"cold_ratios": [".5"]}, "plan.yaml: cold_ratios[0] is '.5'; give a value of type float"),
+        (
+            {"cold_ratios": [".5"]},
+            "plan.yaml: cold_ratios[0] is '.5'; give a value of type float (YAML reads this as text; write .5 without "
+            "quotes)",
+        ),
         ({"cold_ratios": [True]}, "plan.yaml: cold_ratios[0] is True; give a value of type float"),
         ({"cold_ratios": 0.5}, "plan.yaml: cold_ratios is 0.5; give a list"),
         ({"tasks": [["books"]]}, "plan.yaml: tasks[0] is ['books']; give a list of 2"),

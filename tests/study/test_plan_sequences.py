@@ -51,7 +51,7 @@ def test_a_plan_of_sequences_is_bound(make: MakePlan) -> None:
     assert plan.rules == SequencePlan(users="users.parquet", negatives=19, data_seed=3)
     assert plan.rules.at(0.2) == SequenceSpec(overlap_ratio=0.2, negatives=19, data_seed=3)
     assert plan.selection == Selection("val_ndcg10", "maximize")
-    assert plan.features.main == "text"
+    assert plan.feature_set == "text"
     assert [cell.name for cell in plan.cells] == ["film->song@1", "song->film@1"]
     assert [cell.name for cell in plan.swept_cells] == ["film->song@0.5", "song->film@0.5"]
     bare = make(drop=("sequences", "sweeps"))

@@ -125,6 +125,7 @@ def test_a_plan_whose_models_read_no_titles_needs_no_encoder(
     inputs = prepare(plan, raw, home, no_progress)
     assert not home.store.exists()
     assert (dict(inputs.tables), dict(inputs.pseudo)) == ({}, {})
+    assert {feature_set for _, feature_set in inputs.tasks} == {"ids"}
     assert {SEQUENCES.load_task(task.task_dir).text for task in inputs.tasks.values()} == {None}
     assert inputs.feature_key != prepare(make(features__pseudo=None), raw, home, no_progress).feature_key
     seen = preview(plan, raw, home)
