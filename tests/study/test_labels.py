@@ -21,7 +21,7 @@ def test_rows_have_the_plans_titles_or_the_models_names_subject_first() -> None:
     assert labels.subject.row == "lgcd"
     assert labels.subject.reads == "ids, titles, pseudo-items"
     assert labels.rows["sasrec"].reads == "ids"
-    assert MUSIC.subject.reads == "ratings"
+    assert MUSIC.subject.reads == "ratings, features"
 
 
 def test_a_row_that_the_plan_does_not_name_is_a_simple_baseline() -> None:

@@ -77,7 +77,7 @@ def test_table_2_pools_test_ratings_and_pairs_the_difference(results: Results) -
         base.to_subject.p,
     ]
     shown = table.cells.iloc[3]
-    assert (shown["Cell"], shown["Row"], shown["Reads"]) == ("books → movies, cold 20%", "**MuSiC**", "ratings")
+    assert (shown["Cell"], shown["Row"], shown["Reads"]) == ("books → movies, cold 20%", "**MuSiC**", "ratings, features")
     half = model.test["rmse"].half_width
     assert shown["Test RMSE"] == f"{line.test_rmse:.3f}±{half:.3f}"
     assert shown["RMSE minus MuSiC"] == "–"
@@ -178,7 +178,7 @@ def test_summary_fits_100_columns(results: Results) -> None:
     music = next(line for line in lines if line.startswith("  MuSiC")).split()
     want = comparison.rows[3]
     assert music == [
-        "MuSiC", "ratings", f"{want.validation['rmse'].value:.3f}", f"{want.test['mae'].value:.3f}",
+        "MuSiC", "ratings,", f"{want.validation['rmse'].value:.3f}", f"{want.test['mae'].value:.3f}",
         f"{want.test['rmse'].value:.3f}±{want.test['rmse'].half_width:.3f}", f"{want.test['ndcg20'].value:.3f}",
         "–", "–", "12",
     ]  # fmt: skip
