@@ -77,4 +77,4 @@ def pareto_front(values: Sequence[Sequence[float]], higher: Sequence[bool]) -> l
     """
     signs = np.where(higher, -1.0, 1.0)
     costs = np.asarray(values, dtype=float).reshape(len(values), len(signs)) * signs
-    return [bool(~((costs <= own).all(axis=1) & (costs < own).any(axis=1)).any()) for own in costs]
+    return [bool(~((costs <= cost).all(axis=1) & (costs < cost).any(axis=1)).any()) for cost in costs]

@@ -270,7 +270,7 @@ class _Spent:
     def _trials(self) -> Mapping[tuple[str, str], int]:
         trials = self.results.trials
         ended = trials[(trials["part"] == "search") & trials["status"].isin(["FINISHED", "PRUNED"])]
-        return {(str(row), str(cell)): len(of) for (row, cell), of in ended.groupby(["row", "cell"])}
+        return {(str(row), str(cell)): len(runs) for (row, cell), runs in ended.groupby(["row", "cell"])}
 
     @cached_property
     def _hours(self) -> Mapping[tuple[str, str], float]:

@@ -144,7 +144,7 @@ def difference_table(results: Results, comparison: Comparison) -> Table:
         less.append(
             interval_text(Interval(value - printed, low - printed, high - printed, 0), signed=True, digits=4)
         )  # fmt: skip
-    shown = pd.DataFrame(
+    cells = pd.DataFrame(
         {
             "Cell": frame["cell"].map(arrow),
             "Row": frame["name"],
@@ -156,7 +156,7 @@ def difference_table(results: Results, comparison: Comparison) -> Table:
     )
     title = caption(f"Measured less printed in {published.paper.title}: test users", results)
     return Table(
-        "measured_less_printed", title, frame, shown, (published.paper.note,), folded=True, block="Cell"
+        "measured_less_printed", title, frame, cells, (published.paper.note,), folded=True, block="Cell"
     )  # fmt: skip
 
 

@@ -29,7 +29,7 @@ def cost_table(results: Results) -> Table | None:
     lines = [_costs(str(part), "all", trials) for part, trials in ended.groupby("part", sort=True)]
     lines += _by_row(results, ended)
     frame = pd.DataFrame([*lines, _costs("all", "all", ended)])
-    shown = pd.DataFrame(
+    cells = pd.DataFrame(
         {
             "Part": frame["part"],
             "Row": [results.labels.row(row).name if row in results.labels.rows else row for row in frame["row"]],
@@ -41,7 +41,7 @@ def cost_table(results: Results) -> Table | None:
     )
     notes = [_NOTE]
     notes += [f"{silent} trials that do not say how long they ran are not in it."] if silent else []
-    return Table("cost", "What it cost", frame, shown, tuple(notes))
+    return Table("cost", "What it cost", frame, cells, tuple(notes))
 
 
 def _by_row(results: Results, ended: pd.DataFrame) -> list[Mapping[str, object]]:

@@ -133,7 +133,7 @@ def _list(lines: Sequence[str]) -> str:
 def _table(table: Table) -> str:
     notes = "".join(f'<p class="note">{escape(note)}</p>\n' for note in table.notes)
     files = f'<p class="note">Numbers: <code>tables/{table.name}.csv</code></p>\n'
-    body = _grid(table.caption, table.shown, block=table.block) + notes + files
+    body = _grid(table.caption, table.cells, block=table.block) + notes + files
     return f"<details>\n<summary>{escape(table.caption)}</summary>\n{body}</details>\n" if table.folded else body
 
 

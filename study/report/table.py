@@ -22,24 +22,24 @@ NONE = "–"
 class Table:
     """Numbers, and what a page shows of them.
 
-    A cell of `shown` may have several lines; those after the first are printed smaller.
+    A cell of `cells` may have several lines; those after the first are printed smaller.
     """
 
     name: str
     """Of its files."""
     caption: str
     frame: pd.DataFrame
-    shown: pd.DataFrame
+    cells: pd.DataFrame
     notes: tuple[str, ...] = ()
     folded: bool = False
     """Long, and shown on a page when asked for."""
     block: str = ""
-    """Column of `shown` that a page writes across the table, once for all rows that have the same."""
+    """Column of `cells` that a page writes across the table, once for all rows that have the same."""
 
     def markdown(self) -> str:
         """Return caption, table and notes."""
-        header = [_escape(str(name)) for name in self.shown.columns]
-        rows = [[_escape(str(cell)) for cell in row] for row in self.shown.itertuples(index=False)]
+        header = [_escape(str(name)) for name in self.cells.columns]
+        rows = [[_escape(str(cell)) for cell in row] for row in self.cells.itertuples(index=False)]
         lines = [f"**{self.caption}**", "", _line(header), _line(["---"] * len(header)), *map(_line, rows)]
         return "\n".join([*lines, *(line for note in self.notes for line in ("", f"*{note}*"))]) + "\n"
 

@@ -36,12 +36,12 @@ def domains_table(results: Results) -> Table:
             row |= {f"{side}_{key}": counts.get(key) for key in ("users", "items", "interactions")}
         rows.setdefault((source, target), row | {"overlapping_users": _overlap(cell)})
     frame = pd.DataFrame([rows[key] for key in sorted(rows)])
-    shown = pd.DataFrame({"Task": frame["task"].map(arrow)})
+    cells = pd.DataFrame({"Task": frame["task"].map(arrow)})
     for side in ("source", "target"):
         for key, label in (("users", "users"), ("items", "items"), ("interactions", results.labels.task_type.rows)):
-            shown[f"{side.capitalize()} {label}"] = [count(value) for value in frame[f"{side}_{key}"]]
-    shown["Overlapping users"] = [count(value) for value in frame["overlapping_users"]]
-    return Table("table_1_domains", caption("Table 1. Domains after filtering", results), frame, shown, tuple(notes))
+            cells[f"{side.capitalize()} {label}"] = [count(value) for value in frame[f"{side}_{key}"]]
+    cells["Overlapping users"] = [count(value) for value in frame["overlapping_users"]]
+    return Table("table_1_domains", caption("Table 1. Domains after filtering", results), frame, cells, tuple(notes))
 
 
 def splits_table(results: Results) -> Table:
@@ -50,15 +50,15 @@ def splits_table(results: Results) -> Table:
         raise MissingError("splits: no finished run of part data with cells; run `study extract`")
     frame = pd.DataFrame([{k: v for k, v in cell.items() if not isinstance(v, (dict, list))} for cell in results.cells])
     frame = frame.sort_values(["source", "target", "ratio"], ignore_index=True)
-    shown = pd.DataFrame(
+    cells = pd.DataFrame(
         {
             "Task": frame["source"] + " → " + frame["target"],
             results.labels.ratio: frame["ratio"].map("{:.0%}".format),
         }
     )
     for name in frame.columns.drop(["source", "target", "ratio"]):
-        shown[str(name).replace("_", " ").capitalize()] = [count(value) for value in frame[name]]
-    return Table("splits", caption("Splits per cell", results), frame, shown)
+        cells[str(name).replace("_", " ").capitalize()] = [count(value) for value in frame[name]]
+    return Table("splits", caption("Splits per cell", results), frame, cells)
 
 
 def ablation_table(results: Results) -> Table:
@@ -93,11 +93,11 @@ def ablation_table(results: Results) -> Table:
         line = lines.setdefault((record.cell, record.group, record.label), line | {"Validation": record.label})
         line[_variant(record.variant)] = interval_text(record.interval, digits=labels.task_type.digits)
     columns = ["Task", labels.ratio, *filter(None, [group_column.capitalize()]), "Validation"]
-    shown = pd.DataFrame(list(lines.values()), columns=[*columns, *map(_variant, variants)])
+    cells = pd.DataFrame(list(lines.values()), columns=[*columns, *map(_variant, variants)])
     metrics = [metric for metric in labels.task_type.metrics if metric.name in labels.task_type.ablation]
     title = f"Table 3. Ablations on validation users: {scales(metrics)} (mean over seeds, 95% t intervals)"
     frame = pd.DataFrame(flat)
-    return Table("table_3_ablations", caption(title, results), frame, shown.fillna(NONE), tuple(notes))
+    return Table("table_3_ablations", caption(title, results), frame, cells.fillna(NONE), tuple(notes))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -180,7 +180,7 @@ def cold_item_table(results: Results) -> Table:
         frame[f"printed_{metric}"] = [
             printed.value(row.paper_name, str(cell), f"cold_item_{metric}") or math.nan for row, cell in places
         ]
-    shown = pd.DataFrame(
+    cells = pd.DataFrame(
         {
             "Task": frame["task"].map(arrow),
             labels.ratio: frame["ratio"].map("{:.0%}".format),
@@ -190,11 +190,11 @@ def cold_item_table(results: Results) -> Table:
     )
     for name in frame.columns[6:]:
         heading = str(name).replace("_", " ").replace("mae", "MAE").replace("rmse", "RMSE")
-        shown[heading[0].upper() + heading[1:]] = [
+        cells[heading[0].upper() + heading[1:]] = [
             NONE if math.isnan(value) else number(value, digits) for value in frame[name]
         ]
     title = "Table 4. Dual cold start: cold users and cold items (rating points)"
-    return Table("table_4_cold_items", caption(title, results), frame, shown)
+    return Table("table_4_cold_items", caption(title, results), frame, cells)
 
 
 def pseudo_table(results: Results) -> Table:
@@ -202,7 +202,7 @@ def pseudo_table(results: Results) -> Table:
     if not results.pseudo:
         raise MissingError("pseudo-items: no finished run of part data measured them; run `study extract`")
     frame = pd.DataFrame(list(results.pseudo)).sort_values(["pair", "source", "target", "at"], kind="stable")
-    shown = pd.DataFrame(
+    cells = pd.DataFrame(
         {
             "Training users": frame["pair"],
             "Task": (frame["source"] + "->" + frame["target"]).map(arrow),
@@ -215,7 +215,7 @@ def pseudo_table(results: Results) -> Table:
         }
     )
     title = "Pseudo-items: share of a user's real items of the other domain in lists of equal length (higher is better)"
-    return Table("pseudo_items", caption(title, results), frame.reset_index(drop=True), shown)
+    return Table("pseudo_items", caption(title, results), frame.reset_index(drop=True), cells)
 
 
 def _raw(domain: Mapping[str, Any]) -> str:

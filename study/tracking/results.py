@@ -31,7 +31,7 @@ from study.labels import Labels
 from study.specs import BASELINE
 from study.tracking import tags
 
-NOT_CONFIG = frozenset({"task", "source", "target", "ratio", "seeds", "features"})
+NOT_CONFIG = frozenset({"row", "model", "task", "source", "target", "ratio", "seeds", "feature_set"})
 COLUMNS = (
     "run_id", "status", "part", "cell", "task", "source", "target", "ratio", "row", "model", "name", "variant", "best",
     "error",
@@ -155,10 +155,10 @@ def load_results(tracking_uri: str, experiment: str, labels: Labels) -> Results:
     if local != tracking_uri and not Path(local).exists():  # MLflow's client would create the file
         raise InputError(f"{tracking_uri}: there is no such store; run `study run` on the plan first")
     client = MlflowClient(tracking_uri)
-    found = client.get_experiment_by_name(experiment)
-    if found is None:
+    stored = client.get_experiment_by_name(experiment)
+    if stored is None:
         raise InputError(f"{tracking_uri}: holds no experiment {experiment!r}; run `study run` on the plan first")
-    runs = [run for run in _all_runs(client, found.experiment_id) if tags.SUPERSEDED not in run.data.tags]
+    runs = [run for run in _all_runs(client, stored.experiment_id) if tags.SUPERSEDED not in run.data.tags]
     ours = [run for run in runs if tags.PART in run.data.tags]
     trial_runs = [run for run in ours if {tags.TRIAL, tags.CELL, tags.ROW} <= run.data.tags.keys()]
     trials, duplicates = _one_per_trial(trial_runs)
@@ -219,11 +219,11 @@ def read_artifact(tracking_uri: str, run_id: str, path: str) -> str:
     try:
         with tempfile.TemporaryDirectory() as folder:
             repository: Any = get_artifact_repository(run.info.artifact_uri, tracking_uri)
-            found = repository.download_artifacts(path, None if in_place else folder)
-            return Path(found).read_text(encoding="utf-8")
+            local = repository.download_artifacts(path, None if in_place else folder)
+            return Path(local).read_text(encoding="utf-8")
     except (MlflowException, OSError, UnicodeDecodeError) as error:
-        made = tags.TRIAL in run.data.tags or run.data.tags.get(tags.PART) == "data"
-        remedy = _REMAKE if made else "give the id of a trial"
+        is_ours = tags.TRIAL in run.data.tags or run.data.tags.get(tags.PART) == "data"
+        remedy = _REMAKE if is_ours else "give the id of a trial"
         raise InputError(f"run {run_id}: has no readable artifact {path} ({one_line(error, 200)}); {remedy}") from error
 
 

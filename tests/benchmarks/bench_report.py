@@ -25,11 +25,11 @@ CELLS = [(f"{source}->{target}", ratio) for source, target in (("books", "movies
          for ratio in (0.2, 0.5, 0.8)]  # fmt: skip
 USERS = 300
 COMPARED = [
-    *(("sweep:steps", f"steps={steps}") for steps in (2, 5, 10, 20, 50)),
-    *(("sweep:activation", f"activation={name}") for name in ("tanh", "relu", "softmax")),
-    *(("ablate", name) for name in ("full", "wo_mllm", "wo_diffusion", "wo_side")),
-    *(("score", name) for name in ("best", "predictor:global_mean", "predictor:item_mean", "predictor:source_offset")),
-]  # part and name of what each cell has beside its search
+    *(("sweep:steps", "music", f"steps={steps}") for steps in (2, 5, 10, 20, 50)),
+    *(("sweep:activation", "music", f"activation={name}") for name in ("tanh", "relu", "softmax")),
+    *(("ablate", "music", name) for name in ("full", "wo_mllm", "wo_diffusion", "wo_side")),
+    *(("score", row, "test") for row in ("music", "global_mean", "item_mean", "source_offset")),
+]  # part, row and name of what each cell has beside its search
 
 
 def fill(folder: Path, trials: int, epochs: int) -> str:
@@ -52,12 +52,13 @@ def fill(folder: Path, trials: int, epochs: int) -> str:
                 "activation": "tanh",
                 "seeds": "0",
             }
-            part, name = COMPARED[place] if place < len(COMPARED) else ("search", f"{place - len(COMPARED):04d}")
+            searched = ("search", "music", f"{place - len(COMPARED):04d}")
+            part, row, name = COMPARED[place] if place < len(COMPARED) else searched
             if part != "search":
                 field, _, value = name.partition("=")
                 params |= {"seeds": "0,1,2"} | ({field: value} if value else {})
             run = f"{number:032x}"
-            _log(base, folder / "artifacts" / run, int(experiment), number, cell, part, name, params)
+            _log(base, folder / "artifacts" / run, int(experiment), number, cell, (part, row, name), params)
             seeds = {seed: rmse + rng.normal(0, 0.005) for seed in range(1 if part == "search" else 3)}
             if part != "search":
                 rows = _rows(rng, seeds)
@@ -73,19 +74,19 @@ def fill(folder: Path, trials: int, epochs: int) -> str:
 
 
 def _log(
-    base: sqlite3.Connection, artifacts: Path, experiment: int, number: int, of: tuple[str, float], part: str, name: str,
-    params: Mapping[str, object],
+    base: sqlite3.Connection, artifacts: Path, experiment: int, number: int, place: tuple[str, float],
+    trial: tuple[str, str, str], params: Mapping[str, object],
 ) -> None:  # fmt: skip
-    """The run of a trial without its metrics."""
-    (task, ratio), run, start = of, artifacts.name, 1_000 * number
+    """Write the run of a trial, (part, row, name), without its metrics."""
+    (task, ratio), (part, row, name), run, start = place, trial, artifacts.name, 1_000 * number
     cell = f"{task}@{ratio:g}"
     base.execute(
         "insert into runs (run_uuid, name, status, start_time, end_time, lifecycle_stage, artifact_uri,"
         " experiment_id, source_type, user_id) values (?, ?, 'FINISHED', ?, ?, 'active', ?, ?, 'LOCAL', 'bench')",
         (run, f"{part} {cell}", start, start + 60_000, str(artifacts), experiment),
     )
-    tags = {"part": part, "cell": cell, "task": task, "ratio": f"{ratio:g}", "trial": f"{part}/{cell}/{name}"}
-    tags["variant"] = name.partition("=")[2] or name
+    tags = {"part": part, "cell": cell, "task": task, "ratio": f"{ratio:g}", "trial": f"{part}/{cell}/{row}/{name}"}
+    tags |= {"row": row, "model": row if row == "music" else "baseline", "variant": name.partition("=")[2] or name}
     base.executemany(
         "insert into tags (key, value, run_uuid) values (?, ?, ?)", [(f"study.{k}", v, run) for k, v in tags.items()]
     )

@@ -182,5 +182,5 @@ def _more_at(claim: Claim, source: Source, cells: Sequence[str], ratios: tuple[f
 
 def sign_of(task_type: TaskType, metric: str) -> int:
     """Return 1 where a higher value of the metric is better, else -1."""
-    higher = {each.name for each in (*task_type.metrics, *task_type.full) if each.better == "higher"}
+    higher = {known.name for known in (*task_type.metrics, *task_type.full) if known.better == "higher"}
     return 1 if metric in higher else -1

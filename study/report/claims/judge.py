@@ -120,12 +120,12 @@ def _judged(
     contrasts = tuple(contrast for unit in units for contrast in unit.contrasts)
     holds, against = tails
     verdict = NOT_MEASURED if math.isnan(p) else UNDECIDED if p >= ALPHA else HOLDS if holds <= against else FAILS
-    least, known = _least(claim, len(units)), [unit for unit in units if unit.is_measured] or units[:1]
+    least, measured = _least(claim, len(units)), [unit for unit in units if unit.is_measured] or units[:1]
     if verdict == FAILS:
-        unit = sorted(known, key=lambda unit: unit.against)[len(units) - least]
+        unit = sorted(measured, key=lambda unit: unit.against)[len(units) - least]
         decisive = unit.opposing
     else:
-        unit = sorted(known, key=lambda unit: unit.tail)[min(least, len(known)) - 1]
+        unit = sorted(measured, key=lambda unit: unit.tail)[min(least, len(measured)) - 1]
         decisive = unit.decisive
     agreeing = sum(contrast.effect is not None and contrast.effect.value > 0 for contrast in contrasts)
     why = _why(contrasts, agreeing)

@@ -33,7 +33,7 @@ def claims_table(results: Results, judged: Sequence[Judged]) -> Table:
     if not judged:
         raise MissingError(f"claims: no paper of {results.labels.subject.name} has any about these domains")
     digits = results.labels.task_type.digits + 1
-    records, shown = [], []
+    records, cells = [], []
     for one in judged:
         claim, at = one.claim, one.decisive
         record: dict[str, Any] = {
@@ -57,11 +57,11 @@ def claims_table(results: Results, judged: Sequence[Judged]) -> Table:
         agree = "" if one.in_print is None else f"\n{one.in_print[0]} of {one.in_print[1]} agree"
         line["Published"] = (NONE if at.printed is None else f"{at.printed:+.4f}") + agree
         line["What was compared, what it needs"] = one.why or "one comparison"
-        shown.append(line)
+        cells.append(line)
     paper = results.labels.paper
     assert paper is not None, "its claims were judged"
     title = caption(f"Claims of {paper.title}: {counts(judged)}", results)
-    return Table("claims", title, pd.DataFrame(records), pd.DataFrame(shown), NOTES)
+    return Table("claims", title, pd.DataFrame(records), pd.DataFrame(cells), NOTES)
 
 
 def contrasts_table(results: Results, judged: Sequence[Judged]) -> Table:
@@ -72,15 +72,15 @@ def contrasts_table(results: Results, judged: Sequence[Judged]) -> Table:
     frame, digits = pd.DataFrame(records), results.labels.task_type.digits + 1
     ends = zip(frame["effect"], frame["low"], frame["high"], strict=True)
     effects = [interval_text(Interval(*three, 0), signed=True, digits=digits) for three in ends]
-    shown = frame[["claim", "cell", "metric", "better", "worse"]].assign(
+    cells = frame[["claim", "cell", "metric", "better", "worse"]].assign(
         cell=frame["cell"].map(arrow),
         effect=[NONE if text == "+nan" or text == "nan" else text for text in effects],
         published=[NONE if math.isnan(value) else f"{value:+.4f}" for value in frame["published"]],
         seeds=frame["seeds"], users=frame["users"], lacking=frame["lacking"],
     )  # fmt: skip
-    shown = shown.rename(columns=lambda name: {"lacking": "Not measured"}.get(str(name), str(name).capitalize()))
+    cells = cells.rename(columns=lambda name: {"lacking": "Not measured"}.get(str(name), str(name).capitalize()))
     title = caption("Comparisons behind the claims", results)
-    return Table("claims_comparisons", title, frame, shown, folded=True)
+    return Table("claims_comparisons", title, frame, cells, folded=True)
 
 
 def _record(contrast: Contrast) -> dict[str, Any]:

@@ -21,11 +21,13 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import WebDriverWait
 
-from study.selection import best_per_cell
+from study.report.report import report
+from study.selection import best_trials
 from study.tracking.results import load_results
 from study.tracking.runs import default_uri
 
 from ..conftest import Finished
+from ..sequences_store import WITH_RIVALS, add_rivals, sequences_store
 from ..store import MUSIC
 
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
@@ -84,6 +86,20 @@ def test_the_report_loads_whole_and_is_accessible(finished: Finished, browser: C
             assert [(each["id"], [node["html"][:200] for node in each["nodes"]]) for each in found["violations"]] == []
 
 
+def test_the_table_of_all_rows_needs_no_scrolling(browser: Chrome, tmp_path: Path) -> None:
+    """Four metrics, two protocols, rivals with what they read and a note, and the whole printed table, at 1,280 pixels."""
+    store = sequences_store(tmp_path, users=300)
+    add_rivals(store, users=300)
+    made = report(store.uri, store.experiment, WITH_RIVALS, tmp_path / "out")
+    shown(browser, 1280, "light")
+    browser.get(made.page.as_uri())
+    tables = "[...document.querySelectorAll('#comparison .scroll, #claims > .scroll')]"
+    wide = f"return {tables}.map(e => e.scrollWidth - e.clientWidth)"
+    assert browser.execute_script(wide) == [0, 0]  # type: ignore[no-untyped-call]
+    rows = "return document.querySelectorAll('#comparison tbody tr').length"
+    assert browser.execute_script(rows) == 4 + 2 * (3 + 16 + 1) + 2 * (3 + 4)  # type: ignore[no-untyped-call]
+
+
 @pytest.fixture
 def mlflow_ui(finished: Finished, tmp_path: Path) -> Iterator[str]:
     """The address of `mlflow ui` on a copy of the finished study's store."""
@@ -117,9 +133,12 @@ def until(happened: Callable[[], bool], said: Callable[[], str]) -> None:
 @pytest.mark.slow
 def test_the_best_trial_is_found_in_mlflow(finished: Finished, browser: Chrome, mlflow_ui: str) -> None:
     results = load_results(default_uri(finished.home), "tiny", MUSIC)
-    best = best_per_cell(results.validation(), *MUSIC.selection)
-    cell = "books->movies@0.5"
-    names = {row["run_id"]: f"{row['cell']} search {row['name']}" for _, row in results.finished("search").iterrows()}
+    best = best_trials(results.validation(), MUSIC.selection)
+    cell, key = "books->movies@0.5", ("music", "books->movies@0.5")
+    names = {
+        trial["run_id"]: f"{trial['cell']} search {trial['row']} {trial['name']}"
+        for _, trial in results.finished("search").iterrows()
+    }
 
     def text() -> str:
         return browser.find_element(By.TAG_NAME, "body").text
@@ -143,7 +162,7 @@ def test_the_best_trial_is_found_in_mlflow(finished: Finished, browser: Chrome, 
     # By the views that the description links to.
     click("Best trial of each cell")
     wait("2 matching runs")
-    assert rows() == [names[best[each].run_id] for each in ("books->movies@0.2", cell)]
+    assert rows() == [names[best["music", each].run_id] for each in ("books->movies@0.2", cell)]
     click("All search trials")
     wait("4 matching runs")
     ordered = results.finished("search").sort_values("metrics.val_rmse")["run_id"]
@@ -160,16 +179,16 @@ def test_the_best_trial_is_found_in_mlflow(finished: Finished, browser: Chrome, 
     )
     box.send_keys(f"tags.\"study.part\" = 'search' AND tags.\"study.cell\" = '{cell}'", Keys.ENTER)
     wait("2 matching runs")
-    assert rows()[0] == names[best[cell].run_id]
+    assert rows()[0] == names[best[key].run_id]
 
     # Its page, its command and its configuration.
-    click(names[best[cell].run_id])
-    wait("study.command", f"study rerun {best[cell].run_id}")
-    browser.get(f"{mlflow_ui}/#/experiments/1/runs/{best[cell].run_id}/artifacts/config.yaml")
+    click(names[best[key].run_id])
+    wait("study.command", f"study rerun {best[key].run_id}")
+    browser.get(f"{mlflow_ui}/#/experiments/1/runs/{best[key].run_id}/artifacts/config.yaml")
     wait("task_dir", "trainable: trainables.trial:run")
     blocks = [e.get_attribute("textContent") for e in browser.find_elements(By.TAG_NAME, "pre")]  # type: ignore[no-untyped-call]
     (document,) = [yaml.safe_load(block) for block in blocks if block.startswith("model: music")]
-    assert document == results.config(best[cell].run_id)
+    assert document == results.config(best[key].run_id)
 
     # All trials of the cell side by side.
     browser.get("about:blank")

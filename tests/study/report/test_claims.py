@@ -242,7 +242,7 @@ def test_the_tables_hold_every_claim_and_every_comparison(decided: Store) -> Non
     assert (line["verdict"], line["seeds"], line["users"], line["measured"]) == (HOLDS, 3, 200, 4)
     assert line["low"] < line["effect"] < line["high"]
     assert len(behind.frame) == sum(len(each.contrasts) for each in judged)
-    shown = table.shown.set_index(table.shown["Claim"].str.partition("\n")[0])
+    shown = table.cells.set_index(table.cells["Claim"].str.partition("\n")[0])
     text = shown.loc["tanh is best"]
     assert text["Claim"].split("\n")[1].startswith("The tanh activation function consistently outperforms")
     assert text["Verdict"] == "**holds**"

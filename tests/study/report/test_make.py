@@ -264,7 +264,7 @@ def test_cost_is_the_ended_trials_and_the_time_in_which_any_ran(results: Results
     assert table.notes[1] == "1 trials that do not say how long they ran are not in it."
     unknown = cost_table(replace(results, trials=trials.assign(gpus="")))
     assert unknown is not None
-    assert set(unknown.shown["GPU-hours"]) == {"not logged"}
+    assert set(unknown.cells["GPU-hours"]) == {"not logged"}
 
 
 def test_cost_is_told_by_row_where_there_are_several(results: Results) -> None:
@@ -275,7 +275,7 @@ def test_cost_is_told_by_row_where_there_are_several(results: Results) -> None:
     labels = with_rivals(MUSIC, rival("emcdr"))
     table = cost_table(replace(results, labels=labels, trials=trials))
     assert table is not None
-    assert table.shown[["Part", "Row", "Trials"]].values.tolist() == [
+    assert table.cells[["Part", "Row", "Trials"]].values.tolist() == [
         ["score", "all", 2], ["search", "all", 2], ["all", "MuSiC", 1], ["all", "EMCDR", 2],
         ["all", "simple baselines", 1], ["all", "all", 4],
     ]  # fmt: skip

@@ -114,7 +114,7 @@ def test_the_table_tells_trials_hours_and_who_was_searched_less(comparison: Comp
     assert line["minus_item_knn_ndcg10"] == pytest.approx(
         line["test_ndcg10"] - frame.loc[(FOOD, "as-given", "item_knn"), "test_ndcg10"]
     )
-    shown = table.shown[table.shown["Cell"] == "kitchen → food, overlap 100%, protocol as-given"].set_index("Row")
+    shown = table.cells[table.cells["Cell"] == "kitchen → food, overlap 100%, protocol as-given"].set_index("Row")
     assert shown.loc["SASRec", "Trials, hours"] == "4\n0.07 h"
     assert shown.loc["FEARec", "Reads"] == "\nnot run"
     assert any(name.endswith("UniCDR\nreconstruction") or name == "**UniCDR**\nreconstruction" for name in shown.index)
@@ -159,7 +159,7 @@ def test_one_seed_gives_an_interval_over_users_and_no_p_value(tmp_path: Path) ->
     assert found.interval.n == 40
     assert found.interval.low > 0
     assert f"a->b@0.2: {ONE_SEED}." in comparison.notes
-    shown = comparison_table(comparison, results).shown["RMSE minus MuSiC"].iloc[1]
+    shown = comparison_table(comparison, results).cells["RMSE minus MuSiC"].iloc[1]
     assert re.fullmatch(r"\+0\.\d{3}\n\[\+0\.\d{3}, \+0\.\d{3}\]", shown)
 
 

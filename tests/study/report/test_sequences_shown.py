@@ -91,10 +91,10 @@ def test_table_2_is_written_with_protocols_directions_and_four_digits(comparison
     table = comparison_table(comparison, results)
     assert table.caption.startswith("Table 2. Test users: HR@5, HR@10, NDCG@5, NDCG@10 (0 to 1, higher is better)")
     assert table.block == "Cell"
-    line = table.shown.iloc[3]
+    line = table.cells.iloc[3]
     assert line["Cell"] == "food → kitchen, overlap 100%, protocol as-given"
     assert (line["Row"], line["Reads"], line["Test HR@5"]) == ("GRU4Rec", "\nnot run", "\nprinted 0.0691")
-    lgcd = table.shown.iloc[18]
+    lgcd = table.cells.iloc[18]
     want = next(row for row in comparison.rows if row.labels.row == "lgcd")
     half = want.test["hr5"].half_width
     assert (lgcd["Row"], lgcd["Reads"]) == ("**LGCD**", LGCD.subject.reads)
@@ -116,14 +116,14 @@ def test_what_is_measured_less_what_is_printed(comparison: Comparison, results: 
     assert (line["metric"], line["printed"]) == ("NDCG@10", 0.2397)
     assert line["difference"] == pytest.approx(ours.test["ndcg10"].value - 0.2397)
     low = ours.test["ndcg10"].low - 0.2397
-    assert table.shown.iloc[3]["Difference [95%]"].startswith(f"{line['difference']:+.4f} [{low:+.4f}, ")
+    assert table.cells.iloc[3]["Difference [95%]"].startswith(f"{line['difference']:+.4f} [{low:+.4f}, ")
     with pytest.raises(MissingError, match="the plan names no published numbers"):
         difference_table(load_results(results.tracking_uri, results.experiment, labels_of("lgcd")), comparison)
 
 
 def test_table_3_lays_published_ablations_below_measured_ones(results: Results) -> None:
     table = ablation_table(results)
-    shown = table.shown
+    shown = table.cells
     assert list(shown.columns) == [
         "Task",
         "Overlap ratio",
@@ -149,7 +149,7 @@ def test_table_3_lays_published_ablations_below_measured_ones(results: Results) 
 def test_table_4_is_the_full_ranking(results: Results) -> None:
     table = full_ranking_table(results)
     assert table.name == "table_4_full_ranking"
-    assert table.shown["Row"].tolist()[:4] == [*BASELINES, "**LGCD**"]
+    assert table.cells["Row"].tolist()[:4] == [*BASELINES, "**LGCD**"]
     frame = per_row(60, 0.7, [0, 1, 2], 5)
     want = frame[frame["protocol"] == "as-given"]["full_hr10"].mean()
     assert table.frame.iloc[3]["test_full_hr10"] == pytest.approx(want)
@@ -158,7 +158,7 @@ def test_table_4_is_the_full_ranking(results: Results) -> None:
 
 
 def test_table_1_speaks_of_interactions(results: Results) -> None:
-    assert "Source interactions" in domains_table(results).shown.columns
+    assert "Source interactions" in domains_table(results).cells.columns
 
 
 def test_the_summary_fits_100_columns(results: Results, comparison: Comparison) -> None:

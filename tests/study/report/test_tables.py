@@ -76,12 +76,12 @@ def test_table_2_pools_test_ratings_and_pairs_the_difference(results: Results) -
         interval.value,
         base.to_subject.p,
     ]
-    shown = table.shown.iloc[3]
+    shown = table.cells.iloc[3]
     assert (shown["Cell"], shown["Row"], shown["Reads"]) == ("books → movies, cold 20%", "**MuSiC**", "ratings")
     half = model.test["rmse"].half_width
     assert shown["Test RMSE"] == f"{line.test_rmse:.3f}±{half:.3f}"
     assert shown["RMSE minus MuSiC"] == "–"
-    value, ends_text = table.shown["RMSE minus MuSiC"].iloc[2].split("\n")
+    value, ends_text = table.cells["RMSE minus MuSiC"].iloc[2].split("\n")
     assert value.startswith(f"{interval.value:+.3f}, p")
     assert ends_text == f"[{interval.low:+.3f}, {interval.high:+.3f}]"
     hours = (
@@ -124,7 +124,7 @@ def test_table_2_of_a_partial_study_names_what_is_missing(tmp_path: Path) -> Non
 
 def test_table_3_compares_variants_on_validation_alone(results: Results) -> None:
     table = ablation_table(results)
-    assert list(table.shown.columns) == ["Task", "Cold ratio", "Validation", "w/o diffusion", "w/o side", "full"]
+    assert list(table.cells.columns) == ["Task", "Cold ratio", "Validation", "w/o diffusion", "w/o side", "full"]
     means = table.frame.query("metric == 'val_rmse'").pivot(index="cell", columns="variant", values="mean")
     assert (means["full"] < means["wo_side"]).all()
     assert (means["wo_side"] < means["wo_diffusion"]).all()
@@ -145,7 +145,7 @@ def test_table_3_takes_the_selected_configuration_where_the_part_has_no_full_run
 def test_table_4_keeps_cells_with_cold_items(results: Results) -> None:
     table = cold_item_table(results)
     assert table.frame["row"].tolist()[:4] == ["global_mean", "item_mean", "source_offset", "music"]
-    assert table.shown["Row"].iloc[3] == "MuSiC"
+    assert table.cells["Row"].iloc[3] == "MuSiC"
     assert table.frame["rmse"].tolist()[:4] == pytest.approx([1.3, 1.15, 1.05, 1.0])
     assert set(table.frame["ratings"]) == {40}
 
@@ -166,7 +166,7 @@ def test_table_4_has_what_the_paper_prints(store: Store) -> None:
     printed = table.frame.set_index(["cell", "row"])["printed_rmse"]
     assert printed["books->movies@0.5", "music"] == 1.1752
     assert printed.notna().sum() == 1
-    assert table.shown["Printed RMSE"].tolist().count("–") == 15
+    assert table.cells["Printed RMSE"].tolist().count("–") == 15
 
 
 def test_summary_fits_100_columns(results: Results) -> None:
