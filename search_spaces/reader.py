@@ -31,6 +31,8 @@ from optuna.distributions import (
     distribution_to_json,
 )
 
+from search_spaces.numbers import number_remedy
+
 DISTRIBUTIONS: dict[str, type[BaseDistribution]] = {
     "CategoricalDistribution": CategoricalDistribution,
     "FloatDistribution": FloatDistribution,
@@ -305,14 +307,14 @@ class _VariantReader:
             for position, choice in enumerate(value):
                 if not isinstance(choice, Scalar):
                     self.fault(where, f"must hold numbers, texts, booleans or null, has {_kind(choice)}")
-                elif isinstance(choice, str) and _is_number(choice):
+                elif isinstance(choice, str) and number_remedy(choice):
                     self.fault(where, _text_for_number(choice))
                 elif choice in value[:position]:
                     self.fault(where, f"holds {choice!r} twice")
         elif key in {"low", "high", "step"}:
             if key == "step" and value is None:
                 return
-            if isinstance(value, str) and _is_number(value):
+            if isinstance(value, str) and number_remedy(value):
                 self.fault(where, _text_for_number(value))
             elif isinstance(value, bool) or not isinstance(value, int | float) or not _is_finite(value):
                 self.fault(where, f"must be a finite number, is {value!r}")
@@ -452,7 +454,7 @@ def _fit(distribution: BaseDistribution, value: Any) -> tuple[Scalar] | None:
 
 
 def _outside(distribution: BaseDistribution, value: Any) -> str:
-    if isinstance(value, str) and _is_number(value) and not isinstance(distribution, CategoricalDistribution):
+    if isinstance(value, str) and number_remedy(value) and not isinstance(distribution, CategoricalDistribution):
         return _text_for_number(value)
     return f"is {value!r}; its range is {_range(distribution)}"
 
@@ -465,14 +467,6 @@ def _describe(parameter: Parameter) -> str:
     return _range(parameter.distribution) + (f" (only if {_conditions(parameter)})" if parameter.when else "")
 
 
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
-
-
 def _is_finite(value: float) -> bool:
     try:
         return math.isfinite(value)
@@ -481,10 +475,7 @@ def _is_finite(value: float) -> bool:
 
 
 def _text_for_number(text: str) -> str:
-    number = float(text)
-    mantissa, _, exponent = f"{number:e}".partition("e")
-    plain = f"{float(mantissa)}e{exponent[0]}{exponent[1:].lstrip('0') or '0'}"
-    return f"is the text '{text}', not a number; write {plain if 'e' in text.lower() else text + ' without quotes'}"
+    return f"is the text '{text}', not a number; {number_remedy(text)}"
 
 
 def _kind(value: Any) -> str:

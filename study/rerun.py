@@ -75,7 +75,9 @@ def rerun(run_id: str, home: Home) -> Rerun:
 
 def _differences(logged: Mapping[str, str]) -> Iterator[str]:
     """Yield what the run's tags say of the code, the packages and the machine where it is other than here."""
-    for name, tag, now in (("commit", tags.COMMIT, commit()), ("device", tags.DEVICE, device())):
+    on_gpu = float(logged.get(tags.GPUS, 0)) > 0 and logged.get(tags.MODEL) != BASELINE
+    machine = device("cuda" if on_gpu else "cpu")
+    for name, tag, now in (("commit", tags.COMMIT, commit()), ("device", tags.DEVICE, machine)):
         then = logged.get(tag, "not logged")
         if then != now:
             yield f"{name}: {then} then, {now} now"

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -62,13 +64,13 @@ def test_the_rule_sees_each_of_them(text: str) -> None:
 
 
 def test_no_query_of_mlflow_is_built_from_a_name_that_was_not_checked() -> None:
-    """Filters are built in four places alone, over parts and trials, whose alphabet `study.specs` checks."""
+    """Filters are built in few places alone, over parts, trials, rows and cells, whose alphabet `study.specs` checks."""
     users = {
-        path.name
+        str(path.relative_to(ROOT / "study"))
         for path in MODULES
-        if path.parent.name == "study" and "tags.`" in path.read_text(encoding="utf-8")
-    }  # fmt: skip
-    assert users <= {"tracking.py", "spool.py", "results.py", "report.py", "views.py"}, (
+        if path.is_relative_to(ROOT / "study") and re.search(r"""tags\.[`"\\]""", path.read_text(encoding="utf-8"))
+    }
+    assert users == {"show.py", "tracking/runs.py", "tracking/spool.py", "tracking/views.py", "report/report.py"}, (
         "another module builds filters: check its names first"
     )
 
@@ -82,13 +84,22 @@ def test_a_hostile_plan_name_is_refused(name: str, tmp_path: Path) -> None:
         load_plan(str(tiny.write_plan(tmp_path, name=name)))
 
 
+def job(**names: str) -> Job:
+    given: dict[str, Any] = {
+        "part": "search", "cell": Cell(source="a", target="b", ratio=0.5), "row": "m", "model": "m", "name": "n",
+        "config": {}, "seeds": (0,), "feature_set": "m", "task_dir": "t",
+    }  # fmt: skip
+    return Job(**given | names)
+
+
 @pytest.mark.parametrize("name", HOSTILE, ids=repr)
 def test_a_hostile_domain_or_job_name_is_refused(name: str) -> None:
     with pytest.raises(ValueError, match="cell source: use letters, digits"):
         Cell(source=name, target="movies", ratio=0.5)
     with pytest.raises(ValueError, match="job name: use letters, digits"):
-        Job(part="search", cell=Cell(source="a", target="b", ratio=0.5), name=name, config={}, seeds=(0,), features="m",
-            task_dir="t")  # fmt: skip
+        job(name=name)
+    with pytest.raises(ValueError, match="job row: use letters, digits"):
+        job(row=name)
 
 
 @pytest.mark.parametrize("name", HOSTILE, ids=repr)

@@ -42,7 +42,7 @@ from features.errors import InputError
 from trainables import models
 from trainables.task_types import TASK_TYPES, Predict
 
-NEEDS = ("titles", "pseudo_items", "reviews")  # what a task may hold beside ids, interactions and user vectors
+NEEDS = ("features", "titles", "pseudo_items", "reviews")  # what a model may read of a task beside ids and interactions
 FIELD_TYPES = ("bool", "int", "float", "str")  # what a plan and a search space can say
 _REQUIRED = ("NAME", "TASK_TYPE", "SELECTION", "Config", "train")
 _CONSTANTS = ("NAME", "TASK_TYPE", "SELECTION", "NEEDS", "NOTE", "ABLATIONS", "FIGURES")
@@ -360,7 +360,7 @@ def _value_faults(config_class: Callable[..., Any], values: Mapping[str, Any]) -
         if name in known and not _fits(value, known[name]):
             finite = not isinstance(value, float) or math.isfinite(value)
             wanted = f"a value of type {known[name]}" if finite else "a finite number"
-            faults.append(f"{name} is {value!r}; give {wanted}{number_hint(value)}")
+            faults.append(f"{name} is {value!r}; give {wanted}")
     fitting = {name: value for name, value in values.items() if name in known and _fits(value, known[name])}
     try:
         config_class(**fitting)
@@ -382,13 +382,3 @@ def _fits(value: Any, kind: str) -> bool:
     if kind == "float":
         return isinstance(value, int) or (isinstance(value, float) and math.isfinite(value))
     return isinstance(value, {"int": int, "str": str}[kind])
-
-
-def number_hint(value: Any) -> str:
-    """Return what to write instead of `1e-5`, which YAML 1.1 reads as text; empty for every other value."""
-    try:
-        number = repr(float(value)) if isinstance(value, str) and "e" in value.lower() else ""
-    except ValueError:
-        return ""
-    pointed = number if "." in number else number.replace("e", ".0e")
-    return f" (YAML reads this as text; write {pointed})" if number else ""

@@ -25,7 +25,7 @@ from torch.optim import Optimizer
 
 from trainables.tasks.sequential import HeldOut, Sequences, SequenceTask
 
-SEQUENCES = ("merged", "target")  # what a model that knows one catalogue reads: both domains' items | the target's
+SEQUENCES_READ = ("merged", "target")  # what a model that knows one catalogue reads: both domains' items | the target's
 _CHUNK = 64  # batches that are sorted by length together, so that a batch pads little
 _ROWS = 512  # sequences encoded at once without gradients
 

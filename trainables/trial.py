@@ -229,7 +229,7 @@ class SeedTraining:
         trial, self._number, self._epoch = self._trial, self._number + 1, epoch
         with self._evaluating():
             measured, metrics = validate(epoch.predict, trial.task, self.seed, predicted=epoch.validation)
-        self.metrics = {**metrics, **epoch.metrics}
+        self.metrics = {name: float(value) for name, value in {**metrics, **epoch.metrics}.items()}
         selection = trial.model.SELECTION
         value = self.metrics.get(selection.metric)
         if value is None:

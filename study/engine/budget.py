@@ -14,7 +14,7 @@ class Spent:
     """Seconds that a search, or a trial of it, has taken."""
 
     clock: float = 0.0
-    """By the clock: of trials side by side, each second counts once."""
+    """Seconds by the clock, each of which counts once, however many trials run side by side."""
     trials: float = 0.0
     """Sum over trials of the time that each ran."""
 

@@ -8,7 +8,6 @@ trial's result stands in MLflow. Read without pickle: a home folder is a place t
 from __future__ import annotations
 
 import hashlib
-import os
 import time
 import zlib
 from collections.abc import Mapping, Sequence
@@ -16,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from features.store.folders import FULL
+from features.store.folders import FULL, atomic_file
 from study.home import Home
 
 Message = tuple[int, dict[str, float], bool, dict[str, str | bytes], int]
@@ -45,7 +44,7 @@ def read_checkpoint(path: Path, identity: str) -> Checkpoint | None:
     import torch
 
     try:
-        document = torch.load(path, weights_only=True)
+        document = torch.load(path, map_location="cpu", weights_only=True)  # the trainable moves it to its device
     except FileNotFoundError:
         return None
     except (OSError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError, zlib.error):
@@ -68,13 +67,11 @@ class CheckpointWriter:
             return
         import torch
 
-        beside = self._path.with_suffix(f".{os.getpid()}")
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            torch.save({"identity": self._identity, "state": state(), "epochs": list(epochs)}, beside)
-            beside.replace(self._path)
+            with atomic_file(self._path) as beside:
+                torch.save({"identity": self._identity, "state": state(), "epochs": list(epochs)}, beside)
         except (OSError, RuntimeError) as error:  # torch says RuntimeError where a write comes up short
-            beside.unlink(missing_ok=True)
             if isinstance(error, OSError) and error.errno not in FULL:
                 raise
         self._written = time.monotonic()

@@ -53,7 +53,7 @@ def fingerprint(recipe: Recipe, job: Job) -> str:
 
 
 def _search_identity(recipe: Recipe, row: RowRecipe, search: SearchSpec) -> dict[str, Any]:
-    """What decides which configurations are drawn, and what their results are measured by."""
+    """Return what decides which configurations are drawn, and which numbers their results are."""
     assert row.space is not None
     identity = {
         "base": dict(row.base),

@@ -22,11 +22,11 @@ from study.tracking.runs import EpochReport, PartTracker
 
 @dataclass(frozen=True, kw_only=True)
 class CellProgress:
-    """How far the trials of one row in one cell are."""
+    """Progress of one row in one cell, in trials."""
 
     planned: int = 0
     ended: int = 0
-    """Earlier calls and failed ones included."""
+    """Failed ones and earlier calls included."""
     failed: int = 0
     running: int = 0
     best: float | None = None
@@ -35,12 +35,12 @@ class CellProgress:
 
 @dataclass(frozen=True, kw_only=True)
 class Progress:
-    """How far a part is; sent whenever a trial starts or ends."""
+    """Progress of a part, in trials; sent whenever one starts or ends."""
 
     total: int
     """Planned trials."""
     done: int
-    """Those that ended, failed ones and earlier calls included."""
+    """Ended trials, failed ones and earlier calls included."""
     failed: int
     running: int
     cells: Mapping[Key, CellProgress]
@@ -58,7 +58,7 @@ class Failure:
 
 @dataclass(kw_only=True)
 class _Running:
-    """What a trial in progress has reported and `close` has not entered yet."""
+    """Reports of a trial in progress that `close` will enter."""
 
     final: EpochReport | None = None
     error: tuple[str, str] | None = None
@@ -274,7 +274,7 @@ def _meter(recipe: Recipe, studies: Studies) -> BudgetMeter:
 
 
 def _cells(recipe: Recipe, jobs: Sequence[Job], decision: Decision) -> dict[Key, CellProgress]:
-    """How far earlier calls have come."""
+    """Return the progress that earlier calls have made."""
     left = {job.trial for job in decision.todo}
     cells: dict[Key, CellProgress] = {}
     for job in jobs:

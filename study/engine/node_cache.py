@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from features.store.folders import locked, whole_folder
+from features.store.folders import atomic_file, locked, whole_folder
 
 Packed = dict[str, NDArray[np.uint8]]
 """Absolute path of a file -> its bytes."""
@@ -141,9 +141,5 @@ def _unpack(packed: Packed, folder: Path) -> None:
 
 
 def _write(path: Path, content: bytes | memoryview) -> None:
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
+    with atomic_file(path) as beside:
         beside.write_bytes(content)
-        beside.replace(path)
-    finally:
-        beside.unlink(missing_ok=True)

@@ -10,7 +10,7 @@ import optuna
 from optuna.storages import BaseStorage, JournalStorage
 from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
 
-from features.errors import InputError
+from features.errors import InputError, one_line
 
 # Seconds after which a journal lock without progress counts as left behind by a driver that was killed mid-write. No
 # write takes longer than milliseconds, and one driver at a time works on a study.
@@ -80,7 +80,7 @@ def open_database(url: str, place: str) -> BaseStorage:
         return optuna.storages.RDBStorage(url, engine_kwargs=options)
     except (SQLAlchemyError, OSError, RuntimeError, KeyError) as error:
         address = make_url(url).render_as_string(hide_password=True)
-        reason = " ".join(str(getattr(error, "orig", None) or error).split())[:200]
+        reason = one_line(getattr(error, "orig", None) or error, 200)
         raise InputError(
             f"{place}: {address} cannot be used ({reason}); start the server or correct the URL"
         ) from error

@@ -28,7 +28,7 @@ _Key = tuple[str, str]  # row, name of the cell
 
 
 class Ledger(Protocol):
-    """Where what becomes of each job is reported; see `study.engine.ledger.Ledger`."""
+    """Takes what becomes of each job; see `study.engine.ledger.Ledger`."""
 
     def start(self, job: Job) -> dict[str, Any]:
         """Open the job in the stores; returns what its worker needs."""

@@ -1,4 +1,4 @@
-"""What is left of a part: where MLflow, Optuna and the plan are held against each other.
+"""What is left of a part, decided by holding MLflow, Optuna and the plan against each other.
 
 A trial is closed in MLflow first and told to Optuna second. A driver that dies in between leaves MLflow ahead, and the
 next one tells Optuna what MLflow says. A trial that neither store holds as ended is trained again with the parameters
@@ -30,7 +30,7 @@ SECOND_RUN = "another run of the same trial counts"
 
 @dataclass(frozen=True, kw_only=True)
 class Decision:
-    """What to do about the trials of a part, before any of them is trained."""
+    """Everything to do about the trials of a part before any of them is trained."""
 
     todo: tuple[Job, ...] = ()
     """Jobs that have to be trained, in the order given."""
@@ -123,25 +123,23 @@ class _Match:
     stand_in: TrialRun | None
     """A finished one with other seeds that counts until `run` is finished."""
     others: list[tuple[TrialRun, str]]
-    """Those that are to be superseded, and why."""
+    """Runs that are to be superseded, and why."""
     optuna_trial: OptunaTrial | None
 
 
 def _match(
     recipe: Recipe, job: Job, job_fingerprint: str, runs: Sequence[TrialRun], optuna_trial: OptunaTrial | None
 ) -> _Match:
-    asked = [run for run in runs if run.fingerprint == job_fingerprint]
-    matching = [run for run in asked if job.config is not None or _has_draw(run, optuna_trial)]
-    other_seeds = [run for run in runs if run not in asked and _has_other_seeds(recipe, job, run)]
+    """Pick the run that answers the job, and say of all others why they do not."""
+    same_question = [run for run in runs if run.fingerprint == job_fingerprint]
+    matching = [run for run in same_question if job.config is not None or _has_draw(run, optuna_trial)]
+    other_seeds = [run for run in runs if run not in same_question and _has_other_seeds(recipe, job, run)]
     run, stand_in = _first(matching), None
     if run is None or run.status != FINISHED:
         stand_in = _first([other for other in other_seeds if other.status == FINISHED])
-    reasons = {
-        **{other.run_id: OTHER_QUESTION for other in runs},
-        **{other.run_id: NEW_SEEDS for other in other_seeds},
-        **{other.run_id: OTHER_DRAW for other in asked},
-        **{other.run_id: SECOND_RUN for other in matching},
-    }
+    reasons = dict.fromkeys((other.run_id for other in runs), OTHER_QUESTION)
+    for group, reason in ((other_seeds, NEW_SEEDS), (same_question, OTHER_DRAW), (matching, SECOND_RUN)):
+        reasons |= dict.fromkeys((other.run_id for other in group), reason)
     others = [
         (other, reasons[other.run_id])
         for other in runs

@@ -28,7 +28,7 @@ __all__ = ["CellProgress", "Failure", "Progress", "RunSummary", "at_work", "refu
 
 @dataclass(frozen=True, kw_only=True)
 class RunSummary:
-    """What a call of `run_jobs` leaves."""
+    """Outcome of a call of `run_jobs`, in trials."""
 
     planned: int
     ran: int
@@ -40,7 +40,7 @@ class RunSummary:
     stopped: str | None
     """Why trials of the plan were not started: the budgets that are spent."""
     log: Path
-    """Where Ray's own messages went."""
+    """File with Ray's own messages."""
 
 
 def run_jobs(

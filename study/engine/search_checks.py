@@ -18,7 +18,6 @@ from search_spaces import Space
 from study.engine.optuna_storage import check_database
 from study.engine.samplers import PRUNERS, SAMPLERS, fixed_points, make_pruner, make_sampler
 from study.specs import GRID, Direction, SearchSpec
-from trainables.interface import number_hint
 
 _PLAIN: Mapping[str, Any] = {"int": int, "float": int | float, "bool": bool, "str": str, "None": type(None)}
 _PROBE = 3  # random trials that a sampler is shown, when a plan is checked, before it draws one
@@ -115,7 +114,7 @@ def _argument_faults(place: str, module: Any, name: str, given: Mapping[str, Any
             faults.append(f"{place}.{key}: takes an object that no plan can name; leave it out")
         elif not any(_is(value, kind) for kind in kinds):
             wanted = " or ".join("null" if kind == "None" else kind for kind in kinds)
-            faults.append(f"{place}.{key} is {value!r}; give a value of type {wanted}{number_hint(value)}")
+            faults.append(f"{place}.{key} is {value!r}; give a value of type {wanted}")
         elif isinstance(value, float) and not math.isfinite(value):
             faults.append(f"{place}.{key} is {value}; give a finite number")
     return faults

@@ -93,16 +93,16 @@ def run_trial(payload: dict[str, Any], outbox: Outbox, server: Any = None) -> No
     the training ends without its final report, and NodeError.
     """
     reset(payload["threads"])
-    place = Place(payload, server)
+    folders = TrialFolders(payload, server)
     try:
-        _train(payload, outbox, place)
+        _train(payload, outbox, folders)
     finally:
-        place.leave()
+        folders.leave()
 
 
-def _train(payload: dict[str, Any], outbox: Outbox, place: Place) -> None:
+def _train(payload: dict[str, Any], outbox: Outbox, folders: TrialFolders) -> None:
     trainable = resolve(payload["trainable"])
-    path, identity = place.checkpoint, payload["checkpoint"]["identity"]
+    path, identity = folders.checkpoint, payload["checkpoint"]["identity"]
     writer = CheckpointWriter(path, identity, payload["checkpoint"]["seconds"])
     checkpoint = read_checkpoint(path, identity)
     epochs = list(checkpoint.epochs) if checkpoint else []
@@ -110,7 +110,7 @@ def _train(payload: dict[str, Any], outbox: Outbox, place: Place) -> None:
         outbox.add(epoch)
     final = False
     for report in trainable(
-        payload["model"], payload["config"], place.task_dir, payload["seeds"], test_dir=place.test_dir,
+        payload["model"], payload["config"], folders.task_dir, payload["seeds"], test_dir=folders.test_dir,
         rows=payload["rows"], device=payload["device"], **({"state": checkpoint.state} if checkpoint else {}),
     ):  # fmt: skip
         metrics = {key: float(value) for key, value in report.metrics.items()}
@@ -119,7 +119,7 @@ def _train(payload: dict[str, Any], outbox: Outbox, place: Place) -> None:
             if not math.isfinite(metrics[name]):
                 raise FloatingPointError(f"{name} is {metrics[name]} at epoch {report.epoch}")
         if final:
-            place.return_model()
+            folders.return_model()
         if metrics:
             epochs.append((report.epoch, metrics, report.final, dict(report.artifacts), int(time.time() * 1000)))
             outbox.add(epochs[-1])
@@ -130,8 +130,8 @@ def _train(payload: dict[str, Any], outbox: Outbox, place: Place) -> None:
         raise RuntimeError(f"{payload['trainable']} ended without a final report")
 
 
-class Place:
-    """Where a trial reads and writes: at home, or in this node's cache where the node does not see the home folder."""
+class TrialFolders:
+    """The folders of a trial: at home, or in this node's cache where the node does not see the home folder."""
 
     def __init__(self, payload: dict[str, Any], server: Any) -> None:
         home, test = Path(payload["task_dir"]), payload["test_dir"]

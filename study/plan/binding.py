@@ -10,7 +10,6 @@ from dataclasses import MISSING, fields, is_dataclass
 from typing import Any
 
 from features.errors import InputError
-from trainables.interface import number_hint
 
 # --- binding ------------------------------------------------------------------------------------------------------
 
@@ -78,7 +77,7 @@ def _bind_scalar(kind: Any, value: Any, place: str, faults: list[str]) -> Any:
         return value
     accepted = {int: int, float: (int, float), str: str, bool: bool}[kind]
     if (isinstance(value, bool) and kind is not bool) or not isinstance(value, accepted):  # type: ignore[arg-type]
-        faults.append(f"{place} is {shown_value(value)}; give a value of type {kind.__name__}{number_hint(value)}")
+        faults.append(f"{place} is {shown_value(value)}; give a value of type {kind.__name__}")
         return None
     if kind is float and not float("-inf") < value < float("inf"):
         faults.append(f"{place} is {value}; give a finite number")

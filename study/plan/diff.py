@@ -8,6 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from features.store.folders import write_json
 from study.home import Home
 from study.plan.schema import Plan
 from study.provenance import commit, versions
@@ -56,9 +57,7 @@ def remember(plan: Plan, home: Path) -> None:
     """Keep the plan and the code's version as they are now, for `changes`."""
     path = _path(plan, home)
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_suffix(".new")
-    beside.write_text(json.dumps(_fields(plan) | _code(), indent=1), encoding="utf-8")
-    beside.replace(path)
+    write_json(path, _fields(plan) | _code())
 
 
 def _path(plan: Plan, home: Path) -> Path:

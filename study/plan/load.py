@@ -2,26 +2,37 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from features.errors import InputError
 from search_spaces import parse_yaml
+from search_spaces.numbers import number_remedy
 from study.plan.binding import bind
 from study.plan.checks import check_plan
 from study.plan.schema import Plan
 from study.plan.start import read_base
 
 FOLDER = Path(__file__).parents[1] / "plans"
+_TEXT_FOR_NUMBER = re.compile(
+    r"is '(?P<value>[^']*)'; give a (?:value of type (?:int|float)\b|(?:finite |whole )?number\b)[^;]*"
+)
 
 
 class PlanError(InputError):
     """Everything that is wrong with a plan, one line each."""
 
     def __init__(self, faults: Sequence[str]) -> None:
-        self.faults = tuple(" ".join(fault.splitlines()) for fault in faults)
+        self.faults = tuple(_TEXT_FOR_NUMBER.sub(_with_remedy, " ".join(fault.splitlines())) for fault in faults)
         super().__init__("\n".join(self.faults))
+
+
+def _with_remedy(fault: re.Match[str]) -> str:
+    """Say what to write where a fault's value is a number that YAML has read as text."""
+    remedy = number_remedy(fault["value"])
+    return f"{fault[0]} (YAML reads this as text; {remedy})" if remedy else fault[0]
 
 
 def shipped_plans() -> list[str]:

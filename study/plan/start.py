@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from features.errors import InputError
+from features.errors import InputError, one_line
 from search_spaces import parse_yaml
 from study.plan.schema import Row
 from study.specs import ARROW
@@ -46,7 +46,7 @@ def read_base(document: Any, path: Path) -> Any:
     try:
         found = parse_yaml(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        reason = (error.strerror if isinstance(error, OSError) else None) or " ".join(str(error).split())
+        reason = (error.strerror if isinstance(error, OSError) else None) or one_line(error)
         raise InputError(f"{place}, which cannot be read ({reason}); name a file of `study best --export`") from error
     if not isinstance(found, Mapping) or list(found) != ["base"] or not isinstance(found["base"], Mapping):
         raise InputError(

@@ -21,7 +21,7 @@ from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
-from features.errors import InputError
+from features.errors import InputError, one_line
 from features.store.tables import digest
 from study.labels import Labels
 from study.provenance import commit
@@ -101,7 +101,7 @@ def report(
             _log(client, tracking_uri, run_id, out)
     except (MlflowException, OSError) as error:
         run_id = ""
-        reason = " ".join(str(error).split())[:300]
+        reason = one_line(error, 300)
         unlogged = f"MLflow at {without_password(tracking_uri)} does not take the report ({reason}); only {out} has it"
     return ReportResult(
         out=out,

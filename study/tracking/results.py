@@ -26,7 +26,7 @@ from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
-from features.errors import InputError
+from features.errors import InputError, one_line
 from study.labels import Labels
 from study.specs import BASELINE
 from study.tracking import tags
@@ -140,7 +140,9 @@ class Results:
             frame = pd.read_csv(io.StringIO(text), dtype=dict.fromkeys(texts, str))
             frame.drop(columns=texts, errors="ignore").astype(float)
         except ValueError as error:  # pandas' own errors are its kin
-            raise InputError(f"run {run_id}: {name} is no table of numbers ({_line(error)}); {_REMAKE}") from error
+            raise InputError(
+                f"run {run_id}: {name} is no table of numbers ({one_line(error, 200)}); {_REMAKE}"
+            ) from error
         return frame
 
 
@@ -201,7 +203,7 @@ def read_config(tracking_uri: str, run_id: str) -> Mapping[str, Any]:
     try:
         loaded = yaml.safe_load(read_artifact(tracking_uri, run_id, "config.yaml"))
     except yaml.YAMLError as error:
-        raise InputError(f"run {run_id}: its config.yaml is not YAML ({_line(error)}); {_REMAKE}") from error
+        raise InputError(f"run {run_id}: its config.yaml is not YAML ({one_line(error, 200)}); {_REMAKE}") from error
     if not isinstance(loaded, dict):
         raise InputError(f"run {run_id}: its config.yaml must be a mapping, is {type(loaded).__name__}")
     return loaded
@@ -222,11 +224,7 @@ def read_artifact(tracking_uri: str, run_id: str, path: str) -> str:
     except (MlflowException, OSError, UnicodeDecodeError) as error:
         made = tags.TRIAL in run.data.tags or run.data.tags.get(tags.PART) == "data"
         remedy = _REMAKE if made else "give the id of a trial"
-        raise InputError(f"run {run_id}: has no readable artifact {path} ({_line(error)}); {remedy}") from error
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200]
+        raise InputError(f"run {run_id}: has no readable artifact {path} ({one_line(error, 200)}); {remedy}") from error
 
 
 def _all_runs(client: MlflowClient, experiment_id: str) -> list[Run]:
@@ -348,7 +346,7 @@ def _records(tracking_uri: str, run: Run | None, path: str, lost: list[str]) -> 
     except InputError as error:
         lost.append(str(error))
     except ValueError as error:
-        lost.append(f"run {run.info.run_id}: {path} cannot be used ({_line(error)}); {_REMAKE}")
+        lost.append(f"run {run.info.run_id}: {path} cannot be used ({one_line(error, 200)}); {_REMAKE}")
     else:
         return tuple(loaded)
     return ()

@@ -276,8 +276,8 @@ class PartTracker:
             assert self._parent is not None, "start_part comes first"
             run_tags = {**self._tags, **_job_tags(job), tags.FINGERPRINT: fingerprint, tags.PARENT: self._parent}
             run_name = f"{job.cell.name} {job.part} {job.row} {job.name}"  # the UI cuts long names at the end
-            made = self._write.create_run(self._experiment_id, run_name=run_name, tags=_texts(run_tags))
-            self._open[job.trial] = _Open(run_id=made.info.run_id, logged_epoch=-1)
+            created = self._write.create_run(self._experiment_id, run_name=run_name, tags=_texts(run_tags))
+            self._open[job.trial] = _Open(run_id=created.info.run_id, logged_epoch=-1)
         run_id = self._open[job.trial].run_id
         self._write.log_text(run_id, yaml.safe_dump(dict(document), sort_keys=False), CONFIG_FILE)
         command = f"{self._store}study rerun {run_id}{self._home}"

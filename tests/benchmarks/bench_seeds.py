@@ -121,18 +121,19 @@ class Batched:
         u_dot_v = self.rated(vectors, row, item).view(self.seeds, -1)
         offset = self.model.offset(held_out.ratings.item, held_out.source_offset[held_out.ratings.user])
         for number in range(self.seeds):
-            validate(lambda *_, n=number: (offset + u_dot_v[n], vectors[n]), task, number)
+            validate(self.model.predict, task, number, predicted=offset + u_dot_v[number])
 
 
 def separate(config: Config, task: Task, seeds: int) -> Iterator[None]:
     """An epoch and its validation of each seed, for ever."""
     trainers = [_Trainer(config, task, seed) for seed in range(seeds)]
-    optimizers = [trainer._adam(trainer.model.parameters(), None)[0] for trainer in trainers]
-    x0 = torch.randn(len(task.target), config.dim)
+    for trainer in trainers:
+        trainer.progress |= {"x0": torch.randn(len(task.target), config.dim), "spread": 1.0}
     while True:
-        for trainer, optimizer in zip(trainers, optimizers, strict=True):
-            trainer._joint_epoch(optimizer, x0)
-            trainer._measured(1, 0.0, 1.0)
+        for trainer in trainers:
+            trainer.model.train()
+            epoch = trainer._measured(trainer._joint_epoch())
+            validate(epoch.predict, task, trainer.seed, predicted=epoch.validation)
         yield
 
 

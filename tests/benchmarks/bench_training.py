@@ -21,7 +21,7 @@ import torch.nn.functional as functional
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from trainables.models.music import Config, MuSiC, _Trainer, train
+from trainables.models.music import Config, MuSiC, _Trainer, constants_of
 from trainables.tasks.arrays import FeatureRows
 from trainables.tasks.rating import HeldOut, Ratings, Task
 from trainables.trial import score
@@ -77,7 +77,7 @@ class Usual(nn.Module):
 
     def __init__(self, task: Task, *, tables_train: bool) -> None:
         super().__init__()
-        self.model = MuSiC(CONFIG, task)
+        self.model = MuSiC(CONFIG, constants_of(CONFIG, task))
         self.x0 = torch.randn(len(task.target), CONFIG.dim)
         self.source_offset = task.source_offset
 
@@ -121,10 +121,9 @@ def usual_epochs(task: Task, *, collate: bool, tables_train: bool) -> Iterator[i
 def our_epochs(task: Task) -> Iterator[int]:
     """Trains for ever; yields the number of ratings after each epoch of the joint stage."""
     trainer = _Trainer(CONFIG, task, 0)
-    optimizer = torch.optim.Adam(trainer.model.parameters(), lr=CONFIG.lr, foreach=True)
-    x0 = torch.randn(len(task.target), CONFIG.dim)
+    trainer.progress["x0"] = torch.randn(len(task.target), CONFIG.dim)
     while True:
-        trainer._joint_epoch(optimizer, x0)
+        trainer._joint_epoch()
         yield len(task.overlapping)
 
 
@@ -139,11 +138,10 @@ def rate(work: Iterator[int], seconds: float) -> float:
 
 def evaluation(task: Task) -> float:
     """Seconds to generate all validation vectors (T = 10), predict their ratings and take the metrics; best of 7."""
-    *_, epoch = train(CONFIG, task, 0)
-    times = []
+    model, times = _Trainer(CONFIG, task, 0).model, []
     for _ in range(7):
         began = time.process_time()
-        score(epoch.predict, task.validation, task, 0)
+        score(model.predict, task.validation, task, 0)
         times.append(time.process_time() - began)
     return min(times)
 

@@ -219,12 +219,12 @@ PLANS: dict[str, tuple[dict[str, Any], str]] = {
     "misspelt field": ({"base": {"epoch": 3}}, "plan.yaml: base: unknown field 'epoch'; did you mean 'epochs'?"),
     "1e-5": (
         {"base": {"lr": "1e-5"}},
-        "plan.yaml: base: lr is '1e-5'; give a value of type float (YAML reads this as text; write 1.0e-05)",
+        "plan.yaml: base: lr is '1e-5'; give a value of type float (YAML reads this as text; write 1.0e-5)",
     ),
     "1e-5 in a typed field": (
         {"features__ratings__regularisation": "1e-5"},
         "plan.yaml: features.ratings.regularisation is '1e-5'; give a value of type float "
-        "(YAML reads this as text; write 1.0e-05)",
+        "(YAML reads this as text; write 1.0e-5)",
     ),
     "unknown task": (
         {"tasks": [["books", "music"]]},
@@ -241,7 +241,8 @@ PLANS: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "unknown model": ({"model": "musik"}, "plan.yaml: model: unknown 'musik'; choose from emcdr, lgcd, music, sasrec"),
     "unknown space": (
-        {"space": "nope/paper"}, "space 'nope/paper': there is no space file 'nope'; shipped are emcdr, lgcd, music and sasrec",
+        {"space": "nope/paper"},
+        "space 'nope/paper': there is no space file 'nope'; shipped are emcdr, lgcd, music and sasrec",
     ),
     "unknown variant": (
         {"space": "music/nope"}, "search_spaces/music.yaml: has no variant 'nope'; it has paper and continuous",

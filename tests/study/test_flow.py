@@ -21,7 +21,7 @@ import pytest
 
 from features.errors import InputError
 from features.extraction.workers import Actors
-from study.engine.optuna_study import open_journal
+from study.engine.optuna_storage import open_journal
 from study.plan.load import load_plan
 from study.specs import Cluster
 from study.study import Study

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from trainables.devices import OnDevice, OwnRandomness, on_cpu, on_device, seeded
-from trainables.interface import Model, field_types, load_model, make_config, model_names
+from trainables.interface import Model, load_model, make_config, model_names
 from trainables.task_types import TASK_TYPES, task_type_of
 from trainables.tasks.arrays import FeatureRows
 from trainables.tasks.rating import load_task
@@ -22,23 +22,10 @@ from trainables.trial import SeedTraining, Trial
 from .models_in_files import CONSTANT, NOISY, POPULAR, drop
 from .sequence_worlds import make_sequence_task
 from .simulated_gpu import CPU, GPU, SimulatedGpu
+from .training import quick, variants
 from .worlds import build, make_world
 
-QUICK = {
-    "epochs": 2, "patience": 9, "feature_epochs": 1, "side_epochs": 1, "encoder_epochs": 1, "steps": 4, "batch": 16,
-    "batch_users": 32, "negatives": 10,
-}  # fmt: skip
-
-
-def cases() -> list[tuple[str, dict[str, Any]]]:
-    """Every model with its defaults, its ablations, and every category of its figures."""
-    found: list[tuple[str, dict[str, Any]]] = []
-    for name in model_names():
-        model = load_model(name)
-        variants = [dict(variant.config) for variant in model.ABLATIONS.values()]
-        variants += [{field: value} for field, figure in model.FIGURES.items() for value in figure.order]
-        found += [(name, changes) for changes in ({}, *(changes for changes in variants if changes))]
-    return found
+CASES = [(name, changes) for name in model_names() for changes in variants(name)]
 
 
 @pytest.fixture(scope="module")
@@ -68,8 +55,7 @@ class Outcome:
 def trained(name: str, changes: dict[str, Any], folders: tuple[Path, Path], device: torch.device) -> Outcome:
     """Train a seed on a device, epoch by epoch, and score the test users."""
     model = load_model(name)
-    quick = {field: value for field, value in QUICK.items() if field in field_types(model.Config)}
-    config = make_config(name, {**quick, **changes}, "here")
+    config = make_config(name, quick(name, **changes), "here")
     trial = quick_trial(name, model, config, folders, device)
     training, file = SeedTraining(trial, 3), io.BytesIO()
     while training.result is None:
@@ -95,7 +81,7 @@ def quick_trial(name: str, model: Model, config: Any, folders: tuple[Path, Path]
 # --- every model --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("name", "changes"), cases(), ids=str)
+@pytest.mark.parametrize(("name", "changes"), CASES, ids=str)
 def test_every_model_trains_and_predicts_on_a_gpu(
     name: str, changes: dict[str, Any], folders: dict[str, tuple[Path, Path]], gpu: SimulatedGpu
 ) -> None:
@@ -145,9 +131,7 @@ def test_encoders_are_pretrained_on_a_gpu_too(tmp_path: Path, gpu: SimulatedGpu)
 def test_a_training_goes_on_elsewhere(folders: dict[str, tuple[Path, Path]], gpu: SimulatedGpu) -> None:
     """From the checkpoint of a GPU on the CPU, and the other way round."""
     model = load_model("music")
-    config = make_config(
-        "music", {**{k: v for k, v in QUICK.items() if k in field_types(model.Config)}, "epochs": 3}, ""
-    )
+    config = make_config("music", quick("music", epochs=3), "here")
     states, results = {}, {}
     for device in (GPU, CPU):
         with gpu:

@@ -1,4 +1,4 @@
-"""The training of one seed on an open task, epoch by epoch."""
+"""Quick configurations of any model, and the training of one seed on an open task, epoch by epoch."""
 
 from __future__ import annotations
 
@@ -8,9 +8,28 @@ from typing import Any
 
 import torch
 
-from trainables.interface import Epoch, load_model
+from trainables.interface import Epoch, field_types, load_model
 from trainables.task_types import Predict, task_type_of
 from trainables.trial import SeedTraining, Trial
+
+QUICK = {
+    "epochs": 2, "patience": 9, "feature_epochs": 1, "side_epochs": 1, "encoder_epochs": 1, "steps": 4, "batch": 16,
+    "batch_users": 32, "negatives": 10,
+}  # fmt: skip
+
+
+def quick(name: str, **changes: Any) -> dict[str, Any]:
+    """A configuration of any model that trains in a second: what it has of the fields of QUICK, then `changes`."""
+    known = field_types(load_model(name).Config)
+    return {**{field: value for field, value in QUICK.items() if field in known}, **changes}
+
+
+def variants(name: str) -> list[dict[str, Any]]:
+    """Changes of a model's configuration: none, its ablations, and every category of its figures."""
+    model = load_model(name)
+    ablations = [dict(variant.config) for variant in model.ABLATIONS.values()]
+    categories = [{field: value} for field, figure in model.FIGURES.items() for value in figure.order]
+    return [{}, *(changes for changes in (*ablations, *categories) if changes)]
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from features.checks import at_least, choice, dropout_share, refuse, step_size
 from trainables.interface import Epoch, Selection, Setup, Variant
 from trainables.sequence_tools import (
-    SEQUENCES,
+    SEQUENCES_READ,
     AttentionBlock,
     Batch,
     Labels,
@@ -78,7 +78,11 @@ class Config:
 
     def __post_init__(self) -> None:
         refuse(
-            *(choice(self, "sequences", SEQUENCES), choice(self, "loss", LOSSES), choice(self, "item_start", STARTS)),
+            *(
+                choice(self, "sequences", SEQUENCES_READ),
+                choice(self, "loss", LOSSES),
+                choice(self, "item_start", STARTS),
+            ),
             *(at_least(self, name, 1) for name in ("negatives", "bce_negatives", "blocks", "heads", "max_length")),
             *(at_least(self, name, 1) for name in ("batch", "epochs", "patience")),
             *(at_least(self, "weight_decay", 0), dropout_share(self), step_size(self)),

@@ -20,8 +20,8 @@ NOTES = (
     " freedom; p doubled for both sides and corrected by Holm for the number of claims that were measured. Not measured:"
     " systems or configurations that the claim names were not run, so that nothing could decide it.",
     "Sweeps and ablations are compared on validation users, scores on test users. Where a trial has one seed, the"
-    " variance over seeds is that of its rows' trials in the cell that have several. Published: the printed difference of the"
-    " comparison, and how many of the paper's own numbers agree with the claim.",
+    " variance over seeds is that of its rows' trials in the cell that have several. Published: the printed difference of"
+    " the comparison, and how many of the paper's own numbers agree with the claim.",
     "What sweeps and ablations start from, where that is the search's best, was chosen on these validation users, so the"
     " full model and the value that the search chose are favoured: a part of what they are ahead by is luck. Parts that"
     " start from the plan's base are free of that, and so are scores.",

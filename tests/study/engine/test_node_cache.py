@@ -24,7 +24,7 @@ from study.data.pretrain import prepare_one
 from study.engine import node_cache
 from study.engine.checkpoints import CheckpointWriter
 from study.engine.node_cache import TaskServer, cached, locate, pack
-from study.engine.worker import Outbox, Place, run_trial
+from study.engine.worker import Outbox, TrialFolders, run_trial
 from study.tracking import tags
 from study.tracking.runs import connect, default_uri, find_runs
 from tests.trainables.sequence_worlds import make_sequence_task
@@ -149,7 +149,9 @@ def test_what_trials_share_is_brought_home_and_sent_to_others(
         assert (made / name).read_bytes() == (copy / name).read_bytes()
 
     monkeypatch.setattr(sequence_encoders, "pretrain", None)  # would fail if it were called again
-    for number, ask in enumerate((lambda: prepare_one(server, *given), lambda: Place(payload_of(*given), server))):
+    for number, ask in enumerate(
+        (lambda: prepare_one(server, *given), lambda: TrialFolders(payload_of(*given), server))
+    ):
         server.asked.clear()
         monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / f"node-{number}"))
         ask()
@@ -169,16 +171,16 @@ def payload_of(model: str, config: dict[str, Any], task_dir: Path, seeds: Sequen
 
 def test_a_kept_model_goes_home_and_leaves_the_node(blind: tuple[Server, Path], tmp_path: Path) -> None:
     server, task_dir = blind
-    place = Place(payload_of("lgcd", {}, task_dir, [0]), server)
+    folders = TrialFolders(payload_of("lgcd", {}, task_dir, [0]), server)
     kept = kept_at("lgcd", {}, str(task_dir), [0])
     cached(kept).parent.mkdir()
     cached(kept).write_bytes(b"weights")
-    place.checkpoint.parent.mkdir()
-    place.checkpoint.write_bytes(b"state")
-    place.return_model()
+    folders.checkpoint.parent.mkdir()
+    folders.checkpoint.write_bytes(b"state")
+    folders.return_model()
     assert (tmp_path / "away" / kept.relative_to(tmp_path / "home")).read_bytes() == b"weights"
-    place.leave()
-    assert (cached(kept).exists(), place.checkpoint.exists()) == (False, False)
+    folders.leave()
+    assert (cached(kept).exists(), folders.checkpoint.exists()) == (False, False)
 
 
 STAGED = """

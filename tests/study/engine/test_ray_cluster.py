@@ -119,16 +119,16 @@ from pathlib import Path
 
 import ray
 from trainables.models import music
-from trainables.models.music import ABLATIONS, FIGURES, TASK_TYPE, SELECTION, Config
+from trainables.models.music import ABLATIONS, FIGURES, NAME, SELECTION, TASK_TYPE, Config
 
 
-def train(config, task, seed, state=None):
+def train(config, task, seed):
     marks = Path(os.environ["MARKS"])
     (marks / ray.get_runtime_context().get_node_id()).touch()
     end = time.monotonic() + 60
     while len(list(marks.iterdir())) < 2 and time.monotonic() < end:
         time.sleep(0.1)
-    yield from music.train(config, task, seed, state)
+    yield from music.train(config, task, seed)
 """
 
 

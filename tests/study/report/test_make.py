@@ -245,7 +245,7 @@ def test_one_figure_is_redrawn_by_its_name(store: Store, tmp_path: Path) -> None
         f"figure_3_steps.{end}" for end in ("csv", "png", "svg")
     ]
     with pytest.raises(
-        InputError, match="no figure 'figure_9'; choose from figure_4_activation, figure_3_steps, import"
+        InputError, match="no figure 'figure_9'; choose from figure_3_steps, figure_4_activation, import"
     ):
         redraw(store.uri, store.experiment, MUSIC, tmp_path, "figure_9")
 
