@@ -435,7 +435,7 @@ def _report(study: Study, *, fresh: bool) -> None:
     """Draw the report, unless it shows the study as it is; print the table, the figures and the way on."""
     from features.errors import InputError
     from study.report.claims.judge import counts
-    from study.report.comparison_table import summary_table
+    from study.report.comparison_table import TABLE_WIDTH, summary_table
     from study.report.report import current
     from study.tracking import tags
 
@@ -453,7 +453,7 @@ def _report(study: Study, *, fresh: bool) -> None:
     else:
         _claims(drawn[tags.CLAIMS])
     try:
-        console.print(summary_table(results, comparison))
+        console.print(summary_table(results, comparison), width=max(console.width, TABLE_WIDTH), soft_wrap=True)
     except InputError as missing:
         console.print(str(missing), markup=False, soft_wrap=True)
     for path in sorted((study.report_folder / "figures").glob("*.png")):

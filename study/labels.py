@@ -14,7 +14,6 @@ _SPLITS = {"val_": "Validation", "test_": "Test"}
 _FIELDS = {"lr": "Learning rate", "dropout": "Dropout rate"}  # of any model
 _READS = {"ratings": "ratings", "sequences": "ids"}  # what every model of a task type reads
 _NEEDS = {"pseudo_items": "pseudo-items"}  # in words, where they are other ones
-_BASELINE_NEEDS = {"item_knn_title": ("titles",)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +73,7 @@ class Labels:
         """Return what is known of a row: of the plan, or a simple baseline."""
         if row in self.rows:
             return self.rows[row]
-        reads = _reads(self.task_type, _BASELINE_NEEDS.get(row, ()))
+        reads = _reads(self.task_type, self.task_type.baseline_needs.get(row, ()))
         return RowLabels(row=row, model=BASELINE, name=row, paper_name="", reads=reads)
 
     def rows_by_paper_name(self) -> Mapping[str, str]:

@@ -135,7 +135,8 @@ class SearchSpec:
     sampler_args: Mapping[str, Any] = field(default_factory=dict)
     """Arguments of that class's constructor, seed excepted."""
     seed: int = 0
-    """Seed of the sampler; trial n draws from (seed, n) alone, whatever ran before in this process."""
+    """Seed of the samplers. Each row and cell has its own, made from it, so no two get the same start-up draws; trial n
+    draws from (that seed, n) alone, whatever ran before in this process."""
     points_to_evaluate: tuple[Mapping[str, Any], ...] = ()
     """Parameters of the first trials; what a point leaves out is drawn."""
     warm_start: WarmStart | None = None

@@ -111,7 +111,7 @@ def test_the_file_of_another_cluster_is_not_this_one(tmp_path: Path, monkeypatch
     elsewhere = Cluster(address="10.0.0.2:6379")
     there(monkeypatch, {"CPU": 0}, {"CPU": 64}, head="10.0.0.2")
     assert _concurrency(elsewhere, Resources(cpus=1)) is None, "that cluster's limit is not known here"
-    with pytest.raises(InputError, match=r"has them; it has nodes of 0 CPU and 0 GPU; 64 CPU and 0 GPU$"):
+    with pytest.raises(InputError, match=r"has them; it has nodes of 0 CPU and 0 GPU; 64 CPU and 0 GPU; ask for less$"):
         _concurrency(elsewhere, Resources(cpus=1, gpus=1))
     there(monkeypatch, {"CPU": 0}, {"CPU": 64})
     assert _concurrency(Cluster(address="auto"), Resources(cpus=1)) == 64, (
@@ -125,7 +125,9 @@ def test_a_cluster_without_a_worker_yet_may_grow(tmp_path: Path, monkeypatch: py
     there(monkeypatch, {})
     here = Cluster(address="auto")
     assert autoscaled() == ([], 0)
-    with pytest.raises(InputError, match=r"no node of the cluster has them; it has nodes of 0 CPU and 0 GPU$"):
+    with pytest.raises(
+        InputError, match=r"no node of the cluster has them; it has nodes of 0 CPU and 0 GPU; ask for less$"
+    ):
         _concurrency(here, Resources())
     (tmp_path / "ray_bootstrap_config.yaml").write_text((ROOT / "cluster.yaml").read_text())
     assert autoscaled() == ([NodeType({"CPU": 8, "GPU": 1}, 8)], 8)

@@ -42,7 +42,7 @@ from features.errors import InputError
 from trainables import models
 from trainables.task_types import TASK_TYPES, Predict
 
-NEEDS = ("titles", "pseudo_items", "reviews")  # what a task may hold beside ids, interactions and user vectors
+NEEDS = ("features", "titles", "pseudo_items", "reviews")  # what a model may read of a task beside ids and interactions
 FIELD_TYPES = ("bool", "int", "float", "str")  # what a plan and a search space can say
 _REQUIRED = ("NAME", "TASK_TYPE", "SELECTION", "Config", "train")
 _CONSTANTS = ("NAME", "TASK_TYPE", "SELECTION", "NEEDS", "NOTE", "ABLATIONS", "FIGURES")

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +24,7 @@ from search_spaces import Space, SpaceError
 from study.engine.budget import Spent
 from study.engine.fingerprint import parse_study_name, study_name
 from study.engine.optuna_storage import close_storage, open_database, open_journal
-from study.engine.samplers import fixed_points, make_pruner, make_sampler
+from study.engine.samplers import fixed_points, make_pruner, make_sampler, study_seed
 from study.engine.warm_start import warm_trials
 from study.home import Home
 from study.specs import Job, Objective, Recipe, SearchSpec, trial_name
@@ -245,6 +245,7 @@ def open_studies(
         space, search = recipe.rows[row].space, recipe.rows[row].search
         assert space is not None, "drawn jobs need a space"
         assert search is not None, "drawn jobs need a search"
+        search = replace(search, seed=study_seed(search.seed, row, cell))
         names = sorted(job.name for job in cell_jobs)
         assert names == [trial_name(number) for number in range(len(names))], f"{row}, {cell}: gaps in {names}"
         cells[row, cell] = open_study(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import inspect
 import random
 import warnings
@@ -62,6 +63,12 @@ def fixed_points(spec: SearchSpec, space: Space) -> Sequence[Mapping[str, Any]]:
         except SpaceError as error:
             raise _faulty(f"search.points_to_evaluate[{number}]", error) from error
     return points
+
+
+def study_seed(seed: int, row: str, cell: str) -> int:
+    """Return the sampler's seed for one row in one cell, from the plan's: no two searches get the same start-up draws."""
+    words = np.frombuffer(hashlib.sha256(f"{row} {cell}".encode()).digest(), np.uint32)
+    return int(np.random.SeedSequence([seed, *words.tolist()]).generate_state(1)[0])
 
 
 def make_sampler(spec: SearchSpec, number: int, points: Sequence[Mapping[str, Any]] = ()) -> BaseSampler:

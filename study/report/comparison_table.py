@@ -163,6 +163,9 @@ def difference_table(results: Results, comparison: Comparison) -> Table:
 # --- in the terminal ----------------------------------------------------------------------------------------------
 
 
+TABLE_WIDTH = 100  # characters; a narrower terminal wraps lines instead of cutting numbers
+
+
 def summary_table(results: Results, comparison: Comparison | None = None) -> Terminal:
     """Return the table that `study run` ends with, 100 columns wide. Raises MissingError where nothing is scored.
 

@@ -140,7 +140,9 @@ class Results:
             frame = pd.read_csv(io.StringIO(text), dtype=dict.fromkeys(texts, str))
             frame.drop(columns=texts, errors="ignore").astype(float)
         except ValueError as error:  # pandas' own errors are its kin
-            raise InputError(f"run {run_id}: {name} is no table of numbers ({one_line(error, 200)}); {_REMAKE}") from error
+            raise InputError(
+                f"run {run_id}: {name} is no table of numbers ({one_line(error, 200)}); {_REMAKE}"
+            ) from error
         return frame
 
 

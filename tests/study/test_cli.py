@@ -241,7 +241,8 @@ PLANS: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "unknown model": ({"model": "musik"}, "plan.yaml: model: unknown 'musik'; choose from emcdr, lgcd, music, sasrec"),
     "unknown space": (
-        {"space": "nope/paper"}, "space 'nope/paper': there is no space file 'nope'; shipped are emcdr, lgcd, music and sasrec",
+        {"space": "nope/paper"},
+        "space 'nope/paper': there is no space file 'nope'; shipped are emcdr, lgcd, music and sasrec",
     ),
     "unknown variant": (
         {"space": "music/nope"}, "search_spaces/music.yaml: has no variant 'nope'; it has paper and continuous",

@@ -70,7 +70,11 @@ def test_a_reverse_task_is_a_cell_of_its_own(tmp_path: Path) -> None:
             {"cold_ratios": [0.2, 0.20000001]},
             "plan.yaml: cold_ratios are [0.2, 0.20000001]; names keep 6 digits, so two of these are one cell",
         ),
-        ({"cold_ratios": [".5"]}, "plan.yaml: cold_ratios[0] is '.5'; give a value of type float (YAML reads this as text; write .5 without quotes)"),
+        (
+            {"cold_ratios": [".5"]},
+            "plan.yaml: cold_ratios[0] is '.5'; give a value of type float (YAML reads this as text; write .5 without "
+            "quotes)",
+        ),
         ({"cold_ratios": [True]}, "plan.yaml: cold_ratios[0] is True; give a value of type float"),
         ({"cold_ratios": 0.5}, "plan.yaml: cold_ratios is 0.5; give a list"),
         ({"tasks": [["books"]]}, "plan.yaml: tasks[0] is ['books']; give a list of 2"),

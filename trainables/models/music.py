@@ -43,6 +43,7 @@ OFFSETS = ("global_mean", "item_mean", "source_offset")
 
 NAME = "MuSiC"
 TASK_TYPE = "ratings"
+NEEDS = ("features",)  # vectors of users and items by a language model, or made from ratings
 SELECTION = Selection("val_rmse", "minimize")
 ABLATIONS = {  # Table 3
     "wo_mllm": Variant(features="ratings"),

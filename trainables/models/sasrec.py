@@ -78,7 +78,11 @@ class Config:
 
     def __post_init__(self) -> None:
         refuse(
-            *(choice(self, "sequences", SEQUENCES_READ), choice(self, "loss", LOSSES), choice(self, "item_start", STARTS)),
+            *(
+                choice(self, "sequences", SEQUENCES_READ),
+                choice(self, "loss", LOSSES),
+                choice(self, "item_start", STARTS),
+            ),
             *(at_least(self, name, 1) for name in ("negatives", "bce_negatives", "blocks", "heads", "max_length")),
             *(at_least(self, name, 1) for name in ("batch", "epochs", "patience")),
             *(at_least(self, "weight_decay", 0), dropout_share(self), step_size(self)),

@@ -17,7 +17,7 @@ from search_spaces import Space
 from study.engine.budget import Spent
 from study.engine.optuna_storage import close_storage, open_database
 from study.engine.optuna_study import CellStudy, OptunaTrial
-from study.engine.samplers import SAMPLERS, make_sampler
+from study.engine.samplers import SAMPLERS, make_sampler, study_seed
 
 from .searches import make_space, open_search, run, spec
 
@@ -156,3 +156,11 @@ def test_only_sequences_share_a_seed() -> None:
     assert make_sampler(spec("QMCSampler"), 0)._seed == make_sampler(spec("QMCSampler"), 1)._seed
     one, two = (make_sampler(spec("RandomSampler"), n)._rng.rng.random() for n in (0, 1))
     assert one != two
+
+
+def test_no_two_searches_of_a_plan_get_the_same_seed() -> None:
+    """Else all cells of a study try the same first configurations."""
+    pairs = [(row, cell) for row in ("music", "emcdr") for cell in ("a->b@0.2", "a->b@0.5", "b->a@0.2")]
+    seeds = {study_seed(seed, *pair) for seed in (0, 1) for pair in pairs}
+    assert len(seeds) == 2 * len(pairs)
+    assert study_seed(0, "music", "books->movies@0.2") == 1695960510, "in every process and version"
