@@ -122,14 +122,13 @@ def _cell(trial: pd.Series) -> Cell:
     return Cell(source=trial["source"], target=trial["target"], ratio=float(trial["ratio"]))
 
 
-def load(client: MlflowClient, name: str) -> tuple[Any, Any]:
+def load(client: MlflowClient, name: str, row: str | None = None) -> tuple[Any, Any]:
     """The pyfunc model with the alias `best`, and its version in the registry; InputError where there is none."""
     try:
         version = client.get_model_version_by_alias(name, ALIAS)
     except MlflowException as error:
-        raise InputError(
-            f"registered model {name}: has no version with the alias {ALIAS}; run `study score` on the plan"
-        ) from error
+        remedy = f"run `study score` on the plan{f' with --register {row}' if row else ''}"
+        raise InputError(f"registered model {name}: has no version with the alias {ALIAS}; {remedy}") from error
     with _quiet():
         import mlflow
 
@@ -160,7 +159,7 @@ def recommend(
     for cell in cells:
         name = model_name(plan, cell, row)
         try:
-            model, version = load(client, name)
+            model, version = load(client, name, row)
             query, history = describe_user(read_config(client.tracking_uri, version.run_id), home, user)
         except InputError as fault:
             faults.append(str(fault))

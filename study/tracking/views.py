@@ -27,6 +27,8 @@ _ALL = f"tags.\"{tags.TRIAL}\" LIKE 'search/%' AND {_COUNTS}"  # the part's own 
 _SCORES = f"tags.\"{tags.TRIAL}\" LIKE 'score/%' AND {_COUNTS}"
 _NOT_CONFIG = frozenset({"row", "model", "task", "source", "target", "ratio", "seeds", "feature_set"})
 
+_WIDTHS = {f"tags.`{tags.CELL}`": 180, f"tags.`{tags.ROW}`": 130}  # pixels: a usual name is not cut
+
 Key = tuple[str, str]
 """Row, and name of the cell."""
 
@@ -69,7 +71,7 @@ def describe(
     _drop_views(client, experiment_id, len(keys))
     links = " · ".join(f"[{views[key][0]}]({_link(experiment_id, key)})" for key in views)
     lines = [
-        f"| {cell} | {row} | [{run.data.tags[tags.TRIAL]}](#/experiments/{experiment_id}/runs/{run.info.run_id}) "
+        f"| {cell} | {row} | [{_name(run)}](#/experiments/{experiment_id}/runs/{run.info.run_id}) "
         f"| {run.data.metrics[metric]:.4f} | [compare]({_link(experiment_id, f'cell-{number}')}&compareRunsMode=CHART) "
         f"| `{run.data.tags.get(tags.COMMAND, '')}` |\n"
         for number, ((row, cell), run) in enumerate(zip(keys, ranked, strict=True))
@@ -102,6 +104,12 @@ def place(client: MlflowClient, runs: Iterable[Run], metric: str, *, maximize: b
 
 def _key(run: Run) -> Key:
     return run.data.tags[tags.ROW], run.data.tags[tags.CELL]
+
+
+def _name(run: Run) -> str:
+    """The trial's name within its row and cell."""
+    name: str = run.data.tags[tags.TRIAL].rpartition("/")[2]
+    return name
 
 
 def _by_row(runs: Iterable[Run]) -> dict[str, list[Run]]:
@@ -140,7 +148,7 @@ def _params(names: Iterable[str]) -> list[str]:
 
 def _selected(columns: Sequence[str]) -> dict[str, Any]:
     """Columns in this order; by itself the UI shows metrics, parameters and tags, each sorted by name."""
-    return {"selectedColumns": list(columns), "columnOrder": list(columns)}
+    return {"selectedColumns": list(columns), "columnOrder": list(columns), "columnWidths": _WIDTHS}
 
 
 def _link(experiment_id: str, key: str) -> str:

@@ -354,7 +354,7 @@ class _Trainer:
     """One training of one seed."""
 
     def __init__(self, config: Config, task: Task, seed: int) -> None:
-        self.config, self.task, self.seed = config, task, seed
+        self.config, self.task, self.seed, self.device = config, task, seed, task.device
         self.model = model = MuSiC(config, constants_of(config, task))
         self.generator = torch.Generator().manual_seed(seed)
         self.feature_optimiser = self._adam([*model.user_mlp.parameters(), *model.item_mlp.parameters()])
@@ -482,7 +482,7 @@ class _Trainer:
 
     def _shuffled(self, size: int) -> Tensor:
         """The numbers 0..size-1 in random order, drawn on the CPU."""
-        return torch.randperm(size, generator=self.generator).to(self.task.device)
+        return torch.randperm(size, generator=self.generator).to(self.device)
 
 
 def _means(code_N: Tensor, value_N: Tensor, size: int) -> Tensor:

@@ -203,7 +203,7 @@ def test_the_best_trial_is_found_in_mlflow(finished: Finished, browser: Chrome, 
     browser.get(f"{mlflow_ui}/#/models")
     wait("tiny.books-to-movies.0.2", "tiny.books-to-movies.0.5", "@ best")
     click("tiny.books-to-movies.0.5")
-    wait("Best configuration of books->movies@0.5", "mlflow.pyfunc.load_model")
+    wait("Best configuration of MuSiC in books->movies@0.5", "mlflow.pyfunc.load_model")
     said: list[dict[str, Any]] = browser.get_log("browser")  # type: ignore[no-untyped-call]
     severe = {entry["message"] for entry in said if entry["level"] == "SEVERE"}
     # MLflow's UI asks its own server for what only other installations have.

@@ -200,7 +200,8 @@ def test_a_rivals_winner_is_registered_on_request_under_its_row(
     answers = [recommend(store.client, "tiny", [cell], Home(tmp_path), user, 30, row) for row in (None, "music_fast")]
     assert [answer.model for answer in answers] == [subject, rival]
     assert list(answers[0].items["score"]) != list(answers[1].items["score"])
-    with pytest.raises(InputError, match=r"tiny\.constant\.source-to-target\.0\.3: has no version"):
+    remedy = "has no version with the alias best; run `study score` on the plan with --register constant"
+    with pytest.raises(InputError, match=remedy):
         recommend(store.client, "tiny", [cell], Home(tmp_path), user, 5, "constant")
 
 

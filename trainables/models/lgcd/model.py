@@ -396,11 +396,11 @@ class _Trainer:
     """One training of one seed."""
 
     def __init__(self, config: Config, task: SequenceTask, seed: int, encoders: Encoders) -> None:
-        self.config, self.task, self.encoders = config, task, encoders
+        self.config, self.task, self.encoders, self.device = config, task, encoders, task.device
         self.generator, self.rng = torch.Generator().manual_seed(seed), np.random.default_rng(seed)
         self.network = Network(config, encoders.fusion)
         with torch.no_grad():
-            self.items = encoders.fuse_items(*encoders.look_up(torch.arange(task.items, device=task.device)))
+            self.items = encoders.fuse_items(*encoders.look_up(torch.arange(task.items, device=self.device)))
         self.optimiser = torch.optim.Adam(self.network.parameters(), lr=config.lr, fused=True)
         real, pseudo = training_rows(config, task, encoders, seed)
         size, kinds = config.batch, [rows for rows in (real, pseudo) if len(rows)]
@@ -431,7 +431,7 @@ class _Trainer:
     def _step(self, rows: Rows) -> float:
         final, loss = self.network.losses(rows, self.generator)
         low, high = self.task.target
-        drawn = torch.from_numpy(self.rng.integers(low, high, self.config.negatives)).to(self.task.device)
+        drawn = torch.from_numpy(self.rng.integers(low, high, self.config.negatives)).to(self.device)
         recommended = next_item_loss(final, rows.item, self.items[rows.item], drawn, self.items[drawn], high - low)
         loss = loss + recommended / len(rows)  # eqs. 26 and 27
         value = float(loss.detach())
@@ -448,7 +448,7 @@ class _Trainer:
         Without `cyclic` a batch has as many rows, drawn from all alike.
         """
         for _ in range(self.batches):
-            yield Rows.joined([rows[next(stream).to(self.task.device)] for rows, stream in self.streams])
+            yield Rows.joined([rows[next(stream).to(self.device)] for rows, stream in self.streams])
 
 
 class _Stream:
