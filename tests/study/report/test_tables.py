@@ -77,7 +77,11 @@ def test_table_2_pools_test_ratings_and_pairs_the_difference(results: Results) -
         base.to_subject.p,
     ]
     shown = table.cells.iloc[3]
-    assert (shown["Cell"], shown["Row"], shown["Reads"]) == ("books → movies, cold 20%", "**MuSiC**", "ratings, features")
+    assert (shown["Cell"], shown["Row"], shown["Reads"]) == (
+        "books → movies, cold 20%",
+        "**MuSiC**",
+        "ratings, features",
+    )
     half = model.test["rmse"].half_width
     assert shown["Test RMSE"] == f"{line.test_rmse:.3f}±{half:.3f}"
     assert shown["RMSE minus MuSiC"] == "–"
