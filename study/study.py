@@ -125,7 +125,9 @@ class Study:
 
             connect(self.cluster)
             actors = most_actors(self.cluster)
-        inputs = prepare(self.plan, self.data, self.home, self.start_progress, on_ray=on_ray, actors=actors)
+        inputs = prepare(
+            self.plan, self.data, self.home, self.start_progress, only=self.only, on_ray=on_ray, actors=actors
+        )
         self._log_data(inputs)
         return inputs
 

@@ -5,7 +5,7 @@ Nothing is made twice: each step finds by its content key what is stored.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -61,12 +61,12 @@ def feature_sets(plan: Plan) -> list[str]:
 
 
 def prepare(
-    plan: Plan, data: Path | None, home: Home, start_progress: StartProgress, *, on_ray: bool = False,
-    actors: Actors | None = None,
+    plan: Plan, data: Path | None, home: Home, start_progress: StartProgress, *,
+    only: Collection[str] = (), on_ray: bool = False, actors: Actors | None = None,
 ) -> Inputs:  # fmt: skip
     """Make everything that the plan's trials read, where it is missing.
 
-    on_ray: by the cluster that this process has joined. actors: those that extract there (None: as many as it holds now).
+    only: rows whose models are pretrained; none named: all. on_ray: by the cluster that this process has joined. actors: those that extract there (None: as many as it holds now).
     """
     domains = prepare_domains(plan, data, home, start_progress)
     tables = make_tables(plan, domains, home, start_progress, on_ray=on_ray, actors=actors)
@@ -76,7 +76,7 @@ def prepare(
     pseudo = make_pseudo_tables(plan, domains, split, tables, home, start_progress, on_ray=on_ray, actors=actors)
     materials = Materials(domains=domains, tables=tables, table_keys=table_keys(tables), pseudo=pseudo, split=split)
     tasks = _build_tasks(plan, materials, home, start_progress)
-    pretrain(plan, tasks, start_progress, on_ray=on_ray)
+    pretrain(plan, tasks, start_progress, only=only, on_ray=on_ray)
     return Inputs(
         domains=domains,
         tasks=tasks,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,16 +20,19 @@ Call = tuple[str, str, int]
 
 
 def pretrain(
-    plan: Plan, tasks: Mapping[tuple[str, str], TaskFolders], start_progress: StartProgress, *, on_ray: bool = False
-) -> None:
+    plan: Plan, tasks: Mapping[tuple[str, str], TaskFolders], start_progress: StartProgress, *,
+    only: Collection[str] = (), on_ray: bool = False,
+) -> None:  # fmt: skip
     """Make what trials share, for each row whose model has `prepare`; on a cluster by its workers, not by the head.
+
+    only: rows that are trained; the others need nothing. None named: all.
 
     tasks: by cell name and feature set. Rows take turns, so that a row finds what an equal one has made. Of each pair of
     domains one direction comes first, because what it makes may serve the other.
     """
     server, device = task_server() if on_ray else None, "cuda" if plan.resources.gpus > 0 else "cpu"
     for row in plan.rows:
-        if not trial.has_shared(row.model):
+        if not trial.has_shared(row.model) or (only and row.name not in only):
             continue
         directions = _calls(plan, row)
         advance, done = start_progress(f"pretraining {row.title}", sum(map(len, directions))), 0
