@@ -66,7 +66,8 @@ def prepare(
 ) -> Inputs:  # fmt: skip
     """Make everything that the plan's trials read, where it is missing.
 
-    only: rows whose models are pretrained; none named: all. on_ray: by the cluster that this process has joined. actors: those that extract there (None: as many as it holds now).
+    only: rows whose models are pretrained; none named: all. on_ray: by the cluster that this process has joined. actors:
+    those that extract there (None: as many as it holds now).
     """
     domains = prepare_domains(plan, data, home, start_progress)
     tables = make_tables(plan, domains, home, start_progress, on_ray=on_ray, actors=actors)
