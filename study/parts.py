@@ -84,7 +84,7 @@ def baseline_jobs(plan: Plan, part: str, folders: Folders) -> list[Job]:
     """
     task_type = plan.task_type
     if part == "score" and plan.score:
-        names, places = task_type.baselines, [(cell, TEST) for cell in plan.cells]
+        names, places = plan.baselines, [(cell, TEST) for cell in plan.cells]
     elif part == f"sweep:{plan.ratio_field}" and plan.ratio_field in plan.sweeps:
         names = (task_type.reference,)
         places = [

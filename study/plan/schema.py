@@ -302,6 +302,14 @@ class Plan:
         return TASK_TYPES[load_model(self.model).TASK_TYPE]
 
     @property
+    def baselines(self) -> tuple[str, ...]:
+        """Simple baselines that can be scored: those that read titles need a text encoder."""
+        needs = self.task_type.baseline_needs
+        return tuple(
+            name for name in self.task_type.baselines if self.features.text or "titles" not in needs.get(name, ())
+        )
+
+    @property
     def rules(self) -> SplitPlan | SequencePlan:
         """How the cells are split."""
         rules: SplitPlan | SequencePlan = getattr(self, OF_TASK_TYPE[self.task_type.name][0])

@@ -72,7 +72,9 @@ def test_an_extraction_on_a_cluster_asks_for_what_it_may_become(
     monkeypatch.setattr("study.engine.launch.most_actors", lambda cluster: Actors(5, on_gpu=True))
     monkeypatch.setattr("study.study.prepare", prepare)
     study = Study(load_plan(str(write_plan(tmp_path))), home=tmp_path, cluster=Cluster(address="auto"))
-    with pytest.raises(InputError, match=r"^\{'only': \(\), 'on_ray': True, 'actors': Actors\(count=5, on_gpu=True\)\}$"):
+    with pytest.raises(
+        InputError, match=r"^\{'only': \(\), 'on_ray': True, 'actors': Actors\(count=5, on_gpu=True\)\}$"
+    ):
         study.extract()
 
 

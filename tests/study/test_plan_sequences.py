@@ -205,6 +205,13 @@ def test_the_bar_stands_beside_it_on_validation(make: MakePlan) -> None:
     assert {job.test_dir for job in scores} == {"/tasks/film->song@1/test", "/tasks/song->film@1/test"}
 
 
+def test_without_titles_no_baseline_reads_them(tmp_path: Path) -> None:
+    plan = write_sequences(tmp_path, features={}, model="sasrec", base={}, drop=("search", "sweeps", "ablate", "space"))
+    jobs = parts.planned(load_plan(str(plan)))["score"]
+    assert {job.row for job in jobs} == {"sasrec", "popularity", "item_knn"}
+    assert all(job.feature_set == "ids" for job in jobs)
+
+
 def test_what_is_planned(make: MakePlan) -> None:
     planned = {part: [job.trial for job in jobs] for part, jobs in parts.planned(make()).items()}
     assert {part: len(set(names)) for part, names in planned.items()} == WORK
