@@ -31,8 +31,9 @@ _RUNS = 200  # newest trainings of a model that its time is measured on
 
 def describe(plan: Plan, data: Path | None, home: Path) -> Iterator[Table | str]:
     """Yield the sections to print; raises InputError for what is not there (files, encoder)."""
-    rivals = f", {len(plan.rows) - 1} rivals" if plan.compare else ""
-    yield f"[bold]{plan.name}[/bold]: model {plan.model}{rivals}, {len(plan.cells)} cells"
+    counts = [(len(plan.compare), "rival"), (len(plan.cells), "cell")]
+    words = [f"{count} {noun}{'s' * (count > 1)}" for count, noun in counts if count]
+    yield f"[bold]{plan.name}[/bold]: model {plan.model}, {', '.join(words)}"
     yield escape(_inputs(plan, data, home))
     cells = Table("cell", "source", "target", plan_labels(plan).ratio.lower(), title="cells")
     for cell in plan.cells:
@@ -70,6 +71,8 @@ def _inputs(plan: Plan, data: Path | None, home: Path) -> str:
         vectors = f"text vectors by {users.spec.model}"
         if plan.features.text.items is not None:
             vectors += f", items by {items.spec.model}{' with their images' if items.spec.reads_images else ''}"
+    elif plan.feature_set == "ids":
+        vectors = "ids alone"
     else:
         vectors = f"rating-based vectors, {plan.features.ratings.factors} factors"
     pseudo = plan.features.pseudo
