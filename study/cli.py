@@ -453,7 +453,8 @@ def _report(study: Study, *, fresh: bool) -> None:
     else:
         _claims(drawn[tags.CLAIMS])
     try:
-        console.print(summary_table(results, comparison), width=max(console.width, TABLE_WIDTH), soft_wrap=True)
+        wide = Console(width=max(console.width, TABLE_WIDTH), soft_wrap=True)  # rich would cut numbers
+        wide.print(summary_table(results, comparison))
     except InputError as missing:
         console.print(str(missing), markup=False, soft_wrap=True)
     for path in sorted((study.report_folder / "figures").glob("*.png")):

@@ -163,11 +163,11 @@ def difference_table(results: Results, comparison: Comparison) -> Table:
 # --- in the terminal ----------------------------------------------------------------------------------------------
 
 
-TABLE_WIDTH = 100  # characters; a narrower terminal wraps lines instead of cutting numbers
+TABLE_WIDTH = 120  # characters that hold every column; a narrower terminal wraps lines instead of cutting numbers
 
 
 def summary_table(results: Results, comparison: Comparison | None = None) -> Terminal:
-    """Return the table that `study run` ends with, 100 columns wide. Raises MissingError where nothing is scored.
+    """Return the table that `study run` ends with, at most TABLE_WIDTH wide. Raises MissingError where nothing is scored.
 
     Printed systems that were not run are counted below it; the report has their numbers.
     """
