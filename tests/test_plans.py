@@ -50,7 +50,8 @@ def test_a_plan_loads(name: str) -> None:
     planned = parts.planned(plan)
     assert {"search", "ablate", "score"} <= set(planned)
     assert any(part.startswith("sweep:") for part in planned)
-    assert len(planned["search"]) == plan.search.trials * len(plan.cells)
+    assert plan.compare, "a rival stands in every table"
+    assert len(planned["search"]) == plan.search.trials * len(plan.cells) * len(plan.rows)
 
 
 @pytest.mark.parametrize("name", shipped_plans())

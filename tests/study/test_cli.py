@@ -349,7 +349,7 @@ def test_scores_need_a_search(tmp_path: Path, home: Path) -> None:
     for verb, part in (("score", "score"), ("sweep", "sweep:steps"), ("ablate", "ablate")):
         missing = "music in books->movies@0.2, music in books->movies@0.5"
         assert study(verb, plan, "--home", home).fault == (
-            f"{part}: no finished search trial in {missing}; run `study search` on the plan first"
+            f"{part}: no finished search trial of {missing}; run `study search` on the plan first"
         )
     assert study("best", plan, "--home", home).fault == (
         f"plan tiny: no search trial is finished in {home}; run `study search {plan}`"

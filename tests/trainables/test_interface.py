@@ -213,7 +213,7 @@ def test_every_fault_of_a_model_file_is_said_at_once(tmp_path: Path, monkeypatch
         ("epochs: int = 2", "epochs: complex = 2",
          "Config.epochs is of type complex, which a plan cannot say; choose from bool, int, float, str"),
         ('NAME = "Popular"', 'NAME = "Popular"\nNEEDS = "titles"',
-         "NEEDS is 'titles'; give a tuple of text, e.g. ('titles',)"),
+         "NEEDS is 'titles'; give a tuple of text, e.g. ('features',)"),
         ('NAME = "Popular"', 'NAME = "Popular"\nNOTE = 3', "NOTE is 3; give text"),
     ],
 )  # fmt: skip
