@@ -134,7 +134,9 @@ def test_a_cluster_without_a_worker_yet_may_grow(tmp_path: Path, monkeypatch: py
     assert _concurrency(here, Resources()) == 64
     assert _concurrency(here, Resources(cpus=1, gpus=0.25)) == 32
     assert _concurrency(Cluster(address="auto", max_concurrent=5), Resources()) == 5
-    with pytest.raises(InputError, match=r"asks for 1 CPU and 2 GPU, .* nodes of 0 CPU and 0 GPU; 8 CPU and 1 GPU; ask for less$"):
+    with pytest.raises(
+        InputError, match=r"asks for 1 CPU and 2 GPU, .* nodes of 0 CPU and 0 GPU; 8 CPU and 1 GPU; ask for less$"
+    ):
         _concurrency(here, Resources(cpus=1, gpus=2))
 
 

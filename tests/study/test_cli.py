@@ -352,7 +352,7 @@ def test_scores_need_a_search(tmp_path: Path, home: Path) -> None:
             f"{part}: no finished search trial of {missing}; run `study search` on the plan first"
         )
     assert study("best", plan, "--home", home).fault == (
-        f"plan tiny: no search trial is finished in {home}; run `study search {plan}`"
+        f"plan tiny: no search trial of music is finished in {home}; run `study search {plan}`"
     )
 
 

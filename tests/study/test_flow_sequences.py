@@ -61,7 +61,9 @@ def test_everything_is_finished_once(finished: Finished, results: Results) -> No
     assert "film → song, 100%" in finished.ran.out
     assert " inter" in finished.ran.out
     status = tiny.study("status", finished.plan, "--home", finished.home)
-    assert [line.split("│")[-2].strip() for line in status.out.splitlines() if "│" in line] == ["0"] * len(WORK)
+    assert [line.split("│")[-2].strip() for line in status.out.splitlines() if "│" in line] == ["0"] * (
+        len(WORK) + 2
+    ), "baselines stand beside the sweep of the ratio and the scores"
 
 
 def test_the_best_trial_has_the_highest_validation_ndcg(finished: Finished, results: Results) -> None:
@@ -74,14 +76,15 @@ def test_the_best_trial_has_the_highest_validation_ndcg(finished: Finished, resu
 
 
 def test_other_ratios_are_trained_with_it(results: Results) -> None:
-    rows = results.finished("sweep:overlap_ratio").set_index("name")
+    rows = results.finished("sweep:overlap_ratio").set_index("row")
+    assert set(rows["name"]) == {"overlap_ratio=0.5"}
     best = results.finished("search").query("best").iloc[0]
-    assert rows.loc["overlap_ratio=0.5", "cell"] == "film->song@0.5"
-    assert rows.loc["overlap_ratio=0.5", "params.dropout"] == best["params.dropout"]
+    assert rows.loc["lgcd", "cell"] == "film->song@0.5"
+    assert rows.loc["lgcd", "params.dropout"] == best["params.dropout"]
     folders = {results.config(row["run_id"])["task_dir"] for _, row in rows.iterrows()}
     assert len(folders) == 1
     assert results.config(best["run_id"])["task_dir"] not in folders
-    assert rows.loc["predictor:item_knn", "metrics.val_ndcg10"] > 0
+    assert rows.loc["item_knn", "metrics.val_ndcg10"] > 0
 
 
 def test_only_scores_know_the_test_users(results: Results) -> None:
@@ -110,8 +113,8 @@ def test_a_second_run_trains_nothing(finished: Finished) -> None:
 
 
 def test_a_logged_trial_trains_to_the_same_numbers(finished: Finished, results: Results) -> None:
-    scores = results.finished("score").set_index("name")
-    for name in ("best", "predictor:item_knn_title"):
+    scores = results.finished("score").set_index("row")
+    for name in ("lgcd", "item_knn_title"):
         ran = tiny.study("rerun", scores.loc[name, "run_id"], "--home", finished.home)
         assert (ran.code, ran.err) == (0, "")
         lines = [line.split("│") for line in ran.out.splitlines() if "│" in line]
