@@ -171,7 +171,7 @@ def test_clean_models_pass(
 ) -> None:  # fmt: skip
     name = drop("clean", text, tmp_path, monkeypatch)
     with gpu:
-        trained(name, {}, folders[task_type], GPU)
+        assert trained(name, {}, folders[task_type], GPU), "it reports, and nothing was raised on the way"
 
 
 @pytest.mark.parametrize(
@@ -218,7 +218,7 @@ def test_a_network_that_forgets_a_table_fails(
             self.unet.time = table
 
     monkeypatch.setattr(music, "MuSiC", Forgetful)
-    trained("music", {}, folders["ratings"], CPU)
+    assert trained("music", {}, folders["ratings"], CPU), "it reports, and CUDA was left alone"
     with gpu, pytest.raises(RuntimeError, match="index_select: expected all tensors to be on the same device"):
         trained("music", {}, folders["ratings"], GPU)
 
@@ -302,4 +302,4 @@ def test_a_trial_without_a_gpu_never_asks_for_one(
 
     for name in ("init", "_lazy_init", "_lazy_call", "manual_seed_all", "is_available", "current_device"):
         monkeypatch.setattr(torch.cuda, name, asked)
-    trained("music", {}, folders["ratings"], CPU)
+    assert trained("music", {}, folders["ratings"], CPU), "it reports, and CUDA was left alone"
