@@ -239,10 +239,10 @@ PLANS: dict[str, tuple[dict[str, Any], str]] = {
     "ratio 1.5": (
         {"cold_ratios": [0.2, 1.5]}, "plan.yaml: cold_ratios: split.cold_ratio is 1.5; give a number above 0, below 1",
     ),
-    "unknown model": ({"model": "musik"}, "plan.yaml: model: unknown 'musik'; choose from emcdr, lgcd, music, sasrec"),
+    "unknown model": ({"model": "musik"}, "plan.yaml: model: unknown 'musik'; choose from emcdr, gru4rec, lgcd, music, sasrec"),
     "unknown space": (
         {"space": "nope/paper"},
-        "space 'nope/paper': there is no space file 'nope'; shipped are emcdr, lgcd, music and sasrec",
+        "space 'nope/paper': there is no space file 'nope'; shipped are emcdr, gru4rec, lgcd, music and sasrec",
     ),
     "unknown variant": (
         {"space": "music/nope"}, "search_spaces/music.yaml: has no variant 'nope'; it has paper and continuous",

@@ -36,12 +36,15 @@ class SimulatedGpu(TorchFunctionMode):
         ] = {}  # address -> storage on the GPU, kept alive so that no other gets its address
 
     def __enter__(self) -> Any:
+        self._cudnn = torch.backends.cudnn.is_acceptable  # asked by recurrent layers: it would warn that there is none
+        torch.backends.cudnn.is_acceptable = lambda tensor: False
         self._module_to = nn.Module.to  # `module.to(tensor)` asks for the tensor's place behind our back
         nn.Module.to = lambda module, *args, **kwargs: self._module_to(module, *self._named(args), **kwargs)  # type: ignore[method-assign]
         return super().__enter__()
 
     def __exit__(self, *error: Any) -> None:
         nn.Module.to = self._module_to  # type: ignore[method-assign]
+        torch.backends.cudnn.is_acceptable = self._cudnn
         super().__exit__(*error)
 
     def _named(self, args: Any) -> Any:
