@@ -27,11 +27,13 @@ from study.cli import _way_to_mlflow, cli, ui
 from study.plan.load import load_plan
 from study.study import Study, commit, versions
 from study.tracking.runs import connect, default_uri
+from trainables.interface import model_names
 
 from ..features.conftest import save_encoder
 from .conftest import Finished
 from .tiny import PLAN, WORK, change_reviews, made, study, write_plan
 
+MODELS = model_names()
 NOTHING: dict[str, list[str]] = {"domains": [], "store/features": [], "tasks": []}
 
 
@@ -239,10 +241,13 @@ PLANS: dict[str, tuple[dict[str, Any], str]] = {
     "ratio 1.5": (
         {"cold_ratios": [0.2, 1.5]}, "plan.yaml: cold_ratios: split.cold_ratio is 1.5; give a number above 0, below 1",
     ),
-    "unknown model": ({"model": "musik"}, "plan.yaml: model: unknown 'musik'; choose from emcdr, gru4rec, lgcd, music, sasrec"),
+    "unknown model": (
+        {"model": "musik"}, f"plan.yaml: model: unknown 'musik'; choose from {', '.join(MODELS)}",
+    ),
     "unknown space": (
         {"space": "nope/paper"},
-        "space 'nope/paper': there is no space file 'nope'; shipped are emcdr, gru4rec, lgcd, music and sasrec",
+        "space 'nope/paper': there is no space file 'nope'; shipped are "
+        f"{', '.join(MODELS[:-1])} and {MODELS[-1]}",
     ),
     "unknown variant": (
         {"space": "music/nope"}, "search_spaces/music.yaml: has no variant 'nope'; it has paper and continuous",
