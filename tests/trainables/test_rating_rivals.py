@@ -26,18 +26,20 @@ from trainables.trial import run
 from .training import train_seed
 from .worlds import permuted, random_task
 
-RIVALS = ("cmf",)
+RIVALS = ("cmf", "lacdr")
 ABLATIONS = {
     "cmf": {"plain", "wo_source", "wo_target_users"},
+    "lacdr": {"plain", "wo_single", "wo_reconstruction", "full_rank"},
 }
 SOURCE = Path(__file__).parents[2]
 
 
 def predicted(name: str, task: Task, **config: Any) -> Tensor:
     """Ratings of the validation users by the selected epoch, [N]."""
+    settings = make_config(name, {"epochs": 3, "calibrate": False, **config}, "here")
+    trained = train_seed(name, settings, task, 0)[-1]
     with torch.no_grad():
-        settings = make_config(name, {"epochs": 3, "calibrate": False, **config}, "here")
-        return train_seed(name, settings, task, 0)[-1].predict(task.validation, task, 0)
+        return trained.predict(task.validation, task, 0)
 
 
 @pytest.mark.parametrize("name", RIVALS)
@@ -87,6 +89,7 @@ def test_an_item_without_training_ratings_is_predicted_by_the_offset_alone(name:
     ("name", "config"),
     [
         ("cmf", {}),
+        ("lacdr", {"batch": 100, "norm": "l2"}),
     ],
 )
 def test_numbering_users_anew_permutes_the_predictions(name: str, config: dict[str, Any]) -> None:
