@@ -33,9 +33,11 @@ def model_of(task: Task, base: BaseVectors | None = None, liked: Positives | Non
 def liked_by(*histories: list[int]) -> Positives:
     counts = torch.tensor([len(history) for history in histories])
     return Positives(
-        user=torch.arange(len(histories)).repeat_interleave(counts), item=torch.tensor([item for history in histories for item in history]),
-        starts=torch.cat([torch.zeros(1, dtype=torch.int64), counts.cumsum(0)]), items=20,
-    )  # fmt: skip
+        user=torch.arange(len(histories)).repeat_interleave(counts),
+        item=torch.tensor([item for history in histories for item in history]),
+        starts=torch.cat([torch.zeros(1, dtype=torch.int64), counts.cumsum(0)]),
+        items=20,
+    )
 
 
 def test_attention_and_bridge_of_known_numbers() -> None:

@@ -26,9 +26,10 @@ from trainables.trial import run
 from .training import train_seed
 from .worlds import permuted, random_task
 
-RIVALS = ("cmf", "lacdr", "ptupcdr", "sscdr")
+RIVALS = ("cmf", "diffcdr", "lacdr", "ptupcdr", "sscdr")
 ABLATIONS = {
     "cmf": {"plain", "wo_source", "wo_target_users"},
+    "diffcdr": {"plain", "wo_task", "wo_diffusion", "mlp", "noise_start"},
     "lacdr": {"plain", "wo_single", "wo_reconstruction", "full_rank"},
     "ptupcdr": {"plain", "shared", "mean_history", "mapping_loss"},
     "sscdr": {"plain", "wo_unlabelled", "wo_hops", "mlp"},
