@@ -54,7 +54,7 @@ def ablation_jobs(plan: Plan, folders: Folders, start: Configs) -> list[Job]:
     if plan.ablate is None:
         return []
     seeds, on_test = plan.ablate.seeds, plan.ablate.compare == TEST
-    variants = {"full": Variant()} | load_model(plan.model).ABLATIONS
+    variants: dict[str, Variant] = {"full": Variant(), **load_model(plan.model).ABLATIONS}
     return [
         _job(
             plan, folders, "ablate", row, cell, name,
