@@ -19,7 +19,7 @@ from study.engine.run import Failure, Progress, at_work, refuse_second, run_jobs
 from study.home import Home
 from study.labels import Labels, labels_of
 from study.plan.diff import remember
-from study.plan.schema import Plan, Row, swept_rows
+from study.plan.schema import Plan, Row, ablated_rows, swept_rows
 from study.plan.start import config_of_run
 from study.progress import StartProgress, no_progress
 from study.provenance import commit, device, versions
@@ -148,7 +148,7 @@ class Study:
         """Variants of the subject's best configuration."""
         if self.plan.ablate is None:
             raise InputError(f"plan {self.plan.name}: has no ablate part; add it to the plan")
-        return self._run("ablate", self._start_configs("ablate", self.plan.ablate.start, [self.plan.subject]))
+        return self._run("ablate", self._start_configs("ablate", self.plan.ablate.start, ablated_rows(self.plan)))
 
     def score(self, registered: Collection[str] = ()) -> Summary:
         """Each row's best configuration and the simple baselines on test; the only verb that opens test data.
@@ -372,4 +372,4 @@ def store_uri(home: Home, plan: Plan | None = None) -> str:
 def plan_labels(plan: Plan) -> Labels:
     """What a plan's rows, metrics and fields are called."""
     rivals = {row.name: (row.model, row.title) for row in plan.rows[1:]}
-    return labels_of(plan.model, plan.published, rivals)
+    return replace(labels_of(plan.model, plan.published, rivals), note=" ".join(plan.note.split()))
