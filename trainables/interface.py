@@ -85,6 +85,7 @@ class Variant:
 
     config: Mapping[str, Any] = field(default_factory=dict)  # fields of the config
     features: str | None = None  # feature set of the task; None: the plan's
+    presets: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
