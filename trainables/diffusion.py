@@ -50,8 +50,8 @@ def variances(steps: int, start: float, end: float, schedule: str) -> Tensor:
 
     `linear`: from `start` to `end`, as MuSiC says. `linear_scaled` (ours): the same, times 1000/T and capped below
     1, so that abar_T comes near 0 for few steps as well; otherwise inference starts from noise that training never showed.
-    `linear_root`: from sqrt(start) to sqrt(end), LGCD's eq. 9 word for word; with its settings hardly anything of x_0 is left
-    after half of 100 steps (abar_50 = 0.011). `linear_sqrt` (ours): the square of that, as the `linear` of latent
+    `linear_root`: from sqrt(start) to sqrt(end), LGCD's eq. 9 word for word; with its settings hardly anything of x_0 is
+    left after half of 100 steps (abar_50 = 0.011). `linear_sqrt` (ours): the square of that, as the `linear` of latent
     diffusion's code has it (Rombach et al. 2022).
     """
     if schedule not in SCHEDULES:

@@ -105,9 +105,7 @@ def pseudo_of(
             cosine = sorted(draw.uniform(0.2, 0.9, len(chosen)), reverse=True)
             texts = [f"text {int(name[1:]) % TEXTS}" for name in chosen]
             numbers = [int(name[1:]) % TEXTS for name in chosen]
-            rows.append(
-                {"user_id": user, "items": chosen, "similarity": cosine, "texts": texts, "text_rows": numbers}
-            )
+            rows.append({"user_id": user, "items": chosen, "similarity": cosine, "texts": texts, "text_rows": numbers})
     key = digest({"users": list(people.user), "count": count})
     vectors = np.random.default_rng(4).normal(size=(TEXTS, WIDTH)).astype(np.float16)
     return write_pseudo(folder / f"pseudo-{key[:12]}", pa.Table.from_pylist(rows, SCHEMA), vectors, {"key": key})

@@ -216,8 +216,8 @@ def _build(
     number, similarity = _pseudo_items(train, group, pseudo)
     generated = _generated_texts(train, group, pseudo)
     save_arrays(
-        folder, item=train.item, starts=train.starts, group=group, pseudo=number, similarity=similarity, generated=generated,
-        user_id=train.users.astype(np.str_), item_id=merged.items.astype(np.str_),
+        folder, item=train.item, starts=train.starts, group=group, pseudo=number, similarity=similarity,
+        generated=generated, user_id=train.users.astype(np.str_), item_id=merged.items.astype(np.str_),
     )  # fmt: skip
     text = []  # arrays that pretraining reads beside the sequences
     if vectors is not None:

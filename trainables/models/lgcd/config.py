@@ -41,13 +41,17 @@ class Config:
 
     pseudo_items: int = 10  # n_K, generated items that are inserted per single-domain user (Figure 3)
     min_similarity: float = 0.0  # least cosine of text and item for one to be inserted: n_K per user (ours)
-    retrieval: str = "per_text"  # nearest item of each text (ours) | per_user: n_K nearest of all texts as one (eqs. 5-6)
+    retrieval: str = (
+        "per_text"  # nearest item of each text (ours) | per_user: n_K nearest of all texts as one (eqs. 5-6)
+    )
     rows: str = "every"  # real rows at every target-domain item of a user (ours) | at the last one
     condition_from: str = "merged"  # what the protocol shows (ours) | source: source-domain items alone (eq. 8)
     condition_tokens: int = 2  # ID and text part apart (ours) | 1: h_cond as eq. 13 has it
     directions: str = "one"  # the cell's alone (ours) | both: f_theta and experts learn the opposite one too (eq. 18)
     steps: int = 100  # T, diffusion steps (Figure 3)
-    schedule: str = "linear_sqrt"  # (ours) | linear | linear_root, eq. 9 word for word (`trainables.diffusion.variances`)
+    schedule: str = (
+        "linear_sqrt"  # (ours) | linear | linear_root, eq. 9 word for word (`trainables.diffusion.variances`)
+    )
     variance_start: float = 1e-4  # beta_1 (settings)
     variance_end: float = 0.1  # beta_T (settings)
     start_ratio: float = 0.5  # lambda: the reverse process starts at lambda T (food's optimum in Figure 3)
@@ -81,7 +85,9 @@ class Config:
     cyclic: bool = True  # False: a batch holds as many real rows as chance gives it
     encoder_sequences: str = "merged"  # merged | separate | per_domain (see trainables.models.lgcd.encoders)
     encoder_epochs: int = 10  # of pretraining (ours)
-    id_start: str = "titles"  # ID embeddings before pretraining: from titles (ours) | random; `guidance: id` reads no title
+    id_start: str = (
+        "titles"  # ID embeddings before pretraining: from titles (ours) | random; `guidance: id` reads no title
+    )
     item_fusion: str = "own"  # map of items' embeddings: own (ours) | shared with sequences (eq. 3)
 
     def __post_init__(self) -> None:

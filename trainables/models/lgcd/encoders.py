@@ -45,8 +45,8 @@ class PretrainSpec:
     batch: int = 128  # sequences (LGCD settings)
     negatives: int = 1024  # items of the softmax beside the target, drawn per batch and domain (ours)
     sequences: str = "merged"  # merged | separate | per_domain
-    id_start: str = "titles"  # the ID table before training: principal components of the titles (ours) | random numbers
-    item_fusion: str = "own"  # the map from an item's two embeddings to E_fusion: own (ours) | shared with sequences (eq. 3)
+    id_start: str = "titles"  # ID embeddings before training: principal components of the titles (ours) | random
+    item_fusion: str = "own"  # map of an item's embeddings to E_fusion: own (ours) | shared with sequences (eq. 3)
 
 
 class Block(nn.Module):

@@ -83,7 +83,9 @@ def generated_in_training(
         with torch.no_grad():
             generated = network.reverse(guess_BD, condition, generator)
         first, noise = 1, normal_like(generated, generator)
-        noisy = network.diffusion.noised(generated, torch.ones(len(noise), dtype=torch.int64, device=noise.device), noise)
+        noisy = network.diffusion.noised(
+            generated, torch.ones(len(noise), dtype=torch.int64, device=noise.device), noise
+        )
     return clean(noisy, torch.full((len(noisy),), first, device=noisy.device))
 
 

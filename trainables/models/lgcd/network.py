@@ -139,7 +139,7 @@ class Denoiser(nn.Module):
 class LinearExperts(nn.Module):
     """A linear map of [h_cond, h_rev] for each expert.
 
-    `identity`: they start as the identity on the condition (ours), so that training starts from what the encoders recommend.
+    `identity`: they start as the identity on the condition (ours): training starts from what the encoders recommend.
     """
 
     def __init__(self, experts: int, start: str) -> None:
@@ -292,5 +292,5 @@ class Network(nn.Module):
 
 
 def _guesser() -> nn.Module:
-    """g of eq. 18."""
+    """G of eq. 18."""
     return nn.Sequential(nn.Linear(WIDTH, 4 * WIDTH), nn.GELU(), nn.Linear(4 * WIDTH, WIDTH))

@@ -34,8 +34,8 @@ def by_text(task: SequenceTask, count: int) -> Suggested:
 def by_user(task: SequenceTask, encoders: DomainEncoders, count: int) -> Suggested:
     """Return the `count` items nearest to all of a user's first `count` texts, read as one sequence (eqs. 5-6).
 
-    h^B is what the lacking domain's pretrained Encoder_text reads of the texts in their order, e_j the text embedding of item
-    j there; by cosine.
+    h^B is what the pretrained Encoder_text of the lacking domain reads of the texts, in their order; e_j is the text
+    embedding of item j there; nearest by cosine.
     """
     texts_SK = task.generated[:, : min(count, encoders.max_length)]
     item = torch.full(texts_SK.shape, -1, device=task.device)
@@ -44,7 +44,8 @@ def by_user(task: SequenceTask, encoders: DomainEncoders, count: int) -> Suggest
         users = ((task.group == group) & (texts_SK >= 0).any(dim=1)).nonzero().squeeze(1)
         embedded_JD = encoders.of_domain(lacking).text_embeddings(lacking)
         kept = min(texts_SK.shape[1], len(embedded_JD))
-        for part in torch.split(users, _ROWS):
+        for start in range(0, len(users), _ROWS):
+            part = users[start : start + _ROWS]
             wanted_BD = _read_texts(task, encoders.of_domain(lacking), texts_SK[part])
             cosine, number = (normalize(wanted_BD, dim=1) @ normalize(embedded_JD, dim=1).T).topk(kept, dim=1)
             suggested.item[part, :kept] = number + lacking[0]
