@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from trainables.models.lgcd.config import Config
-from trainables.models.lgcd.encoders import Encoders, PretrainSpec
+from trainables.models.lgcd.encoders import DomainEncoders, Encoders, PretrainSpec
 from trainables.models.lgcd.pretraining import pretraining_loss
 from trainables.models.lgcd.training import _Trainer
 from trainables.sequence_tools import batches, padded, windows
@@ -101,7 +101,7 @@ def ours(task: SequenceTask) -> Iterator[int]:
     while True:
         for batch in batches(length, SPEC.batch, rng):
             items_BL, real_BL = padded(task.train.item, first[batch], length[batch])
-            loss = pretraining_loss(encoders, task, items_BL, real_BL, SPEC.negatives, rng)
+            loss = pretraining_loss(encoders, (task.source, task.target), items_BL, real_BL, SPEC.negatives, rng)
             optimiser.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             optimiser.step()
@@ -110,12 +110,12 @@ def ours(task: SequenceTask) -> Iterator[int]:
 
 def diffusion(task: SequenceTask) -> Iterator[int]:
     """The diffusion of a trial over frozen encoders; yields the number of rows after each batch."""
-    trainer = _Trainer(Config(), task, 0, Encoders(SPEC, task.titles()).eval())
+    pair = Encoders(SPEC, task.titles()).eval()
+    trainer = _Trainer(Config(), task, 0, DomainEncoders({task.source: pair, task.target: pair}))
     trainer.network.train()
     while True:
-        for rows in trainer._batches():
-            trainer._step(rows)
-            yield len(rows)
+        trainer._step(0)
+        yield 2 * trainer.config.batch
 
 
 def rate(work: Iterator[int], seconds: float) -> float:
