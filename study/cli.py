@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 import traceback
 from collections.abc import Iterator, Sequence
@@ -301,9 +302,8 @@ def best(plan: str, home: Path, row: str | None, export: Path | None) -> None:
     name = study.plan.row(row).name if row else study.plan.subject.name
     trials = {cell: trial for (owner, cell), trial in study.best().items() if owner == name}
     if not trials:
-        raise InputError(
-            f"plan {study.plan.name}: no search trial of {name} is finished in {home}; run `study search {plan}`"
-        )
+        command = shlex.join(["study", "search", plan, "--home", str(home)])
+        raise InputError(f"plan {study.plan.name}: no search trial of {name} is finished in {home}; run `{command}`")
     text = fragment(study.plan.name, study.plan.selection.metric, trials)
     console.print(text, markup=False, highlight=False, soft_wrap=True)
     if export:
@@ -463,7 +463,9 @@ def _report(study: Study, *, fresh: bool) -> None:
     console.print(f"MLflow  {_way_to_mlflow(study)}", markup=False, soft_wrap=True, highlight=False)
     journal = study.home.journal(study.plan.name)
     if journal.is_file():
-        console.print(f"Optuna  optuna-dashboard {journal}", markup=False, soft_wrap=True, highlight=False)
+        console.print(
+            f"Optuna  optuna-dashboard {shlex.quote(str(journal))}", markup=False, soft_wrap=True, highlight=False
+        )
 
 
 def _way_to_mlflow(study: Study) -> str:
@@ -474,7 +476,9 @@ def _way_to_mlflow(study: Study) -> str:
     uri = study.tracking_uri
     if uri.startswith("http"):
         return without_password(uri)
-    return f"study ui --home {study.home}" if uri == store_uri(study.home) else f"mlflow ui --backend-store-uri {uri}"
+    if uri == store_uri(study.home):
+        return shlex.join(["study", "ui", study.named, "--home", str(study.home)])
+    return shlex.join(["mlflow", "ui", "--backend-store-uri", uri])
 
 
 def _claims(counted: str) -> None:

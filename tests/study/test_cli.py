@@ -444,7 +444,7 @@ def test_a_run_says_what_it_did(finished: Finished) -> None:
     figures = re.findall(r"^figure  (.*\.png)$", out, flags=re.MULTILINE)
     assert f"{finished.home}/reports/tiny/figures/figure_3_steps.png" in figures
     assert all(Path(figure).is_file() for figure in figures)
-    assert f"MLflow  study ui --home {finished.home}" in out
+    assert f"MLflow  study ui {finished.plan} --home {finished.home}" in out
 
 
 def test_a_server_has_a_ui_of_its_own(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -460,7 +460,7 @@ def test_a_server_has_a_ui_of_its_own(home: Path, monkeypatch: pytest.MonkeyPatc
     [
         ("http://tracking:5000", "http://tracking:5000"),
         ("sqlite:////elsewhere/mlflow.db", "mlflow ui --backend-store-uri sqlite:////elsewhere/mlflow.db"),
-        (None, "study ui --home {home}"),
+        (None, "study ui tiny --home {home}"),
     ],
 )
 def test_the_way_to_mlflow_is_that_of_the_store_in_use(tmp_path: Path, home: Path, named: str | None, way: str) -> None:
