@@ -6,11 +6,12 @@ import hashlib
 import importlib.metadata
 import platform
 import subprocess
-from pathlib import Path
+
+from study import PACKAGES as OURS
+from study import ROOT
 
 PACKAGES = ("torch", "ray", "optuna", "mlflow", "transformers", "numpy", "pandas")
-_ROOT = Path(__file__).parents[1]
-_OURS = ("study", "search_spaces", "trainables", "features")
+_ROOT = ROOT
 
 
 def commit() -> str:
@@ -22,7 +23,7 @@ def commit() -> str:
 
     try:
         # A new file is code too: models are found by their files.
-        dirty = git("status", "--porcelain", "--untracked-files=all", "--", *(f"{name}/*.py" for name in _OURS))
+        dirty = git("status", "--porcelain", "--untracked-files=all", "--", *(f"{name}/*.py" for name in OURS))
         return git("rev-parse", "HEAD") + (f"+{_hash_of_files()[:12]}" if dirty else "")
     except (OSError, subprocess.CalledProcessError):
         return f"files:{_hash_of_files()}"
@@ -31,7 +32,7 @@ def commit() -> str:
 def _hash_of_files() -> str:
     """Code that was shipped to a cluster has no history, but it is not just any code."""
     digest = hashlib.sha256()
-    for path in sorted(path for name in _OURS for path in (_ROOT / name).rglob("*.py")):
+    for path in sorted(path for name in OURS for path in (_ROOT / name).rglob("*.py")):
         digest.update(f"{path.relative_to(_ROOT)} {hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
     return digest.hexdigest()[:40]
 

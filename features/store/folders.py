@@ -111,6 +111,14 @@ def atomic_file(path: Path, *, durable: bool = False) -> Iterator[Path]:
         beside.unlink(missing_ok=True)
 
 
+def read_json(path: Path) -> Any:
+    """Read a file that `write_json` wrote. Raises InputError where it is damaged, and FileNotFoundError."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError(f"{path}: is damaged ({error}); delete its folder {path.parent}, it is made again") from error
+
+
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Replace `path` by `content` in one step."""
     with atomic_file(path) as beside:

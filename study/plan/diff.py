@@ -41,6 +41,8 @@ def changes(plan: Plan, home: Path) -> list[str]:
         kept = json.loads(_path(plan, home).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return []
+    if not isinstance(kept, dict):
+        return []
     code = _code()
     now, before = _fields(plan) | code, code | kept
     lines = []

@@ -145,8 +145,14 @@ def _move(database: Path) -> None:
     with closing(sqlite3.connect(read_only, uri=True, timeout=1)) as base:
         places = _places(base)
     old = next((place for place in places if not _same(Path(local_path(place) or ""), home.artifacts)), None)
-    if old is None or not _writable(database) or any(map(process_at, home.path.glob("*.lock"))):
-        return  # a home that a study works on may have several names, one in a container
+    # A file that was copied alone keeps its paths. A home that a study works on may have several names, one in a container.
+    if (
+        old is None
+        or not home.artifacts.is_dir()
+        or not _writable(database)
+        or any(map(process_at, home.path.glob("*.lock")))
+    ):
+        return
     before = Home(Path(local_path(old) or "").parent)
     pairs = [
         (old, home.artifacts.as_uri()),

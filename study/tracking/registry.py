@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import importlib.metadata
 import io
-import json
 import logging
 import shlex
 import shutil
@@ -29,7 +28,7 @@ from mlflow.exceptions import MlflowException
 from features.domains.domain import Domain, open_domain
 from features.errors import InputError
 from features.pseudo.generate import item_titles
-from features.store.folders import plain_name
+from features.store.folders import plain_name, read_json
 from study.home import Home
 from study.specs import Cell
 from study.tracking import tags
@@ -194,7 +193,7 @@ def describe_user(document: Mapping[str, Any], home: Home, user: str) -> tuple[p
 
 def _source(task_dir: Path, name: str, home: Home) -> Domain:
     """Open the source domain that the task was built from."""
-    manifest = json.loads((task_dir.parent / "manifest.json").read_text())
+    manifest = read_json(task_dir.parent / "manifest.json")
     for path in home.domains.glob(f"{name}-*"):
         domain = open_domain(path)
         if domain.key == manifest["source"]:

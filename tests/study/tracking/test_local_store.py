@@ -36,6 +36,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def database(made: Path, tmp_path: Path) -> Path:
     (tmp_path / "mlflow.db").write_bytes((made / "mlflow.db").read_bytes())
+    (tmp_path / "artifacts").mkdir()
     return tmp_path / "mlflow.db"
 
 
