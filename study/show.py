@@ -35,6 +35,8 @@ def describe(plan: Plan, data: Path | None, home: Path) -> Iterator[Table | str]
     words = [f"{count} {noun}{'s' * (count > 1)}" for count, noun in counts if count]
     yield f"[bold]{plan.name}[/bold]: model {plan.model}, {', '.join(words)}"
     yield escape(_inputs(plan, data, home))
+    if note := plan_labels(plan).note:
+        yield escape(f"note: {note}")
     cells = Table("cell", "source", "target", plan_labels(plan).ratio.lower(), title="cells")
     for cell in plan.cells:
         cells.add_row(cell.name, cell.source, cell.target, f"{cell.ratio:g}")

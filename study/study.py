@@ -372,4 +372,4 @@ def store_uri(home: Home, plan: Plan | None = None) -> str:
 def plan_labels(plan: Plan) -> Labels:
     """What a plan's rows, metrics and fields are called."""
     rivals = {row.name: (row.model, row.title) for row in plan.rows[1:]}
-    return labels_of(plan.model, plan.published, rivals)
+    return replace(labels_of(plan.model, plan.published, rivals), note=" ".join(plan.note.split()))

@@ -39,6 +39,7 @@ TABLE = pa.schema([*(field for field in INTERACTIONS if field.name != "words")])
 THREADS = 2  # of DuckDB; each needs its share of the memory
 DUPLICATES = ("mean", "last", "first")
 FEEDBACK = ("explicit", "implicit")
+CATALOGUES = ("used", "listed")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +58,7 @@ class DomainSpec:
     duplicates: str = (
         "mean"  # of the same (user, item): mean rating with the last text | last | first (by time, then line)
     )
+    catalogue: str = "used"  # used: the items that have an interaction | listed: all that the items file lists
     rating_scale: tuple[float, float] = (1.0, 5.0)  # lowest and highest rating allowed
     filters: FilterSpec = field(default_factory=FilterSpec)
 
@@ -68,6 +70,10 @@ class DomainSpec:
         refuse(
             choice(self, "reader", tuple(READERS)),
             *(choice(self, "duplicates", DUPLICATES), choice(self, "feedback", FEEDBACK)),
+            choice(self, "catalogue", CATALOGUES),
+            "catalogue is 'listed', but no items file is given; set items"
+            if self.listed and self.items is None
+            else "",
             *self._reader_faults(),
             *self._column_faults(),
             ""
@@ -99,6 +105,11 @@ class DomainSpec:
                 yield f"columns: {name} is a column of items, but no items file is given; set items"
         if self.implicit and "rating" in self.columns:
             yield "columns: rating is not read where feedback is implicit; leave one of them out"
+
+    @property
+    def listed(self) -> bool:
+        """Whether items without interactions belong to the domain."""
+        return self.catalogue == "listed"
 
     @property
     def implicit(self) -> bool:
@@ -149,9 +160,10 @@ def domain_key(spec: DomainSpec, sources: Sequence[Mapping[str, Any]], simulated
 
     sources: the raw files, see `find_sources`.
     """
+    apart = {"interactions", "items", *(() if spec.listed else ("catalogue",))}  # keys are as before there was a choice
     content = {
         "version": VERSION,
-        "spec": {name: value for name, value in asdict(spec).items() if name not in ("interactions", "items")},
+        "spec": {name: value for name, value in asdict(spec).items() if name not in apart},
         "sources": [source["sha256"] for source in sources],
         "simulated": simulated,
     }
@@ -280,7 +292,7 @@ def _write_tables(
     }
     with closing(duckdb.connect(str(work / "work.duckdb"), config=config)) as database:
         database.execute("SET enable_progress_bar = false")
-        _number(database, work)
+        _number(database, work, listed=spec.listed)
         counts = [_count(database, "read")]
         _merge_duplicates(database, spec.duplicates)
         counts.append(_count(database, f"duplicates={spec.duplicates}"))
@@ -292,7 +304,7 @@ def _write_tables(
                     f"{data / spec.interactions}: nothing is left of domain {spec.name} after the filter {step} "
                     f"({before} interactions before it); loosen the filter"
                 )
-        _export(database, work, folder)
+        _export(database, work, folder, listed=spec.listed)
     first, last = counts[1], counts[-1]
     return {
         "counts": counts,
@@ -313,13 +325,14 @@ def _stage(batches: Iterator[pa.RecordBatch], schema: pa.Schema, path: Path, pro
     return rows
 
 
-def _number(database: duckdb.DuckDBPyConnection, work: Path) -> None:
+def _number(database: duckdb.DuckDBPyConnection, work: Path, *, listed: bool) -> None:
     """Number users and items in the order of their ids, so that all later steps work on numbers: table `kept`."""
     for name in ("raw", "meta"):
         source = f"read_parquet('{_quoted(work / name)}.parquet', file_row_number = true)"
         database.execute(f"CREATE VIEW {name} AS SELECT *, file_row_number AS row FROM {source}")
+    named = "SELECT DISTINCT item_id FROM raw" + (" UNION SELECT item_id FROM meta" if listed else "")
     database.execute(
-        """
+        f"""
         CREATE TABLE users AS
             SELECT user_id, CAST(row_number() OVER (ORDER BY user_id) AS INTEGER) AS u
             FROM (SELECT DISTINCT user_id FROM raw);
@@ -328,7 +341,7 @@ def _number(database: duckdb.DuckDBPyConnection, work: Path) -> None:
         CREATE TABLE items AS
             SELECT item_id, CAST(row_number() OVER (ORDER BY item_id) AS INTEGER) AS i, described.row AS row,
                 meta.description IS NOT NULL AS described, meta.image IS NOT NULL AS pictured
-            FROM (SELECT DISTINCT item_id FROM raw) LEFT JOIN described USING (item_id)
+            FROM ({named}) LEFT JOIN described USING (item_id)
                 LEFT JOIN meta ON meta.row = described.row;
         CREATE TABLE kept AS
             SELECT u, i, rating, words, timestamp, row
@@ -365,16 +378,16 @@ def _count(database: duckdb.DuckDBPyConnection, step: str) -> dict[str, Any]:
     }
 
 
-def _export(database: duckdb.DuckDBPyConnection, work: Path, folder: Path) -> None:
+def _export(database: duckdb.DuckDBPyConnection, work: Path, folder: Path, *, listed: bool) -> None:
     """Write the three tables. DuckDB decides which raw row goes where; the texts themselves do not pass through it."""
     database.execute(
-        """
+        f"""
         CREATE TABLE place AS
             SELECT row, CAST(rating AS FLOAT) AS rating, row_number() OVER (ORDER BY u, i) - 1 AS position
             FROM kept ORDER BY row;
         CREATE TABLE item_place AS
             SELECT row, item_id, row_number() OVER (ORDER BY i) - 1 AS position
-            FROM items SEMI JOIN kept USING (i) ORDER BY row;
+            FROM items {"" if listed else "SEMI JOIN kept USING (i)"} ORDER BY row;
         """
     )
     bare = database.execute("SELECT item_id, position FROM item_place WHERE row IS NULL").to_arrow_table()

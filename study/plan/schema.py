@@ -74,13 +74,15 @@ class SplitPlan:
 
     validation_share: float = 0.2  # of the overlapping users that are not test users
     data_seed: int = 0
+    clip: bool = True  # predictions are cut to the rating scale before their errors are taken
 
     def __post_init__(self) -> None:
         self.at(0.5)  # has the checks
 
     def at(self, ratio: float) -> SplitSpec:
         """The split of a cell."""
-        return SplitSpec(cold_ratio=ratio, validation_share=self.validation_share, data_seed=self.data_seed)
+        shared = {entry.name: getattr(self, entry.name) for entry in fields(self)}
+        return SplitSpec(cold_ratio=ratio, **shared)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -228,6 +230,7 @@ class Plan:
     published: str | None = None  # numbers that the tables lay beside the measured ones, e.g. lgcd/food-kitchen
     resources: Resources = field(default_factory=Resources)
     faults: Faults = field(default_factory=Faults)
+    note: str = ""  # what readers of its numbers have to know, e.g. what its data lacks
     tracking_uri: str | None = None  # MLflow store; default: a SQLite file in the home folder
 
     @property

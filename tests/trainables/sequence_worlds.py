@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -63,16 +64,20 @@ def _draw_item(draw: np.random.Generator, domain: str, genre: int, items: int, s
             return item
 
 
-def sequence_domains(world: SequenceWorld, folder: Path) -> dict[str, Domain]:
-    """The domains film and song, prepared from one implicit table."""
+def sequence_domains(
+    world: SequenceWorld, folder: Path, listed: Sequence[tuple[str, str]] | None = None
+) -> dict[str, Domain]:
+    """The domains film and song, prepared from one implicit table; `listed`: domain and id of items of the catalogue."""
     data = folder / "raw"
     data.mkdir(parents=True, exist_ok=True)
+    more: dict[str, Any] = {} if listed is None else {"items": "items.parquet", "catalogue": "listed"}
+    pd.DataFrame(listed or [], columns=["domain", "item_id"]).to_parquet(data / "items.parquet")
     world.interactions.to_parquet(data / "interactions.parquet")
 
     def spec(name: str) -> DomainSpec:
         return DomainSpec(
             name=name, reader="table", interactions="interactions.parquet", columns={"timestamp": "position"},
-            where={"domain": name}, feedback="implicit",
+            where={"domain": name}, feedback="implicit", **more,
         )  # fmt: skip
 
     return {name: prepare_domain(spec(name), data, folder / "domains") for name in ("film", "song")}

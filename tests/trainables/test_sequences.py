@@ -217,6 +217,18 @@ def test_every_other_target_item_can_be_a_negative_and_none_more_than_the_others
         build_world(WORLD, tmp_path, replace(SPEC, negatives=songs))
 
 
+def test_negatives_are_drawn_from_the_whole_catalogue_where_it_is_listed(tmp_path: Path) -> None:
+    unseen = {f"s{number}" for number in range(900, 940)}
+    domains = sequence_domains(WORLD, tmp_path, [("song", item) for item in sorted(unseen)])
+    folders = build_sequences(SPEC, domains["film"], domains["song"], None, None, None, tmp_path / "tasks")
+    songs = set(WORLD.interactions.query("domain == 'song'")["item_id"])
+    items, task = names(folders.task_dir / "item_id.npy"), load_task(folders.task_dir)
+    assert set(items[slice(*task.target)]) == songs | unseen
+    drawn = {items[number] for number in load_held_out(folders.test_dir).candidates.flatten().tolist()}
+    assert len(drawn & unseen) > 20
+    assert {item for row in sequences_of(folders.task_dir).values() for item in row}.isdisjoint(unseen)
+
+
 def test_candidates_depend_on_the_data_seed_and_the_user_alone(tmp_path: Path, folders: dict[str, TaskFolders]) -> None:
     """Users held out under two seeds, or by the rule and by a split, keep or change theirs as the seed says."""
     before = candidates_of(folders["film-song"].test_dir)

@@ -25,11 +25,14 @@ def quick(name: str, **changes: Any) -> dict[str, Any]:
 
 
 def variants(name: str) -> list[dict[str, Any]]:
-    """Changes of a model's configuration: none, its ablations, and every category of its figures."""
+    """Changes of a model's configuration: none, its presets, its ablations, and every category of its figures."""
     model = load_model(name)
+    presets = [
+        {field: value for field, value in preset.items() if field not in QUICK} for preset in model.PRESETS.values()
+    ]
     ablations = [dict(variant.config) for variant in model.ABLATIONS.values()]
     categories = [{field: value} for field, figure in model.FIGURES.items() for value in figure.order]
-    return [{}, *(changes for changes in (*ablations, *categories) if changes)]
+    return [{}, *(changes for changes in (*presets, *ablations, *categories) if changes)]
 
 
 @dataclass(frozen=True)

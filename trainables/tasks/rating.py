@@ -75,6 +75,7 @@ class Task(OnDevice):
     source: FeatureRows  # [O, F] source-domain vectors of the training overlapping users
     source_ratings: Ratings  # of all P source users, oldest first where there are times; user < O: that of `source`
     source_items: int  # J
+    source_times: bool = False  # whether the source domain has times; without them its ratings are sorted by item
     source_offset: Tensor  # float32 [O]
     target: FeatureRows  # [O + S, F] target-domain vectors: training overlapping users, then side users
     items: FeatureRows  # [I, F] target-domain items
@@ -85,6 +86,7 @@ class Task(OnDevice):
     item_offset: Tensor  # float32 [I] shrunken mean of the item's training ratings, less `mean`
     slope: float  # of the target rating on `source_offset`, fitted on the training overlapping users
     rating_scale: tuple[float, float]
+    clip: bool = True  # whether predictions are cut to the rating scale before their errors are taken
 
     @property
     def side_users(self) -> Tensor:
@@ -102,6 +104,7 @@ def load_task(task_dir: Path) -> Task:
         source=source,
         source_ratings=_load_ratings(task_dir, "source_"),
         source_items=meta["source_items"],
+        source_times=meta["source_times"],
         source_offset=load_array(task_dir, "source_offset"),
         target=load_rows(task_dir, "target"),
         items=load_rows(task_dir, "items"),
@@ -112,6 +115,7 @@ def load_task(task_dir: Path) -> Task:
         item_offset=load_array(task_dir, "item_offset"),
         slope=meta["slope"],
         rating_scale=(meta["rating_scale"][0], meta["rating_scale"][1]),
+        clip=meta.get("clip", True),
     )
 
 

@@ -149,8 +149,8 @@ def _merge(source: Domain, target: Domain) -> _Merged:
                 f"{domain.path}: {int(frame['timestamp'].isna().sum())} interactions of domain {domain.name} have no "
                 "timestamp, and sequences need an order; map domains columns.timestamp to a column that gives it"
             )
-        code, ids = pd.factorize(frame["item_id"].to_numpy(dtype=object), sort=True)
-        frames.append(frame.assign(item=code + start))
+        ids = np.sort(domain.items()["item_id"].to_numpy(dtype=object))
+        frames.append(frame.assign(item=np.searchsorted(ids, frame["item_id"].to_numpy(dtype=object)) + start))
         items.append(ids)
         ranges[domain.name] = (start, start := start + len(ids))
     frame = pd.concat(frames)

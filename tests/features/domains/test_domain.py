@@ -254,6 +254,8 @@ def test_nothing_left_names_the_filter(data: Path, store: Path, filters: FilterS
             r"columns: unknown 'text'; the reader amazon2023 takes none",
         ),
         ({"where": {"domain": 3}}, r"domains.toy.where.domain is 3; give the value as text, in quotes"),
+        ({"catalogue": "all"}, r"domains.toy.catalogue is 'all'; choose from used, listed"),
+        ({"catalogue": "listed", "items": None}, r"catalogue is 'listed', but no items file is given; set items"),
         ({"feedback": "none"}, r"domains.toy.feedback is 'none'; choose from explicit, implicit"),
         (
             {"feedback": "implicit", "columns": {"rating": "x"}},
@@ -306,6 +308,19 @@ def test_implicit_domains_in_one_file(tmp_path: Path, store: Path, rule: str, po
     assert film.manifest["counts"][0] == {"step": "read", "interactions": 4, "users": 2, "items": 2}
     song = replace(IMPLICIT, name="song", where={"domain": "song"})
     assert prepare_domain(song, tmp_path / "data", store).items()["title"].tolist() == ["A song"]
+
+
+def test_a_catalogue_holds_items_that_nobody_has_where_the_spec_says_so(tmp_path: Path, store: Path) -> None:
+    data = implicit(tmp_path / "data")
+    with (data / "items.csv").open("a") as file:
+        file.write("film,c,Never seen\nsong,d,A song of the other domain\n")
+    used = prepare_domain(IMPLICIT, data, store)
+    listed = prepare_domain(replace(IMPLICIT, catalogue="listed"), data, store)
+    assert used.items()["item_id"].tolist() == ["a", "b"]
+    assert listed.items()["item_id"].tolist() == ["a", "b", "c"]
+    assert listed.items()["title"].tolist()[::2] == ["A &amp; film", "Never seen"]
+    pd.testing.assert_frame_equal(used.interactions(), listed.interactions())
+    assert used.key != listed.key
 
 
 def test_a_value_that_no_row_has_is_refused(tmp_path: Path, store: Path) -> None:
