@@ -38,6 +38,9 @@ ONLY = click.option(
 REGISTER = click.option(
     "--register", metavar="ROW", multiple=True, help="Also register this rival's winners as models (may be repeated)."
 )
+REPLACE = click.option(
+    "--replace", is_flag=True, help="Put this plan in the place of another one of its name in the home folder."
+)
 ROW = click.option("--row", metavar="ROW", help="Row of the plan; default: its subject.")
 CONCURRENT = click.option(
     "--max-concurrent", type=click.IntRange(1), help="Trials side by side; default: all that fit."
@@ -46,7 +49,10 @@ CONCURRENT = click.option(
 
 def main() -> None:
     """Run a command; a known error is one line on the terminal and exit code 2, an interruption 130."""
-    from study.machine import direct_to_this_machine
+    from study.provenance import packages_first
+
+    packages_first()
+    from study.engine.machine import direct_to_this_machine
     from study.terminal import prepare_streams
 
     debug = "--debug" in sys.argv
@@ -123,10 +129,14 @@ def cli(debug: bool) -> None:
 
 
 @cli.command()
-def plans() -> None:
+@click.option("--copy", metavar="NAME", help="Write this plan to the working directory, to edit and run there.")
+def plans(copy: str | None) -> None:
     """List the plans that come with the package."""
-    from study.plan.load import FOLDER, shipped_plans
+    from study.plan.load import FOLDER, copy_plan, shipped_plans
 
+    if copy is not None:
+        console.print(str(copy_plan(copy, Path.cwd())), markup=False, highlight=False, soft_wrap=True)
+        return
     for name in shipped_plans():
         console.print(f"{name}  [dim]{FOLDER / f'{name}.yaml'}[/dim]", soft_wrap=True)
 
@@ -183,7 +193,7 @@ def check(plan: str, data: Path | None, home: Path, cluster: Path | None) -> Non
 
 def _places(command: Any) -> Any:
     """The arguments and options of every verb that trains."""
-    for option in (CONCURRENT, ADDRESS, ONLY, HOME, DATA, PLAN):
+    for option in (CONCURRENT, ADDRESS, ONLY, REPLACE, HOME, DATA, PLAN):
         command = option(command)
     return command
 
@@ -193,10 +203,11 @@ def _places(command: Any) -> Any:
 @DATA
 @HOME
 @ADDRESS
+@REPLACE
 @click.option("--dry-run", is_flag=True, help="Read the domains, say what would be extracted and how long it takes.")
-def extract(plan: str, data: Path | None, home: Path, address: str | None, dry_run: bool) -> None:
+def extract(plan: str, data: Path | None, home: Path, address: str | None, replace: bool, dry_run: bool) -> None:
     """Make the domains, feature tables and tasks that the plan needs."""
-    with _study(plan, data=data, home=home, address=address) as study:
+    with _study(plan, data=data, home=home, address=address, replace=replace) as study:
         if dry_run:
             from study.data.domains import data_folder, given_split, prepare_domains
             from study.data.preview import extraction_lines
@@ -274,10 +285,8 @@ def resume(plan: str, **where: Any) -> None:
 
 
 def _run_all(study: Study) -> None:
-    from study.parts import part_names
-
     _extract(study)  # made, and logged, before any part
-    summaries = [_shown(study.run_part(part)) for part in part_names(study.plan)]
+    summaries = study.run(_shown)
     if not any(summary.ran for summary in summaries):
         console.print("Nothing was left to train.")
     _report(study, fresh=False)
@@ -548,9 +557,9 @@ def _show_changes(plan: Plan, home: Path) -> None:
 @contextmanager
 def _study(
     plan: str, *, home: Path, data: Path | None = None, address: str | None = None, max_concurrent: int | None = None,
-    only: Sequence[str] = (),
+    only: Sequence[str] = (), replace: bool = False,
 ) -> Iterator[Study]:  # fmt: skip
-    from study.machine import user_folders
+    from study.engine.machine import user_folders
 
     user_folders(home)  # before packages are imported that look for their caches
 
@@ -568,8 +577,8 @@ def _study(
     cluster = Cluster(address=address, max_concurrent=max_concurrent, log=log, resume=resume)
     with _streams(log), _watching(loaded.selection) as shown:
         yield Study(
-            loaded, home=home, data=data, only=only, cluster=cluster, start_progress=shown.start,
-            show_jobs=shown.show_jobs, named=named,
+            plan, home=home, data=data, only=only, replace=replace, cluster=cluster, start_progress=shown.start,
+            show_jobs=shown.show_jobs,
         )  # fmt: skip
 
 

@@ -3,15 +3,28 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.machinery
 import importlib.metadata
 import platform
 import subprocess
+import sys
+from pathlib import Path
 
-from study import PACKAGES as OURS
-from study import ROOT
-
+ROOT = Path(__file__).resolve().parents[1]
+_OURS = ("study", "search_spaces", "trainables", "features")
 PACKAGES = ("torch", "ray", "optuna", "mlflow", "transformers", "numpy", "pandas")
 _ROOT = ROOT
+
+
+def packages_first() -> None:
+    """Import our packages from where this one lies, though a folder before it on the path has modules of these names.
+
+    They are plain words, and a user's working directory may have a `features` of its own.
+    """
+    specs = [importlib.machinery.PathFinder.find_spec(name) for name in _OURS]
+    others = [spec.origin for spec in specs if spec is not None and spec.origin is not None]
+    if not all(Path(origin).resolve().is_relative_to(ROOT) for origin in others):
+        sys.path.insert(0, str(ROOT))
 
 
 def commit() -> str:
@@ -23,7 +36,7 @@ def commit() -> str:
 
     try:
         # A new file is code too: models are found by their files.
-        dirty = git("status", "--porcelain", "--untracked-files=all", "--", *(f"{name}/*.py" for name in OURS))
+        dirty = git("status", "--porcelain", "--untracked-files=all", "--", *(f"{name}/*.py" for name in _OURS))
         return git("rev-parse", "HEAD") + (f"+{_hash_of_files()[:12]}" if dirty else "")
     except (OSError, subprocess.CalledProcessError):
         return f"files:{_hash_of_files()}"
@@ -32,7 +45,7 @@ def commit() -> str:
 def _hash_of_files() -> str:
     """Code that was shipped to a cluster has no history, but it is not just any code."""
     digest = hashlib.sha256()
-    for path in sorted(path for name in OURS for path in (_ROOT / name).rglob("*.py")):
+    for path in sorted(path for name in _OURS for path in (_ROOT / name).rglob("*.py")):
         digest.update(f"{path.relative_to(_ROOT)} {hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
     return digest.hexdigest()[:40]
 

@@ -18,14 +18,14 @@ from typing import Any
 from features.cores import usable_cores
 from features.errors import InputError, one_line
 from features.extraction.workers import Actors
-from study import ROOT
 from study.engine.cluster import NodeType, autoscaled
 from study.engine.head import watch_head
+from study.engine.machine import ray_folder
 from study.engine.node_cache import task_server
 from study.engine.ray_tune import JobCallback, JobScheduler, JobSearcher, Ledger, SilentCallback
 from study.engine.worker import train
 from study.home import Home
-from study.machine import ray_folder
+from study.provenance import ROOT
 from study.specs import Cluster, Job, Recipe, Resources
 
 _STARTS = 3  # how often Ray is started before that is given up

@@ -11,9 +11,8 @@ import pytest
 
 from features.cores import usable_cores
 from features.errors import InputError
-from study import machine
-from study.engine import head
-from study.machine import direct_to_this_machine, ray_folder, user_folders
+from study.engine import head, machine
+from study.engine.machine import direct_to_this_machine, ray_folder, user_folders
 
 
 @pytest.mark.parametrize(

@@ -76,7 +76,7 @@ def test_an_interruption_says_what_is_kept(monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_what_a_person_should_know_is_a_line_of_ours(monkeypatch: pytest.MonkeyPatch) -> None:
     def warn(name: str) -> None:
-        logging.getLogger("study.machine").warning("a [bold] word")
+        logging.getLogger("study.engine.machine").warning("a [bold] word")
         raise KeyboardInterrupt
 
     monkeypatch.setattr("study.plan.load.load_plan", warn)
@@ -88,7 +88,7 @@ def test_a_users_own_modules_are_not_taken_for_ours(tmp_path: Path) -> None:
         (tmp_path / name).mkdir()
         (tmp_path / name / "__init__.py").write_text("raise SystemExit('mine')\n")
     program = (
-        "import study, sys; sys.path.insert(0, ''); "
+        "import study, sys; sys.path.insert(0, ''); study.Study; "
         "import trainables.interface, features.cores, search_spaces; print(features.__file__)"
     )
     root = str(Path(__file__).parents[2])
