@@ -170,6 +170,24 @@ def training_labels(task: SequenceTask, sequences: str, hidden: Tensor | None = 
     return make_labels(task, in_target if sequences == "target" else ~in_target, in_target)
 
 
+def halved_labels(task: SequenceTask) -> Labels:
+    """Return the labels of each domain's part of each sequence, as though it were a user of its own.
+
+    Sequence s is the source part of user s, sequence S + s the target part; for systems that know no link between them.
+    """
+    source, target = (training_labels(task, which) for which in ("source", "target"))
+    after = len(source.shown.item)
+    shown = Sequences(
+        torch.cat([source.shown.item, target.shown.item]),
+        torch.cat([source.shown.starts[:-1], target.shown.starts + after]),
+    )
+    flat = {
+        field.name: torch.cat([getattr(source, field.name), getattr(target, field.name)])
+        for field in fields(Labels)[2:]
+    }
+    return Labels(shown=shown, row=torch.cat([source.row, target.row + len(task.train)]), **flat)
+
+
 def make_labels(task: SequenceTask, shown_N: Tensor, wanted_N: Tensor) -> Labels:
     """Return as labels the wanted training items before which the same sequence has a shown one."""
     train = task.train

@@ -37,6 +37,16 @@ LEARNING: dict[str, dict[str, Any]] = {  # what a model needs beside the default
     },
     "fearec": {"dropout": 0.1, "contrast": 0.0, "frequency_weight": 0.0},
     "unisrec": {"batch": 32},
+    "da_dan": {
+        "batch": 32,
+        "epochs": 40,
+        "patience": 40,
+        "dropout": 0.0,
+        "bridge": False,
+        "adversarial": 0.0,
+        "difference": 0.0,
+        "reconstruction": 0.0,
+    },
     "cd_cdr": {"batch": 64, "steps": 10, "epochs": 40, "patience": 40},
     "unicdr": {"batch": 64, "epochs": 40, "patience": 40},
 }
