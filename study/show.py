@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pandas as pd
@@ -25,6 +26,7 @@ from study.study import plan_labels, store_uri
 from study.tracking import runs as tracking
 from study.tracking import tags
 from study.tracking.results import load_results
+from trainables.interface import OURS, make_config
 
 _RUNS = 200  # newest trainings of a model that its time is measured on
 
@@ -58,12 +60,16 @@ def _configuration(plan: Plan, row: Row) -> Table:
     space = row.load_space() if row.search else None
     searched = space.describe() if space else {}
     of_model = "" if row.name == row.model else f" (model {row.model})"
-    table = Table("field", "value", title=f"configuration of {row.name}{of_model}")
+    layers = [asdict(make_config(row.model, values, "")) for values in ({}, replace(row, base={}).shared)]
+    shown = [] if row.preset == OURS else layers  # beside the value: what it is by default, and under the preset
+    heads = ["default", row.preset][: len(shown)]
+    table = Table("field", *heads, "value", title=f"configuration of {row.name}{of_model}")
     for name, value in row.config.items():
-        table.add_row(name, searched.get(name) or str(value), style="bold" if name in searched else None)
+        below = [str(layer[name]) for layer in shown]
+        table.add_row(name, *below, searched.get(name) or str(value), style="bold" if name in searched else None)
     for cell in plan.cells:
         for name, value in row.of_cell(cell).items():
-            table.add_row(f"{name} [dim]{cell.name}[/dim]", str(value))
+            table.add_row(f"{name} [dim]{cell.name}[/dim]", *["" for _ in shown], str(value))
     return table
 
 

@@ -74,7 +74,9 @@ class Job:
     task_dir: str
     """Folder of task tensors, a path that workers can read."""
     score: bool = False
-    """True only in `score`: the test folder is opened too."""
+    """The test folder is opened too: in `score`, and in a sweep or ablation that says `compare: test`."""
+    preset: str = "ours"
+    """Preset of the row, with the fields that its base sets over it, see `study.plan.schema.Row.preset_tag`."""
     test_dir: str | None = None
     """Folder of the test data; given exactly when `score` is true."""
 

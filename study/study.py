@@ -22,7 +22,7 @@ from study.home import Home
 from study.labels import Labels, labels_of
 from study.plan.diff import refuse_other_plan, remember
 from study.plan.load import full_name, load_plan, plan_of
-from study.plan.schema import Plan, Row, swept_rows
+from study.plan.schema import Plan, Row, ablated_rows, swept_rows
 from study.plan.start import config_of_run
 from study.progress import ProgressLines, StartProgress, no_progress
 from study.provenance import commit, device, versions
@@ -175,7 +175,7 @@ class Study:
         """Variants of the subject's best configuration."""
         if self.plan.ablate is None:
             raise InputError(f"plan {self.plan.name}: has no ablate part; add it to the plan")
-        return self._run("ablate", self._start_configs("ablate", self.plan.ablate.start, [self.plan.subject]))
+        return self._run("ablate", self._start_configs("ablate", self.plan.ablate.start, ablated_rows(self.plan)))
 
     def score(self, registered: Collection[str] = ()) -> Summary:
         """Each row's best configuration and the simple baselines on test; the only verb that opens test data.

@@ -444,6 +444,7 @@ def _job_tags(job: Job) -> dict[str, str]:
         tags.RATIO: f"{job.cell.ratio:g}",
         tags.ROW: job.row,
         tags.MODEL: job.model,
+        tags.PRESET: job.preset,
     }
     if job.part.startswith("sweep:"):
         job_tags[tags.VARIANT] = job.name.partition("=")[2] or job.name
