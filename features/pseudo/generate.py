@@ -14,7 +14,6 @@ caller passes training users, so no validation or test user is in any prompt or 
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -49,6 +48,7 @@ from features.pseudo.prompts import PseudoPrompt, find_wording, parse_texts, sho
 from features.pseudo.recall import UserItems, measure_recall
 from features.pseudo.retrieval import Nearest, choose_items, nearest_by_key, vectors_by_key
 from features.pseudo.table import SCHEMA, PseudoTable, open_pseudo, write_pseudo
+from features.store.folders import read_json
 from features.store.shards import VectorStore
 from features.store.tables import FeatureTable, digest
 
@@ -157,7 +157,7 @@ def make_pseudo(
 
 def read_recall(table: PseudoTable) -> list[dict[str, Any]]:
     """Return the recall of a table's items: rows of `features.pseudo.recall.Recall`; none where no user was kept out."""
-    rows: list[dict[str, Any]] = json.loads((table.path / "manifest.json").read_text())["recall"]
+    rows: list[dict[str, Any]] = read_json(table.path / "manifest.json")["recall"]
     return rows
 
 

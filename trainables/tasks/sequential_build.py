@@ -9,7 +9,6 @@ training in either. Shapes: U users, N interactions, I items of both domains, S 
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -23,7 +22,7 @@ from numpy.typing import NDArray
 from features.domains.domain import Domain
 from features.errors import InputError
 from features.pseudo.table import PseudoTable
-from features.store.folders import store_errors, whole_folder, write_json
+from features.store.folders import read_json, store_errors, whole_folder, write_json
 from features.store.tables import FeatureTable, digest
 from trainables.tasks.arrays import Ints, TaskFolders, centre_of, save_arrays, save_places, table_rows
 from trainables.tasks.sequential import OVERLAPPING, SOURCE_ONLY, TARGET_ONLY, TASK_TYPE, SequenceSpec
@@ -80,7 +79,7 @@ def build_sequences(
         with store_errors(folder.parent), whole_folder(folder) as work:
             counts = _build(spec, merged, split, vectors, pseudo, work)
             write_json(work / "manifest.json", {"key": key, "counts": counts, **document})
-    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest = read_json(folder / "manifest.json")
     folder = folder.resolve()
     return TaskFolders(key=key, task_dir=folder / "search", test_dir=folder / "test", counts=manifest["counts"])
 
