@@ -221,6 +221,7 @@ def test_missing_file(data: Path, store: Path, tmp_path: Path) -> None:
 def test_faults_inside_a_file_leave_nothing(data: Path, store: Path) -> None:
     (data / "toy.csv").write_text(CSV + "u,c,9,,\n")
     message = f"{data}/toy.csv: row 8: rating must lie from 1 to 5, not 9; correct it or set rating_scale"
+    message += ": those around it run from 1 to 9, perhaps of 1 to 10"
     assert refusal(SPEC, data, store) == message
     (data / "toy.csv").write_text("user_id,item_id,rating\n")
     assert refusal(SPEC, data, store) == f"{data}/toy.csv: holds no interactions; give a file that does"
@@ -238,34 +239,30 @@ def test_faults_inside_a_file_leave_nothing(data: Path, store: Path) -> None:
 def test_nothing_left_names_the_filter(data: Path, store: Path, filters: FilterSpec, step: str, before: int) -> None:
     message = refusal(replace(SPEC, filters=filters), data, store)
     place = f"{data}/toy.csv: nothing is left of domain toy after the filter {step}"
-    assert message == f"{place} ({before} interactions before it); loosen the filter"
+    assert message.startswith(f"{place}: read 7 interactions of 3 users and 2 items, duplicates=mean 5 interactions of ")
+    assert f" {before} interactions of " in message
+    assert message.endswith(f", {step} 0 interactions of 0 users and 0 items; loosen the filter")
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"name": "a/b"}, r"domain name 'a/b': use letters, digits, - and _ only"),
-        ({"reader": "amazon"}, r"domains.toy.reader is 'amazon'; choose from amazon2023, recbole, table"),
+        ({"reader": "amazon"}, r"domains.toy.reader is 'amazon'; choose from table, recbole, amazon2023, amazon2018, "),
         ({"duplicates": "max"}, r"domains.toy.duplicates is 'max'; choose from mean, last, first"),
         ({"columns": {"stars": "x"}}, r"domains.toy.columns: unknown 'stars'; choose from user_id, item_id, rating, "),
         ({"columns": {"title": "x"}}, r"domains.toy.columns: title is a column of items, but no items file is given"),
-        (
-            {"reader": "amazon2023", "columns": {"text": "x"}},
-            r"columns: unknown 'text'; the reader amazon2023 takes none",
-        ),
+        ({"item_columns": {"rating": "x"}}, r"item_columns: unknown 'rating'; choose from item_id, title, description"),
+        ({"item_columns": {"title": "x"}}, r"item_columns: title is a column of items, but no items file is given"),
+        ({"interactions": ()}, r"domains.toy.interactions is \[\]; name at least one file, each once"),
+        ({"interactions": ("a", "a")}, r"domains.toy.interactions is \['a', 'a'\]; name at least one file, each once"),
+        ({"catalogue": "all"}, r"domains.toy.catalogue is 'all', and no items file is given; set items"),
+        ({"header": ("a", "a")}, r"domains.toy.header names a twice"),
         ({"where": {"domain": 3}}, r"domains.toy.where.domain is 3; give the value as text, in quotes"),
         ({"feedback": "none"}, r"domains.toy.feedback is 'none'; choose from explicit, implicit"),
         (
             {"feedback": "implicit", "columns": {"rating": "x"}},
             r"columns: rating is not read where feedback is implicit",
-        ),
-        (
-            {"feedback": "implicit", "reader": "recbole"},
-            r"feedback is 'implicit', which goes with the reader table, not",
-        ),
-        (
-            {"where": {"a": "b"}, "reader": "amazon2023"},
-            r"where goes with the reader table, not amazon2023; leave it out",
         ),
         ({"rating_scale": (5, 1)}, r"domains.toy.rating_scale is \[5, 1\]; give the lowest and the highest rating"),
         ({"rating_scale": ("1", "5")}, r"domains.toy.rating_scale is \['1', '5'\]; give the lowest and the highest"),
@@ -388,7 +385,7 @@ def test_against_pandas(data: Path, store: Path, monkeypatch: pytest.MonkeyPatch
     )
     frame.to_parquet(data / "toy.parquet")
     monkeypatch.setattr("features.store.external_sort.BUCKET", 1 << 16)
-    monkeypatch.setattr("features.domains.readers.TABLE_ROWS", 1000)
+    monkeypatch.setattr("features.domains.parquet.ROWS", 1000)
     toy = prepare_domain(replace(SPEC, interactions="toy.parquet"), data, store)
     groups = frame.sort_values("timestamp").groupby(["user_id", "item_id"])
     expected = groups.agg({"rating": "mean", "text": "last", "timestamp": "last"}).reset_index()
