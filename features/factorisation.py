@@ -84,8 +84,9 @@ def alternating_ridge(spec: FactorSpec, ratings: Interactions, residual_N: Float
     by_item = by_user.T.tocsr()
     item_factors = np.random.default_rng(spec.seed).normal(0.0, 0.1, (ratings.items, spec.factors))
     for _ in range(spec.sweeps):
-        item_factors = _solve(by_item, _solve(by_user, item_factors, spec.regularisation), spec.regularisation)
-    return _solve(by_user, item_factors, spec.regularisation), item_factors
+        user_factors = ridge_regressions(by_user, item_factors, spec.regularisation)
+        item_factors = ridge_regressions(by_item, user_factors, spec.regularisation)
+    return ridge_regressions(by_user, item_factors, spec.regularisation), item_factors
 
 
 def biases(
@@ -101,28 +102,37 @@ def biases(
     return user_bias, item_bias
 
 
-def _solve(residual: csr_matrix, other: Floats, ridge: float) -> Floats:
+def ridge_regressions(
+    residual: csr_matrix, other: Floats, ridge: float | Floats, weight_N: Floats | None = None
+) -> Floats:
     """Solve for the least-squares factors [rows, K] of the rows of `residual`, given the factors of its columns.
 
-    p_u = (sum q q^T + ridge * I)^-1 sum residual * q, the sums over what u has rated; q are the rows of `other`.
+    p_u = (sum w q q^T + ridge_u * I)^-1 sum w * residual * q, the sums over what u has rated; q are the rows of `other`, w
+    the weights of the entries of `residual` in their order, or 1.
     """
-    right = residual @ other
+    weight_N = np.ones_like(residual.data) if weight_N is None else weight_N
+    weights = csr_matrix((weight_N, residual.indices, residual.indptr), residual.shape)
+    right = csr_matrix((weight_N * residual.data, residual.indices, residual.indptr), residual.shape) @ other
+    ridge_R = np.broadcast_to(ridge, len(right))
     solved = np.zeros(right.shape)
     for start in range(0, len(solved), _CHUNK):
         part = slice(start, start + _CHUNK)
-        gram = _gram(residual[part], other) + ridge * np.eye(other.shape[1])
+        gram = _gram(weights[part], other) + ridge_R[part, None, None] * np.eye(other.shape[1])
         solved[part] = np.linalg.solve(gram, right[part, :, None])[..., 0]
     return solved
 
 
 def _gram(block: csr_matrix, other: Floats) -> Floats:
-    """Sum of q q^T over each row's columns, [rows, K, K]; a column of it at a time, so nothing is as large as [I, K, K]."""
+    """Sum of w q q^T over each row's columns, w its entries, [rows, K, K].
+
+    A column of it at a time, so that nothing is as large as [I, K, K].
+    """
     used = np.zeros(len(other), bool)
     used[block.indices] = True
     place = np.cumsum(used, dtype=np.int32) - 1
     q = other[used]
-    present = csr_matrix((np.ones_like(block.data), place[block.indices], block.indptr), (block.shape[0], len(q)))
+    weights = csr_matrix((block.data, place[block.indices], block.indptr), (block.shape[0], len(q)))
     gram = np.empty((block.shape[0], q.shape[1], q.shape[1]))
     for column in range(q.shape[1]):
-        gram[:, column:, column] = gram[:, column, column:] = present @ (q[:, column:] * q[:, column, None])
+        gram[:, column:, column] = gram[:, column, column:] = weights @ (q[:, column:] * q[:, column, None])
     return gram

@@ -52,6 +52,8 @@ class BaseVectors:
     source_items: Tensor  # [J, D]
     target_users: Tensor  # [O + S, D]
     target_items: Tensor  # [I, D]
+    source_bias: Tensor  # [J] item biases of the source domain, the mean left out; zeros without offsets
+    residual: Tensor  # [N] of `task.overlapping`: what z . x should be
     item_offset: Tensor  # float32 [I] the part of a prediction's offset that is the item's, mean included
     slope: float  # of the offset on a held-out user's source offset
 
@@ -77,7 +79,10 @@ def base_vectors(task: Task, dim: int, ridge: float, rating_offset: str, seed: i
         if rating_offset == "item_mean":
             users, items = np.column_stack([offsets.user, users]), np.column_stack([np.ones(len(items)), items])
         vectors += [torch.from_numpy(users).to(task.device), torch.from_numpy(items).to(task.device)]
+    source_bias = of_source.item - (source.rating.mean(dtype=np.float64) if rating_offset != "none" else 0.0)
     return BaseVectors(
+        source_bias=torch.from_numpy(source_bias).to(task.device),
+        residual=torch.from_numpy(wanted_products(task, of_target, rating_offset)).to(task.device),
         source_users=vectors[0], source_items=vectors[1], target_users=vectors[2], target_items=vectors[3],
         item_offset=torch.from_numpy(of_target.item).float().to(task.device),
         slope=task.slope if rating_offset == "source_offset" else 0.0,
@@ -119,6 +124,13 @@ def target_offsets(task: Task, rating_offset: str) -> Offsets:
     user = shrunken_means(ratings.user, ratings.rating - item[ratings.item], ratings.users)
     user[: len(task.source)] = task.slope * task.source_offset.cpu().numpy()
     return Offsets(item=item, user=user)
+
+
+def wanted_products(task: Task, offsets: Offsets, rating_offset: str) -> Floats:
+    """Return what z . x of each overlapping user's rating should be, [N]; with `item_mean` z has the user's bias."""
+    if rating_offset == "item_mean":
+        offsets = Offsets(item=offsets.item, user=np.zeros_like(offsets.user))
+    return offsets.left(_interactions(task.overlapping, len(task.target), len(task.items)))
 
 
 def _interactions(ratings: Ratings, users: int, items: int) -> Interactions:

@@ -117,11 +117,18 @@ class Labels:
         flat = {field.name: getattr(self, field.name)[index] for field in fields(self)[1:]}
         return Labels(shown=self.shown, **flat)
 
-    def one_each(self, rng: np.random.Generator) -> Labels:
-        """Return one random label of each sequence that has any: for models that may not train at all positions."""
+    def one_each(self, rng: np.random.Generator) -> Tensor:
+        """Return which labels: a random one of each sequence, for models that may not train at all positions."""
         count = torch.bincount(self.row)
         first, count = (count.cumsum(0) - count)[count > 0], count[count > 0]
-        return self[first + torch.from_numpy(rng.integers(count.cpu().numpy())).to(first.device)]
+        return first + torch.from_numpy(rng.integers(count.cpu().numpy())).to(first.device)
+
+    def histories(self, number_B: Tensor, most: int) -> tuple[Tensor, Tensor]:
+        """Return the newest `most` items before each of these labels, padded at the end, [B, L], and their number [B]."""
+        before_B = self.at[number_B] + 1
+        length_B = before_B.clamp(max=most)
+        item_BL, _ = padded(self.shown.item, self.shown.starts[self.row[number_B]] + before_B - length_B, length_B)
+        return item_BL, length_B
 
     def batches(self, size: int, most: int, rng: np.random.Generator) -> Iterator[Batch]:
         """Yield every sequence with labels once, `size` at a time, each read over its newest `most` shown items.
@@ -150,7 +157,7 @@ class Labels:
 def training_labels(task: SequenceTask, sequences: str, hidden: Tensor | None = None) -> Labels:
     """Return the labels of the training users.
 
-    `sequences`: `merged` shows all items, and all of them but each first one are labels; `target` shows the target
+    `sequences`: `merged` shows all items, and all of them but each first one are labels; `source` and `target` show one
     domain's items, which are the labels; `inter` shows the source domain's and asks for the target's, as the protocol of
     that name does. `hidden`, bool [S]: sequences of which target-domain items are labels of `merged`, but not shown.
     """
@@ -158,6 +165,8 @@ def training_labels(task: SequenceTask, sequences: str, hidden: Tensor | None = 
     if sequences == "merged":
         shown = torch.ones_like(in_target) if hidden is None else ~(in_target & hidden[task.train.row])
         return make_labels(task, shown, torch.ones_like(in_target))
+    if sequences == "source":
+        return make_labels(task, ~in_target, ~in_target)
     return make_labels(task, in_target if sequences == "target" else ~in_target, in_target)
 
 
@@ -182,6 +191,28 @@ def make_labels(task: SequenceTask, shown_N: Tensor, wanted_N: Tensor) -> Labels
         before_source=before(~in_target)[chosen],
         before_target=before(in_target)[chosen],
     )
+
+
+class SameLabel:
+    """Random draws, for a label, of another label that is the same item."""
+
+    def __init__(self, labels: Labels) -> None:
+        self.item = labels.item
+        self.number = labels.item.argsort(stable=True)  # labels by item
+        self.count_I = torch.bincount(labels.item)
+        self.first_I = self.count_I.cumsum(0) - self.count_I
+        self.rank = torch.empty_like(self.number)  # place of each label among those of its item
+        self.rank[self.number] = (
+            torch.arange(len(labels), device=self.item.device) - self.first_I[labels.item[self.number]]
+        )
+
+    def draw(self, number_B: Tensor, rng: np.random.Generator) -> Tensor:
+        """Return a label of the same item for each label, int64 [B]: itself where there is no other."""
+        item_B, rank_B = self.item[number_B], self.rank[number_B]
+        others_B = self.count_I[item_B] - 1
+        drawn_B = torch.from_numpy(rng.integers(others_B.clamp(min=1).cpu().numpy())).to(item_B.device)
+        place_B = torch.where(others_B > 0, drawn_B + (drawn_B >= rank_B), rank_B)
+        return self.number[self.first_I[item_B] + place_B]
 
 
 # --- negatives and losses -----------------------------------------------------------------------------------------
@@ -293,6 +324,33 @@ def bce_loss(state_ND: Tensor, label_ND: Tensor, drawn_NKD: Tensor) -> Tensor:
     return functional.softplus(-label_score_N).mean() + functional.softplus(drawn_NK).mean()
 
 
+def contrast(one_BD: Tensor, other_BD: Tensor, temperature: float, label_B: Tensor | None = None) -> Tensor:
+    """Return the mean over 2B vectors of -log softmax of a vector's partner among all vectors but itself (InfoNCE).
+
+    Similarity is the dot product / temperature; normalise the vectors before where it is to be the cosine. `label_B`: rows
+    of the same label are left out of each other's denominators.
+    """
+    B = len(one_BD)
+    both = torch.cat([one_BD, other_BD])
+    partner = torch.arange(2 * B, device=both.device).roll(B)
+    left_out = torch.eye(2 * B, dtype=torch.bool, device=both.device)
+    if label_B is not None:
+        label = torch.cat([label_B, label_B])
+        left_out = (label[:, None] == label).scatter(1, partner[:, None], value=False)
+    logits = (both @ both.T / temperature).masked_fill(left_out, -torch.inf)
+    return functional.cross_entropy(logits, partner)
+
+
+def contrast_with(one_BD: Tensor, other_BD: Tensor, temperature: float, label_B: Tensor) -> Tensor:
+    """Return the mean over B vectors of -log softmax of their partner among the others' vectors, one way (InfoNCE).
+
+    As in `contrast`; rows of the same label are left out of each other's denominators.
+    """
+    left_out = (label_B[:, None] == label_B) & ~torch.eye(len(label_B), dtype=torch.bool, device=label_B.device)
+    logits = (one_BD @ other_BD.T / temperature).masked_fill(left_out, -torch.inf)
+    return functional.cross_entropy(logits, torch.arange(len(label_B), device=label_B.device))
+
+
 def step(optimiser: Optimizer, loss: Tensor) -> float:
     """Take one step down the gradient and return the loss; FloatingPointError where it is not finite."""
     value = float(loss.detach())
@@ -339,7 +397,7 @@ class AttentionBlock(nn.Module):
         self.query = nn.Linear(width, width, bias=joined)
         self.key_value = nn.Linear(width, 2 * width, bias=joined)
         self.out = nn.Linear(width, width) if joined else nn.Identity()
-        nonlinear = {"relu": nn.ReLU, "gelu": nn.GELU}[activation]()
+        nonlinear = {"relu": nn.ReLU(), "gelu": nn.GELU(), "gelu_tanh": nn.GELU(approximate="tanh")}[activation]
         self.map = nn.Sequential(nn.Linear(width, inner), nonlinear, nn.Linear(inner, width))
 
     def forward(self, x_BLD: Tensor, mask: Tensor, memory_BMD: Tensor | None = None) -> Tensor:

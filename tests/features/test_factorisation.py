@@ -9,7 +9,7 @@ import pytest
 from scipy.sparse import csr_matrix
 
 from features.errors import InputError
-from features.factorisation import FactorSpec, Interactions, _solve, biases, factorise
+from features.factorisation import FactorSpec, Interactions, biases, factorise, ridge_regressions
 
 
 def interactions(seed: int, users: int = 40, items: int = 25, each: int = 8, rated: int | None = None) -> Interactions:
@@ -26,7 +26,7 @@ def test_every_row_solves_its_own_ridge_regression() -> None:
     draw = np.random.default_rng(0)
     dense = np.where(draw.random((30, 20)) < 0.3, draw.normal(size=(30, 20)), 0.0)
     other = draw.normal(size=(20, 4))
-    solved = _solve(csr_matrix(dense), other, 1.5)
+    solved = ridge_regressions(csr_matrix(dense), other, 1.5)
     for row in range(30):
         rated = np.flatnonzero(dense[row])
         x = other[rated]
@@ -39,9 +39,9 @@ def test_rows_without_ratings_and_chunks_change_nothing(monkeypatch: pytest.Monk
     dense = np.where(draw.random((30, 20)) < 0.3, draw.normal(size=(30, 20)), 0.0)
     dense[7] = 0.0
     other = draw.normal(size=(20, 3))
-    whole = _solve(csr_matrix(dense), other, 2.0)
+    whole = ridge_regressions(csr_matrix(dense), other, 2.0)
     monkeypatch.setattr("features.factorisation._CHUNK", 4)
-    np.testing.assert_array_equal(_solve(csr_matrix(dense), other, 2.0), whole)
+    np.testing.assert_array_equal(ridge_regressions(csr_matrix(dense), other, 2.0), whole)
     assert not whole[7].any()
 
 

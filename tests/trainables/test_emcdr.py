@@ -21,6 +21,7 @@ from trainables.base_factors import BaseVectors, base_vectors
 from trainables.baselines.rating import PREDICTORS
 from trainables.calibration import cross_fitted_gain
 from trainables.interface import Epoch, Selection, Setup, load_model, make_config
+from trainables.mapped_users import perceptron, squared_distance
 from trainables.models.emcdr import (
     ABLATIONS,
     EMCDR,
@@ -28,23 +29,17 @@ from trainables.models.emcdr import (
     Config,
     linear_map,
     most_active,
-    perceptron,
-    squared_distance,
     train,
     train_epoch,
 )
 from trainables.tasks.arrays import TaskFolders
-from trainables.tasks.rating import HeldOut, Ratings, Task, load_task
+from trainables.tasks.rating import Ratings, Task, load_task
 from trainables.trial import run
 
 from .slow_base import slow_base
-from .worlds import random_task, rows_of
+from .worlds import normal, permuted, planted_task, random_task, uneven
 
 PLAIN = {"rating_offset": "none", "calibrate": False}
-
-
-def normal(seed: int, *shape: int) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 def trained(task: Task, seed: int = 0, **config: Any) -> Epoch:
@@ -77,33 +72,6 @@ def test_a_planted_linear_map_is_found() -> None:
     torch.testing.assert_close(linear_map(source, source @ planted, 1e-12).weight.T, planted, atol=1e-8, rtol=0)
 
 
-def planted_task(rank: int = 2, users: int = 30, held_out: int = 10, items: int = 25) -> Task:
-    """Ratings without noise whose users' target-domain taste is a linear map of their source-domain taste."""
-    taste, kind_s, kind_t, planted = (
-        normal(0, users + held_out, rank),
-        *(normal(n, items, rank) for n in (1, 2)),
-        normal(3, rank, rank),
-    )
-
-    def ratings(rating_UI: Tensor) -> Ratings:
-        user, item = (grid.flatten() for grid in torch.meshgrid(*map(torch.arange, rating_UI.shape), indexing="ij"))
-        return Ratings(user, item, rating_UI.flatten().float())
-
-    target = ratings(taste[:users] @ planted @ kind_t.T)
-    task = random_task(overlapping=users, side=0, held_out=held_out, items=items)
-    return replace(
-        task,
-        source_ratings=ratings(taste @ kind_s.T),
-        source_items=items,
-        mean=0.0,
-        slope=0.0,
-        item_offset=torch.zeros(items),
-        train=target,
-        overlapping=target,
-        validation=replace(task.validation, ratings=ratings(taste[users:] @ planted @ kind_t.T)),
-    )
-
-
 def test_planted_ratings_of_users_without_target_ratings_are_recovered() -> None:
     task = planted_task()
     settings = {**PLAIN, "dim": 2, "ridge": 1e-6, "map_ridge": 1e-9}
@@ -123,9 +91,12 @@ def test_a_map_under_an_infinite_penalty_leaves_the_offset() -> None:
 def fitted(source_UD: Tensor, target_UD: Tensor) -> Callable[[Tensor], Tensor]:
     """A perceptron after 150 epochs."""
     generator = torch.Generator().manual_seed(0)
-    mapping = perceptron(source_UD.shape[1], 4, generator)
+    mapping = perceptron(source_UD.shape[1], 4 * source_UD.shape[1], generator)
     adam = torch.optim.Adam(mapping.parameters(), lr=3e-3)
-    losses = [train_epoch(mapping, adam, source_UD, target_UD, generator) for _ in range(150)]
+    losses = [
+        train_epoch(mapping, adam, source_UD, target_UD, torch.ones(len(source_UD)).double(), generator)
+        for _ in range(150)
+    ]
     assert losses[-1] < 0.2 * losses[0]
     return mapping
 
@@ -185,17 +156,6 @@ def slow_predictions(task: Task, config: Config, seed: int) -> list[float]:
     ]
 
 
-def uneven(task: Task) -> Task:
-    """The same task, but overlapping user u has only 2 + u % 4 of five ratings."""
-
-    def kept(ratings: Ratings) -> Ratings:
-        place = torch.arange(len(ratings)) - ratings.starts[ratings.user]
-        chosen = place < 2 + ratings.user % 4
-        return Ratings(ratings.user[chosen], ratings.item[chosen], ratings.rating[chosen])
-
-    return replace(task, train=kept(task.train), overlapping=kept(task.overlapping))
-
-
 @pytest.mark.parametrize("rating_offset", ["none", "item_mean", "source_offset"])
 def test_predictions_against_the_slow_reference(rating_offset: str) -> None:
     task = uneven(random_task(seed=7))
@@ -213,7 +173,7 @@ def test_predictions_against_the_slow_reference(rating_offset: str) -> None:
 
 
 def test_the_perceptron_against_a_loop_and_its_start_after_glorot() -> None:
-    mapping, z = perceptron(6, 2, torch.Generator().manual_seed(3)), normal(0, 1, 6)
+    mapping, z = perceptron(6, 12, torch.Generator().manual_seed(3)), normal(0, 1, 6)
     inner, inner_bias, outer, outer_bias = (parameter.detach().numpy() for parameter in mapping.parameters())
     limit = np.sqrt(6 / (6 + 12))
     assert 0.8 * limit < np.abs(inner).max() <= limit
@@ -228,9 +188,9 @@ def test_the_perceptron_against_a_loop_and_its_start_after_glorot() -> None:
 def test_an_epoch_of_the_perceptron_against_gradients_by_hand() -> None:
     """Batches of 16 users in the generator's order; the loss is averaged over the users of a batch."""
     source, target = normal(0, 20, 2), normal(1, 20, 2)
-    mapping, again = (perceptron(2, 1, torch.Generator().manual_seed(3)) for _ in range(2))
+    mapping, again = (perceptron(2, 2, torch.Generator().manual_seed(3)) for _ in range(2))
     step = torch.optim.SGD(mapping.parameters(), lr=0.1)
-    loss = train_epoch(mapping, step, source, target, torch.Generator().manual_seed(4))
+    loss = train_epoch(mapping, step, source, target, torch.ones(20).double(), torch.Generator().manual_seed(4))
     order, total = torch.randperm(20, generator=torch.Generator().manual_seed(4)), 0.0
     weights = [parameter.detach().numpy() for parameter in again.parameters()]
     for rows in (order[:16].tolist(), order[16:].tolist()):
@@ -260,46 +220,6 @@ def test_the_most_active_users_teach_and_of_equals_the_first() -> None:
     assert most_active(task, 1.0).tolist() == [0, 1, 2, 3]
     assert most_active(task, 0.5).tolist() == [1, 3]
     assert most_active(task, 0.01).tolist() == [3]
-
-
-def permuted(task: Task, seed: int) -> tuple[Task, Tensor]:
-    """The same task with its users numbered anew, and the new place of each validation rating, [N]."""
-    draw = torch.Generator().manual_seed(seed)
-    overlapping, side, users = len(task.source), len(task.side_users), len(task.source_ratings.starts) - 1
-
-    def order(*sizes: int) -> Tensor:
-        """New number of each user; blocks stay where they are."""
-        starts = [sum(sizes[:block]) for block in range(len(sizes))]
-        return torch.cat(
-            [start + torch.randperm(size, generator=draw) for start, size in zip(starts, sizes, strict=True)]
-        )
-
-    def renumbered(ratings: Ratings, number: Tensor) -> tuple[Ratings, Tensor]:
-        place = number[ratings.user].argsort(stable=True)
-        return Ratings(number[ratings.user][place], ratings.item[place], ratings.rating[place]), place.argsort()
-
-    first = order(overlapping)
-    train_number = torch.cat([first, overlapping + order(side)])
-    source_number = torch.cat([first, overlapping + order(users - overlapping)])
-    held_out = task.validation
-    held_number = order(len(held_out.source_row))
-    ratings, place = renumbered(held_out.ratings, held_number)
-    train_ratings, _ = renumbered(task.train, train_number)
-    end = len(task.overlapping)
-    return replace(
-        task,
-        source_offset=torch.empty(overlapping).index_put_((first,), task.source_offset),
-        source_ratings=renumbered(task.source_ratings, source_number)[0],
-        train=train_ratings,
-        overlapping=Ratings(train_ratings.user[:end], train_ratings.item[:end], train_ratings.rating[:end]),
-        validation=HeldOut(
-            source=rows_of(torch.zeros(len(held_number), 1)),
-            source_row=torch.empty_like(held_number).index_put_((held_number,), source_number[held_out.source_row]),
-            source_offset=torch.empty(len(held_number)).index_put_((held_number,), held_out.source_offset),
-            ratings=ratings,
-            cold_item=held_out.cold_item,
-        ),
-    ), place  # fmt: skip
 
 
 @pytest.mark.parametrize("mapping", ["linear", "copy"])
@@ -391,6 +311,19 @@ def test_a_number_out_of_range_is_refused(values: Mapping[str, Any], message: st
 def outcome(folders: TaskFolders, config: Mapping[str, Any], seeds: tuple[int, ...] = (0,)) -> dict[str, float]:
     *_, last = run("emcdr", config, str(folders.task_dir), seeds, str(folders.test_dir))
     return {name: value for name, value in last.metrics.items() if name != "seconds"}
+
+
+def test_weighing_users_by_their_ratings_is_visiting_each_rating() -> None:
+    """As public code does: a row per target rating."""
+    task = uneven(random_task(seed=7))
+    base = base_vectors(task, 3, 2.0, "none", 0)
+    row = task.overlapping.user
+    share = len(row) / len(task.source)  # rows for each user, by which the penalty counts less
+    mapping = linear_map(base.source_users[row], base.target_users[row], 0.3 * share)
+    rated = EMCDR(Config(calibrate=False), base, mapping).predict(task.validation, task, 0)
+    weighed = predicted(task, **PLAIN, dim=3, ridge=2.0, map_ridge=0.3, user_weight="ratings")
+    torch.testing.assert_close(weighed, rated, atol=1e-6, rtol=0)
+    assert not torch.allclose(weighed, predicted(task, **PLAIN, dim=3, ridge=2.0, map_ridge=0.3), atol=1e-4)
 
 
 @pytest.mark.parametrize("mapping", MAPPINGS)

@@ -129,7 +129,7 @@ def test_labels_whose_history_hides_the_target_domain(task: SequenceTask) -> Non
 
 def test_one_label_of_each_sequence(task: SequenceTask) -> None:
     labels, rng = training_labels(task, "inter"), np.random.default_rng(0)
-    drawn = [labels.one_each(rng) for _ in range(200)]
+    drawn = [labels[labels.one_each(rng)] for _ in range(200)]
     assert all(one.row.tolist() == labels.row.unique().tolist() for one in drawn)
     seen = {(row, item) for one in drawn for row, item in zip(one.row.tolist(), one.item.tolist(), strict=True)}
     assert seen == set(zip(labels.row.tolist(), labels.item.tolist(), strict=True))

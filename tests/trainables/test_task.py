@@ -179,6 +179,10 @@ def test_source_ratings_are_in_order_of_time_where_there_are_times(world: World,
     timed = replace(world, source=world.source.assign(timestamp=times))
     folders = build(timed, tmp_path, "ratings")
     task, names = load_task(folders.task_dir), source_users(world, folders)
+    assert (task.source_times, load_task(build(world, tmp_path / "untimed", "ratings").task_dir).source_times) == (
+        True,
+        False,
+    )
     order = timed.source.assign(row=timed.source["user_id"].map({name: row for row, name in enumerate(names)}))
     order = order.sort_values(["row", "timestamp", "item_id"])
     assert task.source_ratings.user.tolist() == order["row"].tolist()

@@ -10,6 +10,7 @@ from zlib import crc32
 import numpy as np
 import pandas as pd
 import torch
+from torch import Tensor
 
 from features.domains.domain import Domain, DomainSpec, prepare_domain
 from features.encoders.batches import Encoded
@@ -187,3 +188,85 @@ def random_task(
         slope=0.5,
         rating_scale=(1.0, 5.0),
     )
+
+
+def normal(seed: int, *shape: int) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def planted_task(rank: int = 2, users: int = 30, held_out: int = 10, items: int = 25) -> Task:
+    """Ratings without noise whose users' target-domain taste is a linear map of their source-domain taste."""
+    taste, kind_s, kind_t, planted = (
+        normal(0, users + held_out, rank),
+        *(normal(n, items, rank) for n in (1, 2)),
+        normal(3, rank, rank),
+    )
+
+    def ratings(rating_UI: Tensor) -> Ratings:
+        user, item = (grid.flatten() for grid in torch.meshgrid(*map(torch.arange, rating_UI.shape), indexing="ij"))
+        return Ratings(user, item, rating_UI.flatten().float())
+
+    target = ratings(taste[:users] @ planted @ kind_t.T)
+    task = random_task(overlapping=users, side=0, held_out=held_out, items=items)
+    return replace(
+        task,
+        source_ratings=ratings(taste @ kind_s.T),
+        source_items=items,
+        mean=0.0,
+        slope=0.0,
+        item_offset=torch.zeros(items),
+        train=target,
+        overlapping=target,
+        validation=replace(task.validation, ratings=ratings(taste[users:] @ planted @ kind_t.T)),
+    )
+
+
+def uneven(task: Task) -> Task:
+    """The same task, but overlapping user u has only 2 + u % 4 of five ratings."""
+
+    def kept(ratings: Ratings) -> Ratings:
+        place = torch.arange(len(ratings)) - ratings.starts[ratings.user]
+        chosen = place < 2 + ratings.user % 4
+        return Ratings(ratings.user[chosen], ratings.item[chosen], ratings.rating[chosen])
+
+    return replace(task, train=kept(task.train), overlapping=kept(task.overlapping))
+
+
+def permuted(task: Task, seed: int) -> tuple[Task, Tensor]:
+    """The same task with its users numbered anew, and the new place of each validation rating, [N]."""
+    draw = torch.Generator().manual_seed(seed)
+    overlapping, side, users = len(task.source), len(task.side_users), len(task.source_ratings.starts) - 1
+
+    def order(*sizes: int) -> Tensor:
+        """New number of each user; blocks stay where they are."""
+        starts = [sum(sizes[:block]) for block in range(len(sizes))]
+        return torch.cat(
+            [start + torch.randperm(size, generator=draw) for start, size in zip(starts, sizes, strict=True)]
+        )
+
+    def renumbered(ratings: Ratings, number: Tensor) -> tuple[Ratings, Tensor]:
+        place = number[ratings.user].argsort(stable=True)
+        return Ratings(number[ratings.user][place], ratings.item[place], ratings.rating[place]), place.argsort()
+
+    first = order(overlapping)
+    train_number = torch.cat([first, overlapping + order(side)])
+    source_number = torch.cat([first, overlapping + order(users - overlapping)])
+    held_out = task.validation
+    held_number = order(len(held_out.source_row))
+    ratings, place = renumbered(held_out.ratings, held_number)
+    train_ratings, _ = renumbered(task.train, train_number)
+    end = len(task.overlapping)
+    return replace(
+        task,
+        source_offset=torch.empty(overlapping).index_put_((first,), task.source_offset),
+        source_ratings=renumbered(task.source_ratings, source_number)[0],
+        train=train_ratings,
+        overlapping=Ratings(train_ratings.user[:end], train_ratings.item[:end], train_ratings.rating[:end]),
+        validation=HeldOut(
+            source=rows_of(torch.zeros(len(held_number), 1)),
+            source_row=torch.empty_like(held_number).index_put_((held_number,), source_number[held_out.source_row]),
+            source_offset=torch.empty(len(held_number)).index_put_((held_number,), held_out.source_offset),
+            ratings=ratings,
+            cold_item=held_out.cold_item,
+        ),
+    ), place  # fmt: skip

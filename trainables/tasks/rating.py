@@ -75,6 +75,7 @@ class Task(OnDevice):
     source: FeatureRows  # [O, F] source-domain vectors of the training overlapping users
     source_ratings: Ratings  # of all P source users, oldest first where there are times; user < O: that of `source`
     source_items: int  # J
+    source_times: bool = False  # whether the source domain has times; without them its ratings are sorted by item
     source_offset: Tensor  # float32 [O]
     target: FeatureRows  # [O + S, F] target-domain vectors: training overlapping users, then side users
     items: FeatureRows  # [I, F] target-domain items
@@ -102,6 +103,7 @@ def load_task(task_dir: Path) -> Task:
         source=source,
         source_ratings=_load_ratings(task_dir, "source_"),
         source_items=meta["source_items"],
+        source_times=meta["source_times"],
         source_offset=load_array(task_dir, "source_offset"),
         target=load_rows(task_dir, "target"),
         items=load_rows(task_dir, "items"),

@@ -24,7 +24,7 @@ from features.store.tables import FeatureTable
 from trainables.tasks.arrays import Floats, Ints, TaskFolders, centre_of, save_arrays, save_places, table_rows
 from trainables.tasks.rating import SHRINKAGE, shrunken_means
 
-VERSION = 3  # of what is written; part of the key
+VERSION = 4  # of what is written; part of the key
 _COPY_ROWS = 4096  # rows copied at once
 
 
@@ -183,7 +183,13 @@ class _Builder:
         save_arrays(folder, item_id=self.target.items.astype(np.str_), user_id=known.astype(np.str_))
         write_json(
             folder / "task.json",
-            {"mean": mean, "slope": slope, "rating_scale": self.rating_scale, "source_items": self._size[1]},
+            {
+                "mean": mean,
+                "slope": slope,
+                "rating_scale": self.rating_scale,
+                "source_items": self._size[1],
+                "source_times": bool((self.source.time >= 0).any()),
+            },
         )
         return counts | {
             "train_users": len(self.split.train), "side_users": len(known) - len(self.split.train),

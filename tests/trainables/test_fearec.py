@@ -1,0 +1,161 @@
+"""FEARec's filters, lags and views against naive Fourier transforms in double precision."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from features.errors import InputError
+from trainables.models.fearec import LENGTHS, WIDTH, Config, FEARec, Loss, band_filter, kept_bins, over_lags
+from trainables.sequence_tools import training_labels
+from trainables.tasks.sequential import Sequences, SequenceTask
+
+
+def spectrum(signal: Tensor) -> Tensor:
+    """The whole discrete Fourier transform of a real signal [n], by its sum."""
+    n = len(signal)
+    return torch.stack(
+        [sum(signal[t] * np.exp(-2j * math.pi * f * t / n) for t in range(n)) for f in range(n)]  # type: ignore[misc]
+    )
+
+
+def by_hand(signal: Tensor, kept: range) -> Tensor:
+    """The signal that has the kept bins (and their mirror images) of the spectrum alone."""
+    n, whole = len(signal), spectrum(signal)
+    bins = {f for k in kept for f in (k, (n - k) % n)}
+    return torch.tensor(
+        [sum(complex(whole[f]) * np.exp(2j * math.pi * f * t / n) for f in bins).real / n for t in range(n)]
+    )
+
+
+@pytest.mark.parametrize(
+    ("n", "layers", "ratio", "bins"),
+    [
+        (50, 2, 0.6, [(10, 26), (0, 16)]),
+        (50, 4, 0.6, [(10, 26), (7, 23), (4, 20), (1, 17)]),
+        (50, 2, 0.4, [(13, 26), (0, 13)]),
+    ],
+)
+def test_the_ramp_of_kept_frequencies(n: int, layers: int, ratio: float, bins: list[tuple[int, int]]) -> None:
+    assert [kept_bins(n, layer, layers, ratio) for layer in range(layers)] == bins
+
+
+@pytest.mark.parametrize("n", [7, 8])
+@pytest.mark.parametrize("layer", [0, 1])
+def test_t3_a_filter_keeps_its_bins_and_nothing_else(n: int, layer: int) -> None:
+    signal = torch.randn(n, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    wanted = by_hand(signal, range(*kept_bins(n, layer, 2, 0.6)))
+    torch.testing.assert_close(band_filter(n, layer, 0.6) @ signal, wanted, atol=1e-14, rtol=0)
+
+
+@pytest.mark.parametrize("n", [7, 8])
+def test_t3_lags_are_read_by_their_correlation(n: int) -> None:
+    """R(tau) from the product of the spectra of query and key; position t reads what stands tau later."""
+    draw = torch.Generator().manual_seed(1)
+    query, key, value = (torch.randn(1, n, 3, dtype=torch.float64, generator=draw) for _ in range(3))
+    band = band_filter(n, 0, 0.6)
+    correlation = torch.zeros(n, dtype=torch.float64)
+    for d in range(3):
+        product = spectrum(band @ query[0, :, d]) * spectrum(key[0, :, d]).conj()
+        correlation += torch.tensor(
+            [sum(complex(product[f]) * np.exp(2j * math.pi * f * t / n) for f in range(n)).real / n for t in range(n)]
+        )
+    correlation /= 3
+    lags = correlation.argsort(descending=True)[: int(3 * math.log(n))]
+    weight = correlation[lags].softmax(0)
+    wanted = sum(w * value[0].roll(-int(lag), 0) for w, lag in zip(weight, lags, strict=True))
+    torch.testing.assert_close(over_lags(band @ query, key, value, 3.0)[0], wanted, atol=1e-13, rtol=0)
+
+
+@torch.no_grad()
+def test_training_at_all_positions_would_leak() -> None:
+    """A later item changes the states before it, so that only the last state of a pass may predict anything."""
+    torch.manual_seed(0)
+    model = FEARec(Config(), 40).double().eval()
+    item = torch.randint(40, (1, 8))
+    other = item.clone()
+    other[0, 7] = (item[0, 7] + 1) % 40
+    states = []
+    for given in (item, other):
+        x, real = model.norm(model.item(given) + model.position.weight[-8:]), torch.ones(1, 8, dtype=torch.bool)
+        for layer in model.layers:
+            x = layer(x, real)
+        states.append(x[0, 3])
+    assert float((states[0] - states[1]).abs().max()) > 1e-6
+
+
+@torch.no_grad()
+def test_padding_is_in_no_filter() -> None:
+    """Eleven items are read at length 16; what the batch pads them with changes nothing."""
+    torch.manual_seed(0)
+    model = FEARec(Config(), 40).double().eval()
+    item, length = torch.randint(40, (1, 11)), torch.tensor([11])
+    longer = torch.cat([item, torch.randint(40, (1, 20))], dim=1)
+    assert model.encode(model.item(longer), length).equal(model.encode(model.item(item), length))
+
+
+@torch.no_grad()
+def test_a_history_is_read_at_the_shortest_length_that_holds_it() -> None:
+    torch.manual_seed(0)
+    model = FEARec(Config(), 40).double().eval()
+    rows = [torch.randint(40, (size,)) for size in (1, 8, 9, 16, 31, 50, 60)]
+    starts = torch.tensor([0, *np.cumsum([len(row) for row in rows])])
+    states = model.users(Sequences(torch.cat(rows), starts))
+    for state, row in zip(states, rows, strict=True):
+        newest = row[-50:]
+        n = next(size for size in LENGTHS if size >= len(newest))
+        x = torch.zeros(1, n, WIDTH, dtype=torch.float64)
+        real = torch.arange(n)[None] >= n - len(newest)
+        x[0, n - len(newest) :] = model.norm(model.item(newest) + model.position.weight[50 - len(newest) :])
+        for layer in model.layers:
+            x = layer(x, real)
+        torch.testing.assert_close(state, x[0, -1], atol=1e-12, rtol=0)
+
+
+@torch.no_grad()
+def test_the_loss_is_a_softmax_a_contrast_of_views_and_a_distance_of_spectra(task: SequenceTask) -> None:
+    config = Config(dropout=0.0, negatives=20_000, contrast=0.3, frequency_weight=0.7)
+    torch.manual_seed(0)
+    model = FEARec(config, task.items).eval()
+    labels = training_labels(task, "merged")
+    chosen = labels.one_each(np.random.default_rng(0))[:6]
+    item, length = labels.histories(chosen, 50)
+    made = Loss(config, task, labels, np.random.default_rng(1))
+    found = float(made(model, item, length, labels.item[chosen], chosen))
+
+    draw = np.random.default_rng(1)
+    for low, high in (task.source, task.target):
+        draw.integers(low, high, 20_000)
+    assert made.twins is not None
+    other = labels.histories(made.twins.draw(chosen, draw), 50)
+    one, two = model.encode(model.item(item), length), model.encode(model.item(other[0]), other[1])
+    main = 0.0
+    for state, label in zip(one, labels.item[chosen].tolist(), strict=True):
+        low, high = task.target if task.target[0] <= label < task.target[1] else task.source
+        main -= float((model.item.weight[low:high] @ state).log_softmax(0)[label - low]) / 6
+    both, names = torch.cat([one, two]), labels.item[chosen].repeat(2)
+    tied = 0.0
+    for row in range(12):
+        partner = (row + 6) % 12
+        others = [k for k in range(12) if k == partner or names[k] != names[row]]
+        logits = torch.stack([both[row] @ both[k] for k in others])
+        tied -= float(logits.log_softmax(0)[others.index(partner)]) / 12
+    apart = torch.stack([spectrum(row)[: WIDTH // 2 + 1] for row in (one - two)]).abs().mean() / math.sqrt(WIDTH)
+    assert found == pytest.approx(main + 0.3 * tied + 0.7 * float(apart), rel=0.01)
+
+
+def test_faults_of_a_config_are_told_together() -> None:
+    with pytest.raises(InputError) as fault:
+        Config(global_ratio=0.0, time_share=1.5, tau=0.0, contrast=-1.0, sequences="both")
+    for line in (
+        "global_ratio is 0.0; give a number above 0, up to 1",
+        "time_share is 1.5; give a number from 0 to 1",
+        "tau is 0.0; give a number above 0",
+        "contrast is -1.0; give a number of at least 0",
+        "sequences is 'both'; choose from merged, target",
+    ):
+        assert line in str(fault.value)
