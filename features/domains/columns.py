@@ -222,7 +222,9 @@ def _utf8(chunk: Chunk, name: str, column: pa.Array) -> pa.Array:
             try:
                 (value or b"").decode()
             except UnicodeDecodeError:
-                raise InputError(f"{chunk.place(row)}: {name} is of bytes that are not UTF-8; store it as text") from None
+                raise InputError(
+                    f"{chunk.place(row)}: {name} is of bytes that are not UTF-8; store it as text"
+                ) from None
         raise
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import csv
 import io
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import pyarrow as pa
@@ -51,7 +51,7 @@ def read_delimited(request: Request, chunks: Iterator[bytes]) -> Iterator[Chunk]
     first, data = next(blocks, (1, b""))
     dialect = _dialect(request, data)
     data = data.split(b"\n", dialect.skipped)[-1] if dialect.skipped else data
-    if len(dialect.header) == 1 and request.kind == "interactions":
+    if len(dialect.header) == 1 and request.kind != "items":
         raise request.missing("user_id", request.wanted["user_id"][0], dialect.header)
     request.refuse_twice(dialect.header, f"{request.path}:1")
     chosen = request.choose(dialect.header)
@@ -89,7 +89,9 @@ def _dialect(request: Request, data: bytes) -> _Dialect:
     if seems_data(header) and not set(usual) & set(header):
         own = request.layout.header if request.kind == "interactions" else ()
         if own and len(header) == len(own):
-            request.notes.add(f"{request.path.name} has no header; its columns are {', '.join(own)}, as of this release")
+            request.notes.add(
+                f"{request.path.name} has no header; its columns are {', '.join(own)}, as of this release"
+            )
             return _finished(request, separator, list(own), skipped)
         shown = ", ".join(repr(name[:30]) for name in header[:6])
         raise InputError(
@@ -211,8 +213,8 @@ class _Parser:
             lines = self._blame(line, data)
             if len(lines) != table.num_rows:
                 raise InputError(
-                    f"{request.path}:{line}: {table.num_rows:,} rows are found on {len(lines):,} lines from here on; a quote "
-                    "is not closed, or not written twice inside of text"
+                    f"{request.path}:{line}: {table.num_rows:,} rows are found on {len(lines):,} lines from here on; a "
+                    "quote is not closed, or not written twice inside of text"
                 )
         before = self.rows
         self.rows += table.num_rows
@@ -236,7 +238,7 @@ class _Parser:
         yield from chosen_rows(request, chunk, columns)
 
     def _blame(self, line: int, data: bytes) -> list[int]:
-        """Return the first line of each row. Raises InputError for the first row that has not as many fields as the header."""
+        """Return the first line of each row. Raises InputError for the first row as wide as the header is not."""
         width, numbers = len(self.dialect.header), []
         if not self.dialect.quoted:
             for number, text in enumerate(data.split(b"\n"), line):
@@ -244,8 +246,7 @@ class _Parser:
                     numbers.append(number)
                     self._check_width(text.count(self.dialect.delimiter.encode()) + 1, width, len(numbers), number)
             return numbers
-        text = io.StringIO(data.decode(), newline="")
-        rows = csv.reader(text, delimiter=self.dialect.delimiter, strict=True)
+        rows = csv.reader(io.StringIO(data.decode(), newline=""), delimiter=self.dialect.delimiter, strict=True)
         csv.field_size_limit(LONGEST)
         start = line
         while True:
@@ -299,8 +300,8 @@ class _Parser:
         for name, column in zip(names, same, strict=True):
             if name in mapped and self.rows and (row := pc.index(column, True).as_py()) >= 0:
                 raise InputError(
-                    f"{place(row)}: {name!r} is both the name of a column and an id below it, so the first line seems to be a "
-                    "row; name the columns in order: `header: [user_id, item_id, rating, timestamp]`"
+                    f"{place(row)}: {name!r} is both the name of a column and an id below it, so the first line seems "
+                    "to be a row; name the columns in order: `header: [user_id, item_id, rating, timestamp]`"
                 )
 
 

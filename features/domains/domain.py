@@ -303,6 +303,15 @@ def prepare_domain(spec: DomainSpec, data: Path, store: Path, progress: AdvanceB
     return open_domain(path)
 
 
+def find_domain(spec: DomainSpec, data: Path, store: Path) -> Domain | None:
+    """Return the prepared domain, if the store has it."""
+    if not any(store.glob(f"{spec.name}-*/manifest.json")):
+        return None
+    key = domain_key(spec, find_sources(spec, data, store), _simulated(spec, data))
+    path = store / f"{spec.name}-{key[:12]}"
+    return open_domain(path) if (path / "manifest.json").is_file() else None
+
+
 def _relocated(domain: Domain, data: Path) -> Domain:
     """Write down where the raw files lie now: relative image paths refer to that folder."""
     if domain.data_folder == data.resolve():
@@ -339,11 +348,12 @@ def _write_tables(
             counts.append(_count(database, step))
             if not counts[-1]["interactions"]:
                 raise InputError(
-                    f"{data / spec.files('interactions')[0]}: nothing is left of domain {spec.name} after the filter {step}: "
-                    f"{ladder(counts)}; loosen the filter"
+                    f"{data / spec.files('interactions')[0]}: nothing is left of domain {spec.name} after the filter "
+                    f"{step}: {ladder(counts)}; loosen the filter"
                 )
         profile = raw | profile_kept(database)
-        _export(spec, database, work, folder)
+        profile |= {"items_alone": _export(spec, database, work, folder)}
+        profile["items"] += profile["items_alone"]
     shutil.rmtree(work)
     first, last = counts[1], counts[-1]
     return {
@@ -465,8 +475,11 @@ def _count(database: duckdb.DuckDBPyConnection, step: str) -> dict[str, Any]:
     }
 
 
-def _export(spec: DomainSpec, database: duckdb.DuckDBPyConnection, work: Path, folder: Path) -> None:
-    """Write the three tables. DuckDB decides which raw row goes where; the texts themselves do not pass through it."""
+def _export(spec: DomainSpec, database: duckdb.DuckDBPyConnection, work: Path, folder: Path) -> int:
+    """Write the three tables; return the number of items without interactions.
+
+    DuckDB decides which raw row goes where; the texts themselves do not pass through it.
+    """
     flags = [column for name, column in ITEM_FLAGS.items() if getattr(spec.filters, name)]
     listed = " AND ".join(["row IS NOT NULL", *flags]) if spec.catalogue == "all" else "false"
     database.execute(
@@ -491,6 +504,9 @@ def _export(spec: DomainSpec, database: duckdb.DuckDBPyConnection, work: Path, f
             external_sort(tables, schema, rows, size, target, work)
     users = "SELECT user_id, count(*) AS interactions FROM kept JOIN users USING (u) GROUP BY u, user_id ORDER BY u"
     pq.write_table(database.execute(users).to_arrow_table(), folder / "users.parquet", compression="zstd")
+    return one_number(database, "SELECT count(*) FROM item_place") - one_number(
+        database, "SELECT count(DISTINCT i) FROM kept"
+    )
 
 
 def _placed(database: duckdb.DuckDBPyConnection, place: str, file: pq.ParquetFile) -> Iterator[pa.Table]:

@@ -36,7 +36,7 @@ _BLANKS = re.compile(r"[ \t\r\n]*")
 Rows = list[tuple[int, dict[str, Any]]]  # place (line or element) and fields
 
 
-class _Fault(ValueError):
+class _RowError(ValueError):
     """What is wrong with one row, in words."""
 
 
@@ -72,21 +72,23 @@ def _parsed(request: Request, number: int, line: bytes) -> dict[str, Any]:
         try:
             row = json.loads(line, object_pairs_hook=_once)
         except UnicodeDecodeError:
-            raise _Fault("the text is not UTF-8") from None
-        except _Fault:
+            raise _RowError("the text is not UTF-8") from None
+        except _RowError:
             raise
         except (ValueError, RecursionError) as error:
             row = _literal(line)
             if row is None:
                 if isinstance(error, RecursionError):
-                    raise _Fault("is nested too deeply") from None
+                    raise _RowError("is nested too deeply") from None
                 if len(line.strip()) <= 2 or (line.strip()[-1:] in b"{[," and line.strip()[:1] == b"{"):
                     remedy = "write each object on a line of its own"
-                raise _Fault(f"not JSON ({one_line(error, 100)})") from None
-            request.notes.add(f"{request.path.name} holds Python literals in the place of JSON; they are read, and not run")
+                raise _RowError(f"not JSON ({one_line(error, 100)})") from None
+            request.notes.add(
+                f"{request.path.name} holds Python literals in the place of JSON; they are read, and not run"
+            )
         if not isinstance(row, dict):
-            raise _Fault(f"a JSON object is expected, not {_excerpt(row)}")
-    except _Fault as fault:
+            raise _RowError(f"a JSON object is expected, not {_excerpt(row)}")
+    except _RowError as fault:
         raise InputError(f"{request.path}:{number}: {fault}; {remedy}") from None
     return row
 
@@ -95,14 +97,19 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     row = dict(pairs)
     if len(row) < len(pairs):
         names = [name for name, _ in pairs]
-        raise _Fault(f"{next(name for name in names if names.count(name) > 1)} is given twice")
+        raise _RowError(f"{next(name for name in names if names.count(name) > 1)} is given twice")
     return row
 
 
 def _literal(line: bytes) -> Any:
     """Return a line of Python literals, parsed without running anything; None where it is none."""
     text = line.strip()
-    if text[:1] != b"{" or text[-1:] != b"}" or b"'" not in text or max(map(text.count, (b"[", b"(", b"{"))) > _DEEPEST * 50:
+    if (
+        text[:1] != b"{"
+        or text[-1:] != b"}"
+        or b"'" not in text
+        or max(map(text.count, (b"[", b"(", b"{"))) > _DEEPEST * 50
+    ):
         return None
     depth = deepest = 0
     for bracket in re.findall(rb"[\[({\])}]", text):
@@ -125,7 +132,9 @@ def _read_array(request: Request, chunks: Iterator[bytes]) -> Iterator[Chunk]:
     rows: Rows = []
     for number, row in enumerate(_elements(request, chunks), 1):
         if not isinstance(row, dict):
-            raise InputError(f"{request.path}: element {number}: a JSON object is expected, not {_excerpt(row)}; correct it")
+            raise InputError(
+                f"{request.path}: element {number}: a JSON object is expected, not {_excerpt(row)}; correct it"
+            )
         rows.append((number, row))
         if len(rows) == _ROWS:
             reader = reader or _Fields(request, rows, "element ")
@@ -152,8 +161,8 @@ def _elements(request: Request, chunks: Iterator[bytes]) -> Iterator[Any]:
                 return
             try:
                 row, place = decoder.raw_decode(text, place)
-            except (_Fault, RecursionError) as fault:
-                words = fault if isinstance(fault, _Fault) else "is nested too deeply"
+            except (_RowError, RecursionError) as fault:
+                words = fault if isinstance(fault, _RowError) else "is nested too deeply"
                 raise InputError(f"{path}: element {count + 1}: {words}; correct it") from None
             except ValueError as error:  # cut by the end of the chunk, or wrong
                 reason = one_line(error, 100)
@@ -171,7 +180,9 @@ def _next_element(path: object, text: str, place: int, count: int) -> int:
     place = blank.end() if blank else place
     if place < len(text) and count and text[place] != "]":
         if text[place] != ",":
-            raise InputError(f"{path}: element {count}: no comma follows it; separate the elements of the array by commas")
+            raise InputError(
+                f"{path}: element {count}: no comma follows it; separate the elements of the array by commas"
+            )
         blank = _BLANKS.match(text, place + 1)
         after = blank.end() if blank else place + 1
         return after if after < len(text) else place  # the comma stays where what follows it is in the next chunk
@@ -215,9 +226,9 @@ class _Fields:
                 request.choose(present)  # has the words
         chosen = {name: [alias for alias in aliases if alias in present] for name, aliases in request.wanted.items()}
         return {
-            name: found or list(request.wanted[name][:1])
+            name: list(request.wanted[name]) if not found or name.endswith("_id") else found
             for name, found in chosen.items()
-            if found or request.reader != "table" and request.wanted[name]
+            if found or (request.reader != "table" and request.wanted[name])
         }
 
     def chunks(self, line: int, data: bytes) -> Iterator[Chunk]:
@@ -265,7 +276,7 @@ class _Fields:
             return f"{self.request.path}:{self.unit}{rows[row][0]}"
 
         columns = {}
-        for alias, name in {**{name: "text" for name in self.where}, **self.owners}.items():
+        for alias, name in {**dict.fromkeys(self.where, "text"), **self.owners}.items():
             values = []
             for row, (_, fields) in enumerate(rows):
                 try:
@@ -332,7 +343,8 @@ def _array(values: list[Any], name: str) -> pa.Array:
 
 def _id(value: Any) -> str | None:
     if value is None or isinstance(value, str):
-        return _unicode(value)
+        text: str | None = _unicode(value)
+        return text
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise ValueError(f"must be text or a whole number, not {_excerpt(value)}")
     if isinstance(value, float):
@@ -364,9 +376,10 @@ def _time(value: Any) -> int | str | None:
 
 def _words(value: Any, separator: str = " ") -> str | None:
     try:
-        return _unicode(joined(value, separator))
+        text: str | None = _unicode(joined(value, separator))
     except (ValueError, RecursionError):
         raise ValueError(f"must be text or a list of texts, not {_excerpt(value)}") from None
+    return text
 
 
 def _categories(value: Any) -> str | None:
@@ -402,8 +415,8 @@ def _unicode(value: Any) -> Any:
 
 
 _VALUES: Mapping[str, Callable[[Any], Any]] = {
-    "user_id": _id, "item_id": _id, "rating": _rating, "timestamp": _time, "review_title": _words, "text": _words,
-    "title": _words, "description": _words, "categories": _categories, "image": _image,
+    "user_id": _id, "item_id": _id, "split": _words, "rating": _rating, "timestamp": _time, "review_title": _words,
+    "text": _words, "title": _words, "description": _words, "categories": _categories, "image": _image,
 }  # fmt: skip
 
 

@@ -11,14 +11,19 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-Kind = Literal["interactions", "items"]
+Kind = Literal["interactions", "items", "users"]
 
 # Our names of raw columns, which `columns` and `item_columns` may map to a file's own.
 COLUMNS: Mapping[Kind, tuple[str, ...]] = {
     "interactions": ("user_id", "item_id", "rating", "review_title", "text", "timestamp"),
     "items": ("item_id", "title", "description", "categories", "image"),
+    "users": ("user_id", "split"),
 }
-REQUIRED: Mapping[Kind, tuple[str, ...]] = {"interactions": ("user_id", "item_id", "rating"), "items": ("item_id",)}
+REQUIRED: Mapping[Kind, tuple[str, ...]] = {
+    "interactions": ("user_id", "item_id", "rating"),
+    "items": ("item_id",),
+    "users": ("user_id", "split"),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +38,8 @@ class Layout:
 
     def names(self, kind: Kind) -> Mapping[str, tuple[str, ...]]:
         """Return the names of one kind of file."""
+        if kind == "users":
+            return _own(kind)
         return self.interactions if kind == "interactions" else self.items
 
 
@@ -115,7 +122,7 @@ _NUMBER = re.compile(r"[+-]?\d+([.,]\d+)?([eE][+-]?\d+)?|\d{4}-\d\d-\d\d[T\d:. ]
 
 def recognise(present: Collection[str], kind: Kind, reader: str) -> str:
     """Return what a file's columns look like and how to read it, as the end of a message; empty where nothing is known."""
-    for name, layout in LAYOUTS.items():
+    for name, layout in LAYOUTS.items() if kind != "users" else ():
         wanted = layout.names(kind)
         required = REQUIRED[kind] if kind == "interactions" else ("item_id", "title")
         found = [next((alias for alias in wanted[key] if alias in present), None) for key in required]
@@ -130,7 +137,7 @@ def recognise(present: Collection[str], kind: Kind, reader: str) -> str:
             guessed[ours] = near[0]
     if guessed and reader in ("table", "recbole"):
         pairs = ", ".join(f"{ours}: {column}" for ours, column in guessed.items())
-        return f"perhaps `{'columns' if kind == 'interactions' else 'item_columns'}: {{{pairs}}}`"
+        return f"perhaps `{'item_columns' if kind == 'items' else 'columns'}: {{{pairs}}}`"
     return ""
 
 

@@ -68,4 +68,5 @@ def _rows_at_a_time(request: Request, file: pq.ParquetFile, names: list[str]) ->
     probe = next(file.iter_batches(_PROBE, columns=names), None)
     if probe is None or not probe.num_rows:
         return ROWS
-    return max(1, min(ROWS, _BATCH_BYTES * probe.num_rows // max(1, probe.get_total_buffer_size())))
+    fitting: int = _BATCH_BYTES * probe.num_rows // max(1, int(probe.get_total_buffer_size()))
+    return max(1, min(ROWS, fitting))

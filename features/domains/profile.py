@@ -10,7 +10,9 @@ import duckdb
 from features.domains.filters import one_number
 from features.domains.notes import Notes
 
-UNITS: Mapping[str, tuple[int, str]] = {  # unit -> size from which on a number counts it, and how it becomes milliseconds
+UNITS: Mapping[
+    str, tuple[int, str]
+] = {  # unit -> size from which on a number counts it, and how it becomes milliseconds
     "seconds": (10**8, "timestamp * 1000"),  # 1973
     "milliseconds": (10**11, "timestamp"),
     "microseconds": (10**14, "timestamp // 1000"),
@@ -19,7 +21,7 @@ UNITS: Mapping[str, tuple[int, str]] = {  # unit -> size from which on a number 
 
 
 def find_clock(database: duckdb.DuckDBPyConnection, notes: Notes) -> str:
-    """Return the SQL that brings `timestamp` of the view `raw` to milliseconds since 1970, with a note where units are mixed.
+    """Return the SQL that brings `timestamp` of the view `raw` to milliseconds since 1970; mixed units are noted.
 
     Numbers that are mostly too small for a clock, such as positions, stay as they are.
     """
@@ -33,7 +35,7 @@ def find_clock(database: duckdb.DuckDBPyConnection, notes: Notes) -> str:
     main = max(clocks, key=lambda unit: clocks[unit])
     if counts["small"]:
         notes.add(f"{counts['small']:,} timestamps lie before 1974 while the others are later; they are read as {main}")
-    cases = " ".join(f"WHEN abs(timestamp) >= {size} THEN {sql}" for size, sql in reversed(UNITS.values()))
+    cases = " ".join(f"WHEN abs(timestamp) >= {size} THEN {sql}" for size, sql in reversed(list(UNITS.values())))
     return f"CASE {cases} ELSE {UNITS[main][1]} END"
 
 
@@ -73,15 +75,20 @@ def _writing(database: duckdb.DuckDBPyConnection, table: str, column: str) -> di
     number = f"TRY_CAST({column} AS BIGINT)"
     digits = f"regexp_full_match({column}, '[0-9]{{1,18}}')"
     row = database.execute(
-        f"SELECT count(*), count_if({digits}), min({number}) FILTER ({digits}), max({number}) FILTER ({digits}) FROM {table}"
+        f"SELECT count(*), count_if({digits}), min({number}) FILTER ({digits}), max({number}) FILTER ({digits}) "
+        f"FROM {table}"
     ).fetchone()
     assert row is not None
     count, whole, low, high = row
-    return {"count": count, "whole": whole, "gapless": bool(count and whole == count and high - low + 1 == count and low <= 1)}
+    return {
+        "count": count,
+        "whole": whole,
+        "gapless": bool(count and whole == count and high - low + 1 == count and low <= 1),
+    }
 
 
 def profile_kept(database: duckdb.DuckDBPyConnection) -> dict[str, Any]:
-    """Return what is left after duplicates and filters: interactions whose order is not known, items and users without text."""
+    """Return what duplicates and filters left: interactions without a known order, items and users without text."""
     tied = """
         SELECT coalesce(sum(n), 0) FROM (
             SELECT count(*) AS n FROM kept WHERE timestamp IS NOT NULL GROUP BY u, timestamp HAVING n > 1)
@@ -93,8 +100,12 @@ def profile_kept(database: duckdb.DuckDBPyConnection) -> dict[str, Any]:
     several = "SELECT count(*) FROM (SELECT u FROM kept GROUP BY u HAVING count(*) > 1)"
     wordless = "SELECT count(*) FROM items WHERE NOT coalesce(worded, false) AND i IN (SELECT i FROM kept)"
     silent = "SELECT count(*) FROM (SELECT u FROM kept GROUP BY u HAVING coalesce(max(words), 0) = 0)"
+    ends = database.execute("SELECT min(timestamp), max(timestamp) FROM kept").fetchone()
+    assert ends is not None
     queries = {
         "tied": tied, "users_unordered": unordered, "users_of_several": several, "items_without_text": wordless,
         "users_without_text": silent,
     }  # fmt: skip
-    return {name: one_number(database, query) for name, query in queries.items()}
+    counts = {name: one_number(database, query) for name, query in queries.items()}
+    kept = one_number(database, "SELECT count(DISTINCT i) FROM kept")
+    return {**counts, "first": ends[0], "last": ends[1], "items": kept, "items_alone": 0}

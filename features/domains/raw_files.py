@@ -77,9 +77,9 @@ def _opened(path: Path) -> Iterator[BinaryIO]:
 
 @contextmanager
 def open_text(path: Path, notes: Notes, *, strict: bool = False) -> Iterator[Iterator[bytes]]:
-    """Open a text file as chunks of UTF-8 with \\n at the ends of lines, unpacked where it is gzip.
+    r"""Open a text file as chunks of UTF-8 with \n at the ends of lines, unpacked where it is gzip.
 
-    strict: what is not UTF-8 is refused, see `_utf8`. Faults of packing and encoding become InputError while chunks are read.
+    strict: what is not UTF-8 is refused, see `_utf8`. Faults of packing and encoding become InputError.
     """
     try:
         with _opened(path) as raw:
@@ -164,13 +164,11 @@ def _transcoded(path: Path, stream: BinaryIO, head: bytes, encoding: str) -> Ite
             data = stream.read(BLOCK)
         decoder.decode(b"", final=True)
     except UnicodeError:
-        raise InputError(
-            f"{path}: begins as {encoding.upper()[:6]} and does not go on so; save it as UTF-8"
-        ) from None
+        raise InputError(f"{path}: begins as {encoding.upper()[:6]} and does not go on so; save it as UTF-8") from None
 
 
 def _utf8(path: Path, stream: BinaryIO, head: bytes, notes: Notes, strict: bool) -> Iterator[bytes]:
-    """Yield UTF-8 as it is. A file whose first bytes beyond ASCII are no UTF-8, each alone, is Windows-1252, with a note."""
+    """Yield UTF-8. A file whose first bytes beyond ASCII are no UTF-8, each alone, is Windows-1252, with a note."""
     line, only_ascii, data = 1, True, head
     while data:
         rest = stream.read(BLOCK)
@@ -239,5 +237,5 @@ def check_length(path: Path, data: bytes, line: int) -> None:
     """Raise InputError where what has no end of line is too long for a row."""
     if len(data) > LONGEST:
         raise InputError(
-            f"{path}:{line}: is longer than {LONGEST >> 20} MiB without an end, so it is no row of a table; correct the file"
+            f"{path}:{line}: is longer than {LONGEST >> 20} MiB without an end, so it is no row of a table; correct it"
         )

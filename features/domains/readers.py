@@ -1,8 +1,8 @@
 """Readers of raw files: known releases and any table, as parquet, CSV, TSV, JSON lines or RecBole's atomic files.
 
 Each yields Arrow batches of one schema, INTERACTIONS or ITEMS, so that no more than a few megabytes are held at a time. A
-reader is a layout (`features.domains.layouts`): it says what our columns are called. How a file is written, it tells itself.
-Everything wrong with a file is an InputError: `file:line: rule, value; remedy`. What is read in spite of an oddity is a note.
+reader is a layout (`features.domains.layouts`): it says what our columns are called. How a file is written, it tells
+itself. Everything wrong with a file is an InputError: `file:line: rule, value; remedy`. Oddities that are read are notes.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def read_interactions(
         path=path, kind="interactions", reader=reader, columns=columns, where=where, ratings=scale is not None,
         header=header, notes=notes,
     )  # fmt: skip
-    for chunk in _chunks(request):
+    for chunk in read_chunks(request):
         rating = numbers(chunk, "rating")
         user, item = ids(chunk, "user_id"), ids(chunk, "item_id")
         chosen = _rated(request, chunk, rating, unrated)
@@ -85,7 +85,7 @@ def read_items(
         path=path, kind="items", reader=reader, columns=columns, where=where, header=header, optional=optional,
         every_where=every_where, notes=notes or Notes(),
     )  # fmt: skip
-    for chunk in _chunks(request):
+    for chunk in read_chunks(request):
         item = ids(chunk, "item_id")
         _check(chunk, {"item_id": item}, None, None, ())
         others = [
@@ -103,7 +103,7 @@ def count_words(texts: pa.StringArray) -> pa.Int32Array:
     return pc.if_else(pc.equal(trimmed, ""), pa.scalar(0, pa.int32()), words)
 
 
-def _chunks(request: Request) -> Iterator[Chunk]:
+def read_chunks(request: Request) -> Iterator[Chunk]:
     """Yield the chunks of a file, whatever its format."""
     if is_parquet(request.path):
         yield from read_parquet(request)
@@ -151,7 +151,10 @@ def _check(
         for name, column in columns.items()
     ]
     rules += [
-        (pc.fill_null(pc.match_substring(column, "\0"), False), f"{name} holds a NUL character; correct or remove the row")
+        (
+            pc.fill_null(pc.match_substring(column, "\0"), False),
+            f"{name} holds a NUL character; correct or remove the row",
+        )
         for name, column in columns.items()
     ]
     if scale is not None:
@@ -190,5 +193,3 @@ def _scale_remedy(rating: pa.Array, scale: tuple[float, float]) -> str:
 
 def _null_where_empty(column: pa.Array) -> pa.Array:
     return pc.if_else(pc.equal(column, ""), pa.scalar(None, pa.string()), column)
-
-

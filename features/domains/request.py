@@ -24,8 +24,12 @@ class Request:
     path: Path
     kind: Kind
     reader: str = "table"  # a layout
-    columns: Mapping[str, str] = field(default_factory=dict)  # our column -> the file's, where they differ from the layout's
-    where: Mapping[str, str] = field(default_factory=dict)  # the file's column -> value: only rows whose column, as text, equals it
+    columns: Mapping[str, str] = field(
+        default_factory=dict
+    )  # our column -> the file's, where they differ from the layout's
+    where: Mapping[str, str] = field(
+        default_factory=dict
+    )  # the file's column -> value: only rows whose column, as text, equals it
     ratings: bool = True  # False: the file needs no ratings, and none are read
     header: Sequence[str] = ()  # names of the columns of text that has no header
     optional: Collection[str] = ()  # keys of `columns` that fall back to the layout's names where the file lacks theirs
@@ -55,7 +59,7 @@ class Request:
         return (name in REQUIRED[self.kind] and (name != "rating" or self.ratings)) or name in self.columns
 
     def choose(self, present: Collection[str]) -> dict[str, list[str]]:
-        """Return our column -> those of the file that hold it, the preferred one first. Raises InputError where one lacks."""
+        """Return our column -> the file's that hold it, the preferred one first. Raises InputError where one lacks."""
         for column in self.where:
             if column not in present and self.every_where:
                 raise InputError(
@@ -73,7 +77,7 @@ class Request:
 
     def missing(self, name: str, column: str, present: Collection[str]) -> InputError:
         """Return the error of a file without one of our columns, with what its columns look like."""
-        key = "columns" if self.kind == "interactions" else "item_columns"
+        key = "item_columns" if self.kind == "items" else "columns"
         remedy = f"set {key}.{name} to one of them"
         if name == "rating" and name not in self.columns:
             remedy += ", or feedback: implicit where there are none"
@@ -96,7 +100,9 @@ def _shown(present: Collection[str]) -> str:
     return shown + (f" and {len(names) - 30} more" if len(names) > 30 else "")
 
 
-def coalesced(request: Request, chosen: Mapping[str, Sequence[str]], columns: Mapping[str, pa.Array], place: Callable[[int], str]) -> Chunk:
+def coalesced(
+    request: Request, chosen: Mapping[str, Sequence[str]], columns: Mapping[str, pa.Array], place: Callable[[int], str]
+) -> Chunk:
     """Return a chunk under our names. Where a row lacks the preferred column, the next one counts; of ids, with a note.
 
     columns: the file's columns by their own names; those of `where` under WHERE + name.
@@ -129,11 +135,17 @@ def rows_where(request: Request, columns: Mapping[str, pa.Array], rows: int) -> 
             if pa.types.is_floating(values.type) and value.lstrip("+-").isdigit():
                 equal = pc.equal(values.cast(pa.float64()), float(value))  # 3.0 is 3
             elif pa.types.is_boolean(values.type):
-                equal = pc.equal(values, value.lower() == "true") if value.lower() in ("true", "false") else pc.is_null(values)
+                equal = (
+                    pc.equal(values, value.lower() == "true")
+                    if value.lower() in ("true", "false")
+                    else pc.is_null(values)
+                )
             else:
                 equal = pc.equal(values.cast(pa.string()), value)
         except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
-            raise InputError(f"{request.path}: {column} is of type {values.type}, not text; drop where.{column}") from error
+            raise InputError(
+                f"{request.path}: {column} is of type {values.type}, not text; drop where.{column}"
+            ) from error
         equal = pc.fill_null(equal, False)
         keep = equal if keep is None else pc.and_(keep, equal)
     return None if keep is None else pc.indices_nonzero(keep).cast(pa.int64())

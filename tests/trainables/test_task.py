@@ -16,6 +16,7 @@ import torch
 
 from features.errors import InputError
 from features.store.tables import FeatureTable
+from features.ties import tie_hash
 from trainables.tasks.arrays import FeatureRows, TaskFolders
 from trainables.tasks.rating import SHRINKAGE, HeldOut, Task, load_held_out, load_task
 from trainables.tasks.rating_build import SplitSpec, build_task, split_users
@@ -184,7 +185,11 @@ def test_source_ratings_are_in_order_of_time_where_there_are_times(world: World,
         False,
     )
     order = timed.source.assign(row=timed.source["user_id"].map({name: row for row, name in enumerate(names)}))
-    order = order.sort_values(["row", "timestamp", "item_id"])
+    order["tie"] = [
+        tie_hash(user, item, "source", SPLIT.data_seed)
+        for user, item in zip(order["user_id"], order["item_id"], strict=True)
+    ]
+    order = order.sort_values(["row", "timestamp", "tie"])
     assert task.source_ratings.user.tolist() == order["row"].tolist()
     assert task.source_ratings.rating.tolist() == order["rating"].tolist()
     assert order["item_id"].map(sorted(set(order["item_id"])).index).tolist() == task.source_ratings.item.tolist()

@@ -221,7 +221,7 @@ def test_missing_file(data: Path, store: Path, tmp_path: Path) -> None:
 def test_faults_inside_a_file_leave_nothing(data: Path, store: Path) -> None:
     (data / "toy.csv").write_text(CSV + "u,c,9,,\n")
     message = f"{data}/toy.csv: row 8: rating must lie from 1 to 5, not 9; correct it or set rating_scale"
-    message += ": those around it run from 1 to 9, perhaps of 1 to 10"
+    message += ": those around it run in half steps from 1 to 9, perhaps of 1 to 10"
     assert refusal(SPEC, data, store) == message
     (data / "toy.csv").write_text("user_id,item_id,rating\n")
     assert refusal(SPEC, data, store) == f"{data}/toy.csv: holds no interactions; give a file that does"
@@ -239,7 +239,9 @@ def test_faults_inside_a_file_leave_nothing(data: Path, store: Path) -> None:
 def test_nothing_left_names_the_filter(data: Path, store: Path, filters: FilterSpec, step: str, before: int) -> None:
     message = refusal(replace(SPEC, filters=filters), data, store)
     place = f"{data}/toy.csv: nothing is left of domain toy after the filter {step}"
-    assert message.startswith(f"{place}: read 7 interactions of 3 users and 2 items, duplicates=mean 5 interactions of ")
+    assert message.startswith(
+        f"{place}: read 7 interactions of 3 users and 2 items, duplicates=mean 5 interactions of "
+    )
     assert f" {before} interactions of " in message
     assert message.endswith(f", {step} 0 interactions of 0 users and 0 items; loosen the filter")
 

@@ -174,7 +174,10 @@ def refusal(reader: str, path: Path, columns: Mapping[str, str] | None = None, k
         (b'{"user_id": "\xff"}', ":4: the text is not UTF-8; correct or remove the line"),
         ('{"user_id": "a", "user_id": "b"}', ":4: user_id is given twice; correct or remove the line"),
         ({"parent_asin": "B", "rating": 3}, ":4: the field user_id is missing or null; correct or remove the line"),
-        (review(parent_asin=None, asin=None), ":4: the field parent_asin is missing or null; correct or remove the line"),
+        (
+            review(parent_asin=None, asin=None),
+            ":4: the field parent_asin is missing or null; correct or remove the line",
+        ),
         (review(rating=None), ":4: the field rating is missing or null; correct or remove the line"),
         (review(user_id=""), ":4: user_id is missing; each row needs one"),
         (review(user_id=5.5), ":4: user_id must be text or a whole number, not 5.5; correct or remove the line"),
@@ -185,7 +188,10 @@ def refusal(reader: str, path: Path, columns: Mapping[str, str] | None = None, k
         (review(rating=6), ":4: rating must lie from 1 to 5, not 6; correct it or set rating_scale"),
         (review(rating=0.5), ":4: rating must lie from 1 to 5, not 0.5; correct it or set rating_scale"),
         (review(rating=float("inf")), ":4: rating must lie from 1 to 5, not inf; correct it or set rating_scale"),
-        (review(timestamp=True), ":4: timestamp must be a whole number or a date, not true; correct or remove the line"),
+        (
+            review(timestamp=True),
+            ":4: timestamp must be a whole number or a date, not true; correct or remove the line",
+        ),
         (review(text={"a": 1}), ':4: text must be text or a list of texts, not {"a": 1}; correct or remove the line'),
     ],
 )
@@ -201,7 +207,7 @@ def test_faults_of_json_lines(
 def test_faults_of_metadata(tmp_path: Path) -> None:
     good = {"parent_asin": "B"}
     path = write(tmp_path / "m.jsonl", good, {"parent_asin": "C", "images": [5]})
-    message = ':2: images must be a list of objects or addresses, not [5]; correct or remove the line'
+    message = ":2: images must be a list of objects or addresses, not [5]; correct or remove the line"
     assert refusal("amazon2023", path, kind="items") == message
     path = write(tmp_path / "n.jsonl", good, {"title": "no id"})
     message = ":2: the field parent_asin is missing or null; correct or remove the line"
@@ -329,7 +335,10 @@ def test_faults_of_tables(tmp_path: Path) -> None:
     path.write_bytes(b"PAR1 not parquet")
     assert refusal("table", path).startswith(": not a whole parquet file (Parquet magic bytes not found")
     pq.write_table(pa.table({"user_id": ["u"], "item_id": [{"a": 1}], "rating": [1.0]}), path)
-    assert refusal("table", path) == ": row 1: item_id is of type struct<a: int64>, which is no id; map a column of text or numbers"
+    assert (
+        refusal("table", path)
+        == ": row 1: item_id is of type struct<a: int64>, which is no id; map a column of text or numbers"
+    )
     pq.write_table(pa.table({"user_id": ["u"], "item_id": ["i"], "rating": [[1.0]]}), path)
     assert refusal("table", path) == ": row 1: rating is of type list<element: double>, not a number; map another"
     path = tmp_path / "a.xlsx"

@@ -35,6 +35,7 @@ from features.extraction.extract import estimate, extract_tables
 from features.extraction.planning import input_block
 from features.extraction.spec import FeatureSpec, feature_key, find_table, shortfall
 from features.store.shards import VectorStore, mark_store
+from features.ties import tie_hash
 from tests.features.one_table import extract
 
 MakeDomain = Callable[..., Domain]
@@ -101,7 +102,8 @@ def test_concatenation_is_one_text_cut_at_max_tokens_and_not_the_mean(tiny_bert,
     spec = spec_of(tiny_bert, users="concat")
     table = extract(spec, domain, tmp_path)
     for user in range(6):
-        expected = one_by_one(spec, ["\n".join(words((user, i)) for i in range(5))])
+        order = sorted(range(5), key=lambda i, name=f"u{user:04d}": tie_hash(name, f"i{i:03d}", domain.name, 0))
+        expected = one_by_one(spec, ["\n".join(words((user, i)) for i in order)])
         np.testing.assert_allclose(table.vectors[user], expected, atol=2e-6)
     assert table.manifest["tokens"] == 6 * 32
     assert np.abs(table.vectors - mean.vectors).max() > 0.05
