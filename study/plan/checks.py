@@ -72,7 +72,9 @@ def _data_checks(plan: Plan, place: str) -> list[str]:
                 "sequences, or a file with ratings and feedback: explicit"
             )
         if spec.catalogue == "all":
-            faults.append(f"{place}: domains.{spec.name}.catalogue is 'all', which models of sequences read; leave it out")
+            faults.append(
+                f"{place}: domains.{spec.name}.catalogue is 'all', which models of sequences read; leave it out"
+            )
     return faults
 
 
