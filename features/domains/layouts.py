@@ -132,7 +132,7 @@ def recognise(present: Collection[str], kind: Kind, reader: str) -> str:
             return f"these are columns of {layout.title} ({', '.join(map(str, found))}): set reader: {name}"
     guessed = {}
     for ours in COLUMNS[kind]:
-        near = [column for column in present if _plain(column) in _OFTEN.get(ours, ())]
+        near = [column for column in present if len(column) <= 40 and _plain(column) in _OFTEN.get(ours, ())]
         if len(near) == 1 and near[0] != ours:
             guessed[ours] = near[0]
     if guessed and reader in ("table", "recbole"):

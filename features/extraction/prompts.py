@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from features.domains.ties import tie_hash
 from features.encoders.inputs import EncoderInput
 from features.errors import InputError
-from features.ties import tie_hash
 
 if TYPE_CHECKING:
     from features.domains.domain import Domain

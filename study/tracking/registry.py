@@ -26,9 +26,9 @@ from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
 from features.domains.domain import Domain, open_domain
+from features.domains.ties import tie_hash
 from features.errors import InputError
 from features.pseudo.generate import item_titles
-from features.ties import tie_hash
 from study.home import Home
 from study.specs import Cell
 from study.tracking import tags
@@ -180,7 +180,7 @@ def describe_user(document: Mapping[str, Any], home: Home, user: str) -> tuple[p
     source = _source(task_dir, document["cell"]["source"], home)
     rows = pd.read_parquet(source.path / "interactions.parquet", filters=[("user_id", "==", user)])
     rows = rows.assign(tie=[tie_hash(user, item, source.name, _data_seed(task_dir)) for item in rows["item_id"]])
-    rows = rows.sort_values(["timestamp", "tie"])  # as the task's own order, see features.ties
+    rows = rows.sort_values(["timestamp", "tie"])  # as the task's own order, see features.domains.ties
     titles = item_titles(source)
     history = pd.DataFrame({"item": rows["item_id"], "title": [titles.get(item, "") for item in rows["item_id"]]})
     if history.empty:

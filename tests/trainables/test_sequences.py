@@ -16,10 +16,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from features.domains.domain import DomainSpec, prepare_domain
+from features.domains.ties import tie_hash
 from features.errors import InputError
 from features.pseudo.table import write_pseudo
 from features.store.tables import FeatureTable
-from features.ties import tie_hash
 from trainables.tasks.arrays import TaskFolders
 from trainables.tasks.sequential import (
     OVERLAPPING,

@@ -14,9 +14,9 @@ import pandas as pd
 import pytest
 import torch
 
+from features.domains.ties import tie_hash
 from features.errors import InputError
 from features.store.tables import FeatureTable
-from features.ties import tie_hash
 from trainables.tasks.arrays import FeatureRows, TaskFolders
 from trainables.tasks.rating import SHRINKAGE, HeldOut, Task, load_held_out, load_task
 from trainables.tasks.rating_build import SplitSpec, build_task, split_users
@@ -317,7 +317,8 @@ def test_domains_without_a_shared_user_are_refused(tmp_path: Path) -> None:
     apart = replace(world, source=world.source.assign(user_id="x" + world.source["user_id"]))
     source, target = domains_of(apart, tmp_path)
     with pytest.raises(
-        InputError, match=r"^task source->target: the domains share no user \(after filtering\); choose"
+        InputError,
+        match=r"^task source->target: the domains share no user \(after filtering\), ids are 'xu0000', .* in source and 'u0003', .* in target; choose",
     ):
         build_task(SPLIT, source, target, FACTORS, tmp_path / "tasks")
     assert list((tmp_path / "tasks").glob("*")) == []

@@ -18,11 +18,11 @@ from numpy.typing import NDArray
 from features.checks import number, refuse
 from features.domains.domain import Domain
 from features.domains.overlap import writing_hint
+from features.domains.ties import time_order
 from features.errors import InputError
 from features.factorisation import FactorSpec, Interactions, biases, factorise
 from features.store.folders import mapped_array, store_errors, whole_folder, write_json
 from features.store.tables import FeatureTable
-from features.ties import time_order
 from trainables.tasks.arrays import Floats, Ints, TaskFolders, centre_of, save_arrays, save_places, table_rows
 from trainables.tasks.rating import SHRINKAGE, shrunken_means
 

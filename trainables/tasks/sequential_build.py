@@ -21,11 +21,11 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from features.domains.domain import Domain
+from features.domains.ties import time_order
 from features.errors import InputError
 from features.pseudo.table import PseudoTable
 from features.store.folders import store_errors, whole_folder, write_json
 from features.store.tables import FeatureTable, digest
-from features.ties import time_order
 from trainables.tasks.arrays import Ints, TaskFolders, centre_of, save_arrays, save_places, table_rows
 from trainables.tasks.sequential import OVERLAPPING, SOURCE_ONLY, TARGET_ONLY, TASK_TYPE, SequenceSpec
 

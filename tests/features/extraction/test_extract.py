@@ -21,6 +21,7 @@ import pytest
 import torch
 
 from features.domains.domain import Domain
+from features.domains.ties import tie_hash
 from features.encoders.batches import Encoded
 from features.encoders.encoder import Encoder, load_encoder
 from features.encoders.inputs import EncoderInput, input_key
@@ -35,7 +36,6 @@ from features.extraction.extract import estimate, extract_tables
 from features.extraction.planning import input_block
 from features.extraction.spec import FeatureSpec, feature_key, find_table, shortfall
 from features.store.shards import VectorStore, mark_store
-from features.ties import tie_hash
 from tests.features.one_table import extract
 
 MakeDomain = Callable[..., Domain]

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
+from features.domains.ties import tie_hash
 from features.encoders.inputs import EncoderInput
 from features.errors import InputError
 from features.extraction.prompts import NO_REVIEW, NO_TEXT, clean, find_prompt, item_inputs, item_text, user_inputs
-from features.ties import tie_hash
 
 ITEM = {"title": "A title", "categories": "Books > Crime", "description": " Long. "}
 
