@@ -82,7 +82,8 @@ def _dialect(request: Request, data: bytes) -> _Dialect:
         return _finished(request, separator, list(request.header), skipped)
     wanted = [alias for aliases in request.wanted.values() for alias in aliases] + list(request.where)
     names = {separator: _names(request, line, separator) for separator in order}
-    score = {each: (len(set(wanted) & set(names[each])), len(names[each])) for each in order}
+    found = {each: len(set(wanted) & set(names[each])) for each in order}
+    score = {each: (found[each], 0 if any(found.values()) else len(names[each])) for each in order}
     separator = max(order, key=lambda each: (score[each], -order.index(each)))
     header = names[separator]
     usual = [name for key in ("user_id", "item_id") for name in request.layout.names(request.kind).get(key, ())]

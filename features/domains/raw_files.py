@@ -193,7 +193,7 @@ def _utf8(path: Path, stream: BinaryIO, head: bytes, notes: Notes, strict: bool)
 def _is_single_bytes(data: bytes) -> bool:
     """Whether letters beyond ASCII stand alone, as in Latin script; in GBK or Shift-JIS they come in pairs and more."""
     runs = [len(run) for run in _HIGH.findall(data[: 1 << 20])] or [1]
-    return sum(length == 1 for length in runs) >= 0.7 * len(runs)
+    return sum(length == 1 for length in runs) >= 0.4 * len(runs)
 
 
 def _windows(path: Path, stream: BinaryIO, data: bytes, line: int) -> Iterator[bytes]:

@@ -318,7 +318,7 @@ def test_domains_without_a_shared_user_are_refused(tmp_path: Path) -> None:
     source, target = domains_of(apart, tmp_path)
     with pytest.raises(
         InputError,
-        match=r"^task source->target: the domains share no user \(after filtering\), ids are 'xu0000', .* in source and 'u0003', .* in target; choose",
+        match=r"^task source->target: the domains share no user \(after filtering\), ids are 'xu.* and 'u.*; choose",
     ):
         build_task(SPLIT, source, target, FACTORS, tmp_path / "tasks")
     assert list((tmp_path / "tasks").glob("*")) == []

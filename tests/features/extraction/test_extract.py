@@ -492,9 +492,19 @@ def test_a_row_that_failed_here_and_was_stored_by_another_extraction_is_done(tin
 
 
 def test_rows_without_text_are_refused_before_any_model_is_loaded(tiny_bert, make_domain, tmp_path) -> None:
-    domain = make_domain([("u", "a", None), ("v", "a", "w1")])
-    with pytest.raises(InputError, match=r"1 of 2 rows failed, .* first 'u': no review text"):
+    domain = make_domain([("u", "a", None), ("v", "a", None)])
+    with pytest.raises(
+        InputError, match=r"none of 2 rows has text; first 'u': no review text; map its columns, or take"
+    ):
         extract(spec_of(tiny_bert), domain, tmp_path, loader=lambda resolved: pytest.fail("loaded"))
+
+
+def test_rows_without_text_do_not_count_as_failed(tiny_bert, make_domain, tmp_path) -> None:
+    domain = make_domain([("u", "a", None), ("v", "a", "w1"), ("w", "a", None)])
+    table = extract(spec_of(tiny_bert), domain, tmp_path)  # max_failed_fraction is 0.01
+    assert table.ids == ["v"]
+    assert [row["id"] for row in table.manifest["rows"]["failed"]] == ["u", "w"]
+    assert shortfall(table) is None
 
 
 def test_vectors_that_overflow_half_precision_fail_their_row_only(tiny_bert, make_domain, tmp_path) -> None:
