@@ -49,6 +49,8 @@ class Labels:
     published: Published | None = None
     paper: Paper | None = None
     """The paper whose claims are judged: the subject's."""
+    note: str = ""
+    """What the plan says that readers have to know."""
 
     @property
     def subject(self) -> RowLabels:

@@ -7,16 +7,16 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from study.plan.schema import Plan, Row, swept_rows
+from study.plan.schema import Plan, Row, ablated_rows, swept_rows
 from study.specs import BASELINE, Cell, Job, trial_name
-from trainables.interface import load_model
+from trainables.interface import Variant, load_model
 from trainables.tasks.arrays import TaskFolders
 
 Folders = Callable[[Cell, str], TaskFolders | None]
 """(cell, feature set) -> its task, or None where only names are asked for."""
 Configs = Mapping[tuple[str, str], Mapping[str, Any]]
 """(row, cell name) -> the configuration that a part starts from."""
-TEST = "test"  # name of the jobs of the part `score`
+TEST = "test"  # name of the jobs of the part `score`; the users of a part that is compared on them
 
 
 def search_jobs(plan: Plan, folders: Folders) -> list[Job]:
@@ -44,25 +44,27 @@ def sweep_jobs(plan: Plan, parameter: str, folders: Folders, start: Configs) -> 
                     at = replace(cell, ratio=value)
                 else:
                     config[parameter] = value
-                jobs.append(_job(plan, folders, part, row, at, f"{parameter}={value}", config, sweep.seeds))
+                name, on_test = f"{parameter}={value}", sweep.compare == TEST
+                jobs.append(_job(plan, folders, part, row, at, name, config, sweep.seeds, score=on_test))
     return jobs
 
 
 def ablation_jobs(plan: Plan, folders: Folders, start: Configs) -> list[Job]:
-    """The full subject (`full`) and its variants in every cell."""
+    """The full model (`full`) and its variants in every cell, for each row that is ablated."""
     if plan.ablate is None:
         return []
-    subject, seeds = plan.subject, plan.ablate.seeds
-    ablations = load_model(subject.model).ABLATIONS
-    jobs = []
-    for cell in plan.cells:
-        config = start.get((subject.name, cell.name), {})
-        jobs.append(_job(plan, folders, "ablate", subject, cell, "full", config, seeds))
-        for name in plan.ablate.variants:
-            changed = {**config, **ablations[name].config}
-            features = ablations[name].features
-            jobs.append(_job(plan, folders, "ablate", subject, cell, name, changed, seeds, feature_set=features))
-    return jobs
+    seeds, on_test = plan.ablate.seeds, plan.ablate.compare == TEST
+    variants: dict[str, Variant] = {"full": Variant(), **load_model(plan.model).ABLATIONS}
+    return [
+        _job(
+            plan, folders, "ablate", row, cell, name,
+            {**start.get((row.name, cell.name), {}), **variants[name].config_of(row.preset)}, seeds,
+            feature_set=variants[name].features, score=on_test,
+        )
+        for cell in plan.cells
+        for row in ablated_rows(plan)
+        for name in ("full", *plan.ablate.variants)
+    ]  # fmt: skip
 
 
 def score_jobs(plan: Plan, folders: Folders, best: Configs) -> list[Job]:
@@ -133,13 +135,13 @@ def of_rows(jobs: Collection[Job], only: Collection[str]) -> list[Job]:
 
 def _job(
     plan: Plan, folders: Folders, part: str, row: Row, cell: Cell, name: str, config: Mapping[str, Any] | None,
-    seeds: tuple[int, ...], feature_set: str | None = None,
+    seeds: tuple[int, ...], feature_set: str | None = None, score: bool = False,
 ) -> Job:  # fmt: skip
-    """`feature_set`: another than the plan's main one."""
-    chosen, score = feature_set or plan.feature_set, part == "score"
+    """`feature_set`: another than the plan's main one; `score`: the job opens test, as all jobs of `score` do."""
+    chosen, score = feature_set or plan.feature_set, score or part == "score"
     task = folders(cell, chosen)
     return Job(
         part=part, cell=cell, row=row.name, model=row.model, name=name, config=config, seeds=seeds, feature_set=chosen,
-        score=score, task_dir=str(task.task_dir) if task else "",
+        preset=row.preset_tag, score=score, task_dir=str(task.task_dir) if task else "",
         test_dir=(str(task.test_dir) if task else "") if score else None,
     )  # fmt: skip

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pandas as pd
@@ -11,6 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from features.cores import usable_cores
 from features.domains.domain import find_domain, is_pattern, matching_files
 from features.encoders.spec import resolve_encoder
 from features.errors import InputError
@@ -29,6 +30,7 @@ from study.study import plan_labels, store_uri
 from study.tracking import runs as tracking
 from study.tracking import tags
 from study.tracking.results import load_results
+from trainables.interface import OURS, make_config
 
 _RUNS = 200  # newest trainings of a model that its time is measured on
 
@@ -39,6 +41,8 @@ def describe(plan: Plan, data: Path | None, home: Path) -> Iterator[Table | Text
     words = [f"{count} {noun}{'s' * (count > 1)}" for count, noun in counts if count]
     yield f"[bold]{plan.name}[/bold]: model {plan.model}, {', '.join(words)}"
     yield escape(_inputs(plan, data, home))
+    if note := plan_labels(plan).note:
+        yield escape(f"note: {note}")
     cells = Table("cell", "source", "target", plan_labels(plan).ratio.lower(), title="cells")
     for cell in plan.cells:
         cells.add_row(cell.name, cell.source, cell.target, f"{cell.ratio:g}")
@@ -60,12 +64,17 @@ def _configuration(plan: Plan, row: Row) -> Table:
     space = row.load_space() if row.search else None
     searched = space.describe() if space else {}
     of_model = "" if row.name == row.model else f" (model {row.model})"
-    table = Table("field", "value", title=f"configuration of {row.name}{of_model}")
+    layers = [asdict(make_config(row.model, values, "")) for values in ({}, replace(row, base={}).shared)]
+    shown = [] if row.preset == OURS else layers  # beside the value: what it is by default, and under the preset
+    heads = ["default", row.preset][: len(shown)]
+    table = Table("field", *heads, "value", title=f"configuration of {row.name}{of_model}")
     for name, value in row.config.items():
-        table.add_row(name, Text(searched.get(name) or str(value)), style="bold" if name in searched else None)
+        below = [Text(str(layer[name])) for layer in shown]
+        value = Text(searched.get(name) or str(value))
+        table.add_row(name, *below, value, style="bold" if name in searched else None)
     for cell in plan.cells:
         for name, value in row.of_cell(cell).items():
-            table.add_row(f"{name} [dim]{cell.name}[/dim]", Text(str(value)))
+            table.add_row(f"{name} [dim]{cell.name}[/dim]", *["" for _ in shown], Text(str(value)))
     return table
 
 
@@ -169,7 +178,7 @@ def _cost(plan: Plan, home: Home) -> Table:
     finished = _finished(plan, home)
     done = set(finished["part"] + "/" + finished["cell"] + "/" + finished["row"] + "/" + finished["name"])
     seconds = _training_seconds(plan, home)
-    side_by_side = max(1, int(len(os.sched_getaffinity(0)) / plan.resources.cpus))
+    side_by_side = max(1, int(usable_cores() / plan.resources.cpus))
     table = Table("row", "trainings left", "seconds each", "expected minutes", title="cost")
     jobs = [job for jobs in parts.planned(plan).values() for job in jobs if job.trial not in done]
     total, unknown = 0.0, False

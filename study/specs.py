@@ -74,7 +74,9 @@ class Job:
     task_dir: str
     """Folder of task tensors, a path that workers can read."""
     score: bool = False
-    """True only in `score`: the test folder is opened too."""
+    """The test folder is opened too: in `score`, and in a sweep or ablation that says `compare: test`."""
+    preset: str = "ours"
+    """Preset of the row, with the fields that its base sets over it, see `study.plan.schema.Row.preset_tag`."""
     test_dir: str | None = None
     """Folder of the test data; given exactly when `score` is true."""
 
@@ -197,6 +199,10 @@ class Cluster:
     """Ray's dashboard; only for a Ray that is started here."""
     max_concurrent: int | None = None
     """Trials side by side; None: as many as the resources hold."""
+    log: Path | None = None
+    """File for what Ray's libraries write to the standard error of this process; None: they may write there."""
+    resume: str | None = None
+    """Command that goes on: where a head is lost, this process says so and ends; None: Ray ends it in its own way."""
 
 
 @dataclass(frozen=True, kw_only=True)

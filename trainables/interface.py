@@ -5,14 +5,14 @@ A model is a file (or a folder) in `trainables/models/` with one YAML of search 
     NAME        the paper's name, by which published rows and claims are found
     TASK_TYPE   of the tasks it trains on: ratings | sequences (see `trainables.task_types`)
     SELECTION   the validation metric that selects, and its direction
-    Config      a frozen dataclass of bool, int, float and str fields, each with a default; the runner reads `epochs` and
-                `patience` where it has them
+    Config      a frozen dataclass of bool, int, float and str fields, each with a default; the runner reads `epochs`,
+                `patience` and `keep` where it has them
     train       (config, task, seed), a generator of `Setup` (at most one, before all else), `Stage` and `Epoch`
 
-and, where it wants to: NEEDS, NOTE, ABLATIONS, FIGURES; `prepare(config, task, seeds)`, which makes what its trials share
-ahead of them, with `shared(config, task, seeds)`, the folders that hold it, by their paths in the folder of all tasks; and,
-with `Epoch.pack`, `unpack(config, state, seed)`, which gives back a trained model as a function from what is known of
-users (`TaskType.query`) to scores of all items of the target domain [U, J].
+and, where it wants to: NEEDS, NOTE, PRESETS, ABLATIONS, FIGURES; `prepare(config, task, seeds)`, which makes what its
+trials share ahead of them, with `shared(config, task, seeds)`, the folders that hold it, by their paths in the folder of
+all tasks; and, with `Epoch.pack`, `unpack(config, state, seed)`, which gives back a trained model as a function from what
+is known of users (`TaskType.query`) to scores of all items of the target domain [U, J].
 
 Everything else is the runner's (`trainables.trial`): random numbers per seed, training and evaluation mode, measuring,
 the best epoch, early stopping, checkpoints, devices. Nothing is registered anywhere.
@@ -43,15 +43,18 @@ from trainables import models
 from trainables.task_types import TASK_TYPES, Predict
 
 NEEDS = ("features", "titles", "pseudo_items", "reviews")  # what a model may read of a task beside ids and interactions
+OURS = "ours"  # the preset that is the defaults; no model declares it
+KEEP = ("best", "last")
 FIELD_TYPES = ("bool", "int", "float", "str")  # what a plan and a search space can say
 _REQUIRED = ("NAME", "TASK_TYPE", "SELECTION", "Config", "train")
-_CONSTANTS = ("NAME", "TASK_TYPE", "SELECTION", "NEEDS", "NOTE", "ABLATIONS", "FIGURES")
+_CONSTANTS = ("NAME", "TASK_TYPE", "SELECTION", "NEEDS", "NOTE", "PRESETS", "ABLATIONS", "FIGURES")
 _ARGUMENTS = {
     "train": ("config", "task", "seed"),
     "prepare": ("config", "task", "seeds"),
     "shared": ("config", "task", "seeds"),
     "unpack": ("config", "state", "seed"),
 }
+_NAME = re.compile(r"[a-z][a-z0-9_]*")  # of a preset; becomes part of a tag
 _ABLATION = re.compile(r"[\w.:=,+-]+")  # becomes the name of a job
 
 
@@ -85,6 +88,11 @@ class Variant:
 
     config: Mapping[str, Any] = field(default_factory=dict)  # fields of the config
     features: str | None = None  # feature set of the task; None: the plan's
+    presets: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # preset -> fields in the place of `config`
+
+    def config_of(self, preset: str) -> Mapping[str, Any]:
+        """Return the fields that the ablation changes under a preset."""
+        return self.presets.get(preset, self.config)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,6 +157,7 @@ class Model:
     Config: Callable[..., Any]
     train: Callable[[Any, Any, int], Generator[Place]]
     NEEDS: tuple[str, ...] = ()
+    PRESETS: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     NOTE: str = ""  # printed beside the model in tables, e.g. reconstruction
     ABLATIONS: Mapping[str, Variant] = field(default_factory=dict)
     FIGURES: Mapping[str, Figure] = field(default_factory=dict)
@@ -314,7 +323,7 @@ def _named_field_faults(module: ModuleType) -> list[str]:
     """Ablations and figures that name fields which the config does not have, or values that it refuses."""
     ablations, figures = getattr(module, "ABLATIONS", {}), getattr(module, "FIGURES", {})
     known = list(field_types(module.Config))
-    faults = []
+    faults = _preset_faults(module)
     for name, variant in ablations.items() if isinstance(ablations, Mapping) else ():
         if not isinstance(name, str) or not _ABLATION.fullmatch(name):
             faults.append(f"ABLATIONS: {name!r} is the name of a job; use letters, digits and . : = , + - _ only")
@@ -326,6 +335,36 @@ def _named_field_faults(module: ModuleType) -> list[str]:
     for name in figures if isinstance(figures, Mapping) else ():
         if name not in known:
             faults.append(f"FIGURES: unknown field {name!r}; {_near(name, known)}")
+    return faults
+
+
+def _preset_faults(module: ModuleType) -> list[str]:
+    """Presets with a bad name or values that the config refuses, and ablations that name another preset."""
+    presets, ablations = getattr(module, "PRESETS", {}), getattr(module, "ABLATIONS", {})
+    if not isinstance(presets, Mapping):
+        return [f"PRESETS is of type {type(presets).__name__}; give a mapping of presets"]
+    faults = []
+    for name, values in presets.items():
+        if name == OURS:
+            faults.append(f"PRESETS: {OURS!r} is the defaults' own name; give another one")
+        elif not isinstance(name, str) or not _NAME.fullmatch(name):
+            faults.append(f"PRESETS: {name!r} is part of a tag; use small letters, digits and _ only")
+        if not isinstance(values, Mapping):
+            faults.append(f"PRESETS[{name!r}] is of type {type(values).__name__}; give a mapping of fields")
+            continue
+        faults += [f"PRESETS[{name!r}]: {fault}" for fault in _value_faults(module.Config, values)]
+    variants = ablations.items() if isinstance(ablations, Mapping) else ()
+    for name, preset, values in (
+        (name, preset, values)
+        for name, variant in variants
+        if isinstance(variant, Variant)
+        for preset, values in variant.presets.items()
+    ):
+        if not isinstance(presets.get(preset), Mapping):
+            faults.append(f"ABLATIONS[{name!r}].presets: unknown preset {preset!r}; {_near(preset, presets)}")
+            continue
+        merged = {**presets[preset], **values}
+        faults += [f"ABLATIONS[{name!r}].presets[{preset!r}]: {f}" for f in _value_faults(module.Config, merged)]
     return faults
 
 

@@ -170,6 +170,24 @@ def training_labels(task: SequenceTask, sequences: str, hidden: Tensor | None = 
     return make_labels(task, in_target if sequences == "target" else ~in_target, in_target)
 
 
+def halved_labels(task: SequenceTask) -> Labels:
+    """Return the labels of each domain's part of each sequence, as though it were a user of its own.
+
+    Sequence s is the source part of user s, sequence S + s the target part; for systems that know no link between them.
+    """
+    source, target = (training_labels(task, which) for which in ("source", "target"))
+    after = len(source.shown.item)
+    shown = Sequences(
+        torch.cat([source.shown.item, target.shown.item]),
+        torch.cat([source.shown.starts[:-1], target.shown.starts + after]),
+    )
+    flat = {
+        field.name: torch.cat([getattr(source, field.name), getattr(target, field.name)])
+        for field in fields(Labels)[2:]
+    }
+    return Labels(shown=shown, row=torch.cat([source.row, target.row + len(task.train)]), **flat)
+
+
 def make_labels(task: SequenceTask, shown_N: Tensor, wanted_N: Tensor) -> Labels:
     """Return as labels the wanted training items before which the same sequence has a shown one."""
     train = task.train
@@ -191,6 +209,68 @@ def make_labels(task: SequenceTask, shown_N: Tensor, wanted_N: Tensor) -> Labels
         before_source=before(~in_target)[chosen],
         before_target=before(in_target)[chosen],
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Halves:
+    """The source and the target part of each training sequence, in order; some are empty. Row s of both is sequence s."""
+
+    source: Sequences
+    target: Sequences
+
+    @staticmethod
+    def of_task(task: SequenceTask) -> Halves:
+        """Return those of a task's training sequences."""
+        return Halves(source=within(task.train, task.source), target=within(task.train, task.target))
+
+    def before(self, labels: Labels, number_B: Tensor, most: int) -> tuple[Bag, Bag]:
+        """Return the newest `most` source items before each of these labels, and as many target items."""
+        row_B = labels.row[number_B]
+        return (
+            newest(self.source, row_B, labels.before_source[number_B], most),
+            newest(self.target, row_B, labels.before_target[number_B], most),
+        )
+
+
+@dataclass(frozen=True)
+class Bag:
+    """Items of some rows: padded at the end with item 0, [B, L], and which are real, bool [B, L]; rows may be empty."""
+
+    item: Tensor
+    real: Tensor
+
+    def kept(self, kept: Tensor) -> Bag:
+        """Return the bag without the items that `kept`, bool [B, 1] or [B, L], leaves out."""
+        return Bag(self.item, self.real & kept)
+
+    @property
+    def length(self) -> Tensor:
+        """Return the number of real items of each row, [B]."""
+        return self.real.sum(dim=1)
+
+
+def newest(sequences: Sequences, row_B: Tensor, count_B: Tensor, most: int) -> Bag:
+    """Return the newest `most` of the first `count` items of each of these sequences."""
+    length_B = count_B.clamp(max=most)
+    if not len(sequences.item):
+        nothing = torch.zeros(len(row_B), 1, dtype=torch.int64, device=row_B.device)
+        return Bag(nothing, nothing.bool())
+    return Bag(*padded(sequences.item, sequences.starts[row_B] + count_B - length_B, length_B))
+
+
+def newest_of_each(history: Sequences, domain: Range, most: int) -> Bag:
+    """Return the newest `most` items of the domain in each history."""
+    part = within(history, domain)
+    return newest(part, torch.arange(len(part), device=history.device), part.lengths, most)
+
+
+def paired(first_N: Tensor, second_M: Tensor, size: int, rng: np.random.Generator) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield half a batch of each in random order until the longer one is done; the shorter one starts again."""
+    half = max(1, size // 2)
+    orders = [part[torch.from_numpy(rng.permutation(len(part))).to(part.device)] for part in (first_N, second_M)]
+    one, other = (torch.split(order, half) for order in orders)
+    for at in range(max(len(one), len(other))):
+        yield one[at % len(one)], other[at % len(other)]
 
 
 class SameLabel:

@@ -125,13 +125,14 @@ def _measure_ratings(
     """Errors pooled over ratings, NDCG@20 over users; `full` adds `cold_item_...`, of items without training ratings."""
     predicted = predict(held_out, task, seed) if predicted is None else predicted
     ratings, predicted_N = held_out.ratings.to(_CPU), predicted.cpu()
-    errors = user_errors(ratings.user.numpy(), predicted_N.numpy(), ratings.rating.numpy(), task.rating_scale)
+    bounds = task.rating_scale if task.clip else (-np.inf, np.inf)
+    errors = user_errors(ratings.user.numpy(), predicted_N.numpy(), ratings.rating.numpy(), bounds)
     metrics = errors.metrics()
     cold_N = held_out.cold_item.cpu()
     if full:
         metrics["cold_item_n"] = float(cold_N.sum())
     if full and cold_N.any():
-        error = (predicted_N.clamp(*task.rating_scale) - ratings.rating)[cold_N].double()
+        error = (predicted_N.clamp(*bounds) - ratings.rating)[cold_N].double()
         metrics["cold_item_mae"] = float(error.abs().mean())
         metrics["cold_item_rmse"] = float(error.square().mean().sqrt())
     columns = {

@@ -2,7 +2,8 @@
 
 For each seed: torch's global random numbers (a seed gives the same alone and beside others), training and evaluation
 mode, validation, the best epoch by the model's SELECTION, the end by the `epochs` and `patience` of its Config, and the
-state from which training goes on after a kill. What a model offers is described in `trainables.interface`.
+state from which training goes on after a kill. With `keep: last` in the Config nothing is selected: the training has
+`epochs` epochs, and only the last one is measured and kept. What a model offers is described in `trainables.interface`.
 """
 
 from __future__ import annotations
@@ -225,8 +226,24 @@ class SeedTraining:
             )  # fmt: skip
 
     def _measure(self, epoch: Epoch) -> None:
-        """Measure an epoch on the validation users; keep it if it is the best; end where it is the last."""
+        """Measure an epoch on the validation users; keep it if it is the best; end where it is the last.
+
+        Where the last one is kept, no other is measured.
+        """
         trial, self._number, self._epoch = self._trial, self._number + 1, epoch
+        done = self._number >= getattr(trial.config, "epochs", math.inf)
+        if getattr(trial.config, "keep", "best") == "last":
+            self.metrics = {name: float(value) for name, value in epoch.metrics.items()}
+            if done:
+                self._finish()
+            return
+        self._keep_if_best(epoch)
+        assert self._best is not None
+        if done or self._number - self._best.number >= getattr(trial.config, "patience", math.inf):
+            self._finish()
+
+    def _keep_if_best(self, epoch: Epoch) -> None:
+        trial = self._trial
         with self._evaluating():
             measured, metrics = validate(epoch.predict, trial.task, self.seed, predicted=epoch.validation)
         self.metrics = {name: float(value) for name, value in {**metrics, **epoch.metrics}.items()}
@@ -247,9 +264,6 @@ class SeedTraining:
                 weights=self._copied_weights(),
                 epoch=epoch,
             )
-        done = self._number >= getattr(trial.config, "epochs", math.inf)
-        if done or self._number - self._best.number >= getattr(trial.config, "patience", math.inf):
-            self._finish()
 
     def _copied_weights(self) -> dict[str, Tensor] | None:
         if self._setup is None:
@@ -267,6 +281,9 @@ class SeedTraining:
 
     def _finish(self) -> None:
         """Put the best epoch's weights back, score the test users, and let go of all else."""
+        if self._best is None:
+            assert self._epoch is not None
+            self._keep_if_best(self._epoch)
         trial, best = self._trial, self._best
         assert best is not None
         epoch = best.epoch or self._epoch

@@ -8,7 +8,6 @@ unchanged one never again. The folder appears whole or not at all.
 
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, suppress
@@ -24,6 +23,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from features.checks import choice, refuse
+from features.cores import usable_cores
 from features.domains.filters import ITEM_FLAGS, FilterSpec, apply_filters, one_number
 from features.domains.layouts import COLUMNS, LAYOUTS
 from features.domains.notes import Notes
@@ -32,7 +32,7 @@ from features.domains.readers import INTERACTIONS, ITEMS, READERS, read_interact
 from features.errors import InputError
 from features.progress import AdvanceBy
 from features.store.external_sort import external_sort
-from features.store.folders import SIMULATED, whole_folder, write_json
+from features.store.folders import SIMULATED, whole_folder, work_folder, write_json
 
 VERSION = 2  # of the folder's contents; part of the key
 MEMORY_LIMIT = "1GB"  # of DuckDB, which spills to disk what does not fit
@@ -42,7 +42,7 @@ TABLE = pa.schema([*(field for field in INTERACTIONS if field.name != "words")])
 THREADS = 2  # of DuckDB; each needs its share of the memory
 DUPLICATES = ("mean", "last", "first")
 FEEDBACK = ("explicit", "implicit")
-CATALOGUES = ("interacted", "all")
+CATALOGUES = ("used", "listed")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,9 +61,9 @@ class DomainSpec:
     duplicates: str = (
         "mean"  # of the same (user, item): mean rating with the last text | last | first (by time, then line)
     )
+    catalogue: str = "used"  # used: the items that have an interaction | listed: all that the items file lists
     rating_scale: tuple[float, float] = (1.0, 5.0)  # lowest and highest rating allowed
     unrated: tuple[float, ...] | None = None  # ratings that mean none; None: the layout's
-    catalogue: str = "interacted"  # items of the domain: those with interactions | all: those of the items file too
     filters: FilterSpec = field(default_factory=FilterSpec)
 
     def __post_init__(self) -> None:
@@ -75,6 +75,9 @@ class DomainSpec:
             choice(self, "reader", READERS),
             *(choice(self, "duplicates", DUPLICATES), choice(self, "feedback", FEEDBACK)),
             choice(self, "catalogue", CATALOGUES),
+            "catalogue is 'listed', but no items file is given; set items"
+            if self.listed and self.items is None
+            else "",
             *self._file_faults(),
             *self._column_faults(),
             ""
@@ -93,8 +96,6 @@ class DomainSpec:
         for column, value in self.where.items():
             if not isinstance(value, str):
                 yield f"where.{column} is {value!r}; give the value as text, in quotes"
-        if self.catalogue == "all" and self.items is None:
-            yield "catalogue is 'all', and no items file is given; set items"
         if len(set(self.header)) < len(self.header):
             yield f"header names {', '.join(sorted({name for name in self.header if self.header.count(name) > 1}))} twice"
 
@@ -123,6 +124,11 @@ class DomainSpec:
     def no_rating(self) -> tuple[float, ...]:
         """Ratings that mean none: those that the plan names, else the layout's."""
         return LAYOUTS[self.reader].unrated if self.unrated is None else tuple(map(float, self.unrated))
+
+    @property
+    def listed(self) -> bool:
+        """Whether items without interactions belong to the domain."""
+        return self.catalogue == "listed"
 
     @property
     def implicit(self) -> bool:
@@ -173,9 +179,10 @@ def domain_key(spec: DomainSpec, sources: Sequence[Mapping[str, Any]], simulated
 
     sources: the raw files, see `find_sources`.
     """
+    apart = {"interactions", "items", *(() if spec.listed else ("catalogue",))}  # keys are as before there was a choice
     content = {
         "version": VERSION,
-        "spec": {name: value for name, value in asdict(spec).items() if name not in ("interactions", "items")},
+        "spec": {name: value for name, value in asdict(spec).items() if name not in apart},
         "sources": [source["sha256"] for source in sources],
         "simulated": simulated,
     }
@@ -282,8 +289,8 @@ def prepare_domain(spec: DomainSpec, data: Path, store: Path, progress: AdvanceB
         return _relocated(open_domain(path), data)
     if path.exists():  # only deleting by hand leaves a folder without its manifest
         shutil.rmtree(path)
-    with whole_folder(path) as partial:
-        counts = _write_tables(spec, data, sources, partial, progress or (lambda rows: None))
+    with whole_folder(path) as partial, work_folder(partial) as work:
+        counts = _write_tables(spec, data, sources, partial, work, progress or (lambda rows: None))
         for source in sources:
             if _file_hash(data / source["file"], store) != source["sha256"]:
                 raise InputError(f"{data / source['file']}: changed while it was read; try again when it is still")
@@ -321,11 +328,15 @@ def _relocated(domain: Domain, data: Path) -> Domain:
 
 
 def _write_tables(
-    spec: DomainSpec, data: Path, sources: Sequence[Mapping[str, Any]], folder: Path, progress: AdvanceBy
+    spec: DomainSpec,
+    data: Path,
+    sources: Sequence[Mapping[str, Any]],
+    folder: Path,
+    work: Path,
+    progress: AdvanceBy,
 ) -> dict[str, Any]:
-    """Write the three tables into `folder`; return the counts, notes and profile for the manifest."""
-    work, notes = folder / "work", Notes()
-    work.mkdir()
+    """Write the three tables into `folder`, by way of `work`; return counts, notes and profile for the manifest."""
+    notes = Notes()
     paths = {kind: [data / source["file"] for source in sources if source["kind"] == kind] for kind in COLUMNS}
     if not _stage(raw_interactions(spec, paths["interactions"], notes), INTERACTIONS, work / "raw.parquet", progress):
         chosen = "".join(f" where {column} is {value!r}" for column, value in spec.where.items())
@@ -334,7 +345,7 @@ def _write_tables(
     _stage(raw_items(spec, paths["items"], notes), ITEMS, work / "meta.parquet", progress)
     config: dict[str, str | bool | int | float | list[str]] = {
         "memory_limit": MEMORY_LIMIT,
-        "threads": min(THREADS, os.cpu_count() or 1),
+        "threads": min(THREADS, usable_cores()),
         "temp_directory": str(work / "spill"),
     }
     with closing(duckdb.connect(str(work / "work.duckdb"), config=config)) as database:
@@ -354,7 +365,6 @@ def _write_tables(
         profile = raw | profile_kept(database)
         profile |= {"items_alone": _export(spec, database, work, folder)}
         profile["items"] += profile["items_alone"]
-    shutil.rmtree(work)
     first, last = counts[1], counts[-1]
     return {
         "counts": counts,
@@ -384,7 +394,7 @@ def raw_items(spec: DomainSpec, paths: Sequence[Path], notes: Notes) -> Iterator
     return chain.from_iterable(
         read_items(
             spec.reader, path, shared | dict(spec.item_columns), spec.where, optional=optional,
-            every_where=spec.catalogue == "all", notes=notes,
+            every_where=spec.listed, notes=notes,
         )
         for path in paths
     )  # fmt: skip
@@ -415,7 +425,7 @@ def _number(spec: DomainSpec, database: duckdb.DuckDBPyConnection, work: Path, n
         source = f"read_parquet('{_quoted(work / name)}.parquet', file_row_number = true)"
         database.execute(f"CREATE VIEW {name} AS SELECT *, file_row_number AS row FROM {source}")
     clock = find_clock(database, notes)
-    catalogue = " UNION SELECT item_id FROM meta" if spec.catalogue == "all" else ""
+    named = "SELECT DISTINCT item_id FROM raw" + (" UNION SELECT item_id FROM meta" if spec.listed else "")
     database.execute(
         f"""
         CREATE TABLE users AS
@@ -428,7 +438,7 @@ def _number(spec: DomainSpec, database: duckdb.DuckDBPyConnection, work: Path, n
                 meta.description IS NOT NULL AS described, meta.image IS NOT NULL AS pictured,
                 meta.title IS NOT NULL AS titled,
                 coalesce(meta.title, meta.description, meta.categories) IS NOT NULL AS worded
-            FROM (SELECT DISTINCT item_id FROM raw{catalogue}) LEFT JOIN described USING (item_id)
+            FROM ({named}) LEFT JOIN described USING (item_id)
                 LEFT JOIN meta ON meta.row = described.row;
         CREATE TABLE kept AS
             SELECT u, i, rating, words, timestamp, row
@@ -481,7 +491,7 @@ def _export(spec: DomainSpec, database: duckdb.DuckDBPyConnection, work: Path, f
     DuckDB decides which raw row goes where; the texts themselves do not pass through it.
     """
     flags = [column for name, column in ITEM_FLAGS.items() if getattr(spec.filters, name)]
-    listed = " AND ".join(["row IS NOT NULL", *flags]) if spec.catalogue == "all" else "false"
+    listed = " AND ".join(["row IS NOT NULL", *flags]) if spec.listed else "false"
     database.execute(
         f"""
         CREATE TABLE place AS

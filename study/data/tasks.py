@@ -18,7 +18,7 @@ from study.data.pseudo_items import pair_name
 from study.plan.schema import Plan
 from study.specs import Cell
 from trainables.tasks.arrays import TaskFolders
-from trainables.tasks.rating_build import TextVectors, build_task, split_users
+from trainables.tasks.rating_build import TextVectors, build_task, split_document, split_users
 from trainables.tasks.sequential_build import build_sequences, sequence_sizes
 
 TableName = tuple[str, str]
@@ -96,7 +96,8 @@ class RatingTasks:
     def document(self, plan: Plan, materials: Materials) -> dict[str, Any]:
         """Return keys of the tables, and the rules of factors and split."""
         return {
-            "text": dict(materials.table_keys), "ratings": asdict(plan.features.ratings), "split": asdict(plan.split),
+            "text": dict(materials.table_keys), "ratings": asdict(plan.features.ratings),
+            "split": split_document(plan.split),
         }  # fmt: skip
 
 

@@ -15,11 +15,12 @@ from study.plan.binding import shown_value
 from study.plan.schema import OF_TASK_TYPE, Plan, Row, swept_rows
 from study.plan.start import WORDS, base_faults, fault_of
 from study.specs import Objective, SearchSpec
-from trainables.interface import load_model, make_config
+from trainables.interface import OURS, load_model, make_config
 
 N_K = "pseudo_items"  # config field
 MOST_TRIALS = 100_000  # of a cell; each is a job in memory
 MOST_SEED = 2**63 - 1  # that all generators take
+COMPARE = ("validation", "test")
 _DRAWS = 200  # configurations of a space that are held against the model's config
 
 
@@ -29,6 +30,9 @@ def check_plan(plan: Plan, document: Mapping[str, Any], place: str) -> list[str]
     wrong_models = _model_checks(plan, place)
     if wrong_models or any(name not in plan.domains for task in plan.tasks for name in task):
         return faults + wrong_models
+    wrong_presets = _preset_checks(plan, place)
+    if wrong_presets:
+        return faults + wrong_presets
     faults += _task_type_checks(plan, document, place) + _cell_checks(plan, place)
     if plan.simulate:
         faults += _simulated_files(plan, place)
@@ -71,9 +75,9 @@ def _data_checks(plan: Plan, place: str) -> list[str]:
                 f"{place}: domains.{spec.name}.feedback is implicit, and {plan.model} predicts ratings; take a model of "
                 "sequences, or a file with ratings and feedback: explicit"
             )
-        if spec.catalogue == "all":
+        if spec.listed:
             faults.append(
-                f"{place}: domains.{spec.name}.catalogue is 'all', which models of sequences read; leave it out"
+                f"{place}: domains.{spec.name}.catalogue is 'listed', which models of sequences read; leave it out"
             )
     return faults
 
@@ -106,6 +110,17 @@ def _model_checks(plan: Plan, place: str) -> list[str]:
                 f"{key}: {model} is selected by {module.SELECTION.metric}, and {plan.model} by {subject.SELECTION.metric}; "
                 "rows of one table are selected by one metric"
             )
+    return faults
+
+
+def _preset_checks(plan: Plan, place: str) -> list[str]:
+    """Presets that the rows' models have."""
+    faults = []
+    for row in plan.rows:
+        known = (OURS, *load_model(row.model).PRESETS)
+        if row.preset not in known:
+            chosen = f"{place}: {row.place}preset is {shown_value(row.preset)}"
+            faults.append(f"{chosen}; {row.model} has {', '.join(known)}")
     return faults
 
 
@@ -270,6 +285,8 @@ def _sweep_checks(plan: Plan, parameter: str, place: str) -> list[str]:
     """A sweep's values against the config of each row that it names."""
     sweep, key = plan.sweeps[parameter], f"{place}: sweeps.{parameter}"
     faults = []
+    if sweep.compare not in COMPARE:
+        faults.append(f"{key}.compare is {shown_value(sweep.compare)}; choose from {', '.join(COMPARE)}")
     if not sweep.values or any(value in sweep.values[:i] for i, value in enumerate(sweep.values)):
         faults.append(f"{key}.values is {shown_value(list(sweep.values))}; give at least one, each once")
     names = [row.name for row in plan.rows]
@@ -294,6 +311,15 @@ def _ablation_checks(plan: Plan, place: str) -> list[str]:
     ablations = load_model(plan.model).ABLATIONS
     if not variants or len(set(variants)) < len(variants):
         faults.append(f"{place}: ablate.variants is {shown_value(list(variants))}; give at least one, each once")
+    if plan.ablate.compare not in COMPARE:
+        faults.append(
+            f"{place}: ablate.compare is {shown_value(plan.ablate.compare)}; choose from {', '.join(COMPARE)}"
+        )
+    rows = [row.name for row in plan.rows if row.model == plan.model]
+    if unknown := [name for name in plan.ablate.models if name not in rows]:
+        faults.append(f"{place}: ablate.models names {', '.join(unknown)}; rows of {plan.model} are {', '.join(rows)}")
+    if plan.ablate.start not in WORDS and plan.ablate.models not in ((), (plan.subject.name,)):
+        faults.append(f"{place}: ablate.start is a run, which is of one row; leave out models, or start from base")
     return faults + [
         f"{place}: ablate.variants: unknown {variant!r}; {plan.model} has {', '.join(ablations)}"
         for variant in variants

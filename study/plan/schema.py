@@ -17,7 +17,7 @@ from features.pseudo.generator import GeneratorSpec
 from features.simulate.simulator import SimulateSpec
 from search_spaces import Space, load_space
 from study.specs import ARROW, GRID, Cell, Faults, Resources, SearchSpec
-from trainables.interface import Selection, load_model, make_config
+from trainables.interface import OURS, Selection, load_model, make_config
 from trainables.task_types import TASK_TYPES, TaskType
 from trainables.tasks.rating_build import SplitSpec
 from trainables.tasks.sequential import PROTOCOLS, SequenceSpec
@@ -74,13 +74,15 @@ class SplitPlan:
 
     validation_share: float = 0.2  # of the overlapping users that are not test users
     data_seed: int = 0
+    clip: bool = True  # predictions are cut to the rating scale before their errors are taken
 
     def __post_init__(self) -> None:
         self.at(0.5)  # has the checks
 
     def at(self, ratio: float) -> SplitSpec:
         """The split of a cell."""
-        return SplitSpec(cold_ratio=ratio, validation_share=self.validation_share, data_seed=self.data_seed)
+        shared = {entry.name: getattr(self, entry.name) for entry in fields(self)}
+        return SplitSpec(cold_ratio=ratio, **shared)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,6 +125,7 @@ class SweepPlan:
     seeds: tuple[int, ...] = (0, 1, 2)
     start: str = "best"  # best | base | id of an MLflow run
     models: tuple[str, ...] = ()  # rows that are swept; the word `all` in a plan: every row; empty: the subject alone
+    compare: str = "validation"  # users whom the values are compared on: validation | test
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,6 +135,8 @@ class AblationPlan:
     variants: tuple[str, ...]
     seeds: tuple[int, ...] = (0, 1, 2)
     start: str = "best"  # as of a sweep
+    models: tuple[str, ...] = ()  # rows of the subject's model that are ablated; empty: the subject alone
+    compare: str = "validation"  # as of a sweep
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,6 +158,7 @@ class RowPlan:
     """A rival: searched and scored like the subject, in the same cells, with the same budget and seeds."""
 
     model: str | None = None  # a file in trainables/models; None: the row's name is the model's
+    preset: str = OURS  # of its model's PRESETS
     space: str | None = None  # as of the plan; needed for a search
     base: Mapping[str, Any] = field(default_factory=dict)  # as of the plan
     search: RowSearchPlan | None = None  # None: as the subject's
@@ -170,11 +176,19 @@ class Row:
     base: Mapping[str, Any]
     search: SearchSpec | None
     place: str  # of its keys in the plan: empty for the subject, else `compare.<name>.`
+    preset: str = OURS
 
     @property
     def shared(self) -> dict[str, Any]:
-        """The fields of `base` that hold in every cell."""
-        return {name: value for name, value in self.base.items() if ARROW not in name}
+        """The fields of the preset, under those of `base` that hold in every cell."""
+        preset = {} if self.preset == OURS else load_model(self.model).PRESETS[self.preset]
+        return {**preset, **{name: value for name, value in self.base.items() if ARROW not in name}}
+
+    @property
+    def preset_tag(self) -> str:
+        """The preset, and the fields that `base` sets over it: `ours`, `paper`, `paper+lr+steps`."""
+        own = [] if self.preset == OURS else sorted(name for name in self.base if ARROW not in name)
+        return "+".join([self.preset, *own])
 
     def of_cell(self, cell: Cell) -> Mapping[str, Any]:
         """The fields of `base` that hold in this cell alone."""
@@ -183,7 +197,7 @@ class Row:
 
     @property
     def config(self) -> dict[str, Any]:
-        """Every field of the model's config: the shared fields of `base` over the defaults."""
+        """Every field of the model's config: the shared fields of `base` over the preset over the defaults."""
         return asdict(make_config(self.model, self.shared, f"{self.place}base"))
 
     def search_with_first_point(self) -> SearchSpec | None:
@@ -216,7 +230,8 @@ class Plan:
         float, ...
     ] = ()  # of sequences: shares of the training overlapping users that keep their link
     space: str | None = None  # e.g. music/paper; needed for a search
-    base: Mapping[str, Any] = field(default_factory=dict)  # config fields other than the defaults; see study.plan.start
+    preset: str = OURS  # of the model's PRESETS, e.g. paper; ours: the defaults
+    base: Mapping[str, Any] = field(default_factory=dict)  # config fields other than the preset's; see study.plan.start
     compare: Mapping[str, RowPlan] = field(default_factory=dict)  # row -> rival
     split: SplitPlan = field(default_factory=SplitPlan)  # of ratings
     sequences: SequencePlan = field(default_factory=SequencePlan)  # in the place of split, for models of sequences
@@ -230,6 +245,7 @@ class Plan:
     published: str | None = None  # numbers that the tables lay beside the measured ones, e.g. lgcd/food-kitchen
     resources: Resources = field(default_factory=Resources)
     faults: Faults = field(default_factory=Faults)
+    note: str = ""  # what readers of its numbers have to know, e.g. what its data lacks
     tracking_uri: str | None = None  # MLflow store; default: a SQLite file in the home folder
 
     @property
@@ -260,7 +276,7 @@ class Plan:
         """The subject, named by its model, then its rivals."""
         subject = Row(
             name=self.model, model=self.model, title=load_model(self.model).NAME, space=self.space, base=self.base,
-            search=self.search, place="",
+            search=self.search, place="", preset=self.preset,
         )  # fmt: skip
         return (subject, *(self._rival(name, rival) for name, rival in self.compare.items()))
 
@@ -271,7 +287,7 @@ class Plan:
             search = replace(search, trials=trials, points_to_evaluate=())
         return Row(
             name=name, model=model, title=rival.title or load_model(model).NAME, space=rival.space, base=rival.base,
-            search=search, place=f"compare.{name}.",
+            search=search, place=f"compare.{name}.", preset=rival.preset,
         )  # fmt: skip
 
     @property
@@ -327,4 +343,10 @@ class Plan:
 def swept_rows(plan: Plan, parameter: str) -> list[Row]:
     """Rows whose sensitivity a sweep shows: those that it names, else the subject."""
     names = plan.sweeps[parameter].models
+    return [row for row in plan.rows if row.name in names] if names else [plan.subject]
+
+
+def ablated_rows(plan: Plan) -> list[Row]:
+    """Rows that the part `ablate` takes apart: those that it names, else the subject."""
+    names = plan.ablate.models if plan.ablate else ()
     return [row for row in plan.rows if row.name in names] if names else [plan.subject]

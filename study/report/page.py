@@ -94,6 +94,8 @@ def _banners(results: Results, content: Content) -> str:
     lines = []
     if results.simulated:
         lines.append("Simulated data: nothing on this page says anything about real users.")
+    if results.labels.note:
+        lines.append(results.labels.note)
     open_ = len(results.without_result())
     if open_ or content.missing:
         lines.append(

@@ -24,6 +24,8 @@ ROW = "study.row"
 """Row of the plan: the subject's or a rival's name, or that of a simple baseline."""
 MODEL = "study.model"
 """File in trainables/models, or `baseline`."""
+PRESET = "study.preset"
+"""Preset of the row, with the fields that its base sets over it: `ours`, `paper`, `paper+lr+steps`."""
 VARIANT = "study.variant"
 """Value of a sweep, or name of an ablation."""
 

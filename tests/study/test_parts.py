@@ -12,6 +12,7 @@ from study import parts
 from study.plan.load import load_plan
 from study.plan.schema import Plan
 from study.specs import Cell, Job
+from trainables.interface import load_model
 from trainables.task_types import RATINGS
 from trainables.tasks.arrays import TaskFolders
 
@@ -87,6 +88,48 @@ def test_only_scores_are_given_test_data(make: MakePlan) -> None:
         *parts.ablation_jobs(plan, folders, BEST),
     ]  # fmt: skip
     assert {(job.score, job.test_dir) for job in others} == {(False, None)}
+
+
+def paper_rows() -> dict[str, Any]:
+    """A second row of the subject's model, as printed."""
+    row = {"model": "music", "preset": "paper", "base": {"user_mlps": "two", "epochs": 3}, "space": "music/paper"}
+    return {"compare": {"music_paper": row}, "features": {"ratings": {"factors": 4}}}
+
+
+def test_a_preset_lies_between_the_defaults_and_the_base(make: MakePlan) -> None:
+    ours, paper = make(**paper_rows()).rows
+    assert (ours.preset_tag, paper.preset_tag) == ("ours", "paper+epochs+user_mlps")
+    preset = load_model("music").PRESETS["paper"]
+    assert {name: paper.config[name] for name in preset if name != "epochs"} == {
+        name: value for name, value in preset.items() if name != "epochs"
+    }
+    assert (paper.config["epochs"], paper.config["user_mlps"], paper.config["dim"]) == (3, "two", 32)
+    assert ours.config == make().subject.config
+    subject = make(preset="paper", drop=("base",)).subject
+    assert (subject.preset_tag, subject.config["epochs"]) == ("paper", 100)
+
+
+def test_ablations_of_both_presets_stand_beside_their_own_full_model(make: MakePlan) -> None:
+    plan = make(**paper_rows(), ablate={"variants": ["wo_mllm", "wo_side"], "models": ["music", "music_paper"]})
+    jobs = [job for job in parts.ablation_jobs(plan, folders, {}) if job.cell.ratio == 0.2]
+    assert [(job.row, job.name, job.config, job.preset) for job in jobs] == [
+        ("music", "full", {}, "ours"),
+        ("music", "wo_mllm", {}, "ours"),
+        ("music", "wo_side", {"side": False}, "ours"),
+        ("music_paper", "full", {}, "paper+epochs+user_mlps"),
+        ("music_paper", "wo_mllm", {"user_mlps": "two"}, "paper+epochs+user_mlps"),
+        ("music_paper", "wo_side", {"side": False}, "paper+epochs+user_mlps"),
+    ]
+
+
+def test_parts_that_are_compared_on_test_users_are_given_them_and_no_search_is(make: MakePlan) -> None:
+    plan = make(sweeps__steps__compare="test", ablate__compare="test")
+    jobs = {part: parts.part_jobs(plan, part, folders, {}) for part in parts.part_names(plan)}
+    assert {part: {job.score for job in made} for part, made in jobs.items()} == {
+        "search": {False}, "sweep:steps": {True}, "ablate": {True}, "score": {True},
+    }  # fmt: skip
+    assert {job.test_dir for job in jobs["search"]} == {None}
+    assert {job.test_dir for job in jobs["ablate"]} == {f"/tasks/{cell.name}-ratings/test" for cell in plan.cells}
 
 
 def test_scores_are_the_best_and_the_simple_baselines(make: MakePlan) -> None:

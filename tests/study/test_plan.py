@@ -84,6 +84,21 @@ def test_a_reverse_task_is_a_cell_of_its_own(tmp_path: Path) -> None:
             {"split": {"validation_share": 1.0}},
             "plan.yaml: split.validation_share is 1.0; give a number above 0, below 1",
         ),
+        ({"split": {"clip": 1}}, "plan.yaml: split.clip is 1; give a value of type bool"),
+        ({"preset": "papers"}, "plan.yaml: preset is 'papers'; music has ours, paper"),
+        (
+            {"compare": {"other": {"model": "emcdr", "preset": "paper", "space": "emcdr/wide"}}},
+            "plan.yaml: compare.other.preset is 'paper'; emcdr has ours",
+        ),
+        (
+            {"sweeps__steps__compare": "tests"},
+            "plan.yaml: sweeps.steps.compare is 'tests'; choose from validation, test",
+        ),
+        ({"ablate__compare": "all"}, "plan.yaml: ablate.compare is 'all'; choose from validation, test"),
+        (
+            {"compare": {"emcdr": {"space": "emcdr/wide"}}, "ablate__models": ["emcdr"]},
+            "plan.yaml: ablate.models names emcdr; rows of music are music",
+        ),
         ({"split": {"data_seed": 0.5}}, "plan.yaml: split.data_seed is 0.5; give a value of type int"),
         (
             {"split": {"data_seed": -1}},

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -19,6 +20,7 @@ from trainables.tasks.sequential_build import build_sequences, training_users
 
 GENRES = 4  # of items; a user stays with one of them most of the time
 WIDTH = 16  # of text vectors
+TEXTS = 11  # that are generated
 SPEC = SequenceSpec(negatives=19, validation_share=0.2, test_share=0.2)
 
 
@@ -63,16 +65,20 @@ def _draw_item(draw: np.random.Generator, domain: str, genre: int, items: int, s
             return item
 
 
-def sequence_domains(world: SequenceWorld, folder: Path) -> dict[str, Domain]:
-    """The domains film and song, prepared from one implicit table."""
+def sequence_domains(
+    world: SequenceWorld, folder: Path, listed: Sequence[tuple[str, str]] | None = None
+) -> dict[str, Domain]:
+    """The domains film and song, prepared from one implicit table; `listed`: domain and id of items of the catalogue."""
     data = folder / "raw"
     data.mkdir(parents=True, exist_ok=True)
+    more: dict[str, Any] = {} if listed is None else {"items": "items.parquet", "catalogue": "listed"}
+    pd.DataFrame(listed or [], columns=["domain", "item_id"]).to_parquet(data / "items.parquet")
     world.interactions.to_parquet(data / "interactions.parquet")
 
     def spec(name: str) -> DomainSpec:
         return DomainSpec(
             name=name, reader="table", interactions="interactions.parquet", columns={"timestamp": "position"},
-            where={"domain": name}, feedback="implicit",
+            where={"domain": name}, feedback="implicit", **more,
         )  # fmt: skip
 
     return {name: prepare_domain(spec(name), data, folder / "domains") for name in ("film", "song")}
@@ -102,9 +108,12 @@ def pseudo_of(
             lacking = items[int(people.group[place])]
             chosen = [str(item) for item in draw.choice(lacking, count - (place % 4 == 1), replace=False)]
             cosine = sorted(draw.uniform(0.2, 0.9, len(chosen)), reverse=True)
-            rows.append({"user_id": user, "items": chosen, "similarity": cosine, "texts": ["text"] * len(chosen)})
+            texts = [f"text {int(name[1:]) % TEXTS}" for name in chosen]
+            numbers = [int(name[1:]) % TEXTS for name in chosen]
+            rows.append({"user_id": user, "items": chosen, "similarity": cosine, "texts": texts, "text_rows": numbers})
     key = digest({"users": list(people.user), "count": count})
-    return write_pseudo(folder / f"pseudo-{key[:12]}", pa.Table.from_pylist(rows, SCHEMA), {"key": key})
+    vectors = np.random.default_rng(4).normal(size=(TEXTS, WIDTH)).astype(np.float16)
+    return write_pseudo(folder / f"pseudo-{key[:12]}", pa.Table.from_pylist(rows, SCHEMA), vectors, {"key": key})
 
 
 def build_world(

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from features.errors import InputError
-from trainables.interface import Selection, load_model, make_config, model_names
+from trainables.interface import Selection, Variant, load_model, make_config, model_names
 from trainables.tasks.arrays import TaskFolders
 from trainables.tasks.rating import load_task
 from trainables.trial import run
@@ -97,7 +97,7 @@ def test_every_fault_of_a_configuration_is_said_at_once() -> None:
         ({"lr": math.nan}, r"lr is nan; give a finite number"),
         ({"schedule": "cosine"}, r"schedule is 'cosine'; choose from linear, linear_scaled"),
         ({"rate_from": "x0"}, r"rate_from is 'x0'; choose from one_step, chain"),
-        ({"rating_offset": "none"}, r"rating_offset is 'none'; choose from global_mean, item_mean, source_offset"),
+        ({"rating_offset": "no"}, r"rating_offset is 'no'; choose from none, global_mean, item_mean, source_offset"),
         ({"variance_start": 0.5, "variance_end": 0.1}, r"give 0 < variance_start <= variance_end < 1"),
         ({"dropout": None}, r"dropout is None; give a value of type float"),
     ],
@@ -115,6 +115,22 @@ def test_ablations_fit_the_configuration() -> None:
     for variant in load_model("music").ABLATIONS.values():
         made = make_config("music", variant.config, "ablation")
         assert {name: getattr(made, name) for name in variant.config} == variant.config
+
+
+@pytest.mark.parametrize("name", model_names())
+def test_presets_fit_the_configuration_and_so_do_ablations_under_them(name: str) -> None:
+    model = load_model(name)
+    for preset, values in model.PRESETS.items():
+        made = make_config(name, values, preset)
+        assert {field: getattr(made, field) for field in values} == values
+        for variant in model.ABLATIONS.values():
+            make_config(name, {**values, **variant.config_of(preset)}, preset)
+
+
+def test_an_ablation_may_change_other_fields_under_a_preset() -> None:
+    variant = Variant(config={"lr": 1.0}, presets={"paper": {"lr": 2.0}})
+    assert (variant.config_of("ours"), variant.config_of("other")) == ({"lr": 1.0}, {"lr": 1.0})
+    assert variant.config_of("paper") == {"lr": 2.0}
 
 
 # --- the faults of a model file -----------------------------------------------------------------------------------
@@ -158,6 +174,24 @@ def faults(name: str, text: str, folder: Path, monkeypatch: pytest.MonkeyPatch) 
     assert message.startswith(f"model {name}: ")
     assert "\n" not in message
     return message.removeprefix(f"model {name}: ").split("; ")
+
+
+def test_every_fault_of_presets_is_said_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = CONSTANT.replace(
+        'ABLATIONS = {"three": Variant(config={"value": 3.0})}',
+        'PRESETS = {"ours": {}, "as printed": {"value": 3.0}, "paper": {"valu": 3.0}, "plain": 4.0, "low": {"rounds": 1}}\n'
+        'ABLATIONS = {"three": Variant(presets={"papers": {}, "low": {"value": "x"}})}',
+    )
+    message = "; ".join(faults("preset", text, tmp_path, monkeypatch))
+    for fault in (
+        "PRESETS: 'ours' is the defaults' own name; give another one",
+        "PRESETS: 'as printed' is part of a tag; use small letters, digits and _ only",
+        "PRESETS['paper']: unknown field 'valu'; did you mean 'value'?",
+        "PRESETS['plain'] is of type float; give a mapping of fields",
+        "ABLATIONS['three'].presets: unknown preset 'papers'; did you mean 'paper'?",
+        "ABLATIONS['three'].presets['low']: value is 'x'; give a value of type float",
+    ):
+        assert fault in message
 
 
 def test_every_fault_of_a_model_file_is_said_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from itertools import islice
 from typing import Any
@@ -13,9 +13,21 @@ import numpy as np
 import pytest
 import torch
 
+from features.errors import InputError
+from trainables.interface import Epoch, Variant
 from trainables.models import music
-from trainables.models.music import ABLATIONS, ACTIVATIONS, Config, FeatureMLP, MuSiC, VectorUNet, constants_of
-from trainables.tasks.rating import Task
+from trainables.models.music import (
+    ABLATIONS,
+    ACTIVATIONS,
+    PRESETS,
+    Config,
+    FeatureMLP,
+    MuSiC,
+    VectorUNet,
+    constants_of,
+    unpack,
+)
+from trainables.tasks.rating import RatingQuery, Task
 
 from .training import train_seed
 from .worlds import random_task, rows_of
@@ -27,6 +39,10 @@ Array = np.ndarray
 
 def small(**changes: Any) -> Config:
     return Config(**{**SMALL, **changes})
+
+
+def paper(**changes: Any) -> Config:
+    return small(**{**PRESETS["paper"], "epochs": 2, **changes})
 
 
 def music_of(config: Config, task: Task) -> MuSiC:
@@ -111,6 +127,23 @@ def test_unet_is_the_papers(conditioned: bool) -> None:
         np.testing.assert_allclose(predicted[row], expected, atol=1e-6)
 
 
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+def test_rows_that_go_together_are_denoised_as_they_are_alone(dropout: float) -> None:
+    """The same function and the same gradients, to float32's accuracy; dropout draws the same."""
+    unet, xt, condition = VectorUNet(small(dropout=dropout)), torch.randn(4, 8), torch.randn(4, 8)
+    for t in (1, 3, 5):
+        t_B, found = torch.full((4,), t), []
+        for denoise in (unet, unet.together(condition)):
+            unet.zero_grad()
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(t)
+                predicted = denoise(xt, t_B, condition)
+            predicted.square().sum().backward()
+            found.append([predicted.detach(), *(value.grad.clone() for value in unet.parameters())])
+        for usual, together in zip(*found, strict=True):
+            torch.testing.assert_close(usual, together, rtol=1e-4, atol=1e-5)
+
+
 def test_without_condition_no_condition_map_gets_a_gradient() -> None:
     unet = VectorUNet(small())
     xt, t = torch.randn(4, 8), torch.tensor([1, 2, 3, 5])
@@ -130,7 +163,7 @@ def side_stage(task: Task, config: Config) -> tuple[torch.Tensor, dict[str, torc
         torch.manual_seed(3)
         trainer = music._Trainer(config, task, 3)
         list(trainer._feature_stage())
-        trainer._fix_targets()
+        trainer._end_feature_stage()
         trainer.progress["done"] = 0
         list(trainer._side_stage())
         return trainer.progress["x0"], trainer.model.unet.state_dict()
@@ -169,7 +202,7 @@ def test_the_side_stage_learns_to_reconstruct() -> None:
 
 
 @pytest.mark.parametrize("beta", [0.0, 0.4, 1.0])
-@pytest.mark.parametrize("rating_offset", ["global_mean", "item_mean", "source_offset"])
+@pytest.mark.parametrize("rating_offset", ["none", "global_mean", "item_mean", "source_offset"])
 def test_the_joint_loss_equals_a_loop_over_users_and_ratings(beta: float, rating_offset: str) -> None:
     """Eq. 13 in one batch of all users: the loss that the first step reports, before any weight has moved."""
     task, config = random_task(), small(beta=beta, rating_offset=rating_offset)
@@ -202,14 +235,150 @@ def test_the_joint_loss_equals_a_loop_over_users_and_ratings(beta: float, rating
         if user >= users:
             continue  # a side user
         vector = reference_mlp(items, task.items[torch.tensor([item])][0].double().numpy(), "tanh")
-        predicted = task.mean + (centre + scale * generated[user]) @ vector
-        if rating_offset != "global_mean":
+        predicted = (centre + scale * generated[user]) @ vector
+        if rating_offset != "none":
+            predicted += task.mean
+        if rating_offset in ("item_mean", "source_offset"):
             predicted += float(task.item_offset[item])
         if rating_offset == "source_offset":
             predicted += task.slope * float(task.source_offset[user])
         squared.append((float(rating) - predicted) ** 2)
     assert len(squared) == len(task.overlapping)
     assert loss == pytest.approx(beta * np.mean(reconstruction) + (1 - beta) * np.mean(squared), rel=1e-5)
+
+
+def reference_rating(vector: Array, items: Mapping[str, Array], task: Task, item: int) -> float:
+    """Eq. 8 for one rating, [D] against the item's MLP output."""
+    return float(vector @ reference_mlp(items, task.items[torch.tensor([item])][0].double().numpy(), "tanh"))
+
+
+@pytest.mark.parametrize("user_mlps", ["one", "two"])
+def test_the_joint_loss_of_the_paper_equals_a_loop_over_users_ratings_and_steps(user_mlps: str) -> None:
+    """Eqs. 8, 10, 12 and 13 word for word: x_0 by the MLP of the moment, r_hat = u . v with u the end of eq. 5's chain."""
+    task, config = random_task(), paper(user_mlps=user_mlps, steps=3, beta=0.3, dropout=0.0)
+    trainer = music._Trainer(config, task, 5)
+    trainer._end_feature_stage()
+    model, users = copy.deepcopy(trainer.model), len(task.source)
+    replay = torch.Generator()
+    replay.set_state(trainer.generator.get_state())
+    order = torch.randperm(users, generator=replay)
+    t = torch.randint(1, 4, (users,), generator=replay)
+    eps, start = (torch.randn(users, 8, generator=replay).double().numpy() for _ in range(2))
+    noise = {step: torch.randn(users, 8, generator=replay).double().numpy() for step in (3, 2)}
+
+    trainer.joint_optimiser = torch.optim.SGD(trainer.model.parameters(), lr=0.0)
+    loss = trainer._joint_epoch()
+
+    source_mlp, items, unet = arrays(model.user_mlp), arrays(model.item_mlp), arrays(model.unet)
+    target_mlp = source_mlp if model.target_mlp is None else arrays(model.target_mlp)
+    beta = [1e-4 + (0.02 - 1e-4) * step / 2 for step in range(3)]
+    bar = [1.0, *np.cumprod([1 - value for value in beta])]
+    reconstruction, squared = [], []
+    for place, user in enumerate(order.tolist()):
+        x0 = reference_mlp(target_mlp, task.target[torch.tensor([user])][0].double().numpy(), "tanh")
+        c = reference_mlp(source_mlp, task.source[torch.tensor([user])][0].double().numpy(), "tanh")
+        step = int(t[place])
+        xt = math.sqrt(bar[step]) * x0 + math.sqrt(1 - bar[step]) * eps[place]
+        reconstruction.append(np.mean((reference_unet(unet, xt, step, c) - x0) ** 2))
+        x = start[place]
+        for step in (3, 2, 1):
+            b, now, before = beta[step - 1], bar[step], bar[step - 1]
+            predicted = reference_unet(unet, x, step, c)
+            x = math.sqrt(before) * b / (1 - now) * predicted + math.sqrt(1 - b) * (1 - before) / (1 - now) * x
+            if step > 1:
+                x = x + math.sqrt(b * (1 - before) / (1 - now)) * noise[step][place]
+        own = task.overlapping.user == user
+        for item, rating in zip(task.overlapping.item[own].tolist(), task.overlapping.rating[own], strict=True):
+            squared.append((float(rating) - reference_rating(x, items, task, item)) ** 2)
+    assert len(squared) == len(task.overlapping)
+    assert loss == pytest.approx(0.3 * np.mean(reconstruction) + 0.7 * np.mean(squared), rel=1e-5)
+
+
+def reconstruction_gradients(config: Config) -> set[str]:
+    """Networks that the reconstruction of all training users moves."""
+    task = random_task()
+    trainer = music._Trainer(config, task, 5)
+    trainer._end_feature_stage()
+    users = torch.arange(len(task.source))
+    condition = trainer.model.user_mlp(task.source[users]).detach()
+    trainer._reconstruction(trainer._x0(users), condition)[0].backward()
+    return {name.split(".")[0] for name, value in trainer.model.named_parameters() if value.grad is not None}
+
+
+@pytest.mark.parametrize("user_mlps", ["one", "two"])
+def test_x0_gets_a_gradient_where_it_is_joint_alone(user_mlps: str) -> None:
+    moved = "user_mlp" if user_mlps == "one" else "target_mlp"
+    assert reconstruction_gradients(small(x0="joint", user_mlps=user_mlps)) == {"unet", moved}
+    for x0 in ("fixed", "detached"):
+        assert reconstruction_gradients(small(x0=x0, user_mlps=user_mlps)) == {"unet"}
+
+
+@pytest.mark.parametrize(("x0", "moves"), [("fixed", False), ("detached", False), ("joint", True)])
+def test_the_side_stage_moves_the_feature_mlp_where_x0_is_joint(x0: str, moves: bool) -> None:
+    trainer = music._Trainer(small(x0=x0, feature_epochs=0), random_task(), 3)
+    trainer._end_feature_stage()
+    before = copy.deepcopy(trainer.model.user_mlp.state_dict())
+    list(trainer._side_stage())
+    after = trainer.model.user_mlp.state_dict()
+    assert [before[name].equal(after[name]) for name in before] == [not moves] * 4
+
+
+def test_a_fixed_x0_stays_and_a_free_one_is_the_mlps_of_the_moment() -> None:
+    task, users = random_task(), torch.arange(5)
+    for x0, stays in (("fixed", True), ("detached", False), ("joint", False)):
+        trainer = music._Trainer(small(x0=x0), task, 0)
+        trainer._end_feature_stage()
+        before = trainer._x0(users).detach().clone()
+        with torch.no_grad():
+            trainer.model.of_target.outer.bias.add_(0.5)
+            vectors = trainer.model.of_target(task.target[users])
+        assert trainer._x0(users).equal(before) == stays
+        if not stays:
+            torch.testing.assert_close(trainer.model.to_vectors(trainer._x0(users)), vectors)
+
+
+def test_two_user_mlps_share_no_parameter_and_one_is_as_before() -> None:
+    task = random_task()
+    two, one = (music_of(small(user_mlps=user_mlps), task) for user_mlps in ("two", "one"))
+    assert one.target_mlp is None
+    assert one.of_target is one.user_mlp
+    assert not {id(value) for value in two.of_target.parameters()} & {id(value) for value in two.user_mlp.parameters()}
+    grown = len(list(two.parameters())) - len(list(one.parameters()))
+    assert grown == 4
+
+
+@pytest.mark.parametrize("standardise", [True, False])
+def test_without_standardising_diffusion_works_on_the_mlps_own_scale(standardise: bool) -> None:
+    task = random_task()
+    trainer = music._Trainer(small(standardise=standardise), task, 0)
+    trainer._end_feature_stage()
+    vectors = trainer.model.eval().of_target(task.target.all()).detach()
+    x0 = trainer.progress["x0"]
+    assert torch.equal(x0, vectors) is not standardise
+    assert float(trainer.model.scale == 1.0) == float(not standardise)
+    assert float(x0.square().mean()) == pytest.approx(1.0 if standardise else float(vectors.square().mean()), rel=0.1)
+
+
+def test_x0_variance_is_what_is_left_of_the_real_vectors_spread() -> None:
+    task = random_task()
+    config = small(x0="joint", user_mlps="two", standardise=False, feature_epochs=0, lr=0.02)
+
+    def spread(trainer: music._Trainer) -> float:
+        vectors = trainer.model.eval().of_target(task.target.all()).detach()
+        return float(vectors[: len(task.source)].var(dim=0).mean())
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        trainer = music._Trainer(config, task, 0)
+        start = spread(trainer)
+        epochs = [place for place in islice(trainer.run(), 1 + 2 + 6) if isinstance(place, Epoch)]
+        end = spread(trainer)
+        generated = float(trainer.model.validate(task, 0)[1].var(dim=0, correction=0).mean())
+    assert len(epochs) == 6
+    assert epochs[-1].metrics["x0_variance"] == pytest.approx(end / start, rel=1e-4)
+    assert epochs[-1].metrics["variance_ratio"] == pytest.approx(generated / end, rel=1e-4)
+    assert abs(end / start - 1) > 0.01
+    assert "x0_variance" not in last_metrics(small(), task)
 
 
 def test_diffusion_works_on_vectors_of_mean_zero_and_unit_variance() -> None:
@@ -298,15 +467,59 @@ def test_every_activation_trains_all_networks(activation: str, rate_from: str) -
     assert {"user_mlp", "item_mlp", "unet"} <= moved
 
 
-def test_ablations_change_what_they_name() -> None:
-    task = random_task()
-    results = {"full": last_metrics(small(), task)}
+@pytest.mark.parametrize("preset", ["ours", "paper"])
+def test_ablations_change_what_they_name_under_both_presets(preset: str) -> None:
+    task, chosen = random_task(), {} if preset == "ours" else PRESETS[preset]
+    full = last_metrics(small(**{**chosen, "epochs": 2}), task)
     for name in ("wo_diffusion", "wo_side"):
-        results[name] = last_metrics(small(**ABLATIONS[name].config), task)
-    losses = {round(metrics["train_loss"], 9) for metrics in results.values()}
-    assert len(losses) == 3
-    assert ABLATIONS["wo_mllm"].features == "ratings"
-    assert ABLATIONS["wo_mllm"].config == {}
+        config = small(**{**chosen, "epochs": 2, **ABLATIONS[name].config_of(preset)})
+        assert getattr(config, name.removeprefix("wo_")) is False
+        assert last_metrics(config, task)["train_loss"] != full["train_loss"], name
+    assert ABLATIONS["wo_mllm"] == Variant(features="ratings", presets={"paper": {"user_mlps": "two"}})
+
+
+def test_under_the_paper_preset_a_rating_is_the_plain_product() -> None:
+    """Eq. 8: nothing that training knows of means, and no gain, is in it; the kept model gives the same."""
+    task = random_task()
+    for user_mlps, diffusion in (("one", True), ("two", True), ("two", False)):
+        config = paper(user_mlps=user_mlps, diffusion=diffusion)
+        model = music_of(config, task).eval()
+        held_out, items = task.validation, arrays(model.item_mlp)
+        vectors = model.vectors(held_out.source.all(), torch.Generator().manual_seed(9)).detach().double().numpy()
+        predicted = model.predict(held_out, replace(task, mean=9.0, slope=9.0), 9)
+        for row, (user, item) in enumerate(zip(held_out.ratings.user, held_out.ratings.item.tolist(), strict=True)):
+            assert float(predicted[row]) == pytest.approx(reference_rating(vectors[user], items, task, item), abs=1e-5)
+        assert model.offset(torch.arange(4), torch.ones(4)).tolist() == [0.0] * 4
+        packed = music.pack(model, task)
+        raw = held_out.source.all() * task.source.scale + task.source.centre
+        query = RatingQuery(features=raw, source_offset=held_out.source_offset)
+        alone = unpack(config, packed, 9)(query)
+        assert alone.shape == (6, 20)
+        if not diffusion:
+            torch.testing.assert_close(alone[held_out.ratings.user, held_out.ratings.item], predicted)
+
+
+def test_the_paper_preset_is_the_papers_text() -> None:
+    """fidelity.md 2.2, but for `user_mlps`, which a plan with rating factors sets, and `clip`, which is the plan's."""
+    assert PRESETS["paper"] == {
+        "rating_offset": "none", "calibrate": False, "x0": "joint", "feature_epochs": 0, "standardise": False,
+        "schedule": "linear", "rate_from": "chain", "epochs": 100, "patience": 100, "keep": "last",
+    }  # fmt: skip
+    defaults = Config()
+    assert all(getattr(defaults, name) != value for name, value in PRESETS["paper"].items())
+    assert (defaults.variance_start, defaults.variance_end, defaults.keep) == (1e-4, 0.02, "best")
+
+
+@pytest.mark.parametrize(
+    ("field", "choices"),
+    [
+        ("x0", "fixed, detached, joint"), ("user_mlps", "one, two"), ("keep", "best, last"),
+        ("rating_offset", "none, global_mean, item_mean, source_offset"),
+    ],
+)  # fmt: skip
+def test_an_unknown_choice_is_refused(field: str, choices: str) -> None:
+    with pytest.raises(InputError, match=f"^{field} is 'other'; choose from {choices}$"):
+        Config(**{field: "other"})
 
 
 def test_without_diffusion_the_source_vector_is_used_as_it_is() -> None:
@@ -316,8 +529,9 @@ def test_without_diffusion_the_source_vector_is_used_as_it_is() -> None:
     assert torch.equal(model.vectors(raw, torch.Generator()), model.user_mlp(raw))
 
 
-def test_without_side_users_their_ratings_and_vectors_change_nothing() -> None:
-    task, config = random_task(), small(side=False)
+@pytest.mark.parametrize("make", [small, paper])
+def test_without_side_users_their_ratings_and_vectors_change_nothing(make: Callable[..., Config]) -> None:
+    task, config = random_task(), make(side=False)
     end = len(task.overlapping)
     rating = task.train.rating.clone()
     rating[end:] = 6 - rating[end:]
@@ -325,7 +539,7 @@ def test_without_side_users_their_ratings_and_vectors_change_nothing() -> None:
     target[task.side_users] += 1.0
     other = replace(task, train=replace(task.train, rating=rating), target=rows_of(target))
     assert last_metrics(config, task) == last_metrics(config, other)
-    assert last_metrics(small(), task) != last_metrics(small(), other)
+    assert last_metrics(make(), task) != last_metrics(make(), other)
 
 
 def test_the_result_is_the_best_epoch_and_its_weights_predict_what_was_measured() -> None:

@@ -26,10 +26,13 @@ from trainables.trial import run
 from .training import train_seed
 from .worlds import permuted, random_task
 
-RIVALS = ("cmf", "lacdr")
+RIVALS = ("cmf", "diffcdr", "lacdr", "ptupcdr", "sscdr")
 ABLATIONS = {
     "cmf": {"plain", "wo_source", "wo_target_users"},
+    "diffcdr": {"plain", "wo_task", "wo_diffusion", "mlp", "noise_start"},
     "lacdr": {"plain", "wo_single", "wo_reconstruction", "full_rank"},
+    "ptupcdr": {"plain", "shared", "mean_history", "mapping_loss"},
+    "sscdr": {"plain", "wo_unlabelled", "wo_hops", "mlp"},
 }
 SOURCE = Path(__file__).parents[2]
 
@@ -90,6 +93,7 @@ def test_an_item_without_training_ratings_is_predicted_by_the_offset_alone(name:
     [
         ("cmf", {}),
         ("lacdr", {"batch": 100, "norm": "l2"}),
+        ("ptupcdr", {"batch": 100, "history": 0}),
     ],
 )
 def test_numbering_users_anew_permutes_the_predictions(name: str, config: dict[str, Any]) -> None:

@@ -17,6 +17,7 @@ import torch
 from features.domains.ties import tie_hash
 from features.errors import InputError
 from features.store.tables import FeatureTable
+from trainables.task_types import RATINGS
 from trainables.tasks.arrays import FeatureRows, TaskFolders
 from trainables.tasks.rating import SHRINKAGE, HeldOut, Task, load_held_out, load_task
 from trainables.tasks.rating_build import SplitSpec, build_task, split_users
@@ -277,6 +278,27 @@ def test_a_build_is_found_again_and_another_split_is_another_task(world: World, 
         build_task(SPLIT, source, target, replace(FACTORS, factors=2), tmp_path / "tasks").key,
     }
     assert len(others - {first.key}) == 3
+
+
+def test_without_cutting_errors_are_of_predictions_as_they_are(world: World, tmp_path: Path) -> None:
+    """The same task but for this, so that a model and the simple baselines beside it are measured alike."""
+    source, target = domains_of(world, tmp_path)
+    cut = build_task(SPLIT, source, target, FACTORS, tmp_path / "tasks")
+    plain = build_task(replace(SPLIT, clip=False), source, target, FACTORS, tmp_path / "tasks")
+    assert "clip" not in json.loads((cut.task_dir.parent / "manifest.json").read_text())["split"], "its key is as ever"
+    assert cut.key != plain.key
+    for folders, reached in ((cut, 5.0), (plain, 9.0)):
+        task = load_task(folders.task_dir)
+        rating = task.validation.ratings.rating.double()
+        assert torch.equal(rating, load_task(cut.task_dir).validation.ratings.rating.double())
+
+        def predict(held_out: HeldOut, task: Task, seed: int) -> torch.Tensor:
+            return torch.full((len(held_out.ratings),), 9.0)
+
+        measured = RATINGS.measure(task.validation, predict, task, 0, full=True)
+        assert measured.metrics["mae"] == pytest.approx(float((reached - rating).mean()))
+        assert measured.metrics["rmse"] == pytest.approx(float((reached - rating).square().mean().sqrt()))
+        assert task.rating_scale == (1.0, 5.0)
 
 
 # --- what a search cannot reach -----------------------------------------------------------------------------------

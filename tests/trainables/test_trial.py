@@ -244,6 +244,30 @@ def test_music_goes_on_in_every_stage_to_the_last_bit(folders: TaskFolders, tmp_
     assert_goes_on("music", config, str(folders.task_dir), str(folders.test_dir), tmp_path, stages=4)
 
 
+@pytest.mark.parametrize("changes", [{"x0": "joint", "user_mlps": "two"}, {"x0": "detached"}, {"diffusion": False}])
+def test_musics_paper_preset_goes_on_to_the_last_bit(
+    changes: dict[str, object], folders: TaskFolders, tmp_path: Path
+) -> None:
+    """Two epochs of the side stage, where there is diffusion, then epochs of which only the last one is measured."""
+    config = {**CONFIG, **load_model("music").PRESETS["paper"], "epochs": 3, "dropout": 0.4, **changes}
+    stages = 0 if "diffusion" in changes else 2
+    assert_goes_on("music", config, str(folders.task_dir), str(folders.test_dir), tmp_path, stages=stages)
+
+
+def test_the_last_epoch_is_kept_where_nothing_is_selected(folders: TaskFolders) -> None:
+    """It is the sixth of a training that measures every epoch, and no other one is measured."""
+    config = {**CONFIG, "epochs": 6, "patience": 1, "keep": "last", "calibrate": False}
+    *epochs, last = (report for report in run("music", config, str(folders.task_dir), [0]) if report.metrics)
+    assert [set(report.metrics) for report in epochs] == [{"train_loss"}] * 5
+    assert (last.epoch, last.metrics["selected_epoch"]) == (6, 6.0)
+    measured = {**config, "epochs": 7, "patience": 9, "keep": "best"}
+    whole = [report.metrics for report in run("music", measured, str(folders.task_dir), [0]) if report.metrics]
+    assert [report.metrics["train_loss"] for report in epochs] == [metrics["train_loss"] for metrics in whole[:5]]
+    for name in ("val_rmse", "val_ndcg20", "train_loss", "variance_ratio"):
+        assert last.metrics[name] == whole[5][name]
+    assert min(metrics["val_rmse"] for metrics in whole) < last.metrics["val_rmse"], "else this would show nothing"
+
+
 def test_lgcd_goes_on_to_the_last_bit(sequences: tuple[Path, Path], tmp_path: Path) -> None:
     config = {"epochs": 3, "encoder_epochs": 1, "batch": 16, "negatives": 10, "steps": 8, "dropout": 0.4}
     assert_goes_on("lgcd", config, *map(str, sequences), tmp_path, stages=0)

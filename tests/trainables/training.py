@@ -13,8 +13,8 @@ from trainables.task_types import Predict, task_type_of
 from trainables.trial import SeedTraining, Trial
 
 QUICK = {
-    "epochs": 2, "patience": 9, "feature_epochs": 1, "side_epochs": 1, "encoder_epochs": 1, "steps": 4, "batch": 16,
-    "batch_users": 32, "negatives": 10,
+    "epochs": 2, "patience": 9, "stage_epochs": 1, "feature_epochs": 1, "side_epochs": 1, "encoder_epochs": 1,
+    "steps": 4, "batch": 16, "batch_users": 32, "negatives": 10,
 }  # fmt: skip
 
 
@@ -25,11 +25,14 @@ def quick(name: str, **changes: Any) -> dict[str, Any]:
 
 
 def variants(name: str) -> list[dict[str, Any]]:
-    """Changes of a model's configuration: none, its ablations, and every category of its figures."""
+    """Changes of a model's configuration: none, its presets, its ablations, and every category of its figures."""
     model = load_model(name)
+    presets = [
+        {field: value for field, value in preset.items() if field not in QUICK} for preset in model.PRESETS.values()
+    ]
     ablations = [dict(variant.config) for variant in model.ABLATIONS.values()]
     categories = [{field: value} for field, figure in model.FIGURES.items() for value in figure.order]
-    return [{}, *(changes for changes in (*ablations, *categories) if changes)]
+    return [{}, *(changes for changes in (*presets, *ablations, *categories) if changes)]
 
 
 @dataclass(frozen=True)

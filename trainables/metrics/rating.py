@@ -34,13 +34,14 @@ def user_errors(
     user_N: NDArray[np.int64],
     predicted_N: NDArray[np.float32],
     rating_N: NDArray[np.float32],
-    rating_scale: tuple[float, float],
+    bounds: tuple[float, float],
 ) -> UserErrors:
     """Errors per user over his ratings, and NDCG@20 of those items ranked by predicted rating, gain = rating.
 
-    Errors are of the prediction cut to the rating scale; the ranking is by the prediction as it is, for a cut ties items.
+    Errors are of the prediction cut to the bounds (the rating scale); the ranking is by the prediction as it is, for a cut
+    ties items.
     """
-    error = np.clip(predicted_N.astype(np.float64), *rating_scale) - rating_N
+    error = np.clip(predicted_N.astype(np.float64), *bounds) - rating_N
     users, code = np.unique(user_N, return_inverse=True)
     return UserErrors(
         user=users.astype(np.int64),

@@ -22,6 +22,7 @@ from features.errors import InputError
 from trainables.calibration import cross_fitted_gain
 from trainables.diffusion import (
     SCHEDULES,
+    Denoiser,
     Diffusion,
     Noise,
     SameForAll,
@@ -30,7 +31,7 @@ from trainables.diffusion import (
     timestep_embedding,
     variances,
 )
-from trainables.interface import Epoch, Figure, Place, Selection, Setup, Stage, Variant
+from trainables.interface import KEEP, Epoch, Figure, Place, Selection, Setup, Stage, Variant
 from trainables.tasks.rating import HeldOut, RatingQuery, Ratings, Task, shrunken_means
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -39,14 +40,22 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "softmax": lambda x: torch.softmax(x, dim=-1),
 }
 RATE_FROM = ("one_step", "chain")
-OFFSETS = ("global_mean", "item_mean", "source_offset")
+OFFSETS = ("none", "global_mean", "item_mean", "source_offset")
+X0 = ("fixed", "detached", "joint")
+USER_MLPS = ("one", "two")
 
 NAME = "MuSiC"
 TASK_TYPE = "ratings"
 NEEDS = ("features",)  # vectors of users and items by a language model, or made from ratings
 SELECTION = Selection("val_rmse", "minimize")
+PRESETS = {
+    "paper": {  # as literally as the text allows, see docs/models.md
+        "rating_offset": "none", "calibrate": False, "x0": "joint", "feature_epochs": 0, "standardise": False,
+        "schedule": "linear", "rate_from": "chain", "epochs": 100, "patience": 100, "keep": "last",
+    },
+}  # fmt: skip
 ABLATIONS = {  # Table 3
-    "wo_mllm": Variant(features="ratings"),
+    "wo_mllm": Variant(features="ratings", presets={"paper": {"user_mlps": "two"}}),
     "wo_diffusion": Variant(config={"diffusion": False}),
     "wo_side": Variant(config={"side": False}),
 }
@@ -79,11 +88,22 @@ class Config:
     weight_decay: float = 0.0  # L2 penalty in Adam (ours)
     epochs: int = 60  # of the joint stage, searched in 50..100 (4.1.4)
     patience: int = 15  # epochs without a better validation RMSE before the joint stage ends (ours)
-    feature_epochs: int = 10  # of the feature stage, which fixes the x_0 that diffusion learns (ours)
+    keep: str = (
+        "best"  # best | last: whose weights are kept, the epoch's with the best validation RMSE or the last one's
+    )
+    feature_epochs: int = 10  # of the feature stage, where u . v is fitted to the target domain's own ratings (ours)
+    x0: str = (
+        "fixed"  # what diffusion regresses on: fixed (as the feature stage leaves it; ours) | detached (the feature
+    )
+    # MLP's vector of the moment, without gradient; ours) | joint (the same, with gradient)
+    standardise: bool = True  # diffusion sees x_0 with mean 0 and variance 1 (ours)
+    user_mlps: str = "one"  # one MLP for source and target vectors of users, or two (the paper leaves it open)
     side_epochs: int = 30  # of the side stage (ours)
     batch_users: int = 128  # users of a batch, with all their ratings (ours)
     rate_from: str = "one_step"  # what r_hat is generated from in training: one_step (f at a random t) | chain (ours)
-    rating_offset: str = "source_offset"  # what u . v is added to: global_mean | item_mean | source_offset (ours)
+    rating_offset: str = (
+        "source_offset"  # what u . v is added to: none (eq. 8) | global_mean | item_mean | source_offset (ours)
+    )
     calibrate: bool = True  # u . v is scaled by a gain in [0, 1] fitted on the validation users (ours)
     samples: int = 1  # generated vectors that are averaged for a cold-start user (ours)
     diffusion: bool = True  # False: w/o diffusion, the source vector is used as it is (Table 3)
@@ -92,7 +112,8 @@ class Config:
     def __post_init__(self) -> None:
         refuse(
             *(choice(self, "activation", tuple(ACTIVATIONS)), choice(self, "schedule", SCHEDULES)),
-            *(choice(self, "rate_from", RATE_FROM), choice(self, "rating_offset", OFFSETS)),
+            *(choice(self, "rate_from", RATE_FROM), choice(self, "rating_offset", OFFSETS), choice(self, "x0", X0)),
+            *(choice(self, "user_mlps", USER_MLPS), choice(self, "keep", KEEP)),
             *(at_least(self, name, 1) for name in ("hidden", "epochs", "patience", "batch_users", "samples")),
             *(at_least(self, name, 0) for name in ("feature_epochs", "side_epochs", "weight_decay")),
             at_least(self, "steps", 2),
@@ -157,10 +178,42 @@ class VectorUNet(nn.Module):
         self.register_buffer("time", timestep_embedding(torch.arange(1, config.steps + 1), full), persistent=False)
         self.time: Tensor  # [T, D]
 
+    @property
+    def blocks(self) -> tuple[Block, ...]:
+        """All blocks in the order of the way through them."""
+        return self.down_full, self.down_half, self.down_quarter, self.middle, self.up_half, self.up_full
+
     def mapped(self, condition_BD: Tensor) -> list[Tensor]:
         """The condition as each block reads it; the same at every step."""
-        blocks = (self.down_full, self.down_half, self.down_quarter, self.middle, self.up_half, self.up_full)
-        return [block.condition(condition_BD) for block in blocks]
+        return [block.condition(condition_BD) for block in self.blocks]
+
+    def together(self, condition_BD: Tensor) -> Denoiser:
+        """The same function for rows that go through the reverse process together, in half the time.
+
+        What each block adds for a step is computed once for all steps. Last bits differ.
+        """
+        mapped, shapes = self.mapped(condition_BD), [block.map.out_features for block in self.blocks]
+        added_T = torch.cat(
+            [block.map.bias + block.time(self.time) for block in self.blocks], dim=-1
+        )  # [T, sum of widths]
+
+        def block(number: int, x: Tensor, added: Sequence[Tensor]) -> Tensor:
+            of = self.blocks[number]
+            x = torch.addmm(added[number], x, of.map.weight.t()) + mapped[number]
+            return functional.dropout(functional.silu(x), of.dropout.p, self.training)
+
+        def denoise(xt_BD: Tensor, t_B: Tensor, condition: Tensor | None) -> Tensor:
+            added = torch.split(added_T.index_select(0, t_B[:1] - 1), shapes, dim=-1)
+            full = block(0, xt_BD + condition_BD, added)
+            half = block(1, full, added)
+            quarter = block(2, half, added)
+            x = block(3, quarter, added)
+            x = block(4, torch.cat([x, quarter], dim=-1), added)
+            x = block(5, torch.cat([x, half], dim=-1), added)
+            predicted: Tensor = self.output(torch.cat([x, full], dim=-1))
+            return predicted
+
+        return denoise
 
     def forward(
         self, xt_BD: Tensor, t_B: Tensor, condition_BD: Tensor | None, mapped: Sequence[Tensor] | None = None
@@ -216,6 +269,7 @@ class MuSiC(nn.Module):
         self.user_mlp = FeatureMLP(constants.user_width, config)
         self.item_mlp = FeatureMLP(constants.item_width, config)
         self.unet = VectorUNet(config)
+        self.target_mlp = FeatureMLP(constants.user_width, config) if config.user_mlps == "two" else None
         beta = variances(config.steps, config.variance_start, config.variance_end, config.schedule)
         self.process = Diffusion(beta)
         self.mean, self.slope = constants.mean, constants.slope
@@ -231,12 +285,18 @@ class MuSiC(nn.Module):
 
         None leaves the users' part out.
         """
-        offset = torch.full(item_N.shape, self.mean, device=item_N.device)
-        if self.config.rating_offset != "global_mean":
+        plain = self.config.rating_offset == "none"
+        offset = torch.full(item_N.shape, 0.0 if plain else self.mean, device=item_N.device)
+        if self.config.rating_offset in ("item_mean", "source_offset"):
             offset = offset + self.item_offset[item_N]
         if self.config.rating_offset == "source_offset" and source_offset_N is not None:
             offset = offset + self.slope * source_offset_N
         return offset
+
+    @property
+    def of_target(self) -> FeatureMLP:
+        """The MLP that makes x_0 of users' target-domain features."""
+        return self.target_mlp or self.user_mlp
 
     def vectors(self, raw_BF: Tensor, generator: Noise) -> Tensor:
         """Target-domain vectors of cold-start users from their source-domain features, [B, D] (3.3.4)."""
@@ -261,6 +321,10 @@ class MuSiC(nn.Module):
     def to_vectors(self, x_BD: Tensor) -> Tensor:
         """From the scale of diffusion to that of the feature MLPs, [B, D]."""
         return self.centre + self.scale * x_BD
+
+    def from_vectors(self, vectors_BD: Tensor) -> Tensor:
+        """From the scale of the feature MLPs to that of diffusion, [B, D]."""
+        return (vectors_BD - self.centre) / self.scale
 
     @torch.no_grad()
     def predict(self, held_out: HeldOut, task: Task, seed: int) -> Tensor:
@@ -344,8 +408,8 @@ def unpack(config: Config, state: Mapping[str, Any], seed: int) -> Callable[[Rat
 def train(config: Config, task: Task, seed: int) -> Generator[Place]:
     """Feature stage, side stage, then the joint stage, whose epochs are measured.
 
-    The x_0 that diffusion regresses on is fixed by the feature stage (ours): were it free, it would collapse to a
-    constant that is easy to generate.
+    The x_0 that diffusion regresses on is fixed by the feature stage (ours): were it free (`x0: joint`), it could collapse
+    to a constant that is easy to generate. The metric `x0_variance` tells.
     """
     yield from _Trainer(config, task, seed).run()
 
@@ -357,11 +421,12 @@ class _Trainer:
         self.config, self.task, self.seed, self.device = config, task, seed, task.device
         self.model = model = MuSiC(config, constants_of(config, task))
         self.generator = torch.Generator().manual_seed(seed)
-        self.feature_optimiser = self._adam([*model.user_mlp.parameters(), *model.item_mlp.parameters()])
-        self.side_optimiser = self._adam(model.unet.parameters())
+        self.feature_optimiser = self._adam([*model.of_target.parameters(), *model.item_mlp.parameters()])
+        moved = model.of_target.parameters() if config.x0 == "joint" else ()
+        self.side_optimiser = self._adam([*model.unet.parameters(), *moved])
         self.joint_optimiser = self._adam(model.parameters())
         self.progress: dict[str, Any] = {"stage": "feature", "done": 0}
-        """The stage, how many of its epochs are done, and after the feature stage what `_fix_targets` has put there."""
+        """The stage, how many of its epochs are done, and after the feature stage what `_end_feature_stage` puts there."""
 
     def run(self) -> Iterator[Place]:
         """All stages; yields after each of their epochs."""
@@ -372,37 +437,59 @@ class _Trainer:
         )  # fmt: skip
         if progress["stage"] == "feature":
             yield from self._feature_stage()
-            self._fix_targets()
+            self._end_feature_stage()
             progress |= {"stage": "side", "done": 0}
         if progress["stage"] == "side" and config.diffusion and config.side and len(self.task.side_users):
             yield from self._side_stage()
-        progress["stage"] = "joint"
+        if progress["stage"] != "joint":
+            progress |= {"stage": "joint", "done": 0}
         while True:
             loss = self._joint_epoch()
+            progress["done"] += 1
             yield self._measured(loss)
 
-    def _fix_targets(self) -> None:
-        """Keep x_0 of all target users [U, D] on the scale of diffusion, and their spread.
+    def _end_feature_stage(self) -> None:
+        """Standardise, and keep the spread of the real target vectors and, where it is fixed, x_0 of all users [U, D]."""
+        model = self.model
+        x0 = self._real_vectors()
+        if self.config.standardise:
+            model.fit_scale(x0 if self.config.side else x0[: len(self.task.source)])
+        self.progress["spread"] = self._spread(x0)
+        if self.config.x0 == "fixed":
+            self.progress["x0"] = model.from_vectors(x0)
 
-        The spread is the mean variance per dimension of the real target vectors of overlapping users.
-        """
-        model, overlapping = self.model, len(self.task.source)
-        with torch.no_grad():
-            x0 = model.eval().user_mlp(self.task.target.all())
-        model.train()
-        model.fit_scale(x0 if self.config.side else x0[:overlapping])
-        spread = float(x0[:overlapping].var(dim=0).mean())
-        self.progress |= {"x0": (x0 - model.centre) / model.scale, "spread": spread}
+    @torch.no_grad()
+    def _real_vectors(self) -> Tensor:
+        """Vectors of all target users by the feature MLP as it is now, without dropout, [U, D]."""
+        vectors: Tensor = self.model.eval().of_target(self.task.target.all())
+        self.model.train()
+        return vectors
+
+    def _spread(self, vectors_UD: Tensor) -> float:
+        """Mean variance per dimension of the overlapping users' real target vectors."""
+        return float(vectors_UD[: len(self.task.source)].var(dim=0).mean())
+
+    def _x0(self, users_B: Tensor) -> Tensor:
+        """What diffusion regresses on, [B, D], on its scale."""
+        if self.config.x0 == "fixed":
+            return torch.as_tensor(self.progress["x0"][users_B])
+        x0_BD = self.model.from_vectors(self.model.of_target(self.task.target[users_B]))
+        return x0_BD.detach() if self.config.x0 == "detached" else x0_BD
 
     def _adam(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
         # Fused: a fifth of the time of the other kinds, which also stall on gradients too small for float32.
         return torch.optim.Adam(parameters, lr=self.config.lr, weight_decay=self.config.weight_decay, fused=True)
 
     def _measured(self, loss: float) -> Epoch:
-        model, task, spread = self.model, self.task, self.progress["spread"]
+        model, task, start = self.model, self.task, self.progress["spread"]
+        if self.config.keep == "last" and self.progress["done"] < self.config.epochs:
+            return Epoch(predict=model.predict, metrics={"train_loss": loss})  # nobody asks how good it is
+        spread = start if self.config.x0 == "fixed" else self._spread(self._real_vectors())
         rated, vectors = model.validate(task, self.seed)
         variance = float(vectors.var(dim=0, correction=0).mean())
         metrics = {"variance_ratio": variance / spread if spread else float("nan"), "train_loss": loss}
+        if self.config.x0 != "fixed":  # a ratio of two variances that both vanish tells nothing
+            metrics["x0_variance"] = spread / start if start else float("nan")
         return Epoch(predict=model.predict, metrics=metrics, validation=rated, pack=partial(pack, model, task))
 
     def _feature_stage(self) -> Iterator[Stage]:
@@ -416,7 +503,7 @@ class _Trainer:
         while self.progress["done"] < config.feature_epochs:
             for users_B, user_N, rows_N in self._batches(ratings):
                 item, rating = ratings.item[rows_N], ratings.rating[rows_N]
-                u_dot_v = model.dot(model.user_mlp(self.task.target[users_B]), user_N, self.task, item)
+                u_dot_v = model.dot(model.of_target(self.task.target[users_B]), user_N, self.task, item)
                 _step(self.feature_optimiser, functional.mse_loss(offset[rows_N] + u_dot_v, rating))
             self.progress["done"] += 1
             yield Stage()
@@ -433,26 +520,26 @@ class _Trainer:
 
     def _side_stage(self) -> Iterator[Stage]:
         """Eq. 11: reconstruction without condition over side users."""
-        users, x0_UD = self.task.side_users, self.progress["x0"]
+        users = self.task.side_users
         while self.progress["done"] < self.config.side_epochs:
             order = users[self._shuffled(len(users))]
             for batch in torch.split(order, self.config.batch_users):
-                _step(self.side_optimiser, self._reconstruction(x0_UD[batch], None)[0])
+                _step(self.side_optimiser, self._reconstruction(self._x0(batch), None)[0])
             self.progress["done"] += 1
             yield Stage()
 
     def _joint_epoch(self) -> float:
         """Eq. 13: beta * reconstruction + (1 - beta) * rating loss over training overlapping users; mean loss."""
-        model, task, config, x0_UD = self.model, self.task, self.config, self.progress["x0"]
+        model, task, config = self.model, self.task, self.config
         ratings, losses = task.overlapping, []
         for users_B, user_N, rows_N in self._batches(ratings):
             condition = model.user_mlp(task.source[users_B])
             reconstruction, generated = condition.new_zeros(()), condition
             if config.diffusion:
-                reconstruction, generated = self._reconstruction(x0_UD[users_B], condition)
+                reconstruction, generated = self._reconstruction(self._x0(users_B), condition)
                 if config.rate_from == "chain":
-                    noise = normal_like(condition, self.generator)
-                    generated = model.process.generate(model.unet, condition, noise, self.generator)
+                    start, denoise = normal_like(condition, self.generator), model.unet.together(condition)
+                    generated = model.process.generate(denoise, condition, start, self.generator)
                 generated = model.to_vectors(generated)
             item = ratings.item[rows_N]
             predicted = model.offset(item, task.source_offset[users_B][user_N])

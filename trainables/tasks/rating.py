@@ -86,6 +86,7 @@ class Task(OnDevice):
     item_offset: Tensor  # float32 [I] shrunken mean of the item's training ratings, less `mean`
     slope: float  # of the target rating on `source_offset`, fitted on the training overlapping users
     rating_scale: tuple[float, float]
+    clip: bool = True  # whether predictions are cut to the rating scale before their errors are taken
 
     @property
     def side_users(self) -> Tensor:
@@ -114,6 +115,7 @@ def load_task(task_dir: Path) -> Task:
         item_offset=load_array(task_dir, "item_offset"),
         slope=meta["slope"],
         rating_scale=(meta["rating_scale"][0], meta["rating_scale"][1]),
+        clip=meta.get("clip", True),
     )
 
 

@@ -15,13 +15,13 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from features.checks import number, refuse
+from features.checks import flag, number, refuse
 from features.domains.domain import Domain
 from features.domains.overlap import writing_hint
 from features.domains.ties import time_order
 from features.errors import InputError
 from features.factorisation import FactorSpec, Interactions, biases, factorise
-from features.store.folders import mapped_array, store_errors, whole_folder, write_json
+from features.store.folders import mapped_array, read_json, store_errors, whole_folder, write_json
 from features.store.tables import FeatureTable
 from trainables.tasks.arrays import Floats, Ints, TaskFolders, centre_of, save_arrays, save_places, table_rows
 from trainables.tasks.rating import SHRINKAGE, shrunken_means
@@ -37,10 +37,16 @@ class SplitSpec:
     cold_ratio: float  # share of overlapping users that are test users, in (0, 1)
     validation_share: float = 0.2  # share of the other overlapping users that are held out for selection, in (0, 1)
     data_seed: int = 0  # of the shuffle
+    clip: bool = True  # whether predictions are cut to the rating scale before their errors are taken, of every row
 
     def __post_init__(self) -> None:
         shares = (number(self, name, above=0, below=1) for name in ("cold_ratio", "validation_share"))
-        refuse(*shares, place="split.")
+        refuse(*shares, flag(self, "clip"), place="split.")
+
+
+def split_document(spec: Any) -> dict[str, Any]:
+    """What tasks are keyed by. Cutting to the scale is left out: tasks made before there was a choice keep theirs."""
+    return {name: value for name, value in asdict(spec).items() if (name, value) != ("clip", True)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,7 +93,7 @@ def build_task(
 ) -> TaskFolders:
     """Build the task, or find it built; the folder appears whole or not at all."""
     document = {
-        "version": VERSION, "split": asdict(spec), "source": source.key, "target": target.key,
+        "version": VERSION, "split": split_document(spec), "source": source.key, "target": target.key,
         "shrinkage": SHRINKAGE, "vectors": _vectors_key(vectors),
     }  # fmt: skip
     key = hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()
@@ -96,7 +102,7 @@ def build_task(
         with store_errors(folder.parent), whole_folder(folder) as work:
             counts = _Builder(spec, source, target, vectors, work).build()
             write_json(work / "manifest.json", {"key": key, "counts": counts, **document})
-    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest = read_json(folder / "manifest.json")
     folder = folder.resolve()
     return TaskFolders(key=key, task_dir=folder / "search", test_dir=folder / "test", counts=manifest["counts"])
 
@@ -190,13 +196,10 @@ class _Builder:
         write_json(
             folder / "task.json",
             {
-                "mean": mean,
-                "slope": slope,
-                "rating_scale": self.rating_scale,
-                "source_items": self._size[1],
-                "source_times": bool((self.source.time >= 0).any()),
+                "mean": mean, "slope": slope, "rating_scale": self.rating_scale, "source_items": self._size[1],
+                "source_times": bool((self.source.time >= 0).any()), "clip": self.spec.clip,
             },
-        )
+        )  # fmt: skip
         return counts | {
             "train_users": len(self.split.train), "side_users": len(known) - len(self.split.train),
             "train_ratings": len(user), "items": len(self.target.items), "train_items": int(in_training.sum()),

@@ -258,9 +258,11 @@ def test_nothing_left_names_the_filter(data: Path, store: Path, filters: FilterS
         ({"item_columns": {"title": "x"}}, r"item_columns: title is a column of items, but no items file is given"),
         ({"interactions": ()}, r"domains.toy.interactions is \[\]; name at least one file, each once"),
         ({"interactions": ("a", "a")}, r"domains.toy.interactions is \['a', 'a'\]; name at least one file, each once"),
-        ({"catalogue": "all"}, r"domains.toy.catalogue is 'all', and no items file is given; set items"),
+        ({"catalogue": "listed"}, r"domains.toy.catalogue is 'listed', but no items file is given; set items"),
         ({"header": ("a", "a")}, r"domains.toy.header names a twice"),
         ({"where": {"domain": 3}}, r"domains.toy.where.domain is 3; give the value as text, in quotes"),
+        ({"catalogue": "all"}, r"domains.toy.catalogue is 'all'; choose from used, listed"),
+        ({"catalogue": "listed", "items": None}, r"catalogue is 'listed', but no items file is given; set items"),
         ({"feedback": "none"}, r"domains.toy.feedback is 'none'; choose from explicit, implicit"),
         (
             {"feedback": "implicit", "columns": {"rating": "x"}},
@@ -305,6 +307,19 @@ def test_implicit_domains_in_one_file(tmp_path: Path, store: Path, rule: str, po
     assert film.manifest["counts"][0] == {"step": "read", "interactions": 4, "users": 2, "items": 2}
     song = replace(IMPLICIT, name="song", where={"domain": "song"})
     assert prepare_domain(song, tmp_path / "data", store).items()["title"].tolist() == ["A song"]
+
+
+def test_a_catalogue_holds_items_that_nobody_has_where_the_spec_says_so(tmp_path: Path, store: Path) -> None:
+    data = implicit(tmp_path / "data")
+    with (data / "items.csv").open("a") as file:
+        file.write("film,c,Never seen\nsong,d,A song of the other domain\n")
+    used = prepare_domain(IMPLICIT, data, store)
+    listed = prepare_domain(replace(IMPLICIT, catalogue="listed"), data, store)
+    assert used.items()["item_id"].tolist() == ["a", "b"]
+    assert listed.items()["item_id"].tolist() == ["a", "b", "c"]
+    assert listed.items()["title"].tolist()[::2] == ["A &amp; film", "Never seen"]
+    pd.testing.assert_frame_equal(used.interactions(), listed.interactions())
+    assert used.key != listed.key
 
 
 def test_a_value_that_no_row_has_is_refused(tmp_path: Path, store: Path) -> None:
@@ -502,7 +517,7 @@ def test_units_of_time_are_not_mixed(
 def test_a_catalogue_keeps_items_without_interactions(tmp_path: Path, store: Path) -> None:
     (tmp_path / "toy.csv").write_text("user_id,item_id,rating\nu,b,3\nv,b,4\nv,e,4\n")
     (tmp_path / "items.csv").write_text("item_id,title,categories\na,A,\nb,B,\nc,,x\nd,,\n")
-    spec = replace(SPEC, items="items.csv", catalogue="all")
+    spec = replace(SPEC, items="items.csv", catalogue="listed")
     domain = prepare_domain(spec, tmp_path, store)
     assert domain.items()["item_id"].tolist() == ["a", "b", "c", "d", "e"]
     assert (domain.manifest["profile"]["items"], domain.manifest["profile"]["items_alone"]) == (5, 3)
@@ -511,7 +526,7 @@ def test_a_catalogue_keeps_items_without_interactions(tmp_path: Path, store: Pat
     assert filtered.items()["item_id"].tolist() == ["a", "b", "c"]
     titled = prepare_domain(replace(spec, filters=FilterSpec(require_title=True)), tmp_path, store)
     assert titled.items()["item_id"].tolist() == ["a", "b"]
-    assert prepare_domain(replace(spec, catalogue="interacted"), tmp_path, store).items()["item_id"].tolist() == [
+    assert prepare_domain(replace(spec, catalogue="used"), tmp_path, store).items()["item_id"].tolist() == [
         "b",
         "e",
     ]

@@ -1,0 +1,73 @@
+"""Training that trials share: kept once, and not begun anew after a kill."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from trainables.pretraining import folder_of, kept_once, pretrain
+from trainables.tasks.sequential import SequenceTask
+
+
+class StoppedError(Exception):
+    pass
+
+
+def trained(task: SequenceTask, kept: Path, stop_after: int = 99) -> dict[str, Tensor]:
+    ran: list[int] = []
+
+    def epoch(network: nn.Module, optimiser: Any, rng: np.random.Generator) -> None:
+        if len(ran) == stop_after:
+            raise StoppedError
+        ran.append(1)
+        loss = (network(torch.randn(4, 3)) * float(rng.random())).square().sum()
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+
+    return pretrain(lambda: nn.Linear(3, 2), epoch, epochs=4, lr=0.1, seed=0, task=task, kept=kept)
+
+
+@pytest.mark.parametrize("done", [1, 3])
+def test_a_kill_costs_the_epoch_under_way(task: SequenceTask, tmp_path: Path, done: int) -> None:
+    whole = trained(task, tmp_path / "one.pt")
+    with pytest.raises(StoppedError):
+        trained(task, tmp_path / "two.pt", stop_after=done)
+    for name, value in trained(task, tmp_path / "two.pt").items():
+        assert value.equal(whole[name])
+
+
+def test_a_damaged_file_is_begun_anew(task: SequenceTask, tmp_path: Path) -> None:
+    whole = trained(task, tmp_path / "one.pt")
+    kept = tmp_path / "two.pt"
+    with pytest.raises(StoppedError):
+        trained(task, kept, stop_after=2)
+    kept.write_bytes(kept.read_bytes()[:200])
+    assert all(value.equal(whole[name]) for name, value in trained(task, kept).items())
+
+
+def test_of_several_that_ask_at_once_one_makes_it(task: SequenceTask) -> None:
+    made, got, together = [], [], threading.Barrier(4)
+
+    def make(kept: Path) -> dict[str, Any]:
+        made.append(1)
+        return {"x": torch.arange(3)}
+
+    def ask() -> None:
+        together.wait()
+        got.append(kept_once(task, "asked", {"seed": 5}, make)["x"].tolist())
+
+    threads = [threading.Thread(target=ask) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert (made, got) == ([1], [[0, 1, 2]] * 4)
+    assert (task.folder.parent.parent / folder_of("asked", {"seed": 5}) / "manifest.json").is_file()
+    assert folder_of("asked", {"seed": 5}) != folder_of("asked", {"seed": 6})

@@ -1,0 +1,248 @@
+"""DA-DAN: dual adversarial domain adaptation for non-overlapping recommendation (Guo et al., ACM TOIS 2023).
+
+One domain has sequences with labels, the other sequences alone, and no user is known in both. The sequences of either are
+encoded apart and pulled into one code, by two discriminators behind a reversed gradient, a reconstruction and a loss of
+difference; items are scored from the code. The labelled domain is the one whose items are recommended, the target.
+The formulas are those of the authors' repository (LiuHao-sdnu/DA-DAN); the weights of the losses are not in it, so they
+are searched (0.1 each is ours). Other than there: norms are trained, the reconstruction is linear, all users' halves
+train, the label is a random item of a half, and a softmax is over drawn items.
+Shapes: B halves, L positions, D vector width, C width of the code, J target-domain items, K drawn items, R rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.autograd import Function
+from torch.nn.functional import cross_entropy
+
+from features.checks import at_least, choice, dropout_share, refuse, step_size
+from trainables.diffusion import timestep_embedding
+from trainables.interface import Epoch, Selection, Setup, Variant
+from trainables.sequence_tools import (
+    AttentionBlock,
+    Bag,
+    Halves,
+    Range,
+    Scorer,
+    causal,
+    distinct,
+    draw_shared,
+    newest,
+    newest_of_each,
+    next_item_loss,
+    paired,
+    step,
+    training_labels,
+    unpacked,
+)
+from trainables.tasks.sequential import Sequences, SequenceTask
+
+WIDTH = 64  # D; 100 in the authors' code, 64 for all systems of a comparison
+MAX_LENGTH = 50  # newest items that are read
+HIDDEN = 100  # of the discriminators
+DEVIATION = 1.0  # of the table's start: of the size of the positions beside it
+ROUTES = ("target", "mean", "source")
+
+NAME = "DA-DAN"
+TASK_TYPE = "sequences"
+SELECTION = Selection("val_ndcg10", "maximize")
+ABLATIONS = {
+    "wo_adversarial": Variant(config={"adversarial": 0.0}),
+    "wo_difference": Variant(config={"difference": 0.0}),
+    "wo_reconstruction": Variant(config={"reconstruction": 0.0}),
+    "wo_bridge": Variant(config={"bridge": False}),
+    "source_only": Variant(config={"adversarial": 0.0, "difference": 0.0, "reconstruction": 0.0}),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """Hyperparameters. Defaults are those of the authors' code where it gives a value; (ours) marks where it is silent."""
+
+    common: int = 64  # C; 4,500 in the code (ours)
+    adversarial: float = 0.1  # gamma (ours)
+    difference: float = 0.1  # lambda (ours)
+    reconstruction: float = 0.1  # eta (ours)
+    reversal: float = 1.0  # kappa, what the reversed gradient is multiplied by
+    bridge: bool = True  # the state of the source sequence beside it is added to every item of a target sequence
+    route: str = "target"  # target | mean | source: whose code scores; an empty half leaves it to the other (ours)
+    dropout: float = 0.1
+    negatives: int = 1024  # items of the softmax beside the label, drawn for each batch (ours)
+    lr: float = 1e-3  # Adam's
+    batch: int = 256  # halves, half of them of each domain
+    epochs: int = 50
+    patience: int = 5  # epochs without a better validation NDCG@10 before training ends (ours)
+
+    def __post_init__(self) -> None:
+        refuse(
+            choice(self, "route", ROUTES),
+            *(at_least(self, name, 0) for name in ("adversarial", "difference", "reconstruction", "reversal")),
+            *(at_least(self, name, 1) for name in ("common", "negatives", "epochs", "patience")),
+            at_least(self, "batch", 2),
+            dropout_share(self),
+            step_size(self),
+        )
+
+
+class Reversed(Function):
+    """The same values; the gradient is multiplied by -factor."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, factor: float) -> Tensor:
+        """Return x."""
+        ctx.factor = factor
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        """Return the reversed gradient."""
+        return -ctx.factor * gradients[0], None
+
+
+class Discriminator(nn.Sequential):
+    """Which domain a code came from: logits of source (0) and target (1)."""
+
+    def __init__(self, common: int) -> None:
+        super().__init__(nn.Linear(common, HIDDEN), nn.ReLU(), nn.Linear(HIDDEN, 2))
+
+    def loss(self, code_BC: Tensor, domain: int, factor: float) -> Tensor:
+        """Cross-entropy of codes that came from a domain, behind the reversal."""
+        label = torch.full((len(code_BC),), domain, device=code_BC.device)
+        upright: Tensor = Reversed.apply(code_BC, factor)  # type: ignore[no-untyped-call]
+        return cross_entropy(self(upright), label)
+
+
+class DADAN(nn.Module):
+    """An encoder for each domain, the common code and its parts, generators, discriminators and the scores."""
+
+    def __init__(self, config: Config, items: int, source: Range, target: Range) -> None:
+        super().__init__()
+        self.config, self.source, self.target = config, source, target
+        self.item = nn.Embedding(items, WIDTH)
+        nn.init.normal_(self.item.weight, std=DEVIATION)
+        self.encoders = nn.ModuleList(
+            AttentionBlock(WIDTH, 1, 4 * WIDTH, config.dropout, norm="post") for _ in range(2)
+        )  # source, target
+        self.dropout = nn.Dropout(config.dropout)
+        self.code, self.decode = nn.Linear(WIDTH, config.common), nn.Linear(config.common, WIDTH)
+        self.shared = nn.Linear(config.common, config.common)
+        self.to_target, self.to_source = (nn.Linear(config.common, config.common) for _ in range(2))
+        self.is_target, self.is_source = Discriminator(config.common), Discriminator(config.common)  # D_B, D_A
+        self.score = nn.Linear(config.common, target[1] - target[0])
+
+    def state(self, bag: Bag, vector_UD: Tensor, domain: int, beside_BD: Tensor | None = None) -> Tensor:
+        """State of the last item of each half, [B, D]; 0 for an empty one. `beside`: the source states (the bridge)."""
+        vector_BLD, L = vector_UD[bag.item], bag.item.shape[1]
+        if beside_BD is not None:
+            vector_BLD = vector_BLD + beside_BD[:, None]
+        place = timestep_embedding(torch.arange(L, device=bag.item.device), WIDTH)
+        x = self.encoders[domain](self.dropout(vector_BLD + place), causal(L, bag.item.device))
+        last_B = (bag.length - 1).clamp(min=0)
+        out: Tensor = x[torch.arange(len(x), device=x.device), last_B] * (bag.length > 0)[:, None]
+        return out
+
+    def common(self, state_BD: Tensor) -> tuple[Tensor, Tensor]:
+        """Z and c of states, [B, C] each."""
+        code = self.code(state_BD).relu()
+        return code, self.shared(code).relu()
+
+    def users(self, history: Sequences) -> Tensor:
+        """C of the route beside a 1 for the items' biases, [R, C + 1]."""
+        source, target = (newest_of_each(history, domain, MAX_LENGTH) for domain in (self.source, self.target))
+        weights = self.item.weight
+        source_RD = self.state(source, weights, 0)
+        target_RD = self.state(target, weights, 1, source_RD if self.config.bridge else None)
+        codes = torch.stack([self.common(state)[1] for state in (source_RD, target_RD)])
+        wanted = {"source": (1.0, 0.0), "target": (0.0, 1.0), "mean": (0.5, 0.5)}[self.config.route]
+        has_2R = torch.stack([source.length > 0, target.length > 0])
+        weight_2R = torch.tensor(wanted, device=codes.device)[:, None] * has_2R
+        weight_2R = torch.where(weight_2R.sum(dim=0) > 0, weight_2R, has_2R.float())
+        code_RC = torch.einsum("pr,prc->rc", weight_2R / weight_2R.sum(dim=0), codes)
+        return torch.cat([code_RC, code_RC.new_ones(len(code_RC), 1)], dim=1)
+
+    def items(self, domain: Range) -> Tensor:
+        """Weights and bias of the scores of target-domain items, [J, C + 1]."""
+        assert domain == self.target
+        return torch.cat([self.score.weight, self.score.bias[:, None]], dim=1)
+
+
+def difference_loss(shared_BC: Tensor, code_BC: Tensor) -> Tensor:
+    """Return |C^' Z^|^2_F / C^2, both divided by their rows' norms, which are constants."""
+    parts = [part / (part.detach().norm(dim=1, keepdim=True) + 1e-6) for part in (shared_BC, code_BC)]
+    total: Tensor = (parts[0].T @ parts[1]).square().sum() / shared_BC.shape[1] ** 2
+    return total
+
+
+class Loss:
+    """Loss of a batch of source halves beside target halves with their labels."""
+
+    def __init__(self, config: Config, task: SequenceTask, rng: np.random.Generator) -> None:
+        self.config, self.task, self.rng = config, task, rng
+        self.halves, self.labels = Halves.of_task(task), training_labels(task, "target")
+        self.source_rows = (self.halves.source.lengths > 0).nonzero().squeeze(1)
+
+    def epoch(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield source halves beside a random label of target halves; they are shuffled apart: no link is kept."""
+        yield from paired(self.source_rows, self.labels.one_each(self.rng), self.config.batch, self.rng)
+
+    def __call__(self, network: DADAN, row_A: Tensor, number_B: Tensor) -> Tensor:
+        config, size = self.config, min(len(row_A), len(number_B))
+        row_A, number_B = row_A[:size], number_B[:size]
+        label_B = self.labels.item[number_B]
+        source = newest(self.halves.source, row_A, self.halves.source.lengths[row_A], MAX_LENGTH)
+        item_BL, length_B = self.labels.histories(number_B, MAX_LENGTH)
+        target = Bag(item_BL, torch.arange(item_BL.shape[1], device=item_BL.device) < length_B[:, None])
+        wanted, (source_at, target_at) = distinct(self.task.items, source.item, target.item)
+        vector_UD = network.item(wanted)
+        source_BD = network.state(Bag(source_at, source.real), vector_UD, 0)
+        beside = source_BD if config.bridge else None
+        target_BD = network.state(Bag(target_at, target.real), vector_UD, 1, beside)
+        (source_z, source_c), (target_z, target_c) = network.common(source_BD), network.common(target_BD)
+        low, high = self.task.target
+        drawn_K = draw_shared([(low, high)], config.negatives, self.rng)[0].to(label_B.device)
+        vectors = network.items((low, high))
+        user = torch.cat([target_c, target_c.new_ones(size, 1)], dim=1)
+        loss = next_item_loss(user, label_B, vectors[label_B - low], drawn_K, vectors[drawn_K - low], high - low) / size
+        if config.adversarial:
+            codes = (
+                network.is_target.loss(target_z, 1, config.reversal)
+                + network.is_target.loss(network.to_target(source_c).relu(), 0, config.reversal)
+                + network.is_source.loss(network.to_source(target_c).relu(), 1, config.reversal)
+                + network.is_source.loss(source_z, 0, config.reversal)
+            )
+            loss = loss + config.adversarial * codes
+        if config.difference:
+            apart = difference_loss(source_c, source_z) + difference_loss(target_c, target_z)
+            loss = loss + config.difference * apart
+        if config.reconstruction:
+            pairs = ((source_BD, source_z), (target_BD, target_z))
+            rebuilt = [(state - network.decode(code)).square().mean() for state, code in pairs]
+            loss = loss + config.reconstruction * (rebuilt[0] + rebuilt[1])
+        return loss
+
+
+def train(config: Config, task: SequenceTask, seed: int) -> Iterator[Setup | Epoch]:
+    """Train one seed, an epoch of one random label of each target half at a time."""
+    network, rng = DADAN(config, task.items, task.source, task.target), np.random.default_rng(seed)
+    optimiser = torch.optim.Adam(network.parameters(), lr=config.lr, fused=True)
+    yield Setup(network, optimiser=optimiser, rng=rng)
+    loss, scorer = Loss(config, task, rng), Scorer.of_task(network, task, "merged")
+
+    def pack() -> dict[str, Any]:
+        return {**scorer.pack(), "source": list(task.source)}
+
+    while True:
+        losses = [step(optimiser, loss(network, *halves)) for halves in loss.epoch()]
+        yield Epoch(predict=scorer, metrics={"train_loss": sum(losses) / len(losses)}, pack=pack)
+
+
+def unpack(config: Config, state: Mapping[str, Any], seed: int) -> Callable[[Sequences], Tensor]:
+    """Return a trained model: users' histories -> scores of all target-domain items, [U, J]."""
+    source, target = tuple(state["source"]), tuple(state["target"])
+    return unpacked(DADAN(config, len(state["network"]["item.weight"]), source, target), state).scores

@@ -1,0 +1,242 @@
+"""UniCDR: towards universal cross-domain recommendation (Cao et al., WSDM 2023, doi 10.1145/3539597.3570366).
+
+A user has a vector for each domain, an aggregate of what they chose there, and one that domains share, an aggregate of
+all. Masks make the shared aggregator carry what transfers: items of the history are left out, and in training it reads
+the other domain alone. A discriminator ties both vectors.
+What is ours: a user has no ID vector (`id_share` 0; the paper's is 0.5), for nobody who is scored has one; a row's items
+are those before its label, so that the label is never among them (in the authors' code it is); `hide_own` rows train as
+strict cold start scores; the learning rate is constant. The item similarities of the authors' code are left out.
+Shapes: B rows, L items of a row, D vector width, K drawn items, R rows that are scored.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import softplus
+
+from features.checks import at_least, choice, dropout_share, number, refuse, step_size
+from trainables.interface import Epoch, Selection, Setup, Variant
+from trainables.sequence_tools import (
+    Bag,
+    Halves,
+    Range,
+    Scorer,
+    Unseen,
+    distinct,
+    inside,
+    newest_of_each,
+    paired,
+    step,
+    training_labels,
+    unpacked,
+)
+from trainables.tasks.sequential import OVERLAPPING, Sequences, SequenceTask
+
+WIDTH = 64  # D; 128 in the authors' code, 64 for all systems of a comparison
+DEVIATION = 0.02  # of the tables' start (ours)
+AGGREGATORS = ("mean", "attention")
+
+NAME = "UniCDR"
+TASK_TYPE = "sequences"
+SELECTION = Selection("val_ndcg10", "maximize")
+ABLATIONS = {
+    "wo_contrast": Variant(config={"mix": 1.0}),
+    "wo_domain_mask": Variant(config={"domain_mask": False}),
+    "wo_interaction_mask": Variant(config={"mask_rate": 0.0}),
+    "wo_specific": Variant(config={"specific": False}),
+    "wo_shared": Variant(config={"shared": False}),
+    "wo_hidden": Variant(config={"hide_own": 0.0}),
+    "with_ids": Variant(config={"id_share": 0.5}),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """Hyperparameters. Defaults are those of the authors' code where it gives a value; (ours) marks where it is silent."""
+
+    aggregator: str = "mean"  # mean | attention, by one learned query each (ours: the code's is the user's ID)
+    mix: float = 0.4  # lambda, weight of the ratings' loss; 1 - lambda is that of the contrast
+    mask_rate: float = 0.1  # share of a row's own items that are left out in training
+    domain_mask: bool = True  # in training the shared aggregator reads the other domain alone
+    specific: bool = True  # the domain's own vector
+    shared: bool = True  # the vector of all domains
+    hide_own: float = 0.5  # share of overlapping users' rows that are trained without items of their own domain (ours)
+    id_share: float = 0.0  # lambda_a, weight of the user's ID vector; it is the unknown user's half of the time
+    max_length: int = 10  # newest items of each domain that are read
+    dropout: float = 0.3
+    negatives: int = 10  # items of the label's domain that the user has not, for each label
+    lr: float = 1e-3  # Adam's
+    weight_decay: float = 1e-5  # Adam's
+    batch: int = 1024  # rows, half of them of each domain
+    epochs: int = 30  # (ours)
+    patience: int = 4  # epochs without a better validation NDCG@10 before training ends (ours)
+
+    def __post_init__(self) -> None:
+        refuse(
+            choice(self, "aggregator", AGGREGATORS),
+            *(number(self, name, least=0, most=1) for name in ("mix", "hide_own", "id_share")),
+            number(self, "mask_rate", least=0, below=1),
+            "" if self.specific or self.shared else "specific and shared are both false; a user needs one of them",
+            *(at_least(self, name, 1) for name in ("max_length", "negatives", "epochs", "patience")),
+            *(at_least(self, name, least) for name, least in (("batch", 2), ("weight_decay", 0))),
+            dropout_share(self),
+            step_size(self),
+        )
+
+
+class Aggregator(nn.Module):
+    """W of the mean of a row's items, or of their mean weighted by attention; 0 for a row without items."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.map = nn.Linear(WIDTH, WIDTH, bias=False)
+        self.key = nn.Linear(WIDTH, WIDTH) if kind == "attention" else None
+        self.query = nn.Parameter(torch.randn(WIDTH) * DEVIATION) if kind == "attention" else None
+
+    def forward(self, vector_BLD: Tensor, real_BL: Tensor) -> Tensor:
+        """[B, L, D] -> [B, D]."""
+        if self.key is None:
+            weight_BL = real_BL / real_BL.sum(dim=1, keepdim=True).clamp(min=1)
+        else:
+            logits = (self.key(vector_BLD).tanh() @ self.query).masked_fill(~real_BL, torch.finfo(torch.float32).min)
+            weight_BL = logits.softmax(dim=1) * real_BL
+        pooled: Tensor = self.map(torch.einsum("bl,bld->bd", weight_BL.to(vector_BLD.dtype), vector_BLD))
+        return pooled
+
+
+class UniCDR(nn.Module):
+    """One item table, an aggregator for each domain and a shared one, and a discriminator for each domain."""
+
+    def __init__(self, config: Config, items: int, users: int, source: Range, target: Range) -> None:
+        super().__init__()
+        self.config, self.source, self.target = config, source, target
+        self.item = nn.Embedding(items, WIDTH)
+        nn.init.normal_(self.item.weight, std=DEVIATION)
+        self.own = nn.ModuleList(Aggregator(config.aggregator) for _ in range(2))  # source, target
+        self.all = Aggregator(config.aggregator)
+        self.tie = nn.ModuleList(nn.Bilinear(WIDTH, WIDTH, 1) for _ in range(2))
+        self.user = (
+            nn.Embedding(3 * users + 3, WIDTH) if config.id_share else None
+        )  # source, target, shared; unknown last
+        if self.user is not None:
+            nn.init.normal_(self.user.weight, std=DEVIATION)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def aggregated(
+        self, domain: int, own: Bag, read: Bag, vector_UD: Tensor, user_B: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """The domain's own vector of each row, and the shared one, [B, D] each.
+
+        `own`, `read`: items as places in `vector_UD`; `user_B`: sequences of training users, None: unknown users.
+        """
+        own_BD = self.own[domain](vector_UD[own.item], own.real)
+        shared_BD = self.all(vector_UD[read.item], read.real)
+        if self.user is None:
+            return own_BD, shared_BD
+        share, unknown = self.config.id_share, (self.user.num_embeddings - 3) // 3
+        user_B = torch.full((len(own_BD),), unknown, device=own_BD.device) if user_B is None else user_B
+        own_id, shared_id = (self.user(user_B + place * (unknown + 1)) for place in (domain, 2))
+        return share * own_id + (1 - share) * own_BD, share * shared_id + (1 - share) * shared_BD
+
+    def joined(self, own_BD: Tensor, shared_BD: Tensor) -> Tensor:
+        """What items are multiplied by, [B, D]."""
+        parts = [self.dropout(own_BD)] if self.config.specific else []
+        return torch.stack([*parts, shared_BD] if self.config.shared else parts).sum(dim=0)
+
+    def users(self, history: Sequences) -> Tensor:
+        """Vectors for the target domain: own from its items, shared from both domains', [R, D]."""
+        most = self.config.max_length
+        own = newest_of_each(history, self.target, most)
+        return self.joined(
+            *self.aggregated(1, own, both(newest_of_each(history, self.source, most), own), self.item.weight)
+        )
+
+    def items(self, domain: Range) -> Tensor:
+        """Vectors of a domain's items, [J, D]."""
+        return self.item.weight[domain[0] : domain[1]]
+
+
+def both(one: Bag, other: Bag) -> Bag:
+    """The items of two bags in one."""
+    return Bag(torch.cat([one.item, other.item], dim=1), torch.cat([one.real, other.real], dim=1))
+
+
+class Loss:
+    """Loss of rows of one domain: their labels against drawn items, and own vectors against shared ones."""
+
+    def __init__(self, config: Config, task: SequenceTask, rng: np.random.Generator) -> None:
+        self.config, self.rng, self.items = config, rng, task.items
+        self.labels, self.halves = training_labels(task, "merged"), Halves.of_task(task)
+        self.unseen = Unseen(task.train, [task.source, task.target])
+        self.overlapping = task.group == OVERLAPPING
+        self.hidden = config.hide_own if "inter" in task.protocols else 0.0
+        in_target = inside(self.labels.item, task.target)
+        self.numbers = ((~in_target).nonzero().squeeze(1), in_target.nonzero().squeeze(1))  # labels of each domain
+
+    def __call__(self, network: UniCDR, domain: int, number_B: Tensor) -> Tensor:
+        config, device = self.config, number_B.device
+        row_B, label_B = self.labels.row[number_B], self.labels.item[number_B]
+        parts = self.halves.before(self.labels, number_B, config.max_length)
+        own, other = parts[domain], parts[1 - domain]
+        hidden_B = self._random(len(row_B), device) < self.hidden * self.overlapping[row_B]
+        own = own.kept(~hidden_B[:, None])
+        own = own.kept(self._random(own.real.shape, device) >= config.mask_rate)
+        read = other if config.domain_mask else both(other, own)
+        drawn_BK = self.unseen.draw(row_B, label_B, config.negatives, self.rng)
+        wanted, (own_at, read_at, label_at, drawn_at) = distinct(self.items, own.item, read.item, label_B, drawn_BK)
+        vector_UD = network.item(wanted)
+        user_B = None
+        if network.user is not None:
+            unknown = (network.user.num_embeddings - 3) // 3
+            user_B = torch.where(self._random(len(row_B), device) < 0.5, unknown, row_B)
+        own_BD, shared_BD = network.aggregated(
+            domain, Bag(own_at, own.real), Bag(read_at, read.real), vector_UD, user_B
+        )
+        item_UD, user_BD = network.dropout(vector_UD), network.joined(own_BD, shared_BD)
+        score_B = (user_BD * item_UD[label_at]).sum(dim=1)
+        drawn_score_BK = torch.einsum("bd,bkd->bk", user_BD, item_UD[drawn_at])
+        rated = softplus(-score_B).mean() + softplus(drawn_score_BK).mean()
+        return config.mix * rated + (1 - config.mix) * self._tied(network, domain, own, read, own_BD, shared_BD)
+
+    def _tied(self, network: UniCDR, domain: int, own: Bag, read: Bag, own_BD: Tensor, shared_BD: Tensor) -> Tensor:
+        """Own and shared vector of a user against those of two users, over rows that have both."""
+        rows = ((own.length > 0) & (read.length > 0)).nonzero().squeeze(1)
+        if len(rows) < 2 or self.config.mix == 1:
+            return own_BD.new_zeros(())
+        tie, own_BD, shared_BD = network.tie[domain], own_BD[rows], shared_BD[rows]
+        true: Tensor = softplus(-tie(own_BD, shared_BD)).mean() + softplus(tie(own_BD.roll(1, 0), shared_BD)).mean()
+        return true
+
+    def _random(self, shape: Any, device: torch.device) -> Tensor:
+        return torch.from_numpy(self.rng.random(shape)).to(device)
+
+
+def train(config: Config, task: SequenceTask, seed: int) -> Iterator[Setup | Epoch]:
+    """Train one seed; both domains take part in each step, though the target's rows alone are scored."""
+    network, rng = UniCDR(config, task.items, len(task.train), task.source, task.target), np.random.default_rng(seed)
+    optimiser = torch.optim.Adam(network.parameters(), lr=config.lr, weight_decay=config.weight_decay, fused=True)
+    yield Setup(network, optimiser=optimiser, rng=rng)
+    loss, scorer = Loss(config, task, rng), Scorer.of_task(network, task, "merged")
+
+    def pack() -> dict[str, Any]:
+        return {**scorer.pack(), "source": list(task.source), "users": len(task.train)}
+
+    while True:
+        losses = [
+            step(optimiser, loss(network, 0, source_B) + loss(network, 1, target_B))
+            for source_B, target_B in paired(*loss.numbers, config.batch, rng)
+        ]
+        yield Epoch(predict=scorer, metrics={"train_loss": sum(losses) / len(losses)}, pack=pack)
+
+
+def unpack(config: Config, state: Mapping[str, Any], seed: int) -> Callable[[Sequences], Tensor]:
+    """Return a trained model: users' histories -> scores of all target-domain items, [U, J]."""
+    items = len(state["network"]["item.weight"])
+    source, target = tuple(state["source"]), tuple(state["target"])
+    return unpacked(UniCDR(config, items, state["users"], source, target), state).scores
