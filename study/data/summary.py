@@ -39,6 +39,8 @@ def data_tables(plan: Plan, domains: Mapping[str, Domain], split: Mapping[str, s
     yield _overlap_table(overlaps)
     notes = [f"{name}: {note}" for name, domain in domains.items() for note in _domain_notes(plan, domain)]
     notes += [note for overlap in overlaps for note in overlap.notes]
+    yield from note_lines(notes)  # before the cells: they may say why these cannot be split
+    notes = []
     cells = Table("cell", "part", "users", plan.task_type.rows, title="users of each split")
     for cell in (*plan.cells, *plan.swept_cells):
         for part, (users, rows) in task_rules(plan).split_sizes(plan, domains, split, cell).items():
