@@ -81,7 +81,7 @@ class Hosts:
         process = self.start(
             1, [*RAY, *words, f"--temp-dir={self.temp}", "--include-dashboard=false"], f"head{port}.txt"
         )
-        until(lambda: "Ray runtime started" in self.read(f"head{port}.txt"), process)
+        until(lambda: "Ray runtime started" in self.read(f"head{port}.txt"), process, self.folder / f"head{port}.txt")
         return process
 
     def worker(self, number: int, port: int) -> subprocess.Popen[str]:
@@ -93,7 +93,11 @@ class Hosts:
             "--num-cpus=1",
         ]
         process = self.start(number, [*RAY, *words], f"worker{number}.txt")
-        until(lambda: "Ray runtime started" in self.read(f"worker{number}.txt"), process)
+        until(
+            lambda: "Ray runtime started" in self.read(f"worker{number}.txt"),
+            process,
+            self.folder / f"worker{number}.txt",
+        )
         return process
 
     def read(self, log: str) -> str:
@@ -131,10 +135,10 @@ def hosts(tmp_path: Path) -> Iterator[Hosts]:
     made.close()
 
 
-def until(happened: Callable[[], bool], process: subprocess.Popen[str]) -> None:
+def until(happened: Callable[[], bool], process: subprocess.Popen[str], log: Path) -> None:
     end = time.monotonic() + PATIENCE_S
     while not happened():
-        assert process.poll() is None, "it ended too early"
+        assert process.poll() is None, f"it ended too early: {log.read_text()[-2000:]}"
         assert time.monotonic() < end
         time.sleep(0.5)
 
@@ -172,7 +176,7 @@ def test_a_host_whose_link_is_cut_is_replaced_by_another(hosts: Hosts, tmp_path:
     hosts.head(6379)
     hosts.worker(2, 6379)
     driver = hosts.start(1, study_words("run", plan, home, "--address", "10.77.0.1:6379"), "driver.txt")
-    until(lambda: finished(plan, home) >= 1, driver)
+    until(lambda: finished(plan, home) >= 1, driver, tmp_path / "driver.txt")
     hosts.cut(2)
     hosts.worker(3, 6379)
     assert driver.wait(PATIENCE_S) == 0, hosts.read("driver.txt")
@@ -186,7 +190,7 @@ def test_a_lost_head_is_one_line_and_the_study_resumes(hosts: Hosts, tmp_path: P
     head = hosts.head(6379)
     hosts.worker(2, 6379)
     driver = hosts.start(2, study_words("run", plan, home, "--address", "10.77.0.1:6379"), "driver.txt")
-    until(lambda: finished(plan, home) >= 1, driver)
+    until(lambda: finished(plan, home) >= 1, driver, tmp_path / "driver.txt")
     os.killpg(head.pid, signal.SIGKILL)
     assert driver.wait(PATIENCE_S) == 2, hosts.read("driver.txt")
     lines = [line for line in hosts.read("driver.txt").splitlines() if not line[:2].isdigit()]
