@@ -49,6 +49,9 @@ def read_delimited(request: Request, chunks: Iterator[bytes]) -> Iterator[Chunk]
     """Yield the rows that are asked for. Raises InputError for a missing column, and the first row that is wrong."""
     blocks = line_blocks(request.path, chunks)
     first, data = next(blocks, (1, b""))
+    head, end, rest = data.partition(b"\n")
+    if b"\r" in head.rstrip(b"\r"):  # a header that ends with CR alone, where other lines do not
+        data = head.rstrip(b"\r").replace(b"\r", b"\n") + end + rest
     dialect = _dialect(request, data)
     data = data.split(b"\n", dialect.skipped)[-1] if dialect.skipped else data
     if len(dialect.header) == 1 and request.kind != "items":

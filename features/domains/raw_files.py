@@ -20,7 +20,7 @@ from features.domains.notes import Notes
 from features.errors import InputError
 
 BLOCK = 1 << 23  # bytes of text read at a time
-LONGEST = 1 << 25  # bytes of a line, or of one JSON object: more is no row of a table
+LONGEST = 1 << 24  # bytes of a line, or of one JSON object: more is no row of a table
 _GZIP = b"\x1f\x8b"
 _PARQUET = b"PAR1"
 _OTHER_KINDS = {  # first bytes -> what such a file is, and what to do

@@ -17,6 +17,7 @@ import gzip
 import io
 import json
 import random
+import re
 import resource
 import subprocess
 import sys
@@ -296,13 +297,13 @@ def _counted(one: Damaged) -> int | None:
             text = text.replace("\r", "\n")
         if text.lstrip()[:1] == "[":
             return len(json.loads(text))
-        lines = [line for line in text.split("\n") if line.strip("\r")]
+        lines = [line for line in re.split(r"\r\n|\n|\r", text) if line]
         if text.lstrip()[:1] == "{" or one.name.endswith(".jsonl"):
             return sum(bool(line.strip()) for line in lines)
         if one.kind == "recbole" or '"' not in text:
             return max(0, len([line for line in lines if line.strip()]) - 1)
         while lines and not lines[0].strip():  # before the header
-            text, lines = text.partition("\n")[2], lines[1:]
+            text, lines = re.split(r"\r\n|\n|\r", text, maxsplit=1)[1], lines[1:]
         separator = max((",", ";", "\t"), key=lines[0].count)
         return sum(bool(row) for row in csv.reader(io.StringIO(text, newline=""), delimiter=separator)) - 1
     except (ValueError, OSError, EOFError, csv.Error, IndexError, RecursionError, pa.ArrowException):
