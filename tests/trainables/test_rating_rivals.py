@@ -121,6 +121,17 @@ def test_on_the_small_world_it_ends_near_the_reference_or_ahead_of_it(name: str,
     assert {"val_mae", "val_ndcg20", "train_loss", "variance_ratio", "test_rmse"} <= set(last.metrics)
 
 
+@pytest.mark.parametrize("name", RIVALS)
+def test_poor_tasks_are_trained_on_too(name: str) -> None:
+    """No side users; nothing that anybody liked; one training user; a user who has rated every source-domain item."""
+    bare = random_task(side=0)
+    low = replace(bare.source_ratings, rating=torch.ones(len(bare.source_ratings)))
+    tasks = [bare, replace(bare, source_ratings=low), random_task(overlapping=1), random_task(items=5, each=5)]
+    for task in tasks:
+        for rating_offset in ("none", "item_mean", "source_offset"):
+            assert bool(predicted(name, task, rating_offset=rating_offset, epochs=1).isfinite().all())
+
+
 ELSEWHERE = """
 import json, sys
 sys.path.insert(0, sys.argv[1])
