@@ -4,9 +4,9 @@
     python -m tests.gpu.check --out DIR --sections trials,many
 
 Needs torch, transformers, NumPy, SciPy, pandas, pyarrow and PyYAML alone: no Ray, Optuna or MLflow, so it calls `features`
-and `trainables` directly. After each section it writes DIR/<section>.json, so that what ends it early loses only the section
-under way. All data and all language models are simulated: random weights of a published shape. A section that fails says
-so in its file, the others run, and the exit code is 1.
+and `trainables` directly. After each section it writes DIR/<section>.json, so that what ends it early loses only the
+section under way. All data and all language models are simulated: random weights of a published shape. A section that fails
+says so in its file, the others run, and the exit code is 1.
 """
 
 from __future__ import annotations
