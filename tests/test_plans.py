@@ -88,6 +88,7 @@ def test_a_plan_checks(name: str, tmp_path: Path) -> None:
         return
     assert (result.exception, result.exit_code) == (None, 0)
     assert all(cell.name in result.output for cell in plan.cells)
+    assert " ".join(plan.note.split()) in " ".join(result.output.split())
     assert not (tmp_path / "home").exists()
 
 

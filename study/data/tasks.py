@@ -20,7 +20,7 @@ from study.plan.schema import Plan
 from study.specs import Cell
 from trainables.tasks.arrays import TaskFolders
 from trainables.tasks.rating_build import TextVectors, build_task, split_document
-from trainables.tasks.sequential_build import build_sequences
+from trainables.tasks.sequential_build import build_sequences, sequence_document
 
 TableName = tuple[str, str]
 """Domain, and whose vectors the table holds: `items` or `users`."""
@@ -107,7 +107,7 @@ class SequenceTasks:
     def document(self, plan: Plan, materials: Materials) -> dict[str, Any]:
         """Return keys of the tables, and the rules of sequences, split and generator."""
         return {
-            "text": dict(materials.table_keys), "sequences": asdict(plan.sequences),
+            "text": dict(materials.table_keys), "sequences": sequence_document(plan.sequences),
             "split": digest(materials.split) if materials.split is not None else None,
             "pseudo": describe_generator(plan.features.pseudo) if plan.features.pseudo else None,
         }  # fmt: skip

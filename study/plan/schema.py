@@ -94,6 +94,7 @@ class SequencePlan:
     users: str | None = None  # file that says which users train, validate and test; None: drawn by C2DSR's rule
     columns: Mapping[str, str] = field(default_factory=dict)  # user_id and split -> their names in that file
     protocols: tuple[str, ...] = PROTOCOLS
+    rank_seen: str = "last"
     negatives: int = 999
     validation_share: float = 0.1
     test_share: float = 0.1

@@ -79,7 +79,7 @@ def test_a_label_is_predicted_from_all_source_items_before_it(task: SequenceTask
     captured: list[Any] = []
     made._rated = lambda network, user, row, label: captured.append((user, row, label)) or user.sum()  # type: ignore[method-assign, func-returns-value]
     model.position.weight.zero_()  # positions are counted from the end of what is read
-    made(model, made.rows[:12])
+    made(model, made.labels.rows[:12])
     users, rows, labels = captured[0]
     assert len(users) > 12
     for user, row, label in zip(users, rows.tolist(), labels.tolist(), strict=True):
@@ -102,7 +102,7 @@ def test_the_graph_learns_by_step_and_rests_by_epoch(task: SequenceTask) -> None
     for refresh, learns in (("step", True), ("epoch", False)):
         model = network(task, refresh=refresh, sequence_view=False, dropout=0.0).train()
         made = Loss(Config(refresh=refresh, sequence_view=False), task, np.random.default_rng(0))
-        made(model, made.rows[:8]).backward()  # type: ignore[no-untyped-call]
+        made(model, made.labels.rows[:8]).backward()  # type: ignore[no-untyped-call]
         gradient = model.user.weight.grad
         assert (gradient is not None and float(gradient.abs().max()) > 0) is learns
 

@@ -29,7 +29,7 @@ from trainables.tasks.sequential import (
     load_held_out,
     load_task,
 )
-from trainables.tasks.sequential_build import build_sequences, training_users
+from trainables.tasks.sequential_build import build_sequences, sequence_document, training_users
 
 from .sequence_worlds import (
     SPEC,
@@ -381,6 +381,15 @@ def test_an_item_without_a_vector_reads_as_the_mean_and_widths_must_agree(tmp_pa
         InputError, match=r"vectors of \['film', 'song'\] have \[5, 16\] numbers; take one text encoder"
     ):
         build_sequences(SPEC, film, song, None, text | {"song": narrow}, None, tmp_path / "tasks")
+
+
+def test_how_seen_items_rank_is_kept_in_the_task(tmp_path: Path) -> None:
+    """And keys no task where it is the default, as before there was a choice."""
+    plain = replace(SPEC, rank_seen="plain")
+    assert sequence_document(plain) == {**sequence_document(SPEC), "rank_seen": "plain"}
+    assert load_task(build_world(WORLD, tmp_path, plain).task_dir).rank_seen == "plain"
+    with pytest.raises(InputError, match=r"sequences.rank_seen is 'first'; choose from last, plain"):
+        replace(SPEC, rank_seen="first")
 
 
 # --- keys ---------------------------------------------------------------------------------------------------------

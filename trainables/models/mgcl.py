@@ -26,21 +26,18 @@ from trainables.interface import Epoch, Selection, Setup, Variant
 from trainables.sequence_tools import (
     AttentionBlock,
     Bag,
-    Halves,
     Range,
     Scorer,
+    TargetLabels,
     Unseen,
-    batches,
     causal,
     draw_shared,
-    inside,
-    newest,
     newest_of_each,
     next_item_loss,
     step,
     unpacked,
 )
-from trainables.tasks.sequential import OVERLAPPING, Sequences, SequenceTask
+from trainables.tasks.sequential import Sequences, SequenceTask
 
 WIDTH = 64  # D; 50 in the code, 64 for all systems of a comparison
 MAX_LENGTH = 50  # newest items of each domain that are read; 100 in the code
@@ -244,44 +241,23 @@ class Loss:
     """Loss of the target items of some users at all their positions, and the contrasts of views and preferences."""
 
     def __init__(self, config: Config, task: SequenceTask, rng: np.random.Generator) -> None:
-        self.config, self.task, self.rng, self.halves = config, task, rng, Halves.of_task(task)
-        in_target = inside(task.train.item, task.target)
-        before = torch.cat([in_target.new_zeros(1, dtype=torch.int64), (~in_target).long().cumsum(0)])
-        first = before[task.train.starts[:-1]]
-        self.before_source = (before[:-1] - first[task.train.row])[
-            in_target
-        ]  # [N_t] source items before each target item
+        self.config, self.task, self.rng = config, task, rng
+        self.labels = TargetLabels(task, MAX_LENGTH, overlapping=config.users == "overlapping")
         self.unseen = Unseen(task.train, [task.target])
-        length = self.halves.target.lengths
-        trained = length > 1 if config.users == "all" else (length > 0) & (task.group == OVERLAPPING)
-        self.rows = (trained & ((length > 1) | (self.halves.source.lengths > 0))).nonzero().squeeze(1)
 
     def batches(self) -> Iterator[Tensor]:
         """Yield training users, those of about the same number of target items together."""
-        for part in batches(self.halves.target.lengths[self.rows], self.config.batch, self.rng):
-            yield self.rows[part]
+        yield from self.labels.batches(self.config.batch, self.rng)
 
     def __call__(self, network: MGCL, row_B: Tensor) -> Tensor:
-        config, halves, device = self.config, self.halves, row_B.device
+        config, read = self.config, self.labels.read(row_B)
         static, both = network.static(), config.graph == "both"
-        target = newest(halves.target, row_B, halves.target.lengths[row_B], MAX_LENGTH)
-        source = newest(halves.source, row_B, halves.source.lengths[row_B], MAX_LENGTH)
-        # The first position is the learned query: it predicts the first target item. Position i + 1 holds target item i.
-        shown = Bag(target.item[:, :-1], target.real[:, 1:])
-        first = halves.target.starts[row_B] + halves.target.lengths[row_B] - target.length
-        place = (first[:, None] + torch.arange(target.item.shape[1], device=device)).clamp(
-            max=len(self.before_source) - 1
-        )
-        older = halves.source.lengths[row_B] - source.length  # source items that the window leaves out
-        seen = self.before_source[place] - older[:, None]  # [B, L] source items of the window before each label
-        reads = (torch.arange(source.item.shape[1], device=device) < seen[..., None]) & source.real[:, None]
+        source, shown, row, column = read.source, read.shown, read.row, read.column
         source_c, source_o, source_x = network.views(source, 0, static, both)
         target_c, target_o, target_x = network.views(shown, 1, static, both)
-        own, across = network.preference(target_x), network.crossed(source_x, reads)
-        wanted = target.real & ((torch.arange(target.item.shape[1], device=device) > 0) | reads.any(dim=2))
-        row, column = wanted.nonzero(as_tuple=True)
-        user_ND, label_N = network.joined(own, across)[row, column], target.item[row, column]
-        loss = self._rated(network, user_ND, row_B[row], label_N)
+        own, across = network.preference(target_x), network.crossed(source_x, read.reads)
+        user_ND = network.joined(own, across)[row, column]
+        loss = self._rated(network, user_ND, row_B[row], read.label)
         if config.alpha:
             loss = loss + config.alpha * self._tied(own[row, column], across[row, column])
         for weight, domain, bag, c, o in (

@@ -52,6 +52,11 @@ def training_users(
     return TrainingUsers(train.users, train.group, train.items[train.item], train.in_target, train.starts)
 
 
+def sequence_document(spec: Any) -> dict[str, Any]:
+    """What tasks are keyed by. How seen items rank is left out where it is the default, as before there was a choice."""
+    return {name: value for name, value in asdict(spec).items() if (name, value) != ("rank_seen", "last")}
+
+
 def build_sequences(
     spec: SequenceSpec,
     source: Domain,
@@ -67,7 +72,8 @@ def build_sequences(
     None where no model of the plan reads titles.
     """
     document = {
-        "version": VERSION, "kind": TASK_TYPE, "sequences": asdict(spec), "source": source.key, "target": target.key,
+        "version": VERSION, "kind": TASK_TYPE, "sequences": sequence_document(spec),
+        "source": source.key, "target": target.key,
         "split": digest(split) if split is not None else None,
         "text": [text[source.name].key, text[target.name].key] if text else None, "pseudo": pseudo.key if pseudo else None,
     }  # fmt: skip
@@ -241,7 +247,7 @@ def _build(
         sha.update(np.ascontiguousarray(array).data)
     meta = {
         "kind": TASK_TYPE, "items": len(merged.items), "source": merged.source, "target": merged.target,
-        "protocols": spec.protocols, "train_key": sha.hexdigest(),
+        "protocols": spec.protocols, "rank_seen": spec.rank_seen, "train_key": sha.hexdigest(),
     }  # fmt: skip
     write_json(folder / "task.json", meta)
     return {

@@ -37,6 +37,8 @@ from features.extraction.spec import FeatureSpec, feature_key, find_table, short
 from features.store.shards import VectorStore, mark_store
 from tests.features.one_table import extract
 
+from ...patience import PATIENCE_S
+
 MakeDomain = Callable[..., Domain]
 
 
@@ -390,7 +392,7 @@ def test_a_killed_extraction_goes_on_where_it_was(tiny_bert, make_domain, tmp_pa
         [sys.executable, "-c", textwrap.dedent(KILLED), str(tiny_bert), str(domain.path), str(store)],
         cwd=Path(__file__).parents[3],
     )
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + PATIENCE_S
     while len(list(shards.folder.glob("*.arrow"))) < 3 and time.monotonic() < deadline and process.poll() is None:
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
