@@ -99,6 +99,7 @@ class SequencePlan:
     validation_share: float = 0.1
     test_share: float = 0.1
     data_seed: int = 0
+    unlisted: str = "refuse"  # users whom the file of users does not name: refuse | train
 
     def __post_init__(self) -> None:
         self.at(1.0)  # has the checks
@@ -237,6 +238,7 @@ class Plan:
     compare: Mapping[str, RowPlan] = field(default_factory=dict)  # row -> rival
     split: SplitPlan = field(default_factory=SplitPlan)  # of ratings
     sequences: SequencePlan = field(default_factory=SequencePlan)  # in the place of split, for models of sequences
+    most_shared: float = 0.05  # share of the shared users' target interactions that may stand in the source as they are
     features: FeaturesPlan = field(default_factory=FeaturesPlan)
     simulate: SimulateSpec | None = None  # the data folder is made by the simulator instead of given
     search: SearchSpec | None = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from features.domains.domain import DomainSpec, prepare_domain
+from features.domains.ties import tie_hash
 from features.errors import InputError
 from features.pseudo.table import write_pseudo
 from features.store.tables import FeatureTable
@@ -514,12 +516,21 @@ def test_rows_of_held_out_users(folders: dict[str, TaskFolders]) -> None:
     assert lists(some.history) == [lists(whole.history)[3], lists(whole.history)[0]]
 
 
-def test_at_the_same_time_items_stand_in_the_order_of_their_numbers(tmp_path: Path) -> None:
+def test_at_the_same_time_a_seeded_hash_orders_items_and_not_their_numbers(tmp_path: Path) -> None:
     rows = pd.DataFrame(WORLD.interactions)
     tied = SequenceWorld(rows.assign(position=rows["position"] // 4))
     folder = build_world(tied, tmp_path)
     train = sequences_of(folder.task_dir)
+    rising = steps = 0
     for user, items in train.items():
         own = rows[rows["user_id"] == user]
         place = pd.Series((own["position"] // 4).to_numpy(), own["item_id"])
-        assert [(place[item], item) for item in items] == sorted((place[item], item) for item in items)
+        domain = dict(zip(own["item_id"], own["domain"], strict=True))
+        key = {item: (place[item], tie_hash(user, item, domain[item], SPEC.data_seed)) for item in items}
+        assert items == sorted(items, key=key.__getitem__)
+        same = [(a, b) for a, b in pairwise(items) if place[a] == place[b]]
+        rising, steps = rising + sum(a < b for a, b in same), steps + len(same)
+    assert 0.4 < rising / steps < 0.6  # by their numbers, all would rise
+    assert folder.counts["tied_interactions"] > len(rows) / 2
+    other = build_world(tied, tmp_path / "other", replace(SPEC, data_seed=1))
+    assert sequences_of(other.task_dir) != train

@@ -47,6 +47,7 @@ class SequenceSpec:
     validation_share: float = 0.1  # of the overlapping users; read where the data gives no split
     test_share: float = 0.1  # the same
     data_seed: int = 0
+    unlisted: str = "refuse"  # users whom the data's split does not name: refuse | train
 
     def __post_init__(self) -> None:
         protocols = set(self.protocols)
@@ -59,6 +60,7 @@ class SequenceSpec:
             whole(self, "negatives", least=1),
             *(number(self, name, above=0, below=1) for name in ("validation_share", "test_share")),
             whole(self, "data_seed", least=0),
+            choice(self, "unlisted", ("refuse", "train")),
             place="sequences.",
         )
         if self.validation_share + self.test_share >= 1:
