@@ -114,12 +114,12 @@ def ridge_regressions(
     weights = csr_matrix((weight_N, residual.indices, residual.indptr), residual.shape)
     right = csr_matrix((weight_N * residual.data, residual.indices, residual.indptr), residual.shape) @ other
     ridge_R = np.broadcast_to(ridge, len(right))
-    solved = np.zeros(right.shape)
-    for start in range(0, len(solved), _CHUNK):
-        part = slice(start, start + _CHUNK)
+    rated = np.flatnonzero(np.diff(residual.indptr))  # what has no rating stays 0, and costs nothing
+    for start in range(0, len(rated), _CHUNK):
+        part = rated[start : start + _CHUNK]
         gram = _gram(weights[part], other) + ridge_R[part, None, None] * np.eye(other.shape[1])
-        solved[part] = np.linalg.solve(gram, right[part, :, None])[..., 0]
-    return solved
+        right[part] = np.linalg.solve(gram, right[part, :, None])[..., 0]
+    return np.asarray(right)
 
 
 def _gram(block: csr_matrix, other: Floats) -> Floats:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import shlex
 import sys
 import traceback
 from collections.abc import Iterator, Sequence
@@ -16,8 +18,9 @@ from rich.table import Table
 if TYPE_CHECKING:
     from study.data.prepare import Inputs
     from study.plan.schema import Plan
-    from study.progress import LiveBars
+    from study.progress import ProgressDisplay, ProgressLines
     from study.study import Study, Summary
+    from trainables.interface import Selection
 
 console = Console()
 errors = Console(stderr=True)
@@ -35,6 +38,9 @@ ONLY = click.option(
 REGISTER = click.option(
     "--register", metavar="ROW", multiple=True, help="Also register this rival's winners as models (may be repeated)."
 )
+REPLACE = click.option(
+    "--replace", is_flag=True, help="Put this plan in the place of another one of its name in the home folder."
+)
 ROW = click.option("--row", metavar="ROW", help="Row of the plan; default: its subject.")
 CONCURRENT = click.option(
     "--max-concurrent", type=click.IntRange(1), help="Trials side by side; default: all that fit."
@@ -43,14 +49,20 @@ CONCURRENT = click.option(
 
 def main() -> None:
     """Run a command; a known error is one line on the terminal and exit code 2, an interruption 130."""
+    from study.provenance import packages_first
+
+    packages_first()
+    from study.engine.machine import direct_to_this_machine
+    from study.terminal import prepare_streams
+
     debug = "--debug" in sys.argv
+    prepare_streams()
+    logging.getLogger("study").handlers = [_Said()]
+    direct_to_this_machine()
     try:
         cli(prog_name="study", standalone_mode=False)
-    except click.exceptions.Abort:
-        errors.print("study: interrupted")
-        sys.exit(130)
-    except KeyboardInterrupt:
-        errors.print("study: interrupted; what is finished is kept, the same command goes on from here")
+    except (KeyboardInterrupt, click.exceptions.Abort):  # click makes the second of the first
+        errors.print("study: interrupted; what is finished is kept, the same command goes on from here", soft_wrap=True)
         sys.exit(130)
     except click.ClickException as error:
         usage = getattr(error, "ctx", None)
@@ -60,27 +72,51 @@ def main() -> None:
         )
         sys.exit(2)
     except Exception as error:
-        if not _is_known(error):
+        lines = _known_lines(error)
+        if lines is None:
             raise
         if debug:
             traceback.print_exc()
             sys.exit(2)
-        from features.errors import one_line
-
-        # Our own errors have a line for each fault; others' words become one.
-        for line in str(error).splitlines() if isinstance(error, ValueError) else [one_line(error)]:
+        for line in lines:
             errors.print(f"study: {line}", markup=False, highlight=False, soft_wrap=True)
         sys.exit(2)
 
 
-def _is_known(error: Exception) -> bool:
-    """Whether the message is meant for users: bad input, or the system's own word about a file or a full disk."""
-    from features.errors import InputError
+class _Said(logging.Handler):
+    """Shows what a person should know before a command ends, a line each."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        errors.print(f"study: {record.getMessage()}", markup=False, highlight=False, soft_wrap=True)
+
+
+def _known_lines(error: Exception) -> list[str] | None:
+    """What to say of an error whose message is for users: of bad input, a store's or the system's own word; else None."""
+    from features.errors import InputError, one_line
     from search_spaces import SpaceError
 
-    if "mlflow.exceptions" in sys.modules and isinstance(error, sys.modules["mlflow.exceptions"].MlflowException):
-        return True  # a store that is not there, or refuses
-    return isinstance(error, InputError | SpaceError | OSError)
+    if isinstance(error, InputError | SpaceError):
+        return str(error).splitlines()  # a line for each fault
+    if isinstance(error, OSError):
+        return [one_line(error)]
+    if isinstance(error, _kind("mlflow.exceptions", "MlflowException")):  # a store that is not there, or refuses
+        return [_without_statement(one_line(error))]
+    if isinstance(error, _kind("sqlalchemy.exc", "SQLAlchemyError")):
+        return [f"the store refuses: {_without_statement(one_line(error))}; the same command goes on from here"]
+    return None
+
+
+def _kind(module: str, name: str) -> type[Exception] | tuple[()]:
+    """A class of a module that may not have been imported; then nothing is of it."""
+    return getattr(sys.modules[module], name) if module in sys.modules else ()
+
+
+def _without_statement(text: str) -> str:
+    """A database's message without the statement that it refused, which is of the store's inside."""
+    return text.partition(" [SQL: ")[0]
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -93,10 +129,14 @@ def cli(debug: bool) -> None:
 
 
 @cli.command()
-def plans() -> None:
+@click.option("--copy", metavar="NAME", help="Write this plan to the working directory, to edit and run there.")
+def plans(copy: str | None) -> None:
     """List the plans that come with the package."""
-    from study.plan.load import FOLDER, shipped_plans
+    from study.plan.load import FOLDER, copy_plan, shipped_plans
 
+    if copy is not None:
+        console.print(str(copy_plan(copy, Path.cwd())), markup=False, highlight=False, soft_wrap=True)
+        return
     for name in shipped_plans():
         console.print(f"{name}  [dim]{FOLDER / f'{name}.yaml'}[/dim]", soft_wrap=True)
 
@@ -120,9 +160,10 @@ def simulate(
     size = DomainSize(users=users, items=items, ratings=ratings)
     names = {name.strip(): size for name in domains.split(",") if name.strip()}
     spec = SimulateSpec(domains=names, overlap=overlap, images=images, seed=seed)
-    with _bars() as bars:
-        task = bars.add_task("simulating", total=spec.rows)
-        write(spec, out, lambda rows: bars.advance(task, rows))
+    from study.progress import advance_by
+
+    with _watching() as shown:
+        write(spec, out, advance_by(shown.start("simulating", spec.rows)))
     console.print(f"{out}: {', '.join(names)}, simulated (seed {seed})", markup=False, soft_wrap=True)
 
 
@@ -152,7 +193,7 @@ def check(plan: str, data: Path | None, home: Path, cluster: Path | None) -> Non
 
 def _places(command: Any) -> Any:
     """The arguments and options of every verb that trains."""
-    for option in (CONCURRENT, ADDRESS, ONLY, HOME, DATA, PLAN):
+    for option in (CONCURRENT, ADDRESS, ONLY, REPLACE, HOME, DATA, PLAN):
         command = option(command)
     return command
 
@@ -162,10 +203,11 @@ def _places(command: Any) -> Any:
 @DATA
 @HOME
 @ADDRESS
+@REPLACE
 @click.option("--dry-run", is_flag=True, help="Read the domains, say what would be extracted and how long it takes.")
-def extract(plan: str, data: Path | None, home: Path, address: str | None, dry_run: bool) -> None:
+def extract(plan: str, data: Path | None, home: Path, address: str | None, replace: bool, dry_run: bool) -> None:
     """Make the domains, feature tables and tasks that the plan needs."""
-    with _study(plan, data=data, home=home, address=address) as study:
+    with _study(plan, data=data, home=home, address=address, replace=replace) as study:
         if dry_run:
             from study.data.domains import data_folder, given_split, prepare_domains
             from study.data.preview import extraction_lines
@@ -243,10 +285,8 @@ def resume(plan: str, **where: Any) -> None:
 
 
 def _run_all(study: Study) -> None:
-    from study.parts import part_names
-
     _extract(study)  # made, and logged, before any part
-    summaries = [_shown(study.run_part(part)) for part in part_names(study.plan)]
+    summaries = study.run(_shown)
     if not any(summary.ran for summary in summaries):
         console.print("Nothing was left to train.")
     _report(study, fresh=False)
@@ -301,9 +341,8 @@ def best(plan: str, home: Path, row: str | None, export: Path | None) -> None:
     name = study.plan.row(row).name if row else study.plan.subject.name
     trials = {cell: trial for (owner, cell), trial in study.best().items() if owner == name}
     if not trials:
-        raise InputError(
-            f"plan {study.plan.name}: no search trial of {name} is finished in {home}; run `study search {plan}`"
-        )
+        command = shlex.join(["study", "search", plan, "--home", str(home)])
+        raise InputError(f"plan {study.plan.name}: no search trial of {name} is finished in {home}; run `{command}`")
     text = fragment(study.plan.name, study.plan.selection.metric, trials)
     console.print(text, markup=False, highlight=False, soft_wrap=True)
     if export:
@@ -365,27 +404,29 @@ def recommend(plan: str, home: Path, user: str, cell: str | None, count: int, ro
 
 
 @cli.command()
+@click.argument("plan", required=False)
 @HOME
-@click.option("--port", default=5000, show_default=True)
-@click.option("--host", default="127.0.0.1", show_default=True)
-def ui(home: Path, port: int, host: str) -> None:
-    """Open MLflow on the store of the home folder."""
-    import subprocess
-
+@click.option("--port", type=click.IntRange(0, 65535), default=5000, show_default=True, help="0: any that is free.")
+@click.option("--host", default="127.0.0.1", show_default=True, help="0.0.0.0: for other machines too.")
+def ui(plan: str | None, home: Path, port: int, host: str) -> None:
+    """Open MLflow on the store of the home folder, and print links to its views, of PLAN alone where it is given."""
     from features.errors import InputError
     from study.home import Home
+    from study.plan.load import load_plan
     from study.study import named_uri, store_uri
+    from study.tracking.runs import is_server, without_password
+    from study.tracking.ui import serve
 
-    uri = store_uri(Home(home))
-    if uri.startswith("http"):
-        raise InputError(f"{uri}: is a server with a UI of its own; open it in a browser")
-    if named_uri() is None and not Home(home).database.is_file():
+    loaded = load_plan(plan) if plan else None
+    uri = store_uri(Home(home), loaded)
+    if is_server(uri):
+        raise InputError(f"{without_password(uri)}: is a server with a UI of its own; open it in a browser")
+    if named_uri(loaded) is None and not Home(home).database.is_file():
         raise InputError(
             f"{home}: holds no MLflow store; run a study there first, name another --home, or a store in "
             "MLFLOW_TRACKING_URI"
         )
-    words = ["ui", "--backend-store-uri", uri, "--host", host, "--port", str(port)]
-    sys.exit(subprocess.call([sys.executable, "-m", "mlflow", *words]))
+    serve(uri, Home(home), host=host, port=port, plan=loaded.name if loaded else None, say=_line)
 
 
 # --- what is seen -------------------------------------------------------------------------------------------------
@@ -443,9 +484,8 @@ def _report(study: Study, *, fresh: bool) -> None:
     results, comparison = None if fresh else study.results(), None
     drawn = None if results is None else current(results, study.report_folder)
     if results is None or drawn is None:
-        with _bars() as bars:
-            task = bars.add_task("drawing the report", total=None)
-            made = study.report(lambda done, total: bars.update(task, completed=done, total=total))
+        advance = study.start_progress("drawing the report", 0)
+        made = study.report(lambda done, total: advance(done))
         results, comparison = made.results, made.comparison
         _claims(counts(made.claims) if made.claims else "")
         if made.unlogged:
@@ -453,7 +493,9 @@ def _report(study: Study, *, fresh: bool) -> None:
     else:
         _claims(drawn[tags.CLAIMS])
     try:
-        wide = Console(width=max(console.width, TABLE_WIDTH), soft_wrap=True)  # rich would cut numbers
+        wide = Console(
+            file=console.file, width=max(console.width, TABLE_WIDTH), soft_wrap=True
+        )  # rich would cut numbers
         wide.print(summary_table(results, comparison))
     except InputError as missing:
         console.print(str(missing), markup=False, soft_wrap=True)
@@ -463,7 +505,9 @@ def _report(study: Study, *, fresh: bool) -> None:
     console.print(f"MLflow  {_way_to_mlflow(study)}", markup=False, soft_wrap=True, highlight=False)
     journal = study.home.journal(study.plan.name)
     if journal.is_file():
-        console.print(f"Optuna  optuna-dashboard {journal}", markup=False, soft_wrap=True, highlight=False)
+        console.print(
+            f"Optuna  optuna-dashboard {shlex.quote(str(journal))}", markup=False, soft_wrap=True, highlight=False
+        )
 
 
 def _way_to_mlflow(study: Study) -> str:
@@ -474,7 +518,9 @@ def _way_to_mlflow(study: Study) -> str:
     uri = study.tracking_uri
     if uri.startswith("http"):
         return without_password(uri)
-    return f"study ui --home {study.home}" if uri == store_uri(study.home) else f"mlflow ui --backend-store-uri {uri}"
+    if uri == store_uri(study.home):
+        return shlex.join(["study", "ui", study.named, "--home", str(study.home)])
+    return shlex.join(["mlflow", "ui", "--backend-store-uri", uri])
 
 
 def _claims(counted: str) -> None:
@@ -483,10 +529,22 @@ def _claims(counted: str) -> None:
         console.print(f"claims: {counted} (study report)")
 
 
-def _bars() -> LiveBars:
-    from study.progress import LiveBars
+@contextmanager
+def _watching(selection: Selection | None = None) -> Iterator[ProgressDisplay | ProgressLines]:
+    """Show progress for the time of the block: bars on a terminal, lines elsewhere."""
+    from study.progress import LiveBars, ProgressDisplay, ProgressLines
 
-    return LiveBars(console)
+    if console.is_terminal:
+        with LiveBars(console) as bars:
+            yield ProgressDisplay(bars)
+        return
+    lines = ProgressLines(_line, selection)
+    with lines.ticking():
+        yield lines
+
+
+def _line(text: str) -> None:
+    console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 def _show_changes(plan: Plan, home: Path) -> None:
@@ -499,18 +557,40 @@ def _show_changes(plan: Plan, home: Path) -> None:
 @contextmanager
 def _study(
     plan: str, *, home: Path, data: Path | None = None, address: str | None = None, max_concurrent: int | None = None,
-    only: Sequence[str] = (),
+    only: Sequence[str] = (), replace: bool = False,
 ) -> Iterator[Study]:  # fmt: skip
+    from study.engine.machine import user_folders
+
+    user_folders(home)  # before packages are imported that look for their caches
+
+    from study.home import Home
     from study.plan.load import full_name, load_plan
-    from study.progress import ProgressDisplay
     from study.specs import Cluster
     from study.study import Study
 
-    loaded = load_plan(plan)
+    loaded, named = load_plan(plan), full_name(plan)
     _show_changes(loaded, home)
-    with _bars() as bars:
-        display = ProgressDisplay(bars)
+    log = Home(home).ray_log(loaded.name)
+    resume = shlex.join(
+        ["study", "resume", named, "--home", str(home.absolute()), *(["--data", str(data)] if data else [])]
+    )
+    cluster = Cluster(address=address, max_concurrent=max_concurrent, log=log, resume=resume)
+    with _streams(log), _watching(loaded.selection) as shown:
         yield Study(
-            loaded, home=home, data=data, only=only, cluster=Cluster(address=address, max_concurrent=max_concurrent),
-            start_progress=display.start, show_jobs=display.show_jobs, named=full_name(plan),
+            plan, home=home, data=data, only=only, replace=replace, cluster=cluster, start_progress=shown.start,
+            show_jobs=shown.show_jobs,
         )  # fmt: skip
+
+
+@contextmanager
+def _streams(log: Path) -> Iterator[None]:
+    """Keep the terminal for what this file prints; what libraries print goes to the log."""
+    from study.terminal import only_ours
+
+    with only_ours(log) as (out, err):
+        console.file, errors.file = out, err
+        try:
+            yield
+        finally:
+            # None: where `sys.stdout` and `sys.stderr` go at the time.
+            console.file = errors.file = None  # type: ignore[assignment]

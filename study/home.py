@@ -1,10 +1,11 @@
 """Where everything of a study lies in its home folder: the one place that knows the names of its files.
 
-Paths are absolute, because workers have another working folder. Nothing is made or read here.
+Paths are absolute, because workers have another working folder. Nothing is made here, and locks alone are read.
 """
 
 from __future__ import annotations
 
+import fcntl
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,6 +26,10 @@ class Home:
     def of_task(cls, task_dir: Path | str) -> Home:
         """Return the home folder that a task's `search` or `test` folder lies in: `<home>/tasks/<task>/search`."""
         return cls(Path(task_dir).absolute().parents[2])
+
+    def task_folder(self, logged: str) -> str:
+        """Return a task's `search` or `test` folder in this home, which was logged where the home lay then."""
+        return str(self.tasks.joinpath(*Path(logged).parts[-2:]))
 
     # --- what is made ahead of trials ---------------------------------------------------------------------------------
 
@@ -103,3 +108,16 @@ class Home:
     def remembered_plan(self, plan: str) -> Path:
         """A plan as it last trained here, see `study.plan.diff`."""
         return self.path / "plans" / f"{plan}.json"
+
+
+def process_at(lock: Path) -> str | None:
+    """Return the number of the process that holds a lock file (`unknown`: it has not said); None: nobody holds it."""
+    try:
+        with lock.open(encoding="utf-8") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return file.read().strip() or "unknown"
+    except FileNotFoundError:
+        return None
+    return None

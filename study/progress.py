@@ -1,9 +1,11 @@
-"""Progress callbacks of a study, and what they show: a bar, and a live table of cells on the terminal."""
+"""Progress callbacks of a study, and what they show: a bar and a live table on a terminal, a line each minute elsewhere."""
 
 from __future__ import annotations
 
+import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Protocol
 
 from rich.console import Console, RenderableType
@@ -12,8 +14,11 @@ from rich.table import Table
 
 if TYPE_CHECKING:
     from study.engine.run import Progress as JobProgress
+    from trainables.interface import Selection
 
 
+LINE_S = 60.0
+"""Where the output is no terminal, a line is written this often."""
 _FRAME = 8  # lines of the terminal that the bar and the table's frame take
 
 
@@ -166,3 +171,94 @@ class ProgressDisplay:
             self._bars.table = None
             self._current = (name, self._bars.add_task(name, total=total, speed=""))
         return self._current[1]
+
+
+class ProgressLines:
+    """Writes the progress of a study as plain lines, for logs: at each change of part, and every LINE_S seconds.
+
+    What is prepared before the trials is often done in a second: it gets its first line when it takes LINE_S seconds.
+    """
+
+    def __init__(self, write: Callable[[str], None], selection: Selection | None = None) -> None:
+        """`selection`: names the metric of the best value so far, and which way is better."""
+        self._write = write
+        self._selection = selection
+        self._lock = threading.Lock()
+        self._line: Callable[[float], str] | None = None  # the seconds since it began -> what stands in the line
+        self._name = ""
+        self._began = self._written = time.monotonic()
+        self._ended_before = 0
+
+    def start(self, what: str, size: int) -> Advance:
+        """Take the beginning of something that is prepared; a `StartProgress`."""
+        counts: tuple[int, int, float | None] = (0, 0, None)  # done, tokens, the workers' own seconds
+
+        def line(seconds: float) -> str:
+            done, tokens, working = counts
+            speed = throughput(done, size, tokens, seconds if working is None else working)
+            of_all = f"{done:,} of {size:,}" if size else f"{done:,}"
+            return ", ".join(filter(None, [f"{what}: {of_all}", speed]))
+
+        def advance(done: int, tokens: int = 0, seconds: float | None = None, /) -> None:
+            nonlocal counts
+            counts = (done, tokens, seconds)
+            self.tick()
+
+        self._begin(what, line)
+        return advance
+
+    def show_jobs(self, part: str, progress: JobProgress) -> None:
+        """Take the state of a part's trials."""
+        fresh = part != self._name
+        if fresh:
+            self._ended_before = progress.done
+        self._begin(part, lambda seconds: self._jobs_line(part, progress, seconds))
+        if fresh and progress.done < progress.total:
+            self.tick(now=True)
+        self.tick()
+
+    def tick(self, *, now: bool = False) -> None:
+        """Write the line of what is in progress when its time has come, or `now`."""
+        with self._lock:
+            clock = time.monotonic()
+            if self._line is not None and (now or clock - self._written >= LINE_S):
+                self._written = clock
+                self._write(f"{time.strftime('%H:%M')} {self._line(clock - self._began)}")
+
+    @contextmanager
+    def ticking(self) -> Iterator[None]:
+        """Look every second, for the time of the block, whether a line is due: trials may say nothing for long."""
+        ended = threading.Event()
+
+        def watch() -> None:
+            while not ended.wait(1.0):
+                self.tick()
+
+        thread = threading.Thread(target=watch, name="progress", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            thread.join()
+
+    def _begin(self, name: str, line: Callable[[float], str]) -> None:
+        with self._lock:
+            if name != self._name:
+                self._name, self._began = name, time.monotonic()
+                self._written = self._began
+            self._line = line
+
+    def _jobs_line(self, part: str, progress: JobProgress, seconds: float) -> str:
+        words = [f"{part}: {progress.done} of {progress.total} trials"]
+        words += [f"{progress.running} running"] if progress.running else []
+        words += [f"{progress.failed} failed"] if progress.failed else []
+        values = [cell.best for cell in progress.cells.values() if cell.best is not None]
+        if values and self._selection is not None:
+            value = self._selection.best(values)
+            (row, cell), *_ = (key for key, cell in progress.cells.items() if cell.best == value)
+            words.append(f"best {self._selection.metric} {value:.4f} ({row} in {cell})")
+        ended = progress.done - self._ended_before
+        if ended > 0 and progress.done < progress.total:
+            words.append(f"{_duration((progress.total - progress.done) * seconds / ended)} left")
+        return ", ".join(words)

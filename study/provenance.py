@@ -3,14 +3,28 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.machinery
 import importlib.metadata
 import platform
 import subprocess
+import sys
 from pathlib import Path
 
-PACKAGES = ("torch", "ray", "optuna", "mlflow", "transformers", "numpy", "pandas")
-_ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).resolve().parents[1]
 _OURS = ("study", "search_spaces", "trainables", "features")
+PACKAGES = ("torch", "ray", "optuna", "mlflow", "transformers", "numpy", "pandas")
+_ROOT = ROOT
+
+
+def packages_first() -> None:
+    """Import our packages from where this one lies, though a folder before it on the path has modules of these names.
+
+    They are plain words, and a user's working directory may have a `features` of its own.
+    """
+    specs = [importlib.machinery.PathFinder.find_spec(name) for name in _OURS]
+    others = [spec.origin for spec in specs if spec is not None and spec.origin is not None]
+    if not all(Path(origin).resolve().is_relative_to(ROOT) for origin in others):
+        sys.path.insert(0, str(ROOT))
 
 
 def commit() -> str:

@@ -46,7 +46,8 @@ def rerun(run_id: str, home: Home) -> Rerun:
         )
     client = tracking.connect(store_uri(home))
     document = read_config(client.tracking_uri, run_id)
-    for folder in filter(None, (document["task_dir"], document["test_dir"])):
+    task_dir, test_dir = (home.task_folder(at) if (at := document[name]) else None for name in ("task_dir", "test_dir"))
+    for folder in filter(None, (task_dir, test_dir)):
         if not Path(folder).is_dir():
             raise InputError(f"run {run_id}: its task folder {folder} is gone; run `study extract` on its plan")
     run = client.get_run(run_id)
@@ -61,8 +62,8 @@ def rerun(run_id: str, home: Home) -> Rerun:
     reset(Resources(cpus=float(run.data.tags.get(tags.CPUS, 1))).threads)
     try:
         *_, last = train(
-            document["model"], document["config"], document["task_dir"], document["seeds"],
-            test_dir=document["test_dir"], **({"device": "cuda"} if gpus > 0 else {}),
+            document["model"], document["config"], task_dir, document["seeds"],
+            test_dir=test_dir, **({"device": "cuda"} if gpus > 0 else {}),
         )  # fmt: skip
     finally:
         torch.set_num_threads(before)

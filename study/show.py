@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -11,6 +10,7 @@ import pandas as pd
 from rich.markup import escape
 from rich.table import Table
 
+from features.cores import usable_cores
 from features.encoders.spec import resolve_encoder
 from features.errors import InputError
 from features.pseudo.generator import LOCAL, resolve_generator
@@ -155,7 +155,7 @@ def _cost(plan: Plan, home: Home) -> Table:
     finished = _finished(plan, home)
     done = set(finished["part"] + "/" + finished["cell"] + "/" + finished["row"] + "/" + finished["name"])
     seconds = _training_seconds(plan, home)
-    side_by_side = max(1, int(len(os.sched_getaffinity(0)) / plan.resources.cpus))
+    side_by_side = max(1, int(usable_cores() / plan.resources.cpus))
     table = Table("row", "trainings left", "seconds each", "expected minutes", title="cost")
     jobs = [job for jobs in parts.planned(plan).values() for job in jobs if job.trial not in done]
     total, unknown = 0.0, False

@@ -199,6 +199,10 @@ class Cluster:
     """Ray's dashboard; only for a Ray that is started here."""
     max_concurrent: int | None = None
     """Trials side by side; None: as many as the resources hold."""
+    log: Path | None = None
+    """File for what Ray's libraries write to the standard error of this process; None: they may write there."""
+    resume: str | None = None
+    """Command that goes on: where a head is lost, this process says so and ends; None: Ray ends it in its own way."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,6 +10,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+
 from features.errors import InputError
 from features.store.tables import digest
 from study import parts
@@ -18,13 +20,14 @@ from study.data.tables import table_metrics
 from study.engine.run import Failure, Progress, at_work, refuse_second, run_jobs
 from study.home import Home
 from study.labels import Labels, labels_of
-from study.plan.diff import remember
+from study.plan.diff import refuse_other_plan, remember
+from study.plan.load import full_name, load_plan, plan_of
 from study.plan.schema import Plan, Row, ablated_rows, swept_rows
 from study.plan.start import config_of_run
-from study.progress import StartProgress, no_progress
+from study.progress import ProgressLines, StartProgress, no_progress
 from study.provenance import commit, device, versions
 from study.report.claims.judge import Judged, judge
-from study.report.report import ReportResult, redraw, report
+from study.report.report import ReportResult, figure_names, redraw, report
 from study.selection import Best, best_trials
 from study.specs import BASELINE, Cell, Cluster, Job, Recipe, RowRecipe
 from study.tracking import runs as tracking
@@ -75,25 +78,47 @@ class StatusRow:
         return self.planned - self.finished
 
 
+@dataclass(frozen=True)
+class Picture:
+    """A figure of the report; a notebook shows it where it is the last value of a cell."""
+
+    path: Path
+    """Its PNG; PDF and SVG lie beside it."""
+
+    def _repr_png_(self) -> bytes:
+        return self.path.read_bytes()
+
+
 class Study:
     """One plan in one home folder."""
 
     def __init__(
-        self, plan: Plan, *, home: Path, data: Path | None = None, cluster: Cluster | None = None,
-        only: Collection[str] = (), start_progress: StartProgress | None = None,
-        show_jobs: ShowJobs | None = None, named: str | None = None,
+        self, plan: Plan | str | Path | Mapping[str, Any], *, home: Path | str = "runs", data: Path | str | None = None,
+        cluster: Cluster | None = None, only: Collection[str] = (), replace: bool = False,
+        say: Callable[[str], None] | None = None, start_progress: StartProgress | None = None,
+        show_jobs: ShowJobs | None = None,
     ) -> None:  # fmt: skip
         """Open a study; nothing is made before a verb is called.
 
-        `only`: rows that the verbs train; the others keep what they have. `named`: what `load_plan` finds the plan by in
-        any folder; default: its name, as of a shipped plan. Raises InputError for a row that the plan does not have.
+        `plan`: the name of a shipped plan, a YAML file, or what such a file holds. `home`: folder of everything the study
+        makes; `data`: of the raw files. `only`: rows that the verbs train; the others keep what they have. `replace`: put
+        this plan in the place of another one of its name. `say`: takes a line of progress each minute, e.g. `print`;
+        `start_progress` and `show_jobs` show it in another way. Raises InputError, with every fault of the plan.
         """
-        self.named = named or plan.name
-        self.plan, self.home, self.data = plan, Home(home), data
-        self.only = tuple(plan.row(name).name for name in only)
+        if isinstance(plan, Plan):
+            self.plan, self.named = plan, plan.name
+        elif isinstance(plan, Mapping):
+            self.plan = plan_of(plan, Path("plan"))
+            self.named = self.plan.name
+        else:
+            self.plan, self.named = load_plan(str(plan)), full_name(str(plan))
+        self.home, self.data = Home(Path(home)), None if data is None else Path(data)
+        self.only = tuple(self.plan.row(name).name for name in only)
+        self.replace = replace
         self.cluster = cluster or Cluster()
-        self.start_progress: StartProgress = start_progress or no_progress
-        self._show_jobs: ShowJobs = show_jobs or (lambda part, progress: None)
+        lines = ProgressLines(say, self.plan.selection) if say is not None else None
+        self.start_progress: StartProgress = start_progress or (lines.start if lines else no_progress)
+        self._show_jobs: ShowJobs = show_jobs or (lines.show_jobs if lines else (lambda part, progress: None))
 
     @property
     def tracking_uri(self) -> str:
@@ -119,6 +144,8 @@ class Study:
     @cached_property
     def _inputs(self) -> Inputs:
         refuse_second(self.home, self.plan.name)  # it would describe its data in the other's experiment
+        if not self.replace:
+            refuse_other_plan(self.plan, self.home.path, self.named)
         on_ray, actors = self.cluster.address is not None, None
         if on_ray:
             from study.engine.launch import connect, most_actors
@@ -162,7 +189,7 @@ class Study:
         mark_places(*self._store(), metric=f"test_{task_type.headline}", maximize=direction == "maximize")
         return replace(summary, notes=tuple(register(self.results(), self._inputs.domains, self.home, names)))
 
-    def recommend(self, user: str, cell: str | None, n: int, row: str | None = None) -> Recommendation:
+    def recommend(self, user: str, cell: str | None = None, n: int = 10, row: str | None = None) -> Recommendation:
         """Target-domain items for a user, by the registered model of a cell; None: of the first that knows them."""
         cells = [each for each in self.plan.cells if cell in (None, each.name)]
         if not cells:
@@ -179,6 +206,15 @@ class Study:
         verbs = {"search": self.search, "ablate": self.ablate, "score": self.score}
         return verbs[part]()
 
+    def run(self, ended: Callable[[Summary], object] = lambda summary: None) -> list[Summary]:
+        """All parts in order; what is done is skipped. `ended` takes the summary of each when it has ended."""
+        self.extract()
+        summaries = []
+        for part in parts.part_names(self.plan):
+            summaries.append(self.run_part(part))
+            ended(summaries[-1])
+        return summaries
+
     def report(self, progress: Callable[[int, int], None] | None = None) -> ReportResult:
         """Figures and tables from MLflow alone."""
         return report(self.tracking_uri, self.plan.name, self.labels, self.report_folder, progress=progress)
@@ -192,6 +228,27 @@ class Study:
     def results(self) -> Results:
         """The study as MLflow knows it."""
         return load_results(self.tracking_uri, self.plan.name, self.labels)
+
+    def trials(self, part: str | None = None, row: str | None = None) -> pd.DataFrame:
+        """Finished trials (of a part, of a row), a line each; columns as in `study.tracking.results`."""
+        return self.results().finished(part, row)
+
+    def best_trials(self) -> pd.DataFrame:
+        """The best search trial of each row and cell: what it reached on validation, and its configuration."""
+        metric = self.plan.selection.metric
+        lines = [
+            {"row": row, "cell": cell, metric: trial.value, "run_id": trial.run_id, **document["config"]}
+            for (row, cell), (trial, document) in self.best().items()
+        ]
+        return pd.DataFrame(lines)
+
+    def figures(self) -> list[str]:
+        """Names of the figures that the report has."""
+        return figure_names(self.results())
+
+    def figure(self, name: str) -> Picture:
+        """One figure of the report, drawn anew."""
+        return Picture(self.redraw(name))
 
     def claims(self) -> list[Judged]:
         """The verdict on each claim of the paper."""
@@ -280,7 +337,7 @@ class Study:
         chosen = parts.of_rows(jobs, self.only)
         if not chosen:
             return Summary(part=part, planned=0, ran=0)
-        remember(self.plan, self.home.path)
+        remember(self.plan, self.home.path, self.named)
         done = run_jobs(
             Recipe(
                 experiment=self.plan.name, home=self.home.path, rows=self._row_recipes(part, chosen),

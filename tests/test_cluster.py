@@ -1,5 +1,8 @@
 """The cluster files against Ray's own validator, offline, and what `study check --cluster` says of faults."""
 
+import os
+import shlex
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -8,9 +11,12 @@ import yaml
 
 from features.errors import InputError
 from features.extraction.workers import Actors
+from study.cli import cli
 from study.engine.cluster import NodeType, autoscaled, check_cluster
 from study.engine.launch import _concurrency, most_actors
 from study.specs import Cluster, Resources
+
+from .test_docs import check_click
 
 ROOT = Path(__file__).parents[1]
 FILES = ("cluster.yaml", "cluster-onprem.yaml")
@@ -160,3 +166,86 @@ def test_nothing_is_refused_where_the_file_leaves_it_out(tmp_path: Path, monkeyp
     config = {"max_workers": 2, "head_node_type": "any", "available_node_types": types}
     (tmp_path / "ray_bootstrap_config.yaml").write_text(yaml.safe_dump(config))
     assert _concurrency(Cluster(address="auto"), Resources(cpus=64)) is None
+
+
+# --- Kubernetes and Slurm -----------------------------------------------------------------------------------------
+
+# Fields of KubeRay's types RayJobSpec, RayClusterSpec, ... (ray-operator/apis/ray/v1); `!` marks those that must be there.
+KUBERAY = {
+    "spec": """activeDeadlineSeconds backoffLimit rayClusterSpec submitterPodTemplate metadata clusterSelector
+        submitterConfig managedBy deletionStrategy entrypoint runtimeEnvYAML jobId submissionMode entrypointResources
+        entrypointNumCpus
+        entrypointNumGpus ttlSecondsAfterFinished shutdownAfterJobFinishes suspend""",
+    "spec.rayClusterSpec": """headGroupSpec! workerGroupSpecs rayVersion enableInTreeAutoscaling autoscalerOptions
+        headServiceAnnotations suspend""",
+    "spec.rayClusterSpec.autoscalerOptions": """resources image imagePullPolicy env envFrom volumeMounts securityContext
+        idleTimeoutSeconds upscalingMode""",
+    "spec.rayClusterSpec.headGroupSpec": "serviceType headService enableIngress rayStartParams template!",
+    "spec.rayClusterSpec.workerGroupSpecs": """groupName! replicas minReplicas! maxReplicas! numOfHosts rayStartParams
+        template! scaleStrategy""",
+}
+
+
+def at(document: Any, place: str) -> list[dict[str, Any]]:
+    """The mappings at a dotted place; of a list each."""
+    for name in place.split("."):
+        document = document[name]
+    return document if isinstance(document, list) else [document]
+
+
+def test_the_job_for_kubernetes_has_the_fields_of_kuberay() -> None:
+    job = yaml.safe_load((ROOT / "cluster-kuberay.yaml").read_text())
+    assert (job["apiVersion"], job["kind"]) == ("ray.io/v1", "RayJob")
+    for place, names in KUBERAY.items():
+        fields = {name.rstrip("!") for name in names.split()}
+        for mapping in at(job, place):
+            assert mapping.keys() <= fields, place
+            assert {name[:-1] for name in names.split() if name.endswith("!")} <= mapping.keys(), place
+    cluster = job["spec"]["rayClusterSpec"]
+    groups = [cluster["headGroupSpec"], *cluster["workerGroupSpecs"]]
+    for group in groups:
+        assert all(isinstance(value, str) for value in group["rayStartParams"].values())
+        pod = group["template"]["spec"]
+        volumes = {volume["name"] for volume in pod["volumes"]}
+        (container,) = pod["containers"]
+        assert {mount["name"] for mount in container["volumeMounts"]} <= volumes
+        assert "/shared" in [mount["mountPath"] for mount in container["volumeMounts"]]
+        assert container["resources"]["requests"] == container["resources"]["limits"], "Ray counts the limits"
+    assert groups[0]["rayStartParams"]["num-cpus"] == "0"
+    assert shlex.split(job["spec"]["entrypoint"])[-2:] == ["--home", "/shared/runs"]
+    check_click(cli, shlex.split(job["spec"]["entrypoint"])[1:])
+
+
+def test_the_batch_script_for_slurm_starts_the_study_on_all_nodes(tmp_path: Path) -> None:
+    """With stand-ins that print their words: `srun` for Slurm, which is not there."""
+    stand_ins = {
+        "scontrol": 'test "$*" = "show hostnames node[7-8]" && printf "node7\\nnode8\\n"',
+        "srun": 'printf "%s\\n" "$@"; echo "token ${#RAY_AUTH_TOKEN} $RAY_AUTH_MODE $RAY_TMPDIR"',
+    }
+    for name, body in stand_ins.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\n{body}\n")
+        (tmp_path / name).chmod(0o755)
+    environment = {
+        **os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_JOB_NODELIST": "node[7-8]",
+        "SLURM_JOB_ID": "20017", "SLURM_JOB_NUM_NODES": "2", "SLURM_CPUS_PER_TASK": "8", "SLURM_SUBMIT_DIR": "/work/a b",
+    }  # fmt: skip
+    script = ["bash", str(ROOT / "cluster-slurm.sh"), "my plan.yaml", "--max-concurrent", "3"]
+    ran = subprocess.run(script, env=environment, capture_output=True, text=True, check=False)
+    assert (ran.returncode, ran.stderr) == (0, "")
+    words = ran.stdout.splitlines()
+    assert words[-1] == "token 64 token /tmp"
+    assert words[:11] == [
+        "--kill-on-bad-exit=1", "ray", "symmetric-run", "--address", "node7:20017", "--min-nodes", "2", "--num-cpus=8",
+        "--num-gpus=0", "--", "study",
+    ]  # fmt: skip
+    assert words[11:-1] == [
+        "run",
+        "my plan.yaml",
+        "--address",
+        "auto",
+        "--home",
+        "/work/a b/runs",
+        "--max-concurrent",
+        "3",
+    ]
+    check_click(cli, words[11:-1])

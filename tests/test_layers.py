@@ -27,7 +27,7 @@ WITHIN_STUDY = {  # what each folder of `study` may use of the rest of it; its o
     "report": {"labels", "papers", "provenance", "selection", "specs", "tracking"},
 }
 FEATURES_LAYERS = (  # the rooms of `features`, the lowest first
-    {"__init__", "errors", "progress"},
+    {"__init__", "cores", "errors", "progress"},
     {"checks"},
     {"store"},
     {"domains", "simulate", "images", "factorisation"},

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from features.errors import InputError
 
-SCHEDULES = ("linear", "linear_scaled", "linear_sqrt")
+SCHEDULES = ("linear", "linear_scaled", "linear_sqrt", "linear_root")
 MAX_VARIANCE = 0.999  # a step that adds more would divide by almost nothing in the posterior (Nichol & Dhariwal 2021)
 REFERENCE_STEPS = 1000  # the T that Ho et al. (2020) chose their variances for
 
@@ -50,14 +50,15 @@ def variances(steps: int, start: float, end: float, schedule: str) -> Tensor:
 
     `linear`: from `start` to `end`, as MuSiC says. `linear_scaled` (ours): the same, times 1000/T and capped below
     1, so that abar_T comes near 0 for few steps as well; otherwise inference starts from noise that training never showed.
-    `linear_sqrt`: the square of a linear rise from sqrt(start) to sqrt(end). LGCD's eq. 9 has beta_t linear in
-    [sqrt(beta_min), sqrt(beta_max)]; this is read as the `linear` of latent diffusion's code (Rombach et al. 2022), for as
-    variances these bounds would leave nothing of x_0 after half of 100 steps.
+    `linear_root`: from sqrt(start) to sqrt(end), LGCD's eq. 9 word for word; with its settings hardly anything of x_0 is
+    left after half of 100 steps (abar_50 = 0.011). `linear_sqrt` (ours): the square of that, as the `linear` of latent
+    diffusion's code has it (Rombach et al. 2022).
     """
     if schedule not in SCHEDULES:
         raise InputError(f"schedule: unknown {schedule!r}; choose from {', '.join(SCHEDULES)}")
-    if schedule == "linear_sqrt":
-        return torch.linspace(math.sqrt(start), math.sqrt(end), steps, dtype=torch.float64).square()
+    if schedule in ("linear_sqrt", "linear_root"):
+        root = torch.linspace(math.sqrt(start), math.sqrt(end), steps, dtype=torch.float64)
+        return root if schedule == "linear_root" else root.square()
     scale = REFERENCE_STEPS / steps if schedule == "linear_scaled" else 1.0
     return torch.linspace(start * scale, end * scale, steps, dtype=torch.float64).clamp(max=MAX_VARIANCE)
 

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from trainables.tasks.sequential import HeldOut, Sequences, SequenceTask
+from trainables.tasks.sequential import OVERLAPPING, HeldOut, Sequences, SequenceTask
 
 SEQUENCES_READ = ("merged", "target")  # what a model that knows one catalogue reads: both domains' items | the target's
 _CHUNK = 64  # batches that are sorted by length together, so that a batch pads little
@@ -247,6 +247,61 @@ class Bag:
     def length(self) -> Tensor:
         """Return the number of real items of each row, [B]."""
         return self.real.sum(dim=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Read:
+    """What training reads of some users: their target items but the last, their source items, and their labels.
+
+    The state at column c of a row is that before its target item c; at c = 0 no target item has been shown.
+    """
+
+    shown: Bag  # [B, L] target items that something follows
+    source: Bag  # [B, M]
+    reads: Tensor  # bool [B, L + 1, M] source items before each target item
+    row: Tensor  # int64 [N] row of each label
+    column: Tensor  # int64 [N] column of the state that predicts it
+    label: Tensor  # int64 [N] item number
+
+
+class TargetLabels:
+    """Training users' target items as labels, each predicted from the target and source items before it.
+
+    `overlapping`: of users of both domains alone, else of target-only users too. A label before which nothing stands is
+    left out.
+    """
+
+    def __init__(self, task: SequenceTask, most: int, *, overlapping: bool = True) -> None:
+        self.halves, self.most = Halves.of_task(task), most
+        in_target = inside(task.train.item, task.target)
+        before = torch.cat([in_target.new_zeros(1, dtype=torch.int64), (~in_target).long().cumsum(0)])
+        first = before[task.train.starts[:-1]]
+        self.before_source = (before[:-1] - first[task.train.row])[in_target]  # of each target item
+        target, source = self.halves.target.lengths, self.halves.source.lengths
+        wanted = (target > 0) & (task.group == OVERLAPPING) if overlapping else target > 0
+        self.rows = (wanted & ((target > 1) | (source > 0))).nonzero().squeeze(1)
+
+    def batches(self, size: int, rng: np.random.Generator) -> Iterator[Tensor]:
+        """Yield the users, those of about the same number of target items together."""
+        for part in batches(self.halves.target.lengths[self.rows], size, rng):
+            yield self.rows[part]
+
+    def read(self, row_B: Tensor) -> Read:
+        """Return what is read of these users."""
+        halves, device = self.halves, row_B.device
+        target = newest(halves.target, row_B, halves.target.lengths[row_B], self.most)
+        source = newest(halves.source, row_B, halves.source.lengths[row_B], self.most)
+        place_L = torch.arange(target.item.shape[1], device=device)
+        first_B = halves.target.starts[row_B] + halves.target.lengths[row_B] - target.length
+        before_BL = self.before_source[(first_B[:, None] + place_L).clamp(max=len(self.before_source) - 1)]
+        older_B = halves.source.lengths[row_B] - source.length  # source items that the window leaves out
+        place_M = torch.arange(source.item.shape[1], device=device)
+        reads = (place_M < (before_BL - older_B[:, None])[..., None]) & source.real[:, None]
+        row, column = (target.real & ((place_L > 0) | reads.any(dim=2))).nonzero(as_tuple=True)
+        return Read(
+            shown=Bag(target.item[:, :-1], target.real[:, 1:]), source=source, reads=reads, row=row, column=column,
+            label=target.item[row, column],
+        )  # fmt: skip
 
 
 def newest(sequences: Sequences, row_B: Tensor, count_B: Tensor, most: int) -> Bag:

@@ -8,7 +8,6 @@ unchanged one never again. The folder appears whole or not at all.
 
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, suppress
@@ -24,12 +23,13 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from features.checks import choice, refuse
+from features.cores import usable_cores
 from features.domains.filters import FilterSpec, apply_filters, one_number
 from features.domains.readers import COLUMNS, INTERACTIONS, ITEMS, READERS, read_interactions, read_items
 from features.errors import InputError
 from features.progress import AdvanceBy
 from features.store.external_sort import external_sort
-from features.store.folders import SIMULATED, whole_folder, write_json
+from features.store.folders import SIMULATED, whole_folder, work_folder, write_json
 
 VERSION = 1  # of the folder's contents; part of the key
 MEMORY_LIMIT = "1GB"  # of DuckDB, which spills to disk what does not fit
@@ -245,8 +245,8 @@ def prepare_domain(spec: DomainSpec, data: Path, store: Path, progress: AdvanceB
         return _relocated(open_domain(path), data)
     if path.exists():  # only deleting by hand leaves a folder without its manifest
         shutil.rmtree(path)
-    with whole_folder(path) as partial:
-        counts = _write_tables(spec, data, partial, progress or (lambda rows: None))
+    with whole_folder(path) as partial, work_folder(partial) as work:
+        counts = _write_tables(spec, data, partial, work, progress or (lambda rows: None))
         for source in sources:
             if _file_hash(data / source["file"], store) != source["sha256"]:
                 raise InputError(f"{data / source['file']}: changed while it was read; try again when it is still")
@@ -274,10 +274,10 @@ def _relocated(domain: Domain, data: Path) -> Domain:
     return open_domain(domain.path)
 
 
-def _write_tables(spec: DomainSpec, data: Path, folder: Path, progress: AdvanceBy) -> dict[str, Any]:
-    """Write the three tables into `folder`; return the counts for the manifest."""
-    work = folder / "work"
-    work.mkdir()
+def _write_tables(
+    spec: DomainSpec, data: Path, folder: Path, work: Path, progress: AdvanceBy
+) -> dict[str, Any]:  # fmt: skip
+    """Write the three tables into `folder`, by way of `work`; return the counts for the manifest."""
     scale = None if spec.implicit else spec.rating_scale
     batches = read_interactions(spec.reader, data / spec.interactions, spec.columns, scale, spec.where)
     if not _stage(batches, INTERACTIONS, work / "raw.parquet", progress):
@@ -287,7 +287,7 @@ def _write_tables(spec: DomainSpec, data: Path, folder: Path, progress: AdvanceB
     _stage(metadata, ITEMS, work / "meta.parquet", progress)
     config: dict[str, str | bool | int | float | list[str]] = {
         "memory_limit": MEMORY_LIMIT,
-        "threads": min(THREADS, os.cpu_count() or 1),
+        "threads": min(THREADS, usable_cores()),
         "temp_directory": str(work / "spill"),
     }
     with closing(duckdb.connect(str(work / "work.duckdb"), config=config)) as database:
@@ -305,7 +305,6 @@ def _write_tables(spec: DomainSpec, data: Path, folder: Path, progress: AdvanceB
                     f"({before} interactions before it); loosen the filter"
                 )
         _export(database, work, folder, listed=spec.listed)
-    shutil.rmtree(work)
     first, last = counts[1], counts[-1]
     return {
         "counts": counts,

@@ -21,6 +21,7 @@ from typing import Any
 import pyarrow as pa
 import torch
 
+from features.cores import usable_cores
 from features.errors import InputError
 from features.progress import Progress
 from features.store.shards import KEY_TYPE
@@ -126,7 +127,7 @@ def run_blocks(
 
 def count_threads() -> int:
     """Return the default number of workers of this process."""
-    return 1 if torch.cuda.is_available() else min(len(os.sched_getaffinity(0)), _THREADS)
+    return 1 if torch.cuda.is_available() else min(usable_cores(), _THREADS)
 
 
 def count_actors() -> Actors:

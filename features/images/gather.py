@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from features.checks import number
+from features.cores import usable_cores
 from features.errors import InputError, one_line
 from features.images.download import DownloadError, DownloadSpec, download
 from features.progress import Progress
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
 
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")  # others are decoded by code that few have looked at
 _MOST_PIXELS = 64_000_000  # an image of more is an attack on the memory
-_DECODING = threading.Semaphore(len(os.sched_getaffinity(0)))  # more at a time would be no faster, and hold 400 MB each
+_DECODING = threading.Semaphore(usable_cores())  # more at a time would be no faster, and hold 400 MB each
 NO_IMAGE = "no image"
 
 

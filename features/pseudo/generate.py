@@ -14,7 +14,6 @@ caller passes training users, so no validation or test user is in any prompt or 
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -25,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from features.encoders.encoder import Encoder, load_encoder
 from features.encoders.inputs import EncoderInput, input_key
@@ -46,15 +46,16 @@ from features.pseudo.generator import (
 from features.pseudo.local_model import TRAINING, Example, train_local_model
 from features.pseudo.prompts import PseudoPrompt, find_wording, parse_texts, short_title
 from features.pseudo.recall import UserItems, measure_recall
-from features.pseudo.retrieval import Nearest, choose_items, nearest_by_key
+from features.pseudo.retrieval import Nearest, choose_items, nearest_by_key, vectors_by_key
 from features.pseudo.table import SCHEMA, PseudoTable, open_pseudo, write_pseudo
+from features.store.folders import read_json
 from features.store.shards import VectorStore
 from features.store.tables import FeatureTable, digest
 
 if TYPE_CHECKING:
     from features.domains.domain import Domain
 
-VERSION = 1  # of retrieval and of the table; part of every key
+VERSION = 2  # of retrieval and of the table; part of every key
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,22 +140,24 @@ def make_pseudo(
         for row in maker.recall(held_out, fit, target, lists[len(single) + n * len(held_out) :][: len(held_out)])
     ]
     lists = lists[: len(single)]
+    text_rows, vectors = maker.text_vectors(requests[: len(single)], lists)
     rows = pa.table(
         {
             "user_id": [user.user for user in single],
             "items": [one.items for one in lists],
             "similarity": [one.similarity for one in lists],
             "texts": [one.texts for one in lists],
+            "text_rows": text_rows,
         },
         schema=SCHEMA,
     )
     figures = {**_figures(lists), "recall": recall, "seconds": round(time.monotonic() - start, 1)}
-    return write_pseudo(folder, rows, {"key": key, **document, **figures})
+    return write_pseudo(folder, rows, vectors, {"key": key, **document, **figures})
 
 
 def read_recall(table: PseudoTable) -> list[dict[str, Any]]:
     """Return the recall of a table's items: rows of `features.pseudo.recall.Recall`; none where no user was kept out."""
-    rows: list[dict[str, Any]] = json.loads((table.path / "manifest.json").read_text())["recall"]
+    rows: list[dict[str, Any]] = read_json(table.path / "manifest.json")["recall"]
     return rows
 
 
@@ -310,6 +313,21 @@ class _PseudoMaker:
             by_key = nearest_by_key(vectors, set(keys.values()), self.tables[domain].vectors, depth)
             nearest[domain] = {text: by_key[key] for text, key in keys.items() if key in by_key}
         return nearest
+
+    def text_vectors(
+        self, requests: Sequence[tuple[History, str]], lists: Sequence[_UserList]
+    ) -> tuple[list[list[int]], NDArray[Any]]:
+        """Return the rows of each list's texts among the vectors of all different ones, and these vectors [G, F]."""
+        different = {(domain, text) for (_, domain), one in zip(requests, lists, strict=True) for text in one.texts}
+        key = {pair: input_key(self._encoder_input(*pair)) for pair in different}
+        width = next(iter(self.tables.values())).vectors.shape[1]
+        keys, vectors = vectors_by_key(VectorStore.open(self.store, self.encoder.key), set(key.values()), width)
+        row = {one: number for number, one in enumerate(keys)}
+        rows = [
+            [row.get(key[domain, text], -1) for text in one.texts]
+            for (_, domain), one in zip(requests, lists, strict=True)
+        ]
+        return rows, vectors
 
     def _excluded(self, user: History, target: str) -> list[int]:
         """Return the numbers of the user's source items that the target domain lists under the same id."""

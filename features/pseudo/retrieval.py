@@ -64,6 +64,17 @@ def nearest_by_key(
     return nearest
 
 
+def vectors_by_key(store: VectorStore, wanted: Collection[bytes], width: int) -> tuple[list[bytes], NDArray[Any]]:
+    """Return those of the wanted keys that a store holds, ascending, and their vectors, [G, width]."""
+    left, keys, parts = set(wanted), list[bytes](), [np.empty((0, width), np.float16)]
+    for shard_keys, vectors in _wanted_vectors(store, left):
+        keys += shard_keys
+        parts.append(vectors)
+        left -= set(shard_keys)
+    order = sorted(range(len(keys)), key=keys.__getitem__)
+    return [keys[place] for place in order], np.concatenate(parts)[order]
+
+
 def _wanted_vectors(store: VectorStore, wanted: Collection[bytes]) -> Iterator[tuple[list[bytes], NDArray[Any]]]:
     """Yield (keys, their vectors) of each shard that holds any of the wanted keys."""
     for shard in store.shards():

@@ -18,7 +18,6 @@ everything else passes through in chunks.
 """
 
 import gzip
-import json
 import re
 import zlib
 from collections.abc import Iterator, Mapping
@@ -37,7 +36,7 @@ from features.checks import number, refuse, whole
 from features.errors import InputError
 from features.progress import AdvanceBy
 from features.simulate import vocabulary
-from features.store.folders import SIMULATED, whole_folder, write_json
+from features.store.folders import SIMULATED, read_json, whole_folder, write_json
 
 VERSION = 1  # of the files' contents
 CHUNK = 50_000  # reviews or items written at a time
@@ -134,7 +133,7 @@ def simulate(spec: SimulateSpec, out: Path, progress: AdvanceBy | None = None) -
 
 def _same(out: Path, label: Mapping[str, Any]) -> Path:
     """Return `out`, if it holds what `label` describes. Raises InputError if it holds anything else."""
-    if not (out / SIMULATED).is_file() or json.loads((out / SIMULATED).read_text()) != label:
+    if not (out / SIMULATED).is_file() or read_json(out / SIMULATED) != label:
         raise InputError(f"{out}: holds something else already; name a new folder or remove this one")
     return out
 

@@ -4,8 +4,10 @@ import errno
 import fcntl
 import json
 import os
+import re
 import shutil
 import socket
+import tempfile
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -34,6 +36,27 @@ def locked(path: Path) -> Iterator[None]:
     with path.open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
+
+
+@contextmanager
+def plain_name(folder: Path) -> Iterator[Path]:
+    """Yield the folder for libraries that read patterns in paths: itself, or a copy that goes with the block."""
+    if _is_plain(folder):
+        yield folder
+        return
+    with tempfile.TemporaryDirectory() as place:
+        yield shutil.copytree(folder, Path(place) / "copy")
+
+
+@contextmanager
+def work_folder(beside: Path) -> Iterator[Path]:
+    """Make a folder for the block, in `beside`, or in the temporary folder where that path would be read as a pattern."""
+    with tempfile.TemporaryDirectory(dir=beside if _is_plain(beside) else None, prefix="work-") as place:
+        yield Path(place)
+
+
+def _is_plain(path: Path) -> bool:
+    return re.fullmatch(r"[^?*\[\]%#]*", str(path)) is not None
 
 
 @contextmanager
@@ -86,6 +109,14 @@ def atomic_file(path: Path, *, durable: bool = False) -> Iterator[Path]:
         beside.replace(path)
     finally:
         beside.unlink(missing_ok=True)
+
+
+def read_json(path: Path) -> Any:
+    """Read a file that `write_json` wrote. Raises InputError where it is damaged, and FileNotFoundError."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError(f"{path}: is damaged ({error}); delete its folder {path.parent}, it is made again") from error
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:

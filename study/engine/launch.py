@@ -15,14 +15,20 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from features.errors import InputError
+from features.cores import usable_cores
+from features.errors import InputError, one_line
 from features.extraction.workers import Actors
 from study.engine.cluster import NodeType, autoscaled
+from study.engine.head import watch_head
+from study.engine.machine import ray_folder
 from study.engine.node_cache import task_server
 from study.engine.ray_tune import JobCallback, JobScheduler, JobSearcher, Ledger, SilentCallback
 from study.engine.worker import train
 from study.home import Home
+from study.provenance import ROOT
 from study.specs import Cluster, Job, Recipe, Resources
+
+_STARTS = 3  # how often Ray is started before that is given up
 
 
 def launch(recipe: Recipe, jobs: Sequence[Job], ledger: Ledger, *, name: str) -> None:
@@ -79,22 +85,66 @@ def _trial_name(trial: Any) -> str:
 def connect(cluster: Cluster) -> None:
     """Join the cluster, or start Ray here; one that this process already has is used as it is.
 
-    Raises InputError where no cluster answers.
+    Workers import our packages from where this process has them: Ray puts the working directory in front of all else, in
+    which anyone may have a `study.py`, so for the time of its start that is the folder of our packages. Raises InputError
+    where no cluster answers, or Ray does not start.
     """
     import ray
 
     if ray.is_initialized():
         return
-    if cluster.address is not None:
+    if cluster.log is not None:
+        _redirect_native_output(cluster.log)
+    with _quiet(cluster.log), contextlib.chdir(ROOT):
+        if cluster.address is not None:
+            try:
+                ray.init(address=cluster.address, log_to_driver=False)
+            except ConnectionError as error:
+                raise InputError(f"--address {cluster.address}: {_refusal(error)}") from error
+        else:
+            _start(cluster)
+    if cluster.resume is not None:
+        address = ray.get_runtime_context().gcs_address
+        watch_head(address, cluster.resume, going=ray.is_initialized)
+
+
+def _start(cluster: Cluster) -> None:
+    """Start Ray on this machine; a busy machine may take longer than Ray waits, so it is tried again."""
+    import ray
+
+    for left in reversed(range(_STARTS)):
         try:
-            ray.init(address=cluster.address, log_to_driver=False)
-        except ConnectionError as error:
-            raise InputError(f"--address {cluster.address}: {_refusal(error)}") from error
-    else:
-        ray.init(
-            address="local",  # else Ray joins a cluster that another user of this machine has started
-            num_cpus=os.cpu_count(), include_dashboard=cluster.dashboard, log_to_driver=False,
-        )  # fmt: skip
+            ray.init(
+                address="local",  # else Ray joins a cluster that another user of this machine has started
+                num_cpus=usable_cores(), include_dashboard=cluster.dashboard, log_to_driver=False,
+                _temp_dir=ray_folder(),
+            )  # fmt: skip
+        except Exception as error:  # Ray raises Exception itself where one of its processes is late
+            ray.shutdown()
+            if not left or isinstance(error, (ValueError, PermissionError)):
+                raise InputError(
+                    f"Ray does not start on this machine ({one_line(error, 200)}); see whether memory, processes or open "
+                    "files are limited"
+                ) from error
+        else:
+            return
+
+
+_redirected: Path | None = None
+
+
+def _redirect_native_output(log: Path) -> None:
+    """Send to a file what libraries write to the standard error of this process, for the rest of its life.
+
+    Python's own `sys.stderr` is not meant: the command line has put it elsewhere, see `study.terminal`.
+    """
+    global _redirected
+    if _redirected == log:
+        return
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("ab") as file:
+        os.dup2(file.fileno(), 2)
+    _redirected = log
 
 
 def _refusal(error: ConnectionError) -> str:
@@ -178,8 +228,11 @@ def _refuse_impossible(resources: Resources, there: Sequence[Mapping[str, float]
 
 
 @contextlib.contextmanager
-def _quiet(log: Path) -> Iterator[None]:
-    """Send the messages of Ray and Tune to a file for the time of the block."""
+def _quiet(log: Path | None) -> Iterator[None]:
+    """Send the messages of Ray and Tune to a file for the time of the block, where one is named."""
+    if log is None:
+        yield
+        return
     log.parent.mkdir(parents=True, exist_ok=True)
     logger = logging.getLogger("ray")
     handlers, propagate = logger.handlers, logger.propagate

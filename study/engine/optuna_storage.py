@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,25 @@ def open_journal(path: Path) -> BaseStorage:
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.exists():
         _cut_torn_tail(path)
-    return JournalStorage(JournalFileBackend(str(path), JournalFileSymlinkLock(str(path), grace_period=_STALE_LOCK_S)))
+    try:
+        return JournalStorage(
+            JournalFileBackend(str(path), JournalFileSymlinkLock(str(path), grace_period=_STALE_LOCK_S))
+        )
+    except (ValueError, KeyError, TypeError, IndexError, AttributeError, AssertionError) as error:
+        raise InputError(
+            f"{path}{_damaged_line(path)}: is damaged ({one_line(error, 100)}); put a copy of the file back, or move it "
+            "away: the search then starts anew, and MLflow keeps what is finished"
+        ) from error
+
+
+def _damaged_line(path: Path) -> str:
+    """Return `:12` for the first line that is not JSON; nothing where all are."""
+    for number, line in enumerate(path.read_bytes().splitlines(), start=1):
+        try:
+            json.loads(line)
+        except ValueError:
+            return f":{number}"
+    return ""
 
 
 def _cut_torn_tail(path: Path) -> None:

@@ -10,6 +10,7 @@ from multiprocessing.process import BaseProcess
 from threading import Thread
 from typing import Any
 
+from features.cores import usable_cores
 from study.specs import Resources
 
 
@@ -22,7 +23,7 @@ def run_calls(
     small models ten times slower. Where calls need a GPU, those on this machine share its first one.
     """
     if not on_ray:
-        processes = max(1, min(len(calls), len(os.sched_getaffinity(0)) // resources.threads))
+        processes = max(1, min(len(calls), usable_cores() // resources.threads))
         if resources.gpus > 0:
             processes = min(processes, max(1, int(1 / resources.gpus)))
         with ProcessPoolExecutor(

@@ -19,7 +19,7 @@ from study.engine.fingerprint import fingerprints
 from study.engine.ledger import CellProgress, Failure, Ledger, Progress
 from study.engine.optuna_study import open_studies
 from study.engine.reconcile import carry_out, decide
-from study.home import Home
+from study.home import Home, process_at
 from study.specs import Job, Recipe
 from study.tracking import runs as tracking
 
@@ -105,15 +105,7 @@ def _owner(recipe: Recipe) -> str:
 
 def at_work(home: Home, experiment: str) -> str | None:
     """Return the number of the process that is running jobs of the experiment in this home folder; None: there is none."""
-    try:
-        with home.lock(experiment).open(encoding="utf-8") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            except BlockingIOError:
-                return file.read().strip() or "unknown"
-    except FileNotFoundError:
-        return None
-    return None
+    return process_at(home.lock(experiment))
 
 
 def refuse_second(home: Home, experiment: str) -> None:

@@ -8,11 +8,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from features.errors import InputError
 from features.store.folders import write_json
 from study.home import Home
 from study.plan.schema import Plan
 from study.provenance import commit, versions
 
+_FILE = "file"  # no field of a plan
+_DATA = ("domains.", "simulate.", "sequences.users")
 _SEEDS = "these trials are trained with the new seeds; each that is finished counts until its successor is"
 
 _EFFECTS = (  # the first that a field begins with
@@ -37,10 +40,10 @@ _EFFECTS = (  # the first that a field begins with
 
 def changes(plan: Plan, home: Path) -> list[str]:
     """A line for each field that is not as when the plan last trained here; none for a plan that never has."""
-    try:
-        kept = json.loads(_path(plan, home).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    kept = _remembered(plan, home)
+    if not kept:
         return []
+    kept.pop(_FILE, None)
     code = _code()
     now, before = _fields(plan) | code, code | kept
     lines = []
@@ -53,11 +56,38 @@ def changes(plan: Plan, home: Path) -> list[str]:
     return lines
 
 
-def remember(plan: Plan, home: Path) -> None:
-    """Keep the plan and the code's version as they are now, for `changes`."""
+def remember(plan: Plan, home: Path, file: str) -> None:
+    """Keep the plan, the file that it came from and the code's version as they are now, for `changes`."""
     path = _path(plan, home)
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_json(path, _fields(plan) | _code())
+    write_json(path, _fields(plan) | _code() | {_FILE: file})
+
+
+def refuse_other_plan(plan: Plan, home: Path, file: str) -> None:
+    """Raise InputError where another plan of this name last trained here: its trials would make room for this one's.
+
+    That is one of another file, with another model, other data, or no task of this one's; a plan that was edited, moved or
+    copied goes on.
+    """
+    kept, now = _remembered(plan, home), _fields(plan)
+    if kept.get(_FILE) in (None, file):
+        return
+    tasks = [kept.get("tasks") or [], now["tasks"]]
+    data = [{name: value for name, value in fields.items() if name.startswith(_DATA)} for fields in (kept, now)]
+    if kept.get("model") != now["model"] or data[0] != data[1] or not any(task in tasks[0] for task in tasks[1]):
+        raise InputError(
+            f"plan {plan.name}: {Home(home)} holds another plan of this name ({kept[_FILE]}); give this one another name "
+            "or --home, or put it in the other's place with --replace, which leaves the other's finished trials out"
+        )
+
+
+def _remembered(plan: Plan, home: Path) -> dict[str, Any]:
+    """Return what `remember` kept; empty for a plan that never trained here."""
+    try:
+        kept = json.loads(_path(plan, home).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return kept if isinstance(kept, dict) else {}
 
 
 def _path(plan: Plan, home: Path) -> Path:

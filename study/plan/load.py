@@ -45,6 +45,20 @@ def full_name(name_or_path: str) -> str:
     return name_or_path if name_or_path in shipped_plans() else str(Path(name_or_path).absolute())
 
 
+def copy_plan(name: str, folder: Path) -> Path:
+    """Write a shipped plan to `folder`, to be edited. Raises InputError for an unknown name, or a file that is there."""
+    if name not in shipped_plans():
+        raise InputError(f"plan {name!r}: is not shipped; choose from {', '.join(shipped_plans())}")
+    target = folder / f"{name}.yaml"
+    text = (FOLDER / f"{name}.yaml").read_text(encoding="utf-8")
+    try:
+        with target.open("x", encoding="utf-8") as file:
+            file.write(text.replace(f"study run {name}", f"study run {target.name}"))
+    except FileExistsError:
+        raise InputError(f"{target}: is there already; rename it, or copy to another folder") from None
+    return target
+
+
 def load_plan(name_or_path: str) -> Plan:
     """Read a shipped plan by name, or a YAML file. Raises PlanError with every fault, those of its space included."""
     path = FOLDER / f"{name_or_path}.yaml"
@@ -59,7 +73,12 @@ def load_plan(name_or_path: str) -> Plan:
         document = parse_yaml(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise PlanError([f"{place}: not readable as YAML ({' '.join(str(error).split())}); mend the file"]) from error
-    faults: list[str] = []
+    return plan_of(document, path)
+
+
+def plan_of(document: Any, path: Path) -> Plan:
+    """Return the plan that a document holds, as YAML gives it, with `path` as its file. Raises PlanError."""
+    place, faults = path.name, list[str]()
     try:
         document = read_base(document, path)
     except InputError as error:

@@ -132,6 +132,11 @@ def redraw(tracking_uri: str, experiment: str, labels: Labels, out: Path, name: 
     return drawing.save(figure, out / "figures")["png"]
 
 
+def figure_names(results: Results) -> list[str]:
+    """Return the names that `redraw` takes."""
+    return list(_figures(results))
+
+
 _SEARCHED: Mapping[str, Callable[[Results, str], Figure]] = {
     "importance": search.importance,
     "history": search.history,

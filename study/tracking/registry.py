@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import importlib.metadata
 import io
-import json
 import logging
+import shlex
 import shutil
 import tempfile
 import warnings
@@ -28,9 +28,11 @@ from mlflow.exceptions import MlflowException
 from features.domains.domain import Domain, open_domain
 from features.errors import InputError
 from features.pseudo.generate import item_titles
+from features.store.folders import plain_name, read_json
 from study.home import Home
 from study.specs import Cell
 from study.tracking import tags
+from study.tracking.local_store import local_path, place_of_artifacts
 from study.tracking.results import Results, read_config
 from study.tracking.runs import without_password
 from trainables.interface import load_model
@@ -109,10 +111,11 @@ def _register_trial(
             return ""
         client.set_registered_model_alias(name, ALIAS, newest)
         return f"{name}, version {newest} has the alias {ALIAS} again"
-    document = results.config(run_id)
+    logged = results.config(run_id)
+    document = {**logged, "task_dir": home.task_folder(logged["task_dir"])}
     weights = kept_at(document["model"], document["config"], document["task_dir"], document["seeds"])
     if not weights.is_file():
-        again = f"`study rerun {run_id} --home {home}`"
+        again = f"`study rerun {run_id} --home {shlex.quote(str(home))}`"
         return f"its scored model was not kept; {again} makes it, then `study score`"
     version = _register(client, name, trial, document, weights, domains)
     return f"registered as {name}, version {version}, alias {ALIAS}"
@@ -132,8 +135,10 @@ def load(client: MlflowClient, name: str, row: str | None = None) -> tuple[Any, 
     with _quiet():
         import mlflow
 
-        folder = mlflow.artifacts.download_artifacts(version.source, tracking_uri=client.tracking_uri)
-        return mlflow.pyfunc.load_model(folder), version
+        source = place_of_artifacts(str(version.source), client.tracking_uri)
+        folder = local_path(source) or mlflow.artifacts.download_artifacts(source, tracking_uri=client.tracking_uri)
+        with plain_name(Path(folder)) as place:
+            return mlflow.pyfunc.load_model(str(place)), version
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -188,7 +193,7 @@ def describe_user(document: Mapping[str, Any], home: Home, user: str) -> tuple[p
 
 def _source(task_dir: Path, name: str, home: Home) -> Domain:
     """Open the source domain that the task was built from."""
-    manifest = json.loads((task_dir.parent / "manifest.json").read_text())
+    manifest = read_json(task_dir.parent / "manifest.json")
     for path in home.domains.glob(f"{name}-*"):
         domain = open_domain(path)
         if domain.key == manifest["source"]:

@@ -30,6 +30,8 @@ from features.errors import InputError, one_line
 from study.labels import Labels
 from study.specs import BASELINE
 from study.tracking import tags
+from study.tracking.local_store import database_file, place_of_artifacts
+from study.tracking.runs import connect, refuse_deleted
 
 NOT_CONFIG = frozenset({"row", "model", "task", "source", "target", "ratio", "seeds", "feature_set"})
 COLUMNS = (
@@ -151,13 +153,14 @@ def load_results(tracking_uri: str, experiment: str, labels: Labels) -> Results:
 
     Raises InputError where the store does not hold the experiment.
     """
-    local = tracking_uri.removeprefix("sqlite:///")
-    if local != tracking_uri and not Path(local).exists():  # MLflow's client would create the file
+    database = database_file(tracking_uri)
+    if database is not None and not database.exists():  # MLflow's client would create the file
         raise InputError(f"{tracking_uri}: there is no such store; run `study run` on the plan first")
-    client = MlflowClient(tracking_uri)
+    client = connect(tracking_uri)
     stored = client.get_experiment_by_name(experiment)
     if stored is None:
         raise InputError(f"{tracking_uri}: holds no experiment {experiment!r}; run `study run` on the plan first")
+    refuse_deleted(stored)
     runs = [run for run in _all_runs(client, stored.experiment_id) if tags.SUPERSEDED not in run.data.tags]
     ours = [run for run in runs if tags.PART in run.data.tags]
     trial_runs = [run for run in ours if {tags.TRIAL, tags.CELL, tags.ROW} <= run.data.tags.keys()]
@@ -218,19 +221,23 @@ def read_config(tracking_uri: str, run_id: str) -> Mapping[str, Any]:
 def read_artifact(tracking_uri: str, run_id: str, path: str) -> str:
     """Return the text of one artifact; InputError where the run has none of that name (any more)."""
     try:
-        run = MlflowClient(tracking_uri).get_run(run_id)
+        run = connect(tracking_uri).get_run(run_id)
     except MlflowException as error:
         raise InputError(f"run {run_id}: is not in {tracking_uri}; give the id of a trial") from error
     in_place = urlparse(run.info.artifact_uri).scheme in ("", "file")  # then nothing is copied
     try:
         with tempfile.TemporaryDirectory() as folder:
-            repository: Any = get_artifact_repository(run.info.artifact_uri, tracking_uri)
-            local = repository.download_artifacts(path, None if in_place else folder)
+            local = _artifacts(run, tracking_uri).download_artifacts(path, None if in_place else folder)
             return Path(local).read_text(encoding="utf-8")
     except (MlflowException, OSError, UnicodeDecodeError) as error:
         is_ours = tags.TRIAL in run.data.tags or run.data.tags.get(tags.PART) == "data"
         remedy = _REMAKE if is_ours else "give the id of a trial"
         raise InputError(f"run {run_id}: has no readable artifact {path} ({one_line(error, 200)}); {remedy}") from error
+
+
+def _artifacts(run: Run, tracking_uri: str) -> Any:
+    """Return MLflow's repository of a run's artifacts."""
+    return get_artifact_repository(place_of_artifacts(run.info.artifact_uri, tracking_uri), tracking_uri)
 
 
 def _all_runs(client: MlflowClient, experiment_id: str) -> list[Run]:
@@ -341,9 +348,7 @@ def _spent(run: Run) -> float:
 
 def _records(tracking_uri: str, run: Run | None, path: str, lost: list[str]) -> tuple[Mapping[str, Any], ...]:
     """Return the records of a JSON file; none where there is none, or, which goes into `lost`, where it cannot be read."""
-    if run is None or not any(
-        entry.path == path for entry in MlflowClient(tracking_uri).list_artifacts(run.info.run_id)
-    ):
+    if run is None or not any(entry.path == path for entry in _artifacts(run, tracking_uri).list_artifacts()):
         return ()
     try:
         loaded = json.loads(read_artifact(tracking_uri, run.info.run_id, path))

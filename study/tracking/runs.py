@@ -11,10 +11,12 @@ from __future__ import annotations
 import logging
 import re
 import shlex
+import sqlite3
 import time
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,10 +26,12 @@ from features.errors import InputError
 from study.home import Home
 from study.specs import Job
 from study.tracking import tags
-from study.tracking.spool import Spool
+from study.tracking.local_store import LOCK_S, check_store, database_file
+from study.tracking.local_store import default_uri as default_uri
+from study.tracking.spool import Spool, answers
 
 if TYPE_CHECKING:
-    from mlflow.entities import Run
+    from mlflow.entities import Experiment, Run
     from mlflow.tracking import MlflowClient
 
 FINISHED, FAILED, KILLED, RUNNING = "FINISHED", "FAILED", "KILLED", "RUNNING"
@@ -100,11 +104,6 @@ class _Open:
     """Seconds of earlier attempts."""
 
 
-def default_uri(home: Path) -> str:
-    """Return the address of the store without a server: SQLite in the study's home."""
-    return f"sqlite:///{home.absolute() / 'mlflow.db'}"
-
-
 def without_password(uri: str) -> str:
     """Return a store's address as readers of a tag or a page may see it."""
     return re.sub(r"(//[^/:@]*):[^/]*@", r"\1@", uri)
@@ -116,7 +115,23 @@ def naming(uri: str | None) -> str:
 
 
 def connect(uri: str) -> MlflowClient:
-    """Make a client; a new SQLite store gets its tables here, which takes seconds."""
+    """Make a client; a new SQLite store gets its tables here, which takes seconds.
+
+    Raises InputError where a server does not answer, or a SQLite store cannot be used.
+    """
+    if is_server(uri) and not answers(uri):
+        raise InputError(f"MLflow at {without_password(uri)}: does not answer; start the server, or name another store")
+    if (database := database_file(uri)) is not None:
+        check_store(database)
+    return _client(uri)
+
+
+def is_server(uri: str) -> bool:
+    """Whether a store is behind a server."""
+    return uri.startswith(("http://", "https://"))
+
+
+def _client(uri: str) -> MlflowClient:
     with warnings.catch_warnings():
         # mlflow 3.17 with SQLAlchemy 2.1: a deprecation inside MLflow's own models, at import.
         warnings.filterwarnings("ignore", message="The ``noload`` loader strategy", category=DeprecationWarning)
@@ -125,9 +140,21 @@ def connect(uri: str) -> MlflowClient:
 
         for name in ("mlflow", "alembic"):
             logging.getLogger(name).setLevel(logging.WARNING)
-        if uri.startswith("sqlite:///"):
-            Path(uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
+        if (database := database_file(uri)) is not None:
+            database.parent.mkdir(parents=True, exist_ok=True)
+            _wait_for_locks()
         return MlflowClient(tracking_uri=uri)
+
+
+@cache
+def _wait_for_locks() -> None:
+    """Let this process wait for a SQLite file that another one writes to; by itself SQLite gives up after 5 s."""
+    from sqlalchemy import Engine, event
+
+    @event.listens_for(Engine, "connect")
+    def wait(connection: Any, record: Any) -> None:
+        if isinstance(connection, sqlite3.Connection):
+            connection.execute(f"PRAGMA busy_timeout = {LOCK_S * 1000:.0f}")
 
 
 def open_experiment(client: MlflowClient, name: str, artifacts: Path | None) -> str:
@@ -138,9 +165,16 @@ def open_experiment(client: MlflowClient, name: str, artifacts: Path | None) -> 
         # The kind opens the UI on runs and not on traces.
         kind = {tags.EXPERIMENT_KIND: "custom_model_development"}
         return str(client.create_experiment(name, artifact_location=location, tags=kind))
-    if experiment.lifecycle_stage != "active":
-        raise InputError(f"experiment '{name}': is deleted in MLflow; restore it there or give the plan another name")
+    refuse_deleted(experiment)
     return str(experiment.experiment_id)
+
+
+def refuse_deleted(experiment: Experiment) -> None:
+    """Raise InputError for an experiment that somebody has deleted in MLflow: its runs look as if there were none."""
+    if experiment.lifecycle_stage != "active":
+        raise InputError(
+            f"experiment '{experiment.name}': is deleted in MLflow; restore it there or give the plan another name"
+        )
 
 
 def find_runs(
@@ -165,9 +199,10 @@ def open_part(
 
     `run_tags`: on every run that is made. `metric`: where a run has logged it, its result is there.
     """
-    client, places = connect(uri or default_uri(home)), Home(home)
+    places = Home(home)
     # A run is found by what is at the store, so what an earlier driver could not send goes first.
-    spool = Spool(client, uri, places.spool(experiment)) if uri and uri.startswith(("http://", "https://")) else None
+    spool = Spool(_client(uri), uri, places.spool(experiment)) if uri and is_server(uri) else None
+    client = connect(uri or default_uri(home))
     if spool is not None and not spool.drain(PATIENCE_S):
         raise InputError(f"MLflow at {uri}: went away again; {spool.waiting} writes are kept; the same command goes on")
     experiment_id = open_experiment(client, experiment, places.artifacts if uri is None else None)

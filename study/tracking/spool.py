@@ -58,6 +58,7 @@ class Spool:
         folder.mkdir(parents=True, exist_ok=True)
         self._writes, self._sent = folder / "writes.jsonl", folder / "sent.txt"
         writes = _whole_lines(self._writes)
+        _refuse_damaged(self._writes, writes)
         taken = [line.partition(" ") for line in _whole_lines(self._sent)]
         self._ids = {local: remote for local, _, remote in taken if remote}
         self._queue = deque(writes[len(taken) :])
@@ -65,6 +66,8 @@ class Spool:
         self._changed = threading.Condition()
         self._closing = False
         self._broken: Exception | None = None
+        if len(taken) > len(writes):
+            raise InputError(f"{self._sent}: notes more writes than {self._writes.name} has; move both files away")
         if not answers(uri):
             raise InputError(
                 f"MLflow at {uri}: does not answer; {len(self._queue)} writes of an earlier run are kept in {folder}; "
@@ -230,3 +233,17 @@ def _whole_lines(path: Path) -> list[str]:
     if whole != text:
         path.write_text(whole, encoding="utf-8")
     return whole.splitlines()
+
+
+def _refuse_damaged(path: Path, lines: Sequence[str]) -> None:
+    """Raise InputError for a line that is no write: what comes after it may be about a run that it made."""
+    for number, line in enumerate(lines, start=1):
+        try:
+            known = isinstance(json.loads(line), list)
+        except ValueError:
+            known = False
+        if not known:
+            raise InputError(
+                f"{path}:{number}: is damaged; put a copy of the file back, or move it away: the trials of its writes are "
+                "then trained again"
+            )

@@ -21,8 +21,10 @@ import torch.nn.functional as functional
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from trainables.models.lgcd.encoders import Encoders, PretrainSpec, pretraining_loss
-from trainables.models.lgcd.model import Config, _Trainer
+from trainables.models.lgcd.config import Config
+from trainables.models.lgcd.encoders import DomainEncoders, Encoders, PretrainSpec
+from trainables.models.lgcd.pretraining import pretraining_loss
+from trainables.models.lgcd.training import _Trainer
 from trainables.sequence_tools import batches, padded, windows
 from trainables.tasks.arrays import FeatureRows
 from trainables.tasks.sequential import HeldOut, Sequences, SequenceTask
@@ -46,7 +48,8 @@ def make_task(users: int) -> SequenceTask:
         folder=Path(), items=FOOD + KITCHEN, source=(FOOD, FOOD + KITCHEN), target=(0, FOOD),
         text=FeatureRows(vectors, np.arange(len(vectors)), np.zeros(TEXT, np.float32), 1.0),
         train=Sequences(torch.from_numpy(item), torch.from_numpy(starts)), group=torch.from_numpy(group),
-        pseudo=torch.full((users, 0), -1), similarity=torch.zeros(users, 0), protocols=("as-given", "inter"),
+        pseudo=torch.full((users, 0), -1), similarity=torch.zeros(users, 0), generated=torch.full((users, 0), -1),
+        generated_texts=None, protocols=("as-given", "inter"),
         validation=HeldOut(
             history=Sequences(nobody, torch.zeros(1, dtype=torch.int64)), protocol=nobody, user=nobody, target=nobody,
             candidates=torch.zeros(0, 1_000, dtype=torch.int32),
@@ -98,7 +101,7 @@ def ours(task: SequenceTask) -> Iterator[int]:
     while True:
         for batch in batches(length, SPEC.batch, rng):
             items_BL, real_BL = padded(task.train.item, first[batch], length[batch])
-            loss = pretraining_loss(encoders, task, items_BL, real_BL, SPEC.negatives, rng)
+            loss = pretraining_loss(encoders, (task.source, task.target), items_BL, real_BL, SPEC.negatives, rng)
             optimiser.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             optimiser.step()
@@ -107,12 +110,12 @@ def ours(task: SequenceTask) -> Iterator[int]:
 
 def diffusion(task: SequenceTask) -> Iterator[int]:
     """The diffusion of a trial over frozen encoders; yields the number of rows after each batch."""
-    trainer = _Trainer(Config(), task, 0, Encoders(SPEC, task.titles()).eval())
+    pair = Encoders(SPEC, task.titles()).eval()
+    trainer = _Trainer(Config(), task, 0, DomainEncoders({task.source: pair, task.target: pair}))
     trainer.network.train()
     while True:
-        for rows in trainer._batches():
-            trainer._step(rows)
-            yield len(rows)
+        trainer._step(0)
+        yield 2 * trainer.config.batch
 
 
 def rate(work: Iterator[int], seconds: float) -> float:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import re
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from study.plan.diff import changes, remember
+from features.errors import InputError
+from study.plan.diff import changes, refuse_other_plan, remember
 from study.plan.load import load_plan
 from study.provenance import commit
 
@@ -18,14 +20,14 @@ from . import tiny
 def test_an_unchanged_or_new_plan_says_nothing(tmp_path: Path) -> None:
     plan = load_plan(str(tiny.write_plan(tmp_path)))
     assert changes(plan, tmp_path / "home") == []
-    remember(plan, tmp_path / "home")
+    remember(plan, tmp_path / "home", "plan.yaml")
     assert changes(plan, tmp_path / "home") == []
     (tmp_path / "home" / "plans" / "tiny.json").write_text("{half")
     assert changes(plan, tmp_path / "home") == []
 
 
 def test_each_changed_field_is_named_with_what_it_costs(tmp_path: Path) -> None:
-    remember(load_plan(str(tiny.write_plan(tmp_path))), tmp_path)
+    remember(load_plan(str(tiny.write_plan(tmp_path))), tmp_path, "plan.yaml")
     changed = tiny.write_plan(
         tmp_path, search__trials=3, base__epochs=3, resources={"cpus": 2}, sweeps__steps__values=[2, 5, 10],
         simulate__seed=4, score__seeds=[0, 1, 2, 3], drop=("ablate",),
@@ -51,7 +53,7 @@ def test_other_code_and_packages_are_named(tmp_path: Path, monkeypatch: pytest.M
     plan = load_plan(str(tiny.write_plan(tmp_path)))
     monkeypatch.setattr("study.plan.diff.commit", lambda: "abc1234")
     monkeypatch.setattr("study.plan.diff.versions", lambda: "torch=2.13.0 ray=2.60.0")
-    remember(plan, tmp_path)
+    remember(plan, tmp_path, "plan.yaml")
     monkeypatch.setattr("study.plan.diff.commit", lambda: "def5678+0123456789ab")
     monkeypatch.setattr("study.plan.diff.versions", lambda: "torch=2.14.0 ray=2.60.0")
     means = "results stay; a trial that was in progress begins anew: checkpoints of other code are not used"
@@ -93,3 +95,21 @@ def test_changed_code_has_a_name_of_its_own(tmp_path: Path, monkeypatch: pytest.
     assert commit() not in names, "a new file alone is a change too"
     path.unlink()
     assert commit() == head
+
+
+def test_another_plan_of_the_same_name_is_refused(tmp_path: Path) -> None:
+    mine, home = load_plan(str(tiny.write_plan(tmp_path))), tmp_path / "home"
+    refuse_other_plan(mine, home, "/a/plan.yaml")
+    remember(mine, home, "/a/plan.yaml")
+    edited = {"search__trials": 9}, {"tasks": [["movies", "books"]]}, {"cold_ratios": [0.9], "base__epochs": 5}
+    for changes_of_it in edited:
+        refuse_other_plan(load_plan(str(tiny.write_plan(tmp_path, **changes_of_it))), home, "/a/plan.yaml")
+    for same in ({}, edited[0], edited[2]):
+        refuse_other_plan(load_plan(str(tiny.write_plan(tmp_path, **same))), home, "/b/moved.yaml")
+    others = [edited[1], {"simulate__seed": 4}]
+    plans = [replace(mine, model="emcdr"), *(load_plan(str(tiny.write_plan(tmp_path, **other))) for other in others)]
+    for plan in plans:
+        with pytest.raises(
+            InputError, match=r"home holds another plan of this name \(/a/plan.yaml\); .* with --replace,"
+        ):
+            refuse_other_plan(plan, home, "/b/plan.yaml")

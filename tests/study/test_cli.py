@@ -23,7 +23,7 @@ import yaml
 from features.encoders.spec import EncoderSpec, resolve_encoder
 from features.errors import InputError
 from features.store.shards import VectorStore
-from study.cli import _way_to_mlflow, cli, ui
+from study.cli import _way_to_mlflow, cli
 from study.plan.load import load_plan
 from study.study import Study, commit, versions
 from study.tracking.runs import connect, default_uri
@@ -357,7 +357,7 @@ def test_scores_need_a_search(tmp_path: Path, home: Path) -> None:
             f"{part}: no finished search trial of {missing}; run `study search` on the plan first"
         )
     assert study("best", plan, "--home", home).fault == (
-        f"plan tiny: no search trial of music is finished in {home}; run `study search {plan}`"
+        f"plan tiny: no search trial of music is finished in {home}; run `study search {plan} --home {home}`"
     )
 
 
@@ -444,15 +444,13 @@ def test_a_run_says_what_it_did(finished: Finished) -> None:
     figures = re.findall(r"^figure  (.*\.png)$", out, flags=re.MULTILINE)
     assert f"{finished.home}/reports/tiny/figures/figure_3_steps.png" in figures
     assert all(Path(figure).is_file() for figure in figures)
-    assert f"MLflow  study ui --home {finished.home}" in out
+    assert f"MLflow  study ui {finished.plan} --home {finished.home}" in out
 
 
-def test_a_server_has_a_ui_of_its_own(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://tracking:5000")
-    with pytest.raises(
-        InputError, match=r"^http://tracking:5000: is a server with a UI of its own; open it in a browser$"
-    ):
-        ui.callback(home, 5000, "127.0.0.1")  # type: ignore[misc]
+def test_a_server_has_a_ui_of_its_own(tmp_path: Path, home: Path) -> None:
+    plan = write_plan(tmp_path, tracking_uri="http://study:secret@tracking:5000")
+    ran = study("ui", plan, "--home", home)
+    assert ran.fault == "http://study@tracking:5000: is a server with a UI of its own; open it in a browser"
 
 
 @pytest.mark.parametrize(
@@ -460,7 +458,7 @@ def test_a_server_has_a_ui_of_its_own(home: Path, monkeypatch: pytest.MonkeyPatc
     [
         ("http://tracking:5000", "http://tracking:5000"),
         ("sqlite:////elsewhere/mlflow.db", "mlflow ui --backend-store-uri sqlite:////elsewhere/mlflow.db"),
-        (None, "study ui --home {home}"),
+        (None, "study ui tiny --home {home}"),
     ],
 )
 def test_the_way_to_mlflow_is_that_of_the_store_in_use(tmp_path: Path, home: Path, named: str | None, way: str) -> None:

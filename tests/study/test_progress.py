@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import io
 import re
+import threading
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 from rich.console import Console
 
 from study.engine.run import CellProgress, Progress
-from study.progress import LiveBars, ProgressDisplay, cells_table, throughput
+from study.progress import LiveBars, ProgressDisplay, ProgressLines, cells_table, throughput
+from trainables.interface import Selection
 
 HALF = Progress(
     total=20, done=8, failed=1, running=2,
@@ -111,3 +114,48 @@ def test_nothing_is_drawn_where_nobody_watches() -> None:
     with LiveBars(console) as bars:
         ProgressDisplay(bars).show_jobs("search", HALF)
     assert console.file.getvalue().strip() == ""
+
+
+class Clock:
+    """A clock that a test moves."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now = 0.0
+        fixed = SimpleNamespace(monotonic=lambda: self.now, strftime=lambda form: "12:30")
+        monkeypatch.setattr("study.progress.time", fixed)
+
+
+def test_a_log_gets_a_line_at_each_change_of_part_and_each_minute(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, lines = Clock(monkeypatch), list[str]()
+    shown = ProgressLines(lines.append, Selection(metric="val_rmse", direction="minimize"))
+    advance = shown.start("reading books", 0)
+    clock.now = 30.0
+    advance(1000)
+    assert lines == []
+    clock.now = 65.0
+    advance(130_000)
+    assert lines == ["12:30 reading books: 130,000, 2,000/s"]
+    before = replace(HALF, done=4, cells={key: replace(cell, best=None) for key, cell in HALF.cells.items()})
+    shown.show_jobs("search", before)
+    assert lines[1:] == ["12:30 search: 4 of 20 trials, 2 running, 1 failed"]
+    clock.now = 100.0
+    shown.show_jobs("search", HALF)
+    shown.tick()
+    assert len(lines) == 2
+    clock.now = 65.0 + 1200.0
+    shown.tick()
+    assert lines[2:] == [
+        "12:30 search: 8 of 20 trials, 2 running, 1 failed, best val_rmse 0.7500 (music in a->b@0.2), 1 h 00 min left"
+    ]
+    shown.show_jobs("score", replace(HALF, total=8))
+    assert len(lines) == 3, "nothing is left of it to watch"
+
+
+def test_a_line_comes_while_trials_say_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    written, lines = threading.Event(), list[str]()
+    monkeypatch.setattr("study.progress.LINE_S", 0.0)
+    shown = ProgressLines(lambda line: (lines.append(line), written.set())[1])
+    shown.start("pretraining", 3)
+    with shown.ticking():
+        assert written.wait(600)
+    assert lines[0].endswith(" pretraining: 0 of 3")

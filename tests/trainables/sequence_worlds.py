@@ -20,6 +20,7 @@ from trainables.tasks.sequential_build import build_sequences, training_users
 
 GENRES = 4  # of items; a user stays with one of them most of the time
 WIDTH = 16  # of text vectors
+TEXTS = 11  # that are generated
 SPEC = SequenceSpec(negatives=19, validation_share=0.2, test_share=0.2)
 
 
@@ -107,9 +108,12 @@ def pseudo_of(
             lacking = items[int(people.group[place])]
             chosen = [str(item) for item in draw.choice(lacking, count - (place % 4 == 1), replace=False)]
             cosine = sorted(draw.uniform(0.2, 0.9, len(chosen)), reverse=True)
-            rows.append({"user_id": user, "items": chosen, "similarity": cosine, "texts": ["text"] * len(chosen)})
+            texts = [f"text {int(name[1:]) % TEXTS}" for name in chosen]
+            numbers = [int(name[1:]) % TEXTS for name in chosen]
+            rows.append({"user_id": user, "items": chosen, "similarity": cosine, "texts": texts, "text_rows": numbers})
     key = digest({"users": list(people.user), "count": count})
-    return write_pseudo(folder / f"pseudo-{key[:12]}", pa.Table.from_pylist(rows, SCHEMA), {"key": key})
+    vectors = np.random.default_rng(4).normal(size=(TEXTS, WIDTH)).astype(np.float16)
+    return write_pseudo(folder / f"pseudo-{key[:12]}", pa.Table.from_pylist(rows, SCHEMA), vectors, {"key": key})
 
 
 def build_world(

@@ -9,9 +9,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.trainables.sequence_worlds import make_sequence_task
-from trainables.models.lgcd.conditions import insert, newest, pseudo_rows, real_rows
-from trainables.models.lgcd.encoders import Encoders, PretrainSpec, represent
+from trainables.models.lgcd.conditions import RowRules, Rows, insert, newest, pseudo_rows, real_rows
+from trainables.models.lgcd.encoders import DomainEncoders, Encoders, PretrainSpec, represent
+from trainables.models.lgcd.retrieval import by_text
 from trainables.tasks.sequential import OVERLAPPING, Sequences, SequenceTask, load_task
+
+RULES = RowRules()
 
 
 @pytest.fixture(scope="module")
@@ -20,9 +23,17 @@ def task(tmp_path_factory: pytest.TempPathFactory) -> SequenceTask:
 
 
 @pytest.fixture(scope="module")
-def encoders(task: SequenceTask) -> Encoders:
+def encoders(task: SequenceTask) -> DomainEncoders:
     torch.manual_seed(0)
-    return Encoders(PretrainSpec(width=8, max_length=12), task.titles()).eval()
+    pair = Encoders(PretrainSpec(width=8, max_length=12), task.titles()).eval()
+    return DomainEncoders({task.source: pair, task.target: pair})
+
+
+def generated(
+    task: SequenceTask, encoders: DomainEncoders, least: float, rules: RowRules = RULES, *, told: bool = False
+) -> Rows:
+    rng = np.random.default_rng(0)
+    return pseudo_rows(task, encoders, by_text(task, 3), rules, least, rng, by_text=told)
 
 
 def state(encoders: Encoders, items: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -31,9 +42,9 @@ def state(encoders: Encoders, items: list[int]) -> tuple[torch.Tensor, torch.Ten
     return by_id[0], by_text[0]
 
 
-def test_real_rows_are_those_of_the_definition(task: SequenceTask, encoders: Encoders) -> None:
+def test_real_rows_are_those_of_the_definition(task: SequenceTask, encoders: DomainEncoders) -> None:
     low, high = task.target
-    rows, place = real_rows(task, encoders), 0
+    rows, pair, place = real_rows(task, encoders, RULES), encoders.of_domain(task.source), 0
     for protocol in task.protocols:
         for user in (task.group == OVERLAPPING).nonzero().flatten().tolist():
             items = task.train.item[task.train.starts[user] : task.train.starts[user + 1]].tolist()
@@ -43,32 +54,32 @@ def test_real_rows_are_those_of_the_definition(task: SequenceTask, encoders: Enc
                 if not low <= item < high or not seen:
                     continue
                 earlier = [i for i in before if low <= i < high]
-                by_id, by_text = state(encoders, seen)
+                id_state, text_state = state(pair, seen)
                 assert rows.item[place] == item
                 assert bool(rows.real[place])
                 assert bool(rows.has_feature[place]) == bool(earlier)
-                torch.testing.assert_close(rows.id[place], by_id)
-                torch.testing.assert_close(rows.text[place], by_text)
+                torch.testing.assert_close(rows.id[place], id_state)
+                torch.testing.assert_close(rows.text[place], text_state)
                 if earlier:
-                    torch.testing.assert_close(rows.feature[place], state(encoders, earlier)[1])
+                    torch.testing.assert_close(rows.feature[place], state(pair, earlier)[1])
                 place += 1
     assert place == len(rows)
 
 
-def test_pseudo_rows_hold_no_text_and_end_in_a_target_item(task: SequenceTask, encoders: Encoders) -> None:
-    rows = pseudo_rows(task, encoders, 3, -1.0, np.random.default_rng(0))
+def test_pseudo_rows_hold_no_text_and_end_in_a_target_item(task: SequenceTask, encoders: DomainEncoders) -> None:
+    rows = generated(task, encoders, -1.0)
     assert len(rows) > 0
     assert not rows.real.any()
     assert not rows.text.any()
-    told = pseudo_rows(task, encoders, 3, -1.0, np.random.default_rng(0), by_text=True)
+    told = generated(task, encoders, -1.0, told=True)
     assert not told.id.any()
     assert told.text.any(dim=1).all()
     assert told.item.equal(rows.item)
     assert ((rows.item >= task.target[0]) & (rows.item < task.target[1])).all()
 
 
-def test_a_higher_threshold_leaves_fewer_pseudo_rows(task: SequenceTask, encoders: Encoders) -> None:
-    counts = [len(pseudo_rows(task, encoders, 3, least, np.random.default_rng(0))) for least in (-1.0, 0.6, 0.95)]
+def test_a_higher_threshold_leaves_fewer_pseudo_rows(task: SequenceTask, encoders: DomainEncoders) -> None:
+    counts = [len(generated(task, encoders, least)) for least in (-1.0, 0.6, 0.95)]
     assert counts[0] > counts[1] > counts[2] == 0
 
 

@@ -25,7 +25,14 @@ from .simulated_gpu import CPU, GPU, SimulatedGpu
 from .training import quick, variants
 from .worlds import build, make_world
 
-CASES = [(name, changes) for name in model_names() for changes in variants(name)]
+LGCD = {**load_model("lgcd").PRESETS["paper"], "negatives": 0, "epochs": 2}  # `quick` would draw negatives
+CASES = [
+    *((name, changes) for name in model_names() for changes in variants(name)),
+    *(
+        ("lgcd", {**LGCD, **changes})
+        for changes in ({"train_reverse": "chain", "expert": "mlp", "align_on": "both"}, {"guesser": False})
+    ),
+]
 
 
 @pytest.fixture(scope="module")

@@ -20,8 +20,9 @@ every_length = pytest.mark.parametrize("steps", STEPS)
 
 def reference_variances(steps: int, schedule: str) -> list[float]:
     """beta_1..beta_T, number by number."""
-    if schedule == "linear_sqrt":
-        return [(START**0.5 + (END**0.5 - START**0.5) * t / (steps - 1)) ** 2 for t in range(steps)]
+    if schedule in ("linear_sqrt", "linear_root"):
+        power = 2 if schedule == "linear_sqrt" else 1
+        return [(START**0.5 + (END**0.5 - START**0.5) * t / (steps - 1)) ** power for t in range(steps)]
     scale = 1000 / steps if schedule == "linear_scaled" else 1.0
     return [min(MAX_VARIANCE, scale * (START + (END - START) * t / (steps - 1))) for t in range(steps)]
 
@@ -176,7 +177,7 @@ def test_without_scaling_even_the_best_denoiser_misses_the_mean(steps: int) -> N
 
 def test_a_schedule_that_does_not_exist_is_refused() -> None:
     with pytest.raises(
-        InputError, match=r"^schedule: unknown 'cosine'; choose from linear, linear_scaled, linear_sqrt$"
+        InputError, match=r"^schedule: unknown 'cosine'; choose from linear, linear_scaled, linear_sqrt, linear_root$"
     ):
         variances(10, START, END, "cosine")
 

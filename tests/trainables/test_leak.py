@@ -23,6 +23,11 @@ CONFIGS = [  # of every rating model, and of what each learns from another part 
     ("emcdr", {"dim": 3}),
     ("emcdr", {"dim": 3, "rating_offset": "item_mean", "mapping": "mlp", "epochs": 6, "lr": 1e-2}),
     ("emcdr", {"dim": 3, "rating_offset": "none", "calibrate": False}),
+    ("cmf", {"dim": 3, "rating_offset": "item_mean", "epochs": 4}),
+    ("sscdr", {"dim": 3, "hops": 3, "epochs": 3}),
+    ("lacdr", {"dim": 3, "epochs": 3}),
+    ("ptupcdr", {"dim": 3, "rating_offset": "item_mean", "epochs": 3}),
+    ("diffcdr", {"dim": 3, "epochs": 3}),
 ]
 
 

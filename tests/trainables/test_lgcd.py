@@ -17,10 +17,12 @@ from features.errors import InputError
 from trainables.devices import seeded
 from trainables.diffusion import timestep_embedding
 from trainables.interface import Epoch, Setup
-from trainables.models.lgcd import model as lgcd
+from trainables.models.lgcd import presets, training
 from trainables.models.lgcd.conditions import Rows
-from trainables.models.lgcd.encoders import pretrained
-from trainables.models.lgcd.model import GUIDANCE, WIDTH, Condition, Config, Network
+from trainables.models.lgcd.config import GUIDANCE, WIDTH, Config
+from trainables.models.lgcd.losses import losses
+from trainables.models.lgcd.network import Condition, Network
+from trainables.models.lgcd.pretraining import pretrained
 from trainables.tasks.sequential import HeldOut, SequenceTask
 
 from .training import train_seed
@@ -30,7 +32,7 @@ QUICK = Config(epochs=2, encoder_epochs=2, batch=16, negatives=10, steps=8)
 
 def network(config: Config = QUICK) -> Network:
     torch.manual_seed(0)
-    return Network(config, nn.Linear(2 * WIDTH, WIDTH)).eval()
+    return Network(config, [nn.Linear(2 * WIDTH, WIDTH)]).eval()
 
 
 def some_rows(real: int = 5, pseudo: int = 4) -> Rows:
@@ -50,7 +52,7 @@ def some_rows(real: int = 5, pseudo: int = 4) -> Rows:
 def test_h_cond_is_the_pretrained_fusion_of_both_parts() -> None:
     """Eq. 8; a pseudo-overlapping row's is the ID part and the bias alone."""
     fusion, rows = nn.Linear(2 * WIDTH, WIDTH), some_rows()
-    condition = Network(QUICK, fusion).eval().condition(rows.id, rows.text, rows.real)
+    condition = Network(QUICK, [fusion]).eval().condition(rows.id, rows.text, rows.real)
     torch.testing.assert_close(condition.whole, fusion(torch.cat([rows.id, rows.text], dim=1)))
     torch.testing.assert_close(condition.tokens.sum(dim=1), condition.whole)
     assert condition.hidden.tolist() == [[False, not text] for text in rows.real.tolist()]
@@ -93,14 +95,16 @@ def test_other_guidance_tells_the_condition_in_the_place_of_attention(guidance: 
 def test_gate_and_experts_are_equations_23_and_24() -> None:
     model = network(replace(QUICK, experts=3))
     with torch.no_grad():
-        model.fusion.weight.normal_()
-        model.fusion.bias.normal_()
+        model.fusion.experts.weight.normal_()
+        model.fusion.experts.bias.normal_()
     condition, generated = torch.randn(4, WIDTH), torch.randn(4, WIDTH)
     found = model.fusion(condition, generated)
     for row in range(4):
         alpha = torch.softmax(model.fusion.gate.weight @ condition[row] + model.fusion.gate.bias, dim=0)
         both = torch.cat([condition[row], generated[row]])
-        expected = sum(alpha[e] * (model.fusion.weight[e] @ both + model.fusion.bias[e]) for e in range(3))
+        expected = sum(
+            alpha[e] * (model.fusion.experts.weight[e] @ both + model.fusion.experts.bias[e]) for e in range(3)
+        )
         torch.testing.assert_close(found[row], expected, atol=1e-4, rtol=1e-4)
 
 
@@ -110,7 +114,7 @@ def test_sparse_gates_use_the_experts_with_the_largest_gates() -> None:
     condition, generated = torch.randn(6, WIDTH), torch.randn(6, WIDTH)
     chosen = dense.fusion.gate(condition).argmax(dim=1)
     both = torch.cat([condition, generated], dim=1)
-    expected = torch.einsum("bdk,bk->bd", dense.fusion.weight[chosen], both) + dense.fusion.bias[chosen]
+    expected = torch.einsum("bdk,bk->bd", dense.fusion.experts.weight[chosen], both) + dense.fusion.experts.bias[chosen]
     torch.testing.assert_close(sparse.fusion(condition, generated), expected, atol=1e-5, rtol=1e-4)
 
 
@@ -124,10 +128,10 @@ def test_training_starts_at_what_the_encoders_recommend() -> None:
 def test_losses_are_equations_17_21_and_22() -> None:
     """L_diff over rows with a feature, L_guess over real ones of them, L_align over pseudo-overlapping rows."""
     model, rows = network(), some_rows()
-    _, loss = model.losses(rows, torch.Generator().manual_seed(5))
+    _, loss = losses(model, rows, torch.Generator().manual_seed(5))
     generator, diffusion = torch.Generator().manual_seed(5), model.diffusion  # the same draws in the same order
     condition = model.condition(rows.id, rows.text, rows.real)
-    guess = model.guess(condition.whole)
+    guess = model.guess(condition)
     start = torch.where(rows.has_feature[:, None], rows.feature, guess)
     t = torch.randint(1, QUICK.steps + 1, (9,), generator=generator)
     x_t = diffusion.noised(start, t, torch.randn(9, WIDTH, generator=generator))
@@ -146,8 +150,8 @@ def test_rows_that_diffusion_must_not_learn_from_leave_the_losses_alone(switch: 
     moved = replace(rows, feature=rows.feature + (rows.real == real)[:, None].float())
     for on in (True, False):
         model = network(replace(QUICK, alignment=False, **{switch: on}))  # type: ignore[arg-type]
-        losses = [float(model.losses(given, torch.Generator().manual_seed(0))[1].detach()) for given in (rows, moved)]
-        assert (losses[0] == pytest.approx(losses[1])) != on
+        found = [float(losses(model, given, torch.Generator().manual_seed(0))[1].detach()) for given in (rows, moved)]
+        assert (found[0] == pytest.approx(found[1])) != on
 
 
 def test_noise_prediction_regresses_on_the_noise() -> None:
@@ -156,7 +160,7 @@ def test_noise_prediction_regresses_on_the_noise() -> None:
     condition = model.condition(rows.id, rows.text, rows.real)
     eps, diffusion = model.denoiser(x_t, t, condition), model.diffusion
     expected = (x_t - diffusion.noise[2] * eps) / diffusion.signal[2]
-    torch.testing.assert_close(model.clean(x_t, t, condition), expected)
+    torch.testing.assert_close(model.cleaner(condition)(x_t, t), expected)
 
 
 def test_classifier_free_guidance_goes_past_the_conditioned_prediction() -> None:
@@ -165,7 +169,7 @@ def test_classifier_free_guidance_goes_past_the_conditioned_prediction() -> None
     x, t = torch.randn(9, WIDTH), torch.full((9,), 3)
     told = model.denoiser(x, t, condition)
     untold = model.denoiser(x, t, Condition(condition.tokens, condition.hidden, torch.zeros(9, WIDTH)))
-    torch.testing.assert_close(model.clean(x, t, condition), told + 2 * (told - untold))
+    torch.testing.assert_close(model.cleaner(condition)(x, t), told + 2 * (told - untold))
 
 
 @pytest.mark.parametrize(("guidance", "blind_to"), [("id", "text"), ("text", "id")])
@@ -180,7 +184,7 @@ def test_one_sided_guidance_is_blind_to_the_other_side(guidance: str, blind_to: 
 def test_the_reverse_process_starts_at_the_noised_guess() -> None:
     """Eqs. 18-20: with a denoiser that answers x_t itself the chain can be followed by hand."""
     model = network(replace(QUICK, start_ratio=0.25))  # starts at t = 2
-    model.clean = lambda x, t, c: x  # type: ignore[method-assign]
+    model.cleaner = lambda condition: lambda x, t: x  # type: ignore[method-assign]
     guess, condition = (
         torch.randn(3, WIDTH),
         Condition(torch.zeros(3, 1, WIDTH), torch.zeros(3, 1, dtype=torch.bool), torch.zeros(3, WIDTH)),
@@ -197,8 +201,8 @@ def test_without_guesser_the_reverse_process_starts_as_noisy_as_training_shows_i
     """T is short here, so sqrt(1 - abar_T) is far from 1: standard normal noise would be new to the denoiser."""
     model = network(replace(QUICK, guesser=False))
     rows, seen = some_rows(), []
-    model.clean = lambda x, t, c: seen.append((x, t)) or x  # type: ignore[method-assign,func-returns-value]
-    model.losses(rows, torch.Generator().manual_seed(0))
+    model.cleaner = lambda condition: lambda x, t: seen.append((x, t)) or x  # type: ignore[method-assign,func-returns-value]
+    losses(model, rows, torch.Generator().manual_seed(0))
     model.recommend(rows.id, rows.text, torch.Generator().manual_seed(0))
     (trained, t), (started, first) = seen[:2]
     assert set(t.tolist()) == set(first.tolist()) == {QUICK.steps}
@@ -228,7 +232,7 @@ def scores(task: SequenceTask, config: Config, held_out: HeldOut, seed: int = 0)
         {"active_experts": 2},
         {"pseudo_items": 0},
         {"encoder_sequences": "separate"},
-        *(dict(variant.config) for variant in lgcd.ABLATIONS.values()),
+        *(dict(variant.config) for variant in presets.ABLATIONS.values()),
     ],
 )
 def test_every_switch_trains_and_repeats(task: SequenceTask, scored: HeldOut, changed: dict[str, object]) -> None:
@@ -245,30 +249,30 @@ def test_another_seed_trains_another_model(task: SequenceTask, scored: HeldOut) 
     assert not torch.equal(scores(task, QUICK, scored, 0), scores(task, QUICK, scored, 1))
 
 
-def make_trainer(task: SequenceTask, config: Config) -> lgcd._Trainer:
-    return lgcd._Trainer(config, task, 0, pretrained(task, config.pretraining, 0))
+def make_trainer(task: SequenceTask, config: Config) -> training._Trainer:
+    return training._Trainer(config, task, 0, pretrained(task, config.pretraining, 0))
 
 
 def test_trials_of_a_process_read_all_sequences_once(task: SequenceTask) -> None:
     encoders = pretrained(task, QUICK.pretraining, 0)
     assert pretrained(task, QUICK.pretraining, 0) is encoders
-    real, pseudo = lgcd.training_rows(QUICK, task, encoders, 0)
+    real, pseudo = training.training_rows(QUICK, task, encoders, 0)
     other = replace(QUICK, dropout=0.3, steps=7)
     assert all(
-        one is two for one, two in zip(lgcd.training_rows(other, task, encoders, 0), (real, pseudo), strict=True)
+        one is two for one, two in zip(training.training_rows(other, task, encoders, 0), (real, pseudo), strict=True)
     )
     for changed, seed in ((QUICK, 1), (replace(QUICK, pseudo_items=1), 0), (replace(QUICK, min_similarity=0.5), 0)):
-        same, anew = lgcd.training_rows(changed, task, encoders, seed)
+        same, anew = training.training_rows(changed, task, encoders, seed)
         assert same is real
         assert len(anew) != len(pseudo) or not torch.equal(anew.id, pseudo.id)
 
 
 def test_cyclic_batches_hold_their_share_of_real_rows(task: SequenceTask) -> None:
     trainer = make_trainer(task, QUICK)
-    real, pseudo = (len(rows) for rows, _ in trainer.streams)
+    real, pseudo = (len(rows) for rows, _ in trainer.ways[0].pools)
     seen: list[int] = []
     for _ in range(4):
-        for batch in trainer._batches():
+        for batch in (trainer.ways[0].batch() for _ in range(trainer.batches)):
             share = int(batch.real.sum())
             assert 0 < share <= QUICK.batch
             assert 0 < len(batch) - share <= QUICK.batch
@@ -279,7 +283,7 @@ def test_cyclic_batches_hold_their_share_of_real_rows(task: SequenceTask) -> Non
 
 
 def test_a_stream_holds_every_row_once_in_each_pass() -> None:
-    stream = lgcd._Stream(23, 7, torch.Generator().manual_seed(0))
+    stream = training._Stream(23, 7, torch.Generator().manual_seed(0))
     passes = [torch.cat([next(stream) for _ in range(4)]).tolist() for _ in range(2)]
     assert passes[0] != passes[1]
     assert all(sorted(one) == list(range(23)) for one in passes)
@@ -300,7 +304,7 @@ def test_a_trainer_is_gone_with_its_last_reference(task: SequenceTask) -> None:
 
 def test_without_cyclic_batches_chance_decides(task: SequenceTask) -> None:
     trainer = make_trainer(task, replace(QUICK, cyclic=False))
-    shares = {int(batch.real.sum()) for _ in range(3) for batch in trainer._batches()}
+    shares = {int(batch.real.sum()) for batch in (trainer.ways[0].batch() for _ in range(3 * trainer.batches))}
     assert len(shares) > 1
 
 
@@ -322,7 +326,7 @@ def test_held_out_targets_do_not_reach_training(task: SequenceTask, scored: Held
 
 def last_epoch_scores(config: Config, task: SequenceTask, held_out: HeldOut) -> torch.Tensor:
     """Scores after two epochs, whichever is the best."""
-    places = lgcd.train(config, task, 0)
+    places = training.train(config, task, 0)
     with seeded(0, torch.device("cpu")):
         setup, _, epoch = (next(places) for _ in range(3))
     assert isinstance(setup, Setup)

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 
-from trainables.interface import load_model, make_config, model_names
+from trainables.interface import field_types, load_model, make_config, model_names
 from trainables.task_types import SEQUENCES
 from trainables.tasks.sequential import HeldOut, SequenceTask, load_held_out, load_task
 from trainables.trial import kept_at, run
@@ -50,6 +50,8 @@ LEARNING: dict[str, dict[str, Any]] = {  # what a model needs beside the default
     "cd_cdr": {"batch": 64, "steps": 10, "epochs": 40, "patience": 40},
     "unicdr": {"batch": 64, "epochs": 40, "patience": 40},
 }
+
+SHARED = {"sscdr_sequences": {"SPACE_BATCH": 64, "SPACE_LR": 1e-2}}  # the same of what its trials share
 
 
 def reloaded(state: dict[str, Any]) -> dict[str, Any]:
@@ -129,9 +131,14 @@ def test_t7_a_kept_model_gives_the_scores_of_the_trained_one(
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_t8_above_popularity_where_users_have_a_taste(tmp_path: Path, name: str) -> None:
+def test_t8_above_popularity_where_users_have_a_taste(
+    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:  # fmt: skip
+    for constant, value in SHARED.get(name, {}).items():
+        monkeypatch.setattr(f"trainables.models.{name}.{constant}", value)
     folders = build_world(make_sequence_world(users=240, overlap=160), tmp_path)
-    config = {"batch": 16, "negatives": 40, "epochs": 15, "lr": 3e-3, **LEARNING.get(name, {})}
+    learning = {"batch": 16, "negatives": 40, "epochs": 15, "lr": 3e-3, **LEARNING.get(name, {})}
+    config = {field: value for field, value in learning.items() if field in field_types(load_model(name).Config)}
     *_, final = run(name, config, str(folders.task_dir), [0], str(folders.test_dir))
     test, task = load_held_out(folders.test_dir), load_task(folders.task_dir)
     popular = SEQUENCES.measure(test, SEQUENCES.as_predict("popularity"), task, 0, full=False).metrics

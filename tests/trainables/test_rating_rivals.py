@@ -26,10 +26,13 @@ from trainables.trial import run
 from .training import train_seed
 from .worlds import permuted, random_task
 
-RIVALS = ("cmf", "lacdr")
+RIVALS = ("cmf", "diffcdr", "lacdr", "ptupcdr", "sscdr")
 ABLATIONS = {
     "cmf": {"plain", "wo_source", "wo_target_users"},
+    "diffcdr": {"plain", "wo_task", "wo_diffusion", "mlp", "noise_start"},
     "lacdr": {"plain", "wo_single", "wo_reconstruction", "full_rank"},
+    "ptupcdr": {"plain", "shared", "mean_history", "mapping_loss"},
+    "sscdr": {"plain", "wo_unlabelled", "wo_hops", "mlp"},
 }
 SOURCE = Path(__file__).parents[2]
 
@@ -90,6 +93,7 @@ def test_an_item_without_training_ratings_is_predicted_by_the_offset_alone(name:
     [
         ("cmf", {}),
         ("lacdr", {"batch": 100, "norm": "l2"}),
+        ("ptupcdr", {"batch": 100, "history": 0}),
     ],
 )
 def test_numbering_users_anew_permutes_the_predictions(name: str, config: dict[str, Any]) -> None:
@@ -115,6 +119,17 @@ def test_on_the_small_world_it_ends_near_the_reference_or_ahead_of_it(name: str,
     assert last.metrics["val_rmse"] < float(error_N.square().mean().sqrt()) + 0.01
     assert 0 <= last.metrics["gain"] <= 1
     assert {"val_mae", "val_ndcg20", "train_loss", "variance_ratio", "test_rmse"} <= set(last.metrics)
+
+
+@pytest.mark.parametrize("name", RIVALS)
+def test_poor_tasks_are_trained_on_too(name: str) -> None:
+    """No side users; nothing that anybody liked; one training user; a user who has rated every source-domain item."""
+    bare = random_task(side=0)
+    low = replace(bare.source_ratings, rating=torch.ones(len(bare.source_ratings)))
+    tasks = [bare, replace(bare, source_ratings=low), random_task(overlapping=1), random_task(items=5, each=5)]
+    for task in tasks:
+        for rating_offset in ("none", "item_mean", "source_offset"):
+            assert bool(predicted(name, task, rating_offset=rating_offset, epochs=1).isfinite().all())
 
 
 ELSEWHERE = """

@@ -16,16 +16,9 @@ import torch
 import torch.nn.functional as functional
 
 from tests.trainables.sequence_worlds import make_sequence_task
-from trainables.models.lgcd import encoders as sequence_encoders
-from trainables.models.lgcd.encoders import (
-    Encoders,
-    PretrainSpec,
-    encoders_folder,
-    pretrain,
-    pretrained,
-    pretraining_loss,
-    represent,
-)
+from trainables.models.lgcd import pretraining
+from trainables.models.lgcd.encoders import Encoders, PretrainSpec, represent
+from trainables.models.lgcd.pretraining import encoders_folders, pretrain, pretrained, pretraining_loss
 from trainables.tasks.sequential import Sequences, SequenceTask, load_task
 
 QUICK = PretrainSpec(width=8, epochs=2, batch=16, negatives=10, max_length=6)
@@ -34,6 +27,10 @@ QUICK = PretrainSpec(width=8, epochs=2, batch=16, negatives=10, max_length=6)
 @pytest.fixture(scope="module")
 def task(tmp_path_factory: pytest.TempPathFactory) -> SequenceTask:
     return load_task(make_sequence_task(tmp_path_factory.mktemp("world"))[0])
+
+
+def both(task: SequenceTask) -> tuple[tuple[int, int], ...]:
+    return task.source, task.target
 
 
 def sequences(*rows: list[int]) -> Sequences:
@@ -85,13 +82,13 @@ def test_pretraining_loss_is_that_of_every_position_among_its_own_domain(task: S
             low, high = task.source if item < task.source[1] else task.target
             vectors = encoders.fuse_items(*encoders.look_up(torch.arange(low, high)))
             losses.append(functional.cross_entropy(vectors @ states[k], torch.tensor(item - low)))
-    found = pretraining_loss(encoders, task, items_BL, real_BL, 40_000, rng)
+    found = pretraining_loss(encoders, both(task), items_BL, real_BL, 40_000, rng)
     torch.testing.assert_close(found, torch.stack(losses).mean(), atol=0.02, rtol=0.01)
 
 
 def test_pretraining_learns(task: SequenceTask, tmp_path: Path) -> None:
     spec = PretrainSpec(width=8, epochs=30, batch=16, negatives=40, max_length=10, dropout=0.0)
-    encoders = pretrain(task, spec, 3, tmp_path / "kept.pt")
+    encoders = pretrain(task, spec, 3, tmp_path / "kept.pt", both(task))
     history = task.train
     state = encoders.fuse(*represent(encoders, history, last=False))
     follows = torch.arange(len(history.item) - 1)
@@ -108,8 +105,8 @@ def test_pretraining_learns(task: SequenceTask, tmp_path: Path) -> None:
 def test_pretraining_that_was_killed_goes_on_to_the_last_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     task = load_task(make_sequence_task(tmp_path)[0])
     spec = PretrainSpec(width=8, epochs=3, batch=16, negatives=40, max_length=10)
-    whole = pretrain(task, spec, 3, tmp_path / "whole.pt")
-    keep, steps = sequence_encoders._keep, []
+    whole = pretrain(task, spec, 3, tmp_path / "whole.pt", both(task))
+    keep, steps = pretraining._keep, []
 
     def killed(path: Path, number: int, *rest: Any) -> None:
         keep(path, number, *rest)
@@ -117,11 +114,11 @@ def test_pretraining_that_was_killed_goes_on_to_the_last_bit(tmp_path: Path, mon
         if steps == [1]:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(sequence_encoders, "_keep", killed)
+    monkeypatch.setattr(pretraining, "_keep", killed)
     with pytest.raises(KeyboardInterrupt):
         pretrained(task, spec, 3)
     torch.manual_seed(99)  # another process
-    found = pretrained(task, spec, 3)
+    found = pretrained(task, spec, 3).of_domain(task.source)
     assert steps == [1, 2, 3]
     for one, other in zip(whole.state_dict().values(), found.state_dict().values(), strict=True):
         torch.testing.assert_close(one, other, rtol=0, atol=0)
@@ -132,14 +129,14 @@ def test_pretraining_that_was_killed_goes_on_to_the_last_bit(tmp_path: Path, mon
 def test_a_full_disk_costs_the_kept_state_and_not_the_pretraining(
     task: SequenceTask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = pretrain(task, QUICK, 3, tmp_path / "whole.pt")
+    whole = pretrain(task, QUICK, 3, tmp_path / "whole.pt", both(task))
 
     def full(state: Any, path: Path) -> None:
         path.write_bytes(b"half")
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(torch, "save", full)
-    found = pretrain(task, QUICK, 3, tmp_path / "full.pt")
+    found = pretrain(task, QUICK, 3, tmp_path / "full.pt", both(task))
     assert [path.name for path in tmp_path.iterdir()] == ["whole.pt"]
     assert_same(whole, found)
 
@@ -149,13 +146,13 @@ def test_a_full_disk_costs_the_kept_state_and_not_the_pretraining(
 
     monkeypatch.setattr(torch, "save", unwritable)
     with pytest.raises(PermissionError, match="Permission denied"):
-        pretrain(task, QUICK, 3, tmp_path / "full.pt")
+        pretrain(task, QUICK, 3, tmp_path / "full.pt", both(task))
     assert [path.name for path in tmp_path.iterdir()] == ["whole.pt"]
 
 
 @pytest.mark.parametrize("fault", ["half", "another model", "no generator", "not a state"])
 def test_a_kept_state_that_cannot_be_read_is_begun_anew(task: SequenceTask, tmp_path: Path, fault: str) -> None:
-    whole = pretrain(task, QUICK, 3, kept := tmp_path / "kept.pt")
+    whole = pretrain(task, QUICK, 3, kept := tmp_path / "kept.pt", both(task))
     state = torch.load(kept, weights_only=True)
     if fault == "half":
         kept.write_bytes(kept.read_bytes()[:-100])
@@ -167,7 +164,7 @@ def test_a_kept_state_that_cannot_be_read_is_begun_anew(task: SequenceTask, tmp_
         torch.save(state, kept)
     else:
         torch.save([1], kept)
-    assert_same(whole, pretrain(task, QUICK, 3, kept))
+    assert_same(whole, pretrain(task, QUICK, 3, kept, both(task)))
 
 
 def test_two_processes_do_not_pretrain_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -179,12 +176,13 @@ def test_two_processes_do_not_pretrain_the_same(tmp_path: Path, monkeypatch: pyt
         time.sleep(0.2)  # the other one has asked by then
         return pretrain(*given)
 
-    monkeypatch.setattr(sequence_encoders, "pretrain", pretrain_once)
+    monkeypatch.setattr(pretraining, "pretrain", pretrain_once)
     with ThreadPoolExecutor(2) as pool:  # a lock is of an open file, so threads stand for processes
         first, second = pool.map(lambda _: pretrained.__wrapped__(task, QUICK, 0), range(2))
     assert len(made) == 1
-    assert_same(first, second)
-    assert [path.name for path in (tmp_path / "tasks" / "encoders").iterdir()] == [encoders_folder(task, QUICK, 0).name]
+    assert_same(*(found.of_domain(task.source) for found in (first, second)))
+    (folder,) = (tmp_path / "tasks" / "encoders").iterdir()
+    assert [folder.name] == [path.name for path in encoders_folders(task, QUICK, 0)]
 
 
 def assert_same(one: Encoders, other: Encoders) -> None:
@@ -193,31 +191,30 @@ def assert_same(one: Encoders, other: Encoders) -> None:
 
 
 def test_separate_pretraining_reads_no_sequence_over_both_domains(task: SequenceTask) -> None:
-    separate = sequence_encoders._pretraining_sequences(task, "separate")
+    separate = pretraining._pretraining_sequences(task, both(task), merged=False)
     boundary = task.target[0]
     for start, end in pairwise(separate.starts):
         assert len({bool(number >= boundary) for number in separate.item[start:end]}) == 1
         assert end - start >= 2
-    merged = sequence_encoders._pretraining_sequences(task, "merged")
+    merged = pretraining._pretraining_sequences(task, both(task), merged=True)
     assert len(merged.item) > len(separate.item)
 
 
 def test_encoders_are_made_once_for_both_directions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     one, other = (load_task(make_sequence_task(tmp_path, direction=way)[0]) for way in ("film-song", "song-film"))
     first = pretrained(one, QUICK, 0)
-    monkeypatch.setattr(sequence_encoders, "pretrain", None)  # would fail if it were called again
+    monkeypatch.setattr(pretraining, "pretrain", None)  # would fail if it were called again
     second = pretrained(other, QUICK, 0)
-    for a, b in zip(first.state_dict().values(), second.state_dict().values(), strict=True):
-        torch.testing.assert_close(a, b, rtol=0, atol=0)
+    assert_same(first.of_domain(one.source), second.of_domain(one.source))
 
 
-@pytest.mark.parametrize("changed", [{"seed": 1}, {"epochs": 3}, {"sequences": "separate"}])
+@pytest.mark.parametrize("changed", [{"seed": 1}, {"epochs": 3}, {"sequences": "separate"}, {"id_start": "random"}])
 def test_other_encoders_are_made_for_another_spec_or_seed(
     task: SequenceTask, changed: dict[str, object], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pretrained(task, QUICK, 0)
     made = []
-    monkeypatch.setattr(sequence_encoders, "pretrain", lambda *given: made.append(given) or pretrain(*given))
+    monkeypatch.setattr(pretraining, "pretrain", lambda *given: made.append(given) or pretrain(*given))
     seed = int(changed.pop("seed", 0))  # type: ignore[call-overload]
     pretrained(task, PretrainSpec(**{**QUICK.__dict__, **changed}), seed)  # type: ignore[arg-type]
     assert len(made) == 1

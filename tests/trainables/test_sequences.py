@@ -33,6 +33,7 @@ from trainables.tasks.sequential_build import build_sequences, training_users
 
 from .sequence_worlds import (
     SPEC,
+    WIDTH,
     SequenceWorld,
     build_world,
     make_sequence_world,
@@ -319,9 +320,11 @@ def test_pseudo_items_are_numbers_of_the_other_domain_in_their_order(tmp_path: P
         "user_id": [lone[SOURCE_ONLY][0], lone[TARGET_ONLY][0], lone[TARGET_ONLY][1]],
         "items": [["s040", "s003"], ["f001", "f017", "f009"], []],
         "similarity": [[0.5, 0.25], [0.75, 0.5, -0.125], []],
-        "texts": [[], [], []],
+        "texts": [["one", "two", "none"], ["two"], []],
+        "text_rows": [[1, 0, -1], [0], []],
     }
-    table = write_pseudo(tmp_path / "pseudo", pa.table(rows), {"key": "a"})
+    vectors = np.random.default_rng(0).normal(size=(2, WIDTH)).astype(np.float16)
+    table = write_pseudo(tmp_path / "pseudo", pa.table(rows), vectors, {"key": "a"})
     text = {domain.name: text_of(domain) for domain in (film, song)}
     task = load_task(build_sequences(SPEC, film, song, None, text, table, tmp_path / "tasks").task_dir)
     items, users = names(task.folder / "item_id.npy"), names(task.folder / "user_id.npy")
@@ -335,8 +338,14 @@ def test_pseudo_items_are_numbers_of_the_other_domain_in_their_order(tmp_path: P
         assert task.similarity[row].tolist() == [*cosine, *[0.0] * (3 - len(wanted))]
     assert int((task.pseudo >= 0).sum()) == 5
     assert bool((task.pseudo[task.group == OVERLAPPING] == -1).all())
+    for user, texts in zip(rows["user_id"], rows["text_rows"], strict=True):
+        assert task.generated[users.index(user)].tolist() == [*texts, *[-1] * (3 - len(texts))]
+    assert task.text is not None
+    assert task.generated_texts is not None
+    expected = (torch.from_numpy(vectors).float() - task.text.centre) / task.text.scale  # as titles are standardised
+    torch.testing.assert_close(task.generated_texts.all(), expected)
     rows["items"][0][1] = "f001"  # an item of the user's own domain
-    table = write_pseudo(tmp_path / "wrong", pa.table(rows), {"key": "b"})
+    table = write_pseudo(tmp_path / "wrong", pa.table(rows), vectors, {"key": "b"})
     with pytest.raises(InputError, match=r"the pseudo-item 'f001' is no item of the domain that its user lacks; make"):
         build_sequences(SPEC, film, song, None, text, table, tmp_path / "tasks")
 

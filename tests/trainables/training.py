@@ -13,8 +13,8 @@ from trainables.task_types import Predict, task_type_of
 from trainables.trial import SeedTraining, Trial
 
 QUICK = {
-    "epochs": 2, "patience": 9, "feature_epochs": 1, "side_epochs": 1, "encoder_epochs": 1, "steps": 4, "batch": 16,
-    "batch_users": 32, "negatives": 10,
+    "epochs": 2, "patience": 9, "stage_epochs": 1, "feature_epochs": 1, "side_epochs": 1, "encoder_epochs": 1,
+    "steps": 4, "batch": 16, "batch_users": 32, "negatives": 10,
 }  # fmt: skip
 
 

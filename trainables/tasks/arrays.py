@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from features.errors import InputError
-from features.store.folders import write_json
+from features.store.folders import read_json, write_json
 from features.store.tables import FeatureTable
 
 DENSE_BYTES = 64 * 2**20  # a table up to this size is standardised once and held in memory, by every process
@@ -124,7 +123,7 @@ def save_places(folder: Path, name: str, rows: Ints, centre: tuple[Floats, float
 
 
 def load_rows(folder: Path, name: str) -> FeatureRows:
-    meta = json.loads((folder / f"{name}.json").read_text())
+    meta = read_json(folder / f"{name}.json")
     path = folder / (meta["vectors"] or f"{name}_vectors.npy")
     try:
         vectors = np.load(path, mmap_mode="r")
@@ -139,7 +138,7 @@ def find_vectors(folder: Path) -> list[Path]:
 
     A link on the way is not followed: where the folder is copied to, the task looks where its path points.
     """
-    metas = {path: json.loads(path.read_text()) for path in folder.rglob("*.json")}
+    metas = {path: read_json(path) for path in folder.rglob("*.json")}
     found = {os.path.normpath(path.parent / meta["vectors"]) for path, meta in metas.items() if meta.get("vectors")}
     return sorted(map(Path, found))
 
@@ -147,7 +146,7 @@ def find_vectors(folder: Path) -> list[Path]:
 def read_meta(task_dir: Path) -> dict[str, Any]:
     """What `task.json` says; InputError where no task is built."""
     try:
-        meta: dict[str, Any] = json.loads((task_dir / "task.json").read_text())
+        meta: dict[str, Any] = read_json(task_dir / "task.json")
     except FileNotFoundError as error:
         raise not_built(task_dir) from error
     return meta

@@ -19,7 +19,7 @@ from features.checks import flag, number, refuse
 from features.domains.domain import Domain
 from features.errors import InputError
 from features.factorisation import FactorSpec, Interactions, biases, factorise
-from features.store.folders import mapped_array, store_errors, whole_folder, write_json
+from features.store.folders import mapped_array, read_json, store_errors, whole_folder, write_json
 from features.store.tables import FeatureTable
 from trainables.tasks.arrays import Floats, Ints, TaskFolders, centre_of, save_arrays, save_places, table_rows
 from trainables.tasks.rating import SHRINKAGE, shrunken_means
@@ -96,7 +96,7 @@ def build_task(
         with store_errors(folder.parent), whole_folder(folder) as work:
             counts = _Builder(spec, source, target, vectors, work).build()
             write_json(work / "manifest.json", {"key": key, "counts": counts, **document})
-    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest = read_json(folder / "manifest.json")
     folder = folder.resolve()
     return TaskFolders(key=key, task_dir=folder / "search", test_dir=folder / "test", counts=manifest["counts"])
 

@@ -121,6 +121,10 @@ class SequenceTask(OnDevice):
     group: Tensor  # int8 [S] OVERLAPPING | SOURCE_ONLY | TARGET_ONLY
     pseudo: Tensor  # int64 [S, n_max] pseudo-items of the domain that a single-domain user lacks, best first, -1: none
     similarity: Tensor  # float32 [S, n_max] cosine of the generated text and the pseudo-item, 0 where there is none
+    generated: Tensor  # int64 [S, n_texts] the texts that were generated for a single-domain user, in order, -1: none
+    generated_texts: (
+        FeatureRows | None
+    )  # [G, F] their vectors, standardised as those of titles are; None: no pseudo-items
     protocols: tuple[str, ...]
     validation: HeldOut
     train_key: str  # sha256 of what pretraining reads: sequences and texts; both directions of a pair share it
@@ -156,6 +160,10 @@ def load_task(task_dir: Path) -> SequenceTask:
         group=load_array(task_dir, "group"),
         pseudo=load_array(task_dir, "pseudo"),
         similarity=load_array(task_dir, "similarity"),
+        generated=load_array(task_dir, "generated"),
+        generated_texts=load_rows(task_dir, "generated_texts")
+        if (task_dir / "generated_texts.json").is_file()
+        else None,
         protocols=tuple(meta["protocols"]),
         validation=load_held_out(task_dir / "validation"),
         train_key=meta["train_key"],

@@ -9,7 +9,6 @@ training in either. Shapes: U users, N interactions, I items of both domains, S 
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -23,12 +22,12 @@ from numpy.typing import NDArray
 from features.domains.domain import Domain
 from features.errors import InputError
 from features.pseudo.table import PseudoTable
-from features.store.folders import store_errors, whole_folder, write_json
+from features.store.folders import read_json, store_errors, whole_folder, write_json
 from features.store.tables import FeatureTable, digest
 from trainables.tasks.arrays import Ints, TaskFolders, centre_of, save_arrays, save_places, table_rows
 from trainables.tasks.sequential import OVERLAPPING, SOURCE_ONLY, TARGET_ONLY, TASK_TYPE, SequenceSpec
 
-VERSION = 1  # of what is written; part of the key
+VERSION = 2  # of what is written; part of the key
 
 Bools = NDArray[np.bool_]
 
@@ -80,7 +79,7 @@ def build_sequences(
         with store_errors(folder.parent), whole_folder(folder) as work:
             counts = _build(spec, merged, split, vectors, pseudo, work)
             write_json(work / "manifest.json", {"key": key, "counts": counts, **document})
-    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest = read_json(folder / "manifest.json")
     folder = folder.resolve()
     return TaskFolders(key=key, task_dir=folder / "search", test_dir=folder / "test", counts=manifest["counts"])
 
@@ -214,18 +213,22 @@ def _build(
     folder.mkdir(parents=True)
     group = train.group
     number, similarity = _pseudo_items(train, group, pseudo)
+    generated = _generated_texts(train, group, pseudo)
     save_arrays(
         folder, item=train.item, starts=train.starts, group=group, pseudo=number, similarity=similarity,
-        user_id=train.users.astype(np.str_), item_id=merged.items.astype(np.str_),
+        generated=generated, user_id=train.users.astype(np.str_), item_id=merged.items.astype(np.str_),
     )  # fmt: skip
     text = []  # arrays that pretraining reads beside the sequences
     if vectors is not None:
         rows = np.load(vectors / "rows.npy")
         table = np.load(vectors / "vectors.npy", mmap_mode="r")
-        save_places(
-            folder, "text", rows, centre_of(table, rows), os.path.relpath(vectors / "vectors.npy", folder.resolve())
-        )
+        centre = centre_of(table, rows)
+        save_places(folder, "text", rows, centre, os.path.relpath(vectors / "vectors.npy", folder.resolve()))
         text = [rows, table]
+        if pseudo is not None:
+            texts = np.arange(len(np.load(pseudo.vectors, mmap_mode="r")))
+            place = os.path.relpath(pseudo.vectors.resolve(), folder.resolve())
+            save_places(folder, "generated_texts", texts, centre, place)
     held_out = {
         name: _save_held_out(spec, merged.of(parts == part), place, f"{name} ({part})")
         for name, part, place in (
@@ -326,6 +329,16 @@ def _pseudo_items(
             )
         number[row[chosen], column[chosen]] = found + low
     return number, cosine
+
+
+def _generated_texts(train: _Merged, group: NDArray[np.int8], pseudo: PseudoTable | None) -> Ints:
+    """Rows of each single-domain user's texts among the vectors of all texts, [S, n_texts]; -1 where there is none."""
+    single = np.flatnonzero(group != OVERLAPPING)
+    rows = pseudo.text_rows(list(train.users[single])) if pseudo else []
+    number = np.full((len(group), max(map(len, rows), default=0)), -1)
+    for user, texts in zip(single, rows, strict=False):
+        number[user, : len(texts)] = texts
+    return number
 
 
 def _text_folder(merged: _Merged, text: Mapping[str, FeatureTable], store: Path) -> Path:

@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -93,8 +94,11 @@ def local(**fields: Any) -> GeneratorSpec:
 
 
 def rows_of(table: PseudoTable) -> list[dict[str, Any]]:
+    """Rows, each with the vectors of its texts in the place of their numbers."""
     rows: list[dict[str, Any]] = pq.read_table(table.path / "pseudo.parquet").to_pylist()
-    return rows
+    vectors = np.load(table.vectors)
+    assert all(number >= 0 for row in rows for number in row["text_rows"])
+    return [{**row, "text_rows": vectors[row["text_rows"]].tolist()} for row in rows]
 
 
 def check_rows(world: World, users: Sequence[History], rows: Sequence[Mapping[str, Any]], texts: int) -> None:

@@ -29,7 +29,7 @@ from study.tracking import tags
 from study.tracking.runs import connect, default_uri, find_runs
 from tests.trainables.sequence_worlds import make_sequence_task
 from tests.trainables.worlds import SPLIT, domains_of, make_world, text_vectors
-from trainables.models.lgcd import encoders as sequence_encoders
+from trainables.models.lgcd import pretraining
 from trainables.tasks.arrays import TaskFolders, find_vectors
 from trainables.tasks.rating import load_held_out, load_task
 from trainables.tasks.rating_build import build_task
@@ -148,7 +148,7 @@ def test_what_trials_share_is_brought_home_and_sent_to_others(
     for name in ("manifest.json", "weights.pt"):
         assert (made / name).read_bytes() == (copy / name).read_bytes()
 
-    monkeypatch.setattr(sequence_encoders, "pretrain", None)  # would fail if it were called again
+    monkeypatch.setattr(pretraining, "pretrain", None)  # would fail if it were called again
     for number, ask in enumerate(
         (lambda: prepare_one(server, *given), lambda: TrialFolders(payload_of(*given), server))
     ):

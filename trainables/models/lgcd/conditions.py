@@ -1,23 +1,25 @@
 """Training rows of LGCD (arXiv 2604.05365): what is known of a user, and the target-domain item that came next.
 
-Real overlapping users give a row at each of their target-domain items, once for every protocol: under `as-given` all
-earlier items are the condition's history, under `inter` the earlier source-domain items alone. Pseudo-overlapping
-sequences (single-domain users with generated items of the other domain inserted, eq. 6) give one row, at their last
-target-domain item. All histories are read by pretrained encoders, so rows are vectors and training touches no
-sequence again. Shapes: S sequences, K generated items of a user, N items in all sequences, M labels, R rows (labels with
-a visible history), D vector width, T target-domain items among the N, V visible ones.
+Real overlapping users give a row at each of their target-domain items (ours), or at the last one as in the paper. What
+the condition reads: with `condition_from: merged` (ours) a row is there once for every protocol, under `as-given` with all
+earlier items, under `inter` with the earlier source-domain items alone; with `source` it reads the latter, once (eq. 8).
+Pseudo-overlapping sequences (single-domain users with generated items of the other domain inserted, eq. 6) give one row,
+at their last target-domain item. All histories are read by pretrained encoders, so rows are vectors and training touches
+no sequence again. Shapes: S sequences, K generated items of a user, N items in all sequences, M labels, R rows (labels
+with a visible history), D vector width, T target-domain items among the N, V visible ones.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from trainables.models.lgcd.encoders import Encoders, represent
+from trainables.models.lgcd.encoders import DomainEncoders, represent
+from trainables.models.lgcd.retrieval import Suggested
 from trainables.sequence_tools import filtered, inside
 from trainables.tasks.sequential import OVERLAPPING, Sequences, SequenceTask
 
@@ -45,25 +47,39 @@ class Rows:
         return Rows(**{field.name: torch.cat([getattr(part, field.name) for part in parts]) for field in fields(Rows)})
 
 
-def real_rows(task: SequenceTask, encoders: Encoders) -> Rows:
+@dataclass(frozen=True, kw_only=True)
+class RowRules:
+    """Which rows sequences give."""
+
+    condition_from: str = "merged"  # merged | source
+    rows: str = "every"  # every | last
+
+    def views(self, task: SequenceTask) -> tuple[str, ...]:
+        """Return the protocols that a condition is read under: a row is there once for each."""
+        return ("inter",) if self.condition_from == "source" else task.protocols
+
+
+def real_rows(task: SequenceTask, encoders: DomainEncoders, rules: RowRules) -> Rows:
     """Return the rows of the overlapping training users."""
     users = (task.group == OVERLAPPING).nonzero().squeeze(1)
-    return _rows(task, encoders, newest(task.train, users, encoders.max_length), pseudo=False, parts=("id", "text"))
+    sequences = newest(task.train, users, encoders.max_length)
+    return _rows(task, encoders, sequences, rules, pseudo=False, parts=("id", "text"))
 
 
 def pseudo_rows(
-    task: SequenceTask, encoders: Encoders, count: int, min_similarity: float, rng: np.random.Generator, *,
-    by_text: bool = False,
+    task: SequenceTask, encoders: DomainEncoders, suggested: Suggested, rules: RowRules, min_similarity: float,
+    rng: np.random.Generator, *, by_text: bool = False,
 ) -> Rows:  # fmt: skip
-    """Return the rows of pseudo-overlapping users: at most `count` generated items each, of at least that similarity.
+    """Return the rows of pseudo-overlapping users: of the suggested items those of at least that similarity.
 
     by_text: their condition is the text part (for guidance by text alone), not the ID part as the paper has it.
     """
-    taken_SK = (task.pseudo[:, :count] >= 0) & (task.similarity[:, :count] >= min_similarity)
+    taken_SK = (suggested.item >= 0) & (suggested.similarity >= min_similarity)
     users = taken_SK.any(dim=1).nonzero().squeeze(1)
-    sequences = newest(task.train, users, max(encoders.max_length - count, 1))
-    merged = insert(sequences, task.pseudo[users, :count], taken_SK[users], rng)
-    return _rows(task, encoders, merged, pseudo=True, parts=("text",) if by_text else ("id",))
+    sequences = newest(task.train, users, max(encoders.max_length - taken_SK.shape[1], 1))
+    merged = insert(sequences, suggested.item[users], taken_SK[users], rng)
+    parts = ("text",) if by_text else ("id",)
+    return _rows(task, encoders, merged, replace(rules, rows="last"), pseudo=True, parts=parts)
 
 
 def newest(sequences: Sequences, users: Tensor, most: int) -> Sequences:
@@ -91,21 +107,26 @@ def insert(sequences: Sequences, pseudo_SK: Tensor, taken_SK: Tensor, rng: np.ra
     return Sequences(item=torch.cat([sequences.item, inserted])[order], starts=merged_starts)
 
 
-def _rows(task: SequenceTask, encoders: Encoders, sequences: Sequences, *, pseudo: bool, parts: Sequence[str]) -> Rows:
-    """Rows at the target-domain items of merged sequences that have a visible history, once for each protocol.
+def _rows(
+    task: SequenceTask, encoders: DomainEncoders, sequences: Sequences, rules: RowRules, *, pseudo: bool,
+    parts: Sequence[str],
+) -> Rows:  # fmt: skip
+    """Rows at the target-domain items of merged sequences that have a visible history, once for each view.
 
-    pseudo: at the last target-domain item of each sequence alone. parts: representations that the condition has.
+    parts: representations that the condition has.
     """
     in_target_N = inside(sequences.item, task.target)
-    label_M = _label_places(sequences, in_target_N, last_alone=pseudo)
+    label_M = _label_places(sequences, in_target_N, last_alone=rules.rows == "last")
     first_M = sequences.starts[sequences.row[label_M]]  # place where the label's sequence starts
-    (earlier_TD,) = represent(encoders, filtered(sequences, in_target_N), last=False, parts=["text"])
+    targets = filtered(sequences, in_target_N)
+    (earlier_TD,) = represent(encoders.of_domain(task.target), targets, last=False, parts=["text"])
     earlier_M, has_feature_M = _last_before(in_target_N, label_M, first_M)
     feature_MD = torch.where(has_feature_M[:, None], earlier_TD[earlier_M], 0.0)
     rows = []
-    for protocol in task.protocols:
-        visible_N = torch.ones_like(in_target_N) if protocol == "as-given" else ~in_target_N
-        histories = represent(encoders, filtered(sequences, visible_N), last=False, parts=parts)  # [V, D] each
+    for view in rules.views(task):
+        visible_N = torch.ones_like(in_target_N) if view == "as-given" else ~in_target_N
+        visible = filtered(sequences, visible_N)
+        histories = represent(encoders.of_domain(task.source), visible, last=False, parts=parts)  # [V, D] each
         shown_M, has_history_M = _last_before(visible_N, label_M, first_M)
         shown_R = shown_M[has_history_M]
         condition = {part: history_VD[shown_R] for part, history_VD in zip(parts, histories, strict=True)}

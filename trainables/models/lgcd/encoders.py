@@ -1,55 +1,34 @@
-"""Sequence encoders of LGCD (arXiv 2604.05365): an ID and a text Transformer, fused, pretrained by next-item prediction.
+"""Sequence encoders of LGCD (arXiv 2604.05365): an ID and a text Transformer, and their fusion (eqs. 1-2).
 
-One table numbers the items of both domains, and one pair of encoders reads sequences of either, so a merged history
-and the part of it that lies in one domain are encoded alike (ours; the paper trains a pair per domain). `sequences:
-separate` comes near that: pretraining sees each domain's own sequences only, by one pair of encoders all the same.
-Pretraining depends on nothing that a trial varies, so it is done once per task and seed and kept beside the task
-(`pretrained`); every trial on every node loads the same file.
-Shapes: S sequences, B of a batch, L positions, N items or labels, U distinct items of a batch, P domains, K drawn items,
-F text width, D vector width.
+One table numbers the items of both domains. Three ways to read them (`PretrainSpec.sequences`):
+
+merged      one pair of encoders for both domains, pretrained on merged histories, so a history and the part of it that
+            lies in one domain are encoded alike (ours)
+separate    one pair for both, pretrained on each domain's own sequences (ours)
+per_domain  a pair for each domain, with nothing in common, pretrained on that domain's sequences (the paper)
+
+`trainables.models.lgcd.pretraining` trains them.
+Shapes: S sequences, B of a batch, L positions, N items or labels, J items of a domain, F text width, D vector width.
 """
 
 from __future__ import annotations
 
-import copy
 import math
-import pickle
-import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from functools import lru_cache
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass
 
-import numpy as np
 import torch
 import torch.nn.functional as functional
 from torch import Tensor, nn
-from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LinearLR
 
-from features.store.folders import FULL, atomic_file, locked, whole_folder, write_json
-from features.store.tables import digest
-from trainables.devices import on_cpu, random_states, seeded, set_random_states
-from trainables.sequence_tools import (
-    batches,
-    distinct,
-    draw_shared,
-    padded,
-    principal_components,
-    softmax_loss,
-    windows,
-    within,
-)
-from trainables.tasks.sequential import Sequences, SequenceTask
+from trainables.sequence_tools import Range, padded, principal_components, windows
+from trainables.tasks.sequential import Sequences
 
-VERSION = 1  # of what pretraining makes; part of its key
-SEQUENCES = ("merged", "separate")
+SEQUENCES = ("merged", "separate", "per_domain")
+ID_STARTS = ("titles", "random")
+ITEM_FUSIONS = ("own", "shared")
+_ID_DEVIATION = 0.1  # of the ID table before training (ours)
 _ROWS = 512  # sequences encoded at once without gradients
-_UNREADABLE = (  # what half a file raises, or one of another format
-    *(OSError, RuntimeError, EOFError, pickle.UnpicklingError, zlib.error),
-    *(ValueError, TypeError, KeyError, AttributeError),
-)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,7 +44,9 @@ class PretrainSpec:
     epochs: int = 10  # (ours)
     batch: int = 128  # sequences (LGCD settings)
     negatives: int = 1024  # items of the softmax beside the target, drawn per batch and domain (ours)
-    sequences: str = "merged"  # merged | separate
+    sequences: str = "merged"  # merged | separate | per_domain
+    id_start: str = "titles"  # ID embeddings before training: principal components of the titles (ours) | random
+    item_fusion: str = "own"  # map of an item's embeddings to E_fusion: own (ours) | shared with sequences (eq. 3)
 
 
 class Block(nn.Module):
@@ -114,22 +95,24 @@ class Transformer(nn.Module):
 
 
 class Encoders(nn.Module):
-    """Item vectors, the two encoders and their fusion (eqs. 1-2)."""
+    """Item vectors, the two encoders and their fusion (eqs. 1-2), over the items of both domains or of one."""
 
-    def __init__(self, spec: PretrainSpec, text_NF: Tensor) -> None:
+    def __init__(self, spec: PretrainSpec, text_NF: Tensor, first: int = 0) -> None:
+        """`text_NF`: vectors of the titles of its items, which are numbered from `first`."""
         super().__init__()
         self.register_buffer("text", text_NF, persistent=False)
         self.text: Tensor
-        self.id = nn.Embedding(len(text_NF), spec.width, _weight=principal_components(text_NF, spec.width, 0.1))
+        self.id = nn.Embedding(len(text_NF), spec.width, _weight=_ID_STARTS[spec.id_start](text_NF, spec.width))
         self.text_map: nn.Module = nn.Linear(text_NF.shape[1], spec.width)
         self.id_encoder, self.text_encoder = Transformer(spec), Transformer(spec)
         self.fusion = nn.Linear(2 * spec.width, spec.width)  # of sequences
-        self.item_fusion = nn.Linear(2 * spec.width, spec.width)  # of items, E_fusion in eq. 3; a map of its own (ours)
-        self.max_length = spec.max_length
+        # Of items, E_fusion in eq. 3: a map of its own (ours), or that of sequences, W_fusion.
+        self.item_fusion = self.fusion if spec.item_fusion == "shared" else nn.Linear(2 * spec.width, spec.width)
+        self.max_length, self.first = spec.max_length, first
 
     def look_up(self, item: Tensor) -> tuple[Tensor, Tensor]:
         """ID and text embedding of items, [..., D] each."""
-        return self.id(item), self.text_map(self.text[item])
+        return self._embedded(item, "id"), self._embedded(item, "text")
 
     def forward(self, id_BLD: Tensor, text_BLD: Tensor) -> tuple[Tensor, Tensor]:
         """ID and text representation at every position, [B, L, D] each (eq. 1)."""
@@ -137,11 +120,8 @@ class Encoders(nn.Module):
 
     def encode(self, items_BL: Tensor, part: str) -> Tensor:
         """One of the two, [B, L, D]; `part`: id | text."""
-        encoded: Tensor = (
-            self.id_encoder(self.id(items_BL))
-            if part == "id"
-            else self.text_encoder(self.text_map(self.text[items_BL]))
-        )
+        encoder = self.id_encoder if part == "id" else self.text_encoder
+        encoded: Tensor = encoder(self._embedded(items_BL, part))
         return encoded
 
     def fuse(self, id_BD: Tensor, text_BD: Tensor) -> Tensor:
@@ -154,148 +134,52 @@ class Encoders(nn.Module):
         fused: Tensor = self.item_fusion(torch.cat([id_ND, text_ND], dim=-1))
         return fused
 
+    @torch.no_grad()
+    def item_vectors(self) -> Tensor:
+        """E_fusion of all its items, [N, D]."""
+        return self.fuse_items(*self.look_up(self.first + torch.arange(len(self.text), device=self.text.device)))
 
-# --- pretraining --------------------------------------------------------------------------------------------------
+    @torch.no_grad()
+    def text_embeddings(self, domain: Range) -> Tensor:
+        """E_text of a domain's items, [J, D]."""
+        return self._embedded(torch.arange(*domain, device=self.text.device), "text")
 
-
-def pretrain(task: SequenceTask, spec: PretrainSpec, seed: int, kept: Path) -> Encoders:
-    """Train encoders to predict the next item of the training sequences, among the items of its domain (eq. 3).
-
-    `kept`: file of the state after the last epoch, which training goes on from where one that was stopped has left it.
-    """
-    with seeded(seed, task.device):
-        return _pretrain(task, spec, np.random.default_rng(seed), kept)
-
-
-def _pretrain(task: SequenceTask, spec: PretrainSpec, rng: np.random.Generator, kept: Path) -> Encoders:
-    encoders = Encoders(spec, task.titles()).to(task.device)
-    optimiser = torch.optim.Adam(encoders.parameters(), lr=spec.lr, fused=True)
-    sequences = _pretraining_sequences(task, spec.sequences)
-    first, length = windows(sequences.starts, spec.max_length + 1)
-    steps = spec.epochs * math.ceil(len(length) / spec.batch)
-    schedule = LinearLR(optimiser, 1.0, 0.02, total_iters=steps)
-    done = _restore(kept, encoders, optimiser, schedule, rng)
-    encoders.train()
-    for number in range(done + 1, spec.epochs + 1):
-        for batch in batches(length, spec.batch, rng):
-            items_BL, real_BL = padded(sequences.item, first[batch], length[batch])
-            loss = pretraining_loss(encoders, task, items_BL, real_BL, spec.negatives, rng)
-            optimiser.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
-            optimiser.step()
-            schedule.step()
-        _keep(kept, number, encoders, optimiser, schedule, rng)
-    return encoders.eval()
+    def _embedded(self, item: Tensor, part: str) -> Tensor:
+        place = (item - self.first).clamp(min=0)  # below 0: the item 0 of padding, which nobody reads
+        embedded: Tensor = self.id(place) if part == "id" else self.text_map(self.text[place])
+        return embedded
 
 
-def _keep(
-    path: Path, number: int, encoders: Encoders, optimiser: Optimizer, schedule: LinearLR, rng: np.random.Generator
-) -> None:
-    """Write all that the epochs after this one depend on; a disk without room for it costs the file, not the training."""
-    state = {
-        "number": number, "encoders": encoders.state_dict(), "optimiser": optimiser.state_dict(),
-        "schedule": schedule.state_dict(), "rng": rng.bit_generator.state,
-        "torch": random_states(encoders.text.device),
-    }  # fmt: skip
-    try:
-        with atomic_file(path) as beside:
-            torch.save(on_cpu(state), beside)
-    except (OSError, RuntimeError) as error:  # torch says RuntimeError where a write comes up short
-        if isinstance(error, OSError) and error.errno not in FULL:
-            raise
+def _random_ids(text_NF: Tensor, width: int) -> Tensor:
+    return (_ID_DEVIATION * torch.randn(len(text_NF), width)).to(text_NF.device)
 
 
-def _restore(path: Path, encoders: Encoders, optimiser: Optimizer, schedule: LinearLR, rng: np.random.Generator) -> int:
-    """Read it back; return the number of finished epochs: 0 where there is no file, or none that can be read."""
-    if not path.is_file():
-        return 0
-    parts: tuple[Any, ...] = (encoders, optimiser, schedule)
-    before = copy.deepcopy([part.state_dict() for part in parts])
-    drawn = rng.bit_generator.state, random_states(encoders.text.device)
-    try:
-        state = torch.load(path, weights_only=True)
-        for part, name in zip(parts, ("encoders", "optimiser", "schedule"), strict=True):
-            part.load_state_dict(state[name])
-        rng.bit_generator.state = state["rng"]
-        set_random_states(state["torch"], encoders.text.device)
-        return int(state["number"])
-    except _UNREADABLE:
-        for part, initial in zip(parts, before, strict=True):
-            part.load_state_dict(initial)
-        rng.bit_generator.state = drawn[0]
-        set_random_states(drawn[1], encoders.text.device)
-        return 0
+def _ids_by_title(text_NF: Tensor, width: int) -> Tensor:
+    return principal_components(text_NF, width, _ID_DEVIATION)
 
 
-def pretraining_loss(
-    encoders: Encoders, task: SequenceTask, items_BL: Tensor, real_BL: Tensor, negatives: int, rng: np.random.Generator
-) -> Tensor:
-    """Mean loss of the next items of a batch (eq. 3), each among drawn items of its own domain."""
-    domains = (task.source, task.target)
-    drawn_PK = draw_shared(domains, negatives, rng).to(items_BL.device)
-    wanted, (place_BL, place_PK) = distinct(task.items, items_BL, drawn_PK)
-    id_UD, text_UD = encoders.look_up(wanted)
-    vectors_UD = encoders.fuse_items(id_UD, text_UD)
-    inputs_BL, is_label_BL = place_BL[:, :-1], real_BL[:, 1:]
-    state_ND = encoders.fuse(*encoders(id_UD[inputs_BL], text_UD[inputs_BL]))[is_label_BL]
-    label_N, label_ND = items_BL[:, 1:][is_label_BL], vectors_UD[place_BL[:, 1:][is_label_BL]]
-    return softmax_loss(state_ND, label_N, label_ND, domains, drawn_PK, vectors_UD[place_PK])
+_ID_STARTS = {"titles": _ids_by_title, "random": _random_ids}
 
 
-def _pretraining_sequences(task: SequenceTask, how: str) -> Sequences:
-    """The sequences that pretraining reads, each of at least two items."""
-    domains = (task.source, task.target)
-    parts = [task.train] if how == "merged" else [within(task.train, domain) for domain in domains]
-    lengths = torch.cat([part.lengths for part in parts])
-    items = torch.cat([part.item for part in parts])
-    kept = lengths >= 2
-    starts = torch.cat([lengths.new_zeros(1), lengths[kept].cumsum(0)])
-    return Sequences(items[kept.repeat_interleave(lengths)], starts)
+class DomainEncoders:
+    """The encoders that read sequences of a domain: for each its own pair, as in the paper, or one pair for both."""
 
+    def __init__(self, by_domain: Mapping[Range, Encoders]) -> None:
+        self.by_domain = dict(by_domain)
 
-def encoders_folder(task: SequenceTask, spec: PretrainSpec, seed: int) -> Path:
-    """Where `pretrained` keeps them, in the folder of all tasks: under a key of all that they depend on."""
-    return Path("encoders") / digest(_document(task, spec, seed))[:16]
+    @property
+    def max_length(self) -> int:
+        """Newest items of a history that are read."""
+        return next(iter(self.by_domain.values())).max_length
 
+    def of_domain(self, domain: Range) -> Encoders:
+        """Return the pair that reads items of this domain."""
+        return self.by_domain[domain]
 
-def _document(task: SequenceTask, spec: PretrainSpec, seed: int) -> dict[str, Any]:
-    return {"version": VERSION, "train": task.train_key, "spec": asdict(spec), "seed": seed}
-
-
-def _make(task: SequenceTask, spec: PretrainSpec, seed: int, folder: Path) -> None:
-    kept = folder.with_suffix(".pt")
-    with whole_folder(folder) as work:
-        torch.save(on_cpu(pretrain(task, spec, seed, kept).state_dict()), work / "weights.pt")
-        write_json(work / "manifest.json", _document(task, spec, seed))
-    kept.unlink(missing_ok=True)
-
-
-@lru_cache(maxsize=2)
-def pretrained(task: SequenceTask, spec: PretrainSpec, seed: int) -> Encoders:
-    """Return the encoders of this task, spec and seed, for reading only: loaded where they are there, else made and kept.
-
-    They lie beside the tasks, see `encoders_folder`; both directions of a pair share them. Trials of one process share
-    them in memory too; of several that ask at once, one makes them.
-    """
-    folder = task.folder.parent.parent / encoders_folder(task, spec, seed)
-    if not (folder / "manifest.json").is_file():
-        lock = folder.with_suffix(".lock")
-        with locked(lock):
-            if not (folder / "manifest.json").is_file():  # else another process has made them meanwhile
-                _make(task, spec, seed, folder)
-            lock.unlink(missing_ok=True)  # who locks another file after this one finds the folder
-    with seeded(seed, task.device):  # what is drawn here is overwritten, and must not be missed elsewhere
-        encoders = Encoders(spec, task.titles()).to(task.device)
-    encoders.load_state_dict(torch.load(folder / "weights.pt", weights_only=True))
-    return encoders.eval()
-
-
-def serving_encoders(spec: PretrainSpec, mapped_text_ND: Tensor, state: Mapping[str, Tensor]) -> Encoders:
-    """Return encoders for use, whose text vectors have been through `text_map` already."""
-    encoders = Encoders(spec, mapped_text_ND)
-    encoders.text_map = nn.Identity()
-    encoders.load_state_dict(state)
-    return encoders.eval()
+    def item_vectors(self, domain: Range) -> Tensor:
+        """E_fusion of all items of a domain, [J, D]."""
+        pair = self.of_domain(domain)
+        return pair.item_vectors()[domain[0] - pair.first : domain[1] - pair.first]
 
 
 # --- reading sequences with pretrained encoders -------------------------------------------------------------------

@@ -1,0 +1,112 @@
+"""The reconstruction of CTT: its maps, what a label may read, and its contrast."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from features.errors import InputError
+from trainables.models.ctt import CTT, WIDTH, Config, Loss
+from trainables.sequence_tools import Bag, TargetLabels, contrast
+from trainables.tasks.sequential import OVERLAPPING, Sequences, SequenceTask
+
+
+def network(task: SequenceTask, **changes: Any) -> CTT:
+    torch.manual_seed(0)
+    made = CTT(Config(**changes), task.titles(), task.source, task.target).eval()
+    torch.nn.init.normal_(made.item.weight, std=0.3)
+    return made
+
+
+def test_what_is_read_before_each_label(task: SequenceTask) -> None:
+    labels = TargetLabels(task, 50)
+    assert (task.group[labels.rows] == OVERLAPPING).all()
+    read = labels.read(labels.rows)
+    seen = set()
+    for row, column, label in zip(read.row.tolist(), read.column.tolist(), read.label.tolist(), strict=True):
+        user = int(labels.rows[row])
+        items = task.train.item[int(task.train.starts[user]) : int(task.train.starts[user + 1])].tolist()
+        before = items[: items.index(label)]
+        own = [item for item in before if task.target[0] <= item < task.target[1]]
+        assert read.shown.item[row, :column].tolist() == own
+        assert read.source.item[row][read.reads[row, column]].tolist() == [item for item in before if item not in own]
+        assert before
+        seen.add((user, label))
+    wanted = {
+        (user, int(item))
+        for user in labels.rows.tolist()
+        for place, item in enumerate(task.train.item[int(task.train.starts[user]) : int(task.train.starts[user + 1])])
+        if place and task.target[0] <= item < task.target[1]
+    }
+    assert seen == wanted
+
+
+@torch.no_grad()
+def test_rows_of_a_map_sum_to_one_and_are_nothing_without_source_items(task: SequenceTask) -> None:
+    torch.manual_seed(0)
+    allowed = torch.tensor([[[True, True, False], [False, False, False]]])
+    maps = CTT.attention(torch.randn(1, 2, WIDTH), torch.randn(1, 3, WIDTH), allowed)
+    assert maps.sum(dim=2)[0].tolist() == pytest.approx([1.0, 0.0])
+    assert float(maps[0, 0, 2]) == 0
+
+
+@torch.no_grad()
+def test_the_aligned_view_by_a_loop(task: SequenceTask) -> None:
+    """A target text reads source items through itself and through the target texts like it."""
+    model = network(task)
+    own = torch.arange(task.target[0], task.target[0] + 4)[None]
+    other = torch.arange(task.source[0], task.source[0] + 5)[None]
+    target, source = (Bag(item, torch.ones_like(item, dtype=torch.bool)) for item in (own, other))
+    reads = torch.tensor([[[True] * k + [False] * (5 - k) for k in (0, 1, 3, 3, 5)]])
+    _, _, weights = model.intents(target)
+    found = model.crossed(target, weights, source, reads)
+    text, source_text = (model.text_map(model.texts[item[0]]) for item in (own, other))
+    values = model.id_value(model.item(other[0]))
+    for label in range(1, 5):
+        allowed = reads[0, label]
+        rows = []
+        for i in range(4):
+            logits = model.key(source_text) @ model.query(text[i]) / math.sqrt(WIDTH)
+            rows.append(logits.masked_fill(~allowed, -torch.inf).softmax(0))
+        mapped = sum(weights[0, label - 1, i] * rows[i] for i in range(label))
+        assert float(mapped.sum()) == pytest.approx(1.0, abs=1e-5)  # type: ignore[union-attr]
+        torch.testing.assert_close(found[0, label], model.between(mapped @ values), atol=1e-5, rtol=1e-4)
+    assert found[0, 0].abs().max() == 0  # nothing before the first
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("align", ["product", "none"])
+def test_a_label_is_predicted_from_what_stands_before_it(task: SequenceTask, align: str) -> None:
+    """A user's vectors at all labels are those of the histories before them, read alone (without positions)."""
+    model = network(task, align=align)
+    model.position.weight.zero_()  # positions are counted from the end of what is read
+    made = Loss(Config(align=align), task, np.random.default_rng(0))
+    read = made.labels.read(made.labels.rows[:8])
+    states, _, _ = model.states(read.shown, read.source, read.reads)
+    for row, column, label in zip(read.row.tolist(), read.column.tolist(), read.label.tolist(), strict=True):
+        user = int(made.labels.rows[row])
+        items = task.train.item[int(task.train.starts[user]) : int(task.train.starts[user + 1])].tolist()
+        before = torch.tensor(items[: items.index(label)])
+        alone = model.users(Sequences(before, torch.tensor([0, len(before)])))[0]
+        torch.testing.assert_close(states[row, column], alone, atol=1e-4, rtol=1e-4)
+
+
+def test_the_contrast_of_two_users() -> None:
+    two = torch.eye(2, WIDTH)
+    # Each vector against its partner and the other user's two: log(1 + 2 e^-10) by both views of the batch.
+    assert float(contrast(two, two, 0.1)) == pytest.approx(math.log(1 + 2 * math.exp(-10)), rel=1e-3)
+
+
+def test_faults_of_a_config_are_told_together() -> None:
+    with pytest.raises(InputError) as fault:
+        Config(loss="hinge", align="sum", tau=0.0)
+    for line in (
+        "loss is 'hinge'; choose from softmax, bce",
+        "align is 'sum'; choose from product, none",
+        "tau is 0.0; give a number above 0",
+    ):
+        assert line in str(fault.value)

@@ -1,0 +1,214 @@
+"""Training and serving of LGCD over frozen encoders (arXiv 2604.05365): rows, cyclic batches, and the contract's functions.
+
+Shapes: R rows, U users, J items of the target domain, D vector width.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Generator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from features.errors import InputError
+from trainables.diffusion import SameForAll
+from trainables.interface import Epoch, Place, Setup
+from trainables.models.lgcd import retrieval
+from trainables.models.lgcd.conditions import RowRules, Rows, pseudo_rows, real_rows
+from trainables.models.lgcd.config import Config
+from trainables.models.lgcd.encoders import DomainEncoders, Encoders, represent
+from trainables.models.lgcd.losses import FullSoftmax, SampledSoftmax, losses
+from trainables.models.lgcd.network import Network
+from trainables.models.lgcd.pretraining import encoders_folders, pretrained, serving_encoders
+from trainables.sequence_tools import step, within
+from trainables.tasks.sequential import SOURCE_ONLY, TARGET_ONLY, HeldOut, Sequences, SequenceTask
+
+
+def prepare(config: Config, task: SequenceTask, seeds: Sequence[int]) -> None:
+    """Pretrain what the trials share, where it is missing; a kill costs the epochs in progress, one a seed."""
+    for seed in seeds:
+        pretrained(task, config.pretraining, seed)
+
+
+def shared(config: Config, task: SequenceTask, seeds: Sequence[int]) -> list[Path]:
+    """Folders of the pretrained encoders, in that of all tasks."""
+    return [folder for seed in seeds for folder in encoders_folders(task, config.pretraining, seed)]
+
+
+def train(config: Config, task: SequenceTask, seed: int) -> Generator[Place]:
+    """Train the network over frozen encoders."""
+    trainer = _Trainer(config, task, seed, pretrained(task, config.pretraining, seed))
+    streams = {f"stream_{number}": stream.progress for number, stream in enumerate(trainer.streams)}
+    yield Setup(
+        trainer.network, optimiser=trainer.optimiser, generator=trainer.generator, rng=trainer.rng, **streams
+    )  # fmt: skip
+    while True:
+        loss = trainer.epoch()
+        yield Epoch(predict=trainer.predict, metrics={"train_loss": loss}, pack=trainer.pack)
+
+
+@dataclass(frozen=True)
+class _Way:
+    """What one direction trains on."""
+
+    pools: list[tuple[Rows, _Stream]]  # a batch takes from each
+    recommend: SampledSoftmax | FullSoftmax  # L_rec
+
+    def batch(self) -> Rows:
+        """Return the next rows of each pool."""
+        return Rows.joined([rows[next(stream).to(rows.item.device)] for rows, stream in self.pools])
+
+
+class _Trainer:
+    """One training of one seed."""
+
+    def __init__(self, config: Config, task: SequenceTask, seed: int, encoders: DomainEncoders) -> None:
+        self.config, self.task, self.encoders = config, task, encoders
+        self.generator, self.rng = torch.Generator().manual_seed(seed), np.random.default_rng(seed)
+        tasks = [task] if config.directions == "one" else [task, opposite(task)]
+        self.network = Network(config, [encoders.of_domain(one.source).fusion for one in tasks])
+        self.optimiser = torch.optim.Adam(self.network.parameters(), lr=config.lr, fused=True)
+        real, _ = training_rows(config, task, encoders, seed)
+        self.batches = math.ceil(len(real) / len(row_rules(config).views(task)) / config.batch)
+        self.ways = [self._way(one, seed) for one in tasks]
+
+    @property
+    def streams(self) -> list[_Stream]:
+        """What a checkpoint holds of the batches to come."""
+        return [stream for way in self.ways for _, stream in way.pools]
+
+    def epoch(self) -> float:
+        """As many real rows as there are under one protocol, of both directions in turn where there are two; mean loss."""
+        losses = [self._step(number) for _ in range(self.batches) for number in range(len(self.ways))]
+        return sum(losses) / len(losses)
+
+    def predict(self, held_out: HeldOut, task: SequenceTask, seed: int) -> Tensor:
+        """Scores of all target-domain items, [R, J] (eq. 25)."""
+        by_id, by_text = _read(self.config, self.encoders.of_domain(task.source), held_out.history, task.source)
+        final_RD = self.network.recommend(by_id, by_text, torch.Generator().manual_seed(seed))
+        return final_RD @ self.ways[0].recommend.items.T
+
+    def pack(self) -> dict[str, Any]:
+        """What `unpack` needs; the vectors of titles only as the encoders read them, [I, D]."""
+        encoders = self.encoders.of_domain(self.task.source)
+        weights = {name: value for name, value in encoders.state_dict().items() if not name.startswith("text_map.")}
+        return {
+            "network": self.network.state_dict(), "encoders": weights, "titles": encoders.text_map(encoders.text),
+            "first": encoders.first, "source": list(self.task.source), "items": self.ways[0].recommend.items,
+        }  # fmt: skip
+
+    def _way(self, task: SequenceTask, seed: int) -> _Way:
+        """One direction's rows in cyclic batches: `batch` real ones and as many pseudo-overlapping ones, for ever.
+
+        Without `cyclic` a batch has as many rows, drawn from all alike.
+        """
+        config = self.config
+        real, pseudo = training_rows(config, task, self.encoders, seed)
+        kinds = [rows for rows in ((real, pseudo) if config.overlap_rows else (pseudo,)) if len(rows)]
+        if not kinds:
+            raise InputError(f"{task.folder}: no row to train on is left; take overlap_rows: true or more pseudo_items")
+        size = config.batch
+        pools = [(rows, size) for rows in kinds] if config.cyclic else [(Rows.joined(kinds), size * len(kinds))]
+        items = self.encoders.item_vectors(task.target)
+        return _Way(
+            pools=[(rows, _Stream(len(rows), size, self.generator)) for rows, size in pools],
+            recommend=SampledSoftmax(items=items, domain=task.target, count=config.negatives, rng=self.rng)
+            if config.negatives
+            else FullSoftmax(items=items, domain=task.target),
+        )
+
+    def _step(self, number: int) -> float:
+        way = self.ways[number]
+        rows = way.batch()
+        final, loss = losses(self.network, rows, self.generator, number)
+        return step(self.optimiser, loss + way.recommend(final, rows.item) / len(rows))  # eqs. 26 and 27
+
+
+class _Stream:
+    """Batches of row numbers for ever, pass after pass in a new order."""
+
+    def __init__(self, rows: int, size: int, generator: torch.Generator) -> None:
+        self.rows, self.size, self.generator = rows, size, generator
+        self.progress: dict[str, list[Tensor]] = {"waiting": []}
+        """Batches of this pass that are still to come."""
+
+    def __next__(self) -> Tensor:
+        if not self.progress["waiting"]:
+            order = torch.randperm(self.rows, generator=self.generator)
+            self.progress["waiting"] = list(torch.split(order, self.size))
+        return self.progress["waiting"].pop(0)
+
+
+# --- rows ---------------------------------------------------------------------------------------------------------
+
+
+@lru_cache(maxsize=2)
+def opposite(task: SequenceTask) -> SequenceTask:
+    """Return the training side of a task for the opposite direction; the validation users stay the task's own."""
+    swapped = torch.where(task.group == SOURCE_ONLY, TARGET_ONLY, SOURCE_ONLY).to(task.group.dtype)
+    group = torch.where((task.group == SOURCE_ONLY) | (task.group == TARGET_ONLY), swapped, task.group)
+    return replace(task, source=task.target, target=task.source, group=group)
+
+
+def row_rules(config: Config) -> RowRules:
+    """Return what the config says of rows."""
+    return RowRules(condition_from=config.condition_from, rows=config.rows)
+
+
+def training_rows(config: Config, task: SequenceTask, encoders: DomainEncoders, seed: int) -> tuple[Rows, Rows]:
+    """Real and pseudo-overlapping rows (the latter empty where the config or the task has no pseudo-items)."""
+    rules = row_rules(config)
+    real = _real_rows(task, encoders, rules)
+    count = min(config.pseudo_items, task.pseudo.shape[1])
+    if not count:
+        return real, real[torch.zeros(0, dtype=torch.int64, device=task.device)]
+    by_text = config.guidance == "text"  # the condition has no other part then
+    return real, _pseudo_rows(task, encoders, rules, config.retrieval, count, config.min_similarity, seed, by_text)
+
+
+# Reading all sequences takes as long as several epochs, and most trials of a process read the same ones. Four of each are
+# kept (at most 125 MB each on Food-Kitchen): the two directions of a pair take turns, and each may train on both.
+_real_rows = lru_cache(maxsize=4)(real_rows)
+
+
+@lru_cache(maxsize=4)
+def _pseudo_rows(
+    task: SequenceTask, encoders: DomainEncoders, rules: RowRules, how: str, count: int, min_similarity: float, seed: int,
+    by_text: bool,
+) -> Rows:  # fmt: skip
+    suggested = retrieval.by_text(task, count) if how == "per_text" else retrieval.by_user(task, encoders, count)
+    return pseudo_rows(
+        task, encoders, suggested, rules, min_similarity, np.random.default_rng(seed), by_text=by_text
+    )  # fmt: skip
+
+
+# --- recommending -------------------------------------------------------------------------------------------------
+
+
+def _read(config: Config, encoders: Encoders, history: Sequences, source: tuple[int, int]) -> list[Tensor]:
+    """ID and text representation of what the condition reads of users' histories, [U, D] each."""
+    visible = within(history, source) if config.condition_from == "source" else history
+    return represent(encoders, visible, last=True)
+
+
+def unpack(config: Config, state: Mapping[str, Any], seed: int) -> Callable[[Sequences], Tensor]:
+    """Scores of all target-domain items, [U, J], by users' histories; a user's depend on no other user's row."""
+    encoders = serving_encoders(config.pretraining, state["titles"], state["encoders"], state["first"])
+    network = Network(config, [encoders.fusion] * (1 if config.directions == "one" else 2)).eval()
+    network.load_state_dict(state["network"])
+    low, high = state["source"]
+
+    @torch.no_grad()
+    def score(histories: Sequences) -> Tensor:
+        by_id, by_text = _read(config, encoders, histories, (low, high))
+        final = network.recommend(by_id, by_text, SameForAll(torch.Generator().manual_seed(seed)))
+        scores: Tensor = final @ state["items"].T
+        return scores
+
+    return score

@@ -1,0 +1,331 @@
+"""Tri-CDR: triple sequence learning for cross-domain recommendation (Ma et al., ACM TOIS 2023, arXiv 2304.05027).
+
+A user's source, target and mixed sequence are encoded apart by a SASRec each; attention that knows the target's state and
+the mixed mean reads each of them; a contrast and a triplet loss relate the three. In the paper's order: encoders, triple
+cross-domain attention, prediction, triple contrastive learning (coarse: NT-Xent; fine: triplet).
+What is ours: all that stands before a label is read, source items after the last target item too; an empty sequence is 0
+(in the authors' code it is a mean over all positions, later ones included); under strict cold start a learned vector
+stands for the target's state; encoders are pre-norm with masked padding, as SASRec here; they are pretrained by fields
+that no trial varies (`prepare`). Training users are those with both domains.
+Shapes: B labels, L positions, C = 3 sequences (mixed, source, target), D vector width, K drawn items, R rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import leaky_relu, normalize, softplus
+from torch.optim import Optimizer
+
+from features.checks import at_least, choice, dropout_share, number, refuse, step_size
+from trainables import pretraining
+from trainables.interface import Epoch, Selection, Setup, Variant
+from trainables.models import sasrec
+from trainables.sequence_tools import (
+    Bag,
+    Halves,
+    Labels,
+    Range,
+    Scorer,
+    Unseen,
+    contrast,
+    distinct,
+    draw_shared,
+    inside,
+    newest,
+    newest_of_each,
+    next_item_loss,
+    step,
+    training_labels,
+    unpacked,
+)
+from trainables.tasks.sequential import OVERLAPPING, Sequences, SequenceTask
+
+WIDTH = sasrec.WIDTH  # D
+MAX_LENGTH = 50  # newest items of each sequence that are read
+TAU = 0.1  # of the contrast
+DECAY = 0.99  # of lr, an epoch
+ENCODER = sasrec.Config(dropout=0.3)  # of the pretraining (ours)
+ENCODER_EPOCHS = 10
+VERSION = 1  # of what pretraining makes; part of its key
+PARTS = ("merged", "source", "target")  # x, s, t
+LOSSES = ("bce", "softmax")
+
+NAME = "Tri-CDR"
+TASK_TYPE = "sequences"
+SELECTION = Selection("val_ndcg10", "maximize")
+ABLATIONS = {
+    "wo_attention": Variant(config={"attention": False}),
+    "wo_contrast": Variant(config={"contrast": 0.0}),
+    "wo_triplet": Variant(config={"triplet": 0.0}),
+    "wo_mixed": Variant(config={"mixed": False}),
+    "wo_pretraining": Variant(config={"pretrained": False}),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """Hyperparameters. Defaults are the paper's where it gives a value; (ours) marks where it is silent."""
+
+    loss: str = "bce"  # bce | softmax: one drawn item a label, or many (ours)
+    attention: bool = True  # False: the mean of each sequence's states
+    mixed: bool = True  # False: without the mixed sequence
+    pretrained: bool = True  # each encoder starts as a SASRec of all training users
+    contrast: float = 1.0  # weight of the coarse loss
+    triplet: float = 1.0  # weight of the fine loss
+    margin: float = 4.0  # of the fine loss
+    rate_mixed_source: float = 1.0  # share of the pair (mixed, source) in the coarse loss; 1 each for the other two
+    scale: float = 5.0  # of the cosine
+    dropout: float = 0.2
+    negatives: int = 512  # items of the softmax beside the label, drawn for each batch (ours)
+    lr: float = 1e-3  # Adam's; times 0.99 an epoch
+    batch: int = 128  # sequences
+    epochs: int = 40  # (ours)
+    patience: int = 5  # epochs without a better validation NDCG@10 before training ends (ours)
+
+    def __post_init__(self) -> None:
+        refuse(
+            choice(self, "loss", LOSSES),
+            *(at_least(self, name, 0) for name in ("contrast", "triplet", "margin", "rate_mixed_source")),
+            number(self, "scale", above=0),
+            *(at_least(self, name, 1) for name in ("negatives", "batch", "epochs", "patience")),
+            dropout_share(self),
+            step_size(self),
+        )
+
+
+class Attention(nn.Module):
+    """Weights of a sequence's states, knowing the target's state q and the mixed mean m: 320 -> 80 -> 40 -> 1.
+
+    The first map is linear in [h, q, h * q, q - h, m], so that only the product is worked out for each pair.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.state, self.query, self.mean = (nn.Linear(WIDTH, 80, bias=False) for _ in range(3))
+        self.product = nn.Linear(WIDTH, 80)
+        self.rest = nn.Sequential(nn.PReLU(), nn.Linear(80, 40), nn.PReLU(), nn.Linear(40, 1))
+
+    def forward(self, state_BLD: Tensor, real_BL: Tensor, query_BD: Tensor, mean_BD: Tensor) -> Tensor:
+        """Return sum_i softmax(a)_i h_i, [B, D]; 0 for an empty sequence.
+
+        `state` and `query` are W_a - W_d and W_b + W_d of the concatenation's map: nothing is lost by learning them so.
+        """
+        fixed_BH = self.query(query_BD) + self.mean(mean_BD)
+        hidden = self.state(state_BLD) + self.product(state_BLD * query_BD[:, None]) + fixed_BH[:, None]
+        logits_BL = self.rest(hidden).squeeze(2).masked_fill(~real_BL, torch.finfo(torch.float32).min)
+        return torch.einsum("bl,bld->bd", logits_BL.softmax(dim=1) * real_BL, state_BLD)
+
+
+class TriCDR(nn.Module):
+    """Three encoders, one attention for all, and the map of what they read."""
+
+    def __init__(self, config: Config, items: int, source: Range, target: Range) -> None:
+        super().__init__()
+        self.config, self.source, self.target = config, source, target
+        shape = sasrec.Config(dropout=config.dropout)
+        self.encoders = nn.ModuleList(sasrec.SASRec(shape, items) for _ in PARTS)
+        self.cold = nn.Parameter(torch.randn(WIDTH) * sasrec.DEVIATION)  # q_0, the state of an empty target sequence
+        self.attention = Attention()
+        self.inner, self.outer = nn.Linear(3 * WIDTH, WIDTH), nn.Linear(WIDTH, WIDTH)
+        self.projections = nn.ModuleList(
+            nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.ReLU(), nn.Linear(WIDTH, WIDTH), nn.ReLU()) for _ in PARTS
+        )
+
+    @property
+    def readers(self) -> list[sasrec.SASRec]:
+        """The encoders of the mixed, the source and the target sequence."""
+        return [encoder for encoder in self.encoders if isinstance(encoder, sasrec.SASRec)]
+
+    def read(self, bags: Sequence[Bag], vectors: Sequence[Tensor]) -> list[Tensor]:
+        """What attention reads of the mixed, source and target sequence, [B, D] each.
+
+        `bags` hold places in `vectors`, one table [U, D] an encoder.
+        """
+        states = [
+            encoder.encode(vector_UD[bag.item], bag.length.clamp(min=1))
+            for encoder, bag, vector_UD in zip(self.readers, bags, vectors, strict=True)
+        ]
+        mixed, target = bags[0], bags[2]
+        mean_BD = (states[0] * mixed.real[..., None]).sum(dim=1) / mixed.length.clamp(min=1)[:, None]
+        last_B = (target.length - 1).clamp(min=0)
+        state_BD = states[2][torch.arange(len(last_B), device=last_B.device), last_B]
+        query_BD = torch.where((target.length > 0)[:, None], state_BD, self.cold)
+        if self.config.attention:
+            parts = [self.attention(h, bag.real, query_BD, mean_BD) for h, bag in zip(states, bags, strict=True)]
+        else:
+            parts = [
+                (h * bag.real[..., None]).sum(dim=1) / bag.length.clamp(min=1)[:, None]
+                for h, bag in zip(states, bags, strict=True)
+            ]
+        if not self.config.mixed:
+            parts[0] = torch.zeros_like(parts[0])
+        return parts
+
+    def joined(self, parts: Sequence[Tensor]) -> Tensor:
+        """U times the scale at length 1, so that its product with a unit vector is scale * cosine: [B, D]."""
+        out_BD = self.outer(leaky_relu(self.inner(torch.cat(list(parts), dim=1))))
+        return self.config.scale * normalize(out_BD, dim=1)
+
+    def users(self, history: Sequences) -> Tensor:
+        """Scaled unit vectors of users, [R, D]."""
+        whole = (0, len(self.readers[0].item.weight))
+        bags = [newest_of_each(history, part, MAX_LENGTH) for part in (whole, self.source, self.target)]
+        return self.joined(self.read(bags, [encoder.item.weight for encoder in self.readers]))
+
+    def items(self, domain: Range) -> Tensor:
+        """Unit vectors of a domain's items in the target encoder's table, [J, D]."""
+        return normalize(self.readers[2].item.weight[domain[0] : domain[1]], dim=1)
+
+
+# --- pretraining --------------------------------------------------------------------------------------------------
+
+
+def _document(task: SequenceTask, seed: int) -> dict[str, Any]:
+    return {
+        "version": VERSION, "train": task.train_key, "epochs": ENCODER_EPOCHS, "target": list(task.target), "seed": seed,
+    }  # fmt: skip
+
+
+def pretrained(task: SequenceTask, seed: int) -> Mapping[str, Tensor]:
+    """Return the weights of the three SASRecs, of all training users' sequences, trained where they are missing."""
+
+    def make(kept: Path) -> dict[str, Any]:
+        out: dict[str, Any] = {}
+        for place, part in enumerate(PARTS):
+            labels = training_labels(task, part)
+
+            def epoch(
+                network: nn.Module, optimiser: Optimizer, rng: np.random.Generator, labels: Labels = labels
+            ) -> None:
+                assert isinstance(network, sasrec.SASRec)
+                loss = sasrec.Loss(ENCODER, task, labels, rng)
+                for batch in labels.batches(ENCODER.batch, ENCODER.max_length, rng):
+                    step(optimiser, loss(network, batch))
+
+            build = partial(sasrec.SASRec, ENCODER, task.items)
+            beside = kept.with_name(f"{kept.stem}-{part}{kept.suffix}")
+            state = pretraining.pretrain(
+                build, epoch, epochs=ENCODER_EPOCHS, lr=ENCODER.lr, seed=seed, task=task, kept=beside
+            )  # fmt: skip
+            out |= {f"{place}.{name}": value for name, value in state.items()}
+        for part in PARTS:
+            kept.with_name(f"{kept.stem}-{part}{kept.suffix}").unlink(missing_ok=True)
+        return out
+
+    return pretraining.kept_once(task, "tri_cdr", _document(task, seed), make)
+
+
+def prepare(config: Config, task: SequenceTask, seeds: Sequence[int]) -> None:
+    """Pretrain what the trials share, where it is missing."""
+    for seed in seeds if config.pretrained else ():
+        pretrained(task, seed)
+
+
+def shared(config: Config, task: SequenceTask, seeds: Sequence[int]) -> list[Path]:
+    """Folders of the pretrained encoders, in that of all tasks."""
+    return [pretraining.folder_of("tri_cdr", _document(task, seed)) for seed in seeds if config.pretrained]
+
+
+# --- training -----------------------------------------------------------------------------------------------------
+
+
+def triplet_loss(mixed_BD: Tensor, source_BD: Tensor, target_BD: Tensor, margin: float) -> Tensor:
+    """Return the mean of max(0, |p_s - p_x| - |p_s - p_t| + margin): the source is nearer to the mixed sequence."""
+    near_B, far_B = ((source_BD - other).norm(dim=1) for other in (mixed_BD, target_BD))
+    loss: Tensor = (near_B - far_B + margin).clamp(min=0).mean()
+    return loss
+
+
+class Loss:
+    """Loss of the target labels of some users, and what relates the three sequences before each user's last one."""
+
+    def __init__(self, config: Config, task: SequenceTask, rng: np.random.Generator) -> None:
+        self.config, self.task, self.rng = config, task, rng
+        labels, self.halves = training_labels(task, "merged"), Halves.of_task(task)
+        wanted = inside(labels.item, task.target) & (task.group[labels.row] == OVERLAPPING)
+        self.labels = labels[wanted]
+        self.unseen = Unseen(task.train, [task.target])
+
+    def batches(self) -> Iterator[Tensor]:
+        """Yield the numbers of all labels of some users at a time, sorted by user."""
+        users = torch.unique(self.labels.row)
+        order = users[torch.from_numpy(self.rng.permutation(len(users))).to(users.device)]
+        first = torch.searchsorted(self.labels.row, order)
+        last = torch.searchsorted(self.labels.row, order, right=True)
+        for begin, end in zip(torch.split(first, self.config.batch), torch.split(last, self.config.batch), strict=True):
+            count = end - begin
+            start = (count.cumsum(0) - count).repeat_interleave(count)
+            yield begin.repeat_interleave(count) + torch.arange(int(count.sum()), device=count.device) - start
+
+    def __call__(self, network: TriCDR, number_N: Tensor) -> Tensor:
+        config, labels = self.config, self.labels
+        row_N, label_N = labels.row[number_N], labels.item[number_N]
+        mixed = newest(self.task.train, row_N, labels.place[number_N], MAX_LENGTH)
+        bags = (mixed, *self.halves.before(labels, number_N, MAX_LENGTH))
+        if config.loss == "bce":
+            drawn = self.unseen.draw(row_N, label_N, 1, self.rng)
+        else:
+            drawn = draw_shared([self.task.target], config.negatives, self.rng)[0].to(label_N.device)
+        wanted, (*places, label_at, drawn_at) = distinct(self.task.items, *(bag.item for bag in bags), label_N, drawn)
+        vectors = [encoder.item(wanted) for encoder in network.readers]
+        read = [Bag(place, bag.real) for place, bag in zip(places, bags, strict=True)]
+        parts = network.read(read, vectors)
+        user_ND, item_UD = network.joined(parts), normalize(vectors[2], dim=1)
+        label_ND, drawn_D = item_UD[label_at], item_UD[drawn_at]
+        if config.loss == "bce":
+            score_N, other_N = ((user_ND * item).sum(dim=1) for item in (label_ND, drawn_D.squeeze(1)))
+            loss: Tensor = softplus(-score_N).mean() + softplus(other_N).mean()
+        else:
+            low, high = self.task.target
+            loss = next_item_loss(user_ND, label_N, label_ND, drawn, drawn_D, high - low) / len(label_N)
+        return loss + self._related(network, parts, row_N)
+
+    def _related(self, network: TriCDR, parts: Sequence[Tensor], row_N: Tensor) -> Tensor:
+        """The coarse and the fine loss, of what is read before each user's last label."""
+        config = self.config
+        last_N = torch.cat([row_N[1:] != row_N[:-1], row_N.new_ones(1, dtype=torch.bool)])
+        mixed, source, target = (f(part[last_N]) for f, part in zip(network.projections, parts, strict=True))
+        loss: Tensor = mixed.new_zeros(())
+        if config.contrast and len(mixed) > 1:
+            pairs = ((mixed, source, config.rate_mixed_source), (mixed, target, 1.0), (source, target, 1.0))
+            total = sum(rate for _, _, rate in pairs)
+            for one, other, rate in pairs:
+                tied = contrast(normalize(one, dim=1), normalize(other, dim=1), TAU)
+                loss = loss + config.contrast * rate / total * tied
+        if config.triplet:
+            loss = loss + config.triplet * triplet_loss(mixed, source, target, config.margin)
+        return loss
+
+
+def train(config: Config, task: SequenceTask, seed: int) -> Iterator[Setup | Epoch]:
+    """Train one seed (stage 2); users of both domains alone."""
+    network, rng = TriCDR(config, task.items, task.source, task.target), np.random.default_rng(seed)
+    if config.pretrained:
+        network.encoders.load_state_dict(dict(pretrained(task, seed)))
+    optimiser = torch.optim.Adam(network.parameters(), lr=config.lr, betas=(0.9, 0.98), fused=True)
+    schedule = torch.optim.lr_scheduler.ExponentialLR(optimiser, DECAY)
+    yield Setup(network, optimiser=optimiser, schedule=schedule, rng=rng)
+    loss, scorer = Loss(config, task, rng), Scorer.of_task(network, task, "merged")
+
+    def pack() -> dict[str, Any]:
+        return {**scorer.pack(), "source": list(task.source)}
+
+    while True:
+        losses = [step(optimiser, loss(network, number_N)) for number_N in loss.batches()]
+        schedule.step()
+        yield Epoch(predict=scorer, metrics={"train_loss": sum(losses) / len(losses)}, pack=pack)
+
+
+def unpack(config: Config, state: Mapping[str, Any], seed: int) -> Callable[[Sequences], Tensor]:
+    """Return a trained model: users' histories -> scores of all target-domain items, [U, J]."""
+    source, target = tuple(state["source"]), tuple(state["target"])
+    items = len(state["network"]["encoders.0.item.weight"])
+    return unpacked(TriCDR(config, items, source, target), state).scores
