@@ -70,7 +70,7 @@ class Content:
 def page(results: Results, content: Content, folder: Path) -> str:
     """Return the whole document; images are read from `folder`."""
     title = f"Study {escape(results.experiment)}"
-    main = [table for table in content.tables if table.name in (COMPARISON, "claims")]
+    main = [table for name in (COMPARISON, "claims") for table in content.tables if table.name == name]
     last = [table for table in content.tables if table.name in ("claims_comparisons", "claims_untested")]
     others = [table for table in content.tables if table not in (*main, *last)]
     sections = {

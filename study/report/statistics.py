@@ -396,7 +396,7 @@ def _interaction(table_US: Floats) -> float:
     if min(users, seeds) == 1:
         return 0.0
     rest_US = table_US - table_US.mean(axis=1, keepdims=True) - table_US.mean(axis=0) + table_US.mean()
-    return float(np.square(rest_US).sum()) / ((users - 1) * (seeds - 1) * users * seeds)
+    return float(np.square(rest_US).sum() / ((users - 1) * (seeds - 1) * users * seeds))
 
 
 # --- many comparisons, and how many seeds they need ---------------------------------------------------------------

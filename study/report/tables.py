@@ -18,7 +18,7 @@ from study.labels import Labels, in_group
 from study.report.comparison import over_seeds
 from study.report.statistics import Interval
 from study.report.table import NONE, Table, arrow, caption, count, interval_text, number, scales
-from study.tracking.results import MissingError, Results, per_seed
+from study.tracking.results import MissingError, Results, compared_on, per_seed
 
 
 def domains_table(results: Results) -> Table:
@@ -62,40 +62,49 @@ def splits_table(results: Results) -> Table:
 
 
 def ablation_table(results: Results) -> Table:
-    """Return Table 3: variants of the subject's configuration, on validation (the score part alone reads test).
+    """Return Table 3: variants of each preset's configuration, on the users that the plan compares them on.
 
     The column `full` is the ablation part's own, else the score part's run of the selected configuration. Printed
     ablations stand below as they are printed; they are of test users.
     """
     labels = results.labels
-    runs, scores = (results.finished(part, labels.model) for part in ("ablate", "score"))
+    rows = [row.row for row in labels.rows.values() if row.model == labels.model]
+    runs, scores = (results.finished(part) for part in ("ablate", "score"))
+    runs = runs[runs["row"].isin(rows)]
     if runs.empty:
         raise MissingError("Table 3: no finished run of part ablate; run `study ablate`")
     notes: list[str] = []
     records: list[_Ablation] = []
     variants = sorted({str(name) for name in runs["name"]} - {"full"}) + ["full"]
-    for cell, of_cell in runs.groupby("cell", sort=True):
+    split = "test" if {compared_on(run) for _, run in runs.iterrows()} == {"test"} else "validation"
+    for (cell, row), of_cell in runs.groupby(["cell", "row"], sort=True):
         named = {str(run["name"]): run for _, run in of_cell.iterrows()}
         if "full" not in named:
-            selected = scores[scores["cell"] == cell]
+            selected = scores[(scores["cell"] == cell) & (scores["row"] == row)]
             if not selected.empty:
                 named["full"] = selected.iloc[0]
-        notes += [f"{cell}: no finished run of {name}." for name in variants if name not in named]
-        records += _ablations(labels, {name: named[name] for name in variants if name in named})
-    if any(record.is_printed for record in records):
+        place = f"{cell}, {labels.row(str(row)).name}" if runs["row"].nunique() > 1 else cell
+        notes += [f"{place}: no finished run of {name}." for name in variants if name not in named]
+        records += _ablations(labels, {name: named[name] for name in variants if name in named}, split)
+    if split == "validation" and any(record.is_printed for record in records):
         notes.append("Printed numbers are of test users, measured ones of validation users.")
     group_column = labels.task_type.group_column
+    heading = split.capitalize()
     flat = [record.flat(group_column) for record in records]
     lines: dict[tuple[str, str, str], dict[str, str]] = {}
     for record in records:
         line = {"Task": arrow(record.task), labels.ratio: f"{record.ratio:.0%}"}
         line |= {group_column.capitalize(): record.group} if group_column else {}
-        line = lines.setdefault((record.cell, record.group, record.label), line | {"Validation": record.label})
+        line |= {"Preset": record.preset} if runs["row"].nunique() > 1 else {}
+        line = lines.setdefault(
+            (record.cell, record.group, record.preset + record.label), line | {heading: record.label}
+        )
         line[_variant(record.variant)] = interval_text(record.interval, digits=labels.task_type.digits)
-    columns = ["Task", labels.ratio, *filter(None, [group_column.capitalize()]), "Validation"]
+    presets = ["Preset"] if runs["row"].nunique() > 1 else []
+    columns = ["Task", labels.ratio, *filter(None, [group_column.capitalize()]), *presets, heading]
     cells = pd.DataFrame(list(lines.values()), columns=[*columns, *map(_variant, variants)])
     metrics = [metric for metric in labels.task_type.metrics if metric.name in labels.task_type.ablation]
-    title = f"Table 3. Ablations on validation users: {scales(metrics)} (mean over seeds, 95% t intervals)"
+    title = f"Table 3. Ablations on {split} users: {scales(metrics)} (mean over seeds, 95% t intervals)"
     frame = pd.DataFrame(flat)
     return Table("table_3_ablations", caption(title, results), frame, cells.fillna(NONE), tuple(notes))
 
@@ -112,6 +121,7 @@ class _Ablation:
     label: str
     variant: str
     interval: Interval
+    preset: str
 
     @property
     def is_printed(self) -> bool:
@@ -120,23 +130,24 @@ class _Ablation:
     def flat(self, group_column: str) -> dict[str, Any]:
         line: dict[str, Any] = {"cell": self.cell, "task": self.task, "ratio": self.ratio}
         line |= {group_column: self.group} if group_column else {}
-        line |= {"metric": self.metric, "variant": self.variant, "mean": self.interval.value}
+        line |= {"preset": self.preset, "metric": self.metric, "variant": self.variant, "mean": self.interval.value}
         return line | {"low": self.interval.low, "high": self.interval.high, "seeds": self.interval.n}
 
 
-def _ablations(labels: Labels, named: Mapping[str, pd.Series]) -> Iterator[_Ablation]:
+def _ablations(labels: Labels, named: Mapping[str, pd.Series], split: str) -> Iterator[_Ablation]:
     """Yield the variants of a cell, each metric and group, with what is printed of them after the measured ones."""
     task_type, published = labels.task_type, labels.subject_published
-    first = next(iter(named.values()))
+    first, prefix = next(iter(named.values())), "test" if split == "test" else "val"
+    preset = labels.row(str(first["row"])).preset
     place: dict[str, Any] = {"cell": str(first["cell"]), "task": str(first["task"]), "ratio": float(first["ratio"])}
     for group, metric in itertools.product(task_type.groups, task_type.metrics):
-        column = f"val_{in_group(metric.name, group)}"
+        column = f"{prefix}_{in_group(metric.name, group)}"
         measured = {name: run for name, run in named.items() if per_seed(run, column)}
         if metric.name not in task_type.ablation or not measured:
             continue
         for name, run in measured.items():
             yield _Ablation(
-                **place, group=group, metric=f"val_{metric.name}", label=metric.label, variant=name,
+                **place, group=group, metric=f"{prefix}_{metric.name}", label=metric.label, variant=name, preset=preset,
                 interval=over_seeds(run, column),
             )  # fmt: skip
         if published is None or published.paper.group != group:
@@ -146,7 +157,7 @@ def _ablations(labels: Labels, named: Mapping[str, pd.Series]) -> Iterator[_Abla
             if value is not None:
                 yield _Ablation(
                     **place, group=group, metric=f"printed_{metric.name}", label=f"{metric.label} (printed, test)",
-                    variant=name, interval=Interval(value, math.nan, math.nan, 0),
+                    variant=name, interval=Interval(value, math.nan, math.nan, 0), preset=preset,
                 )  # fmt: skip
 
 

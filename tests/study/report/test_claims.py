@@ -369,7 +369,7 @@ def test_the_tables_hold_every_claim_and_every_comparison(decided: Store) -> Non
     text = shown.loc["tanh is best"]
     assert text["Claim"].split("\n")[1].startswith("The tanh activation function consistently outperforms")
     assert text["Verdict"].startswith("**holds**\nours, p ")
-    assert re.fullmatch(r"\+0\.0\d+\n\[.*\]\ntanh over relu, rmse", text["Effect [95%]"])
+    assert re.fullmatch(r"\+0\.0\d+\n\[.*\]\ntanh over relu, rmse", str(text["Effect [95%]"]))
     assert "\n1.4%, half of the paper's mean improvement" in text["Margin"]
     left = untested_table(results, judged)
     assert left.folded
