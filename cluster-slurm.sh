@@ -19,13 +19,16 @@ head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 port=$((20000 + SLURM_JOB_ID % 20000)) # another job may run on the same node
 gpus=${SLURM_GPUS_ON_NODE:-0}
 
-export RAY_TMPDIR=/tmp                                # TMPDIR of a job is often too long for Ray's sockets
-export RAY_AUTH_MODE=token                            # whoever reaches the port could run code
+# TMPDIR of a job is often too long for Ray's sockets, and /tmp/ray may be another user's.
+export RAY_TMPDIR=/tmp/ray-$SLURM_JOB_ID
+# Whoever reaches the port could run code, so Ray asks for a token.
+export RAY_AUTH_MODE=token
 RAY_AUTH_TOKEN=$(python -c 'import secrets; print(secrets.token_hex(32))')
 export RAY_AUTH_TOKEN
 export RAY_SYMMETRIC_RUN_CLUSTER_WAIT_TIMEOUT=600
 
 # The same command on every node: Ray starts everywhere, the study on the head, and all ends with it.
+srun --kill-on-bad-exit=1 mkdir -p "$RAY_TMPDIR"
 srun --kill-on-bad-exit=1 ray symmetric-run --address "$head:$port" --min-nodes "$SLURM_JOB_NUM_NODES" \
   --num-cpus="${SLURM_CPUS_PER_TASK:-1}" --num-gpus="$gpus" -- \
   study run "$plan" --address auto --home "$home" "$@"

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import math
+
 
 def number_remedy(text: str) -> str:
     """Return what to write so that YAML reads the number of a text, such as "write 1.0e-5"; "" for any other text."""
     try:
         number = float(text)
     except ValueError:
+        return ""
+    if not math.isfinite(number):
         return ""
     if "e" not in text.lower():
         return f"write {text} without quotes"

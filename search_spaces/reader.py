@@ -15,7 +15,7 @@ import json
 import math
 import re
 import warnings
-from collections.abc import Collection, Hashable, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
@@ -209,14 +209,18 @@ def _locate(name_or_path: str) -> tuple[Path, str, str]:
 class _UniqueKeyLoader(yaml.SafeLoader):
     """SafeLoader that refuses a key given twice; PyYAML keeps the last one in silence."""
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        keys: list[Any] = [self.construct_object(key, deep=True) for key, _ in node.value]
-        for position, key in enumerate(keys):
-            if key in keys[:position] and key != "<<":
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"key '{key}' is given twice", node.value[position][0].start_mark
-                )
-        return super().construct_mapping(node, deep)
+    def compose_mapping_node(self, anchor: Any) -> Any:
+        """Compose a mapping as it is written, before merge keys (`<<: *anchor`) bring in keys of others."""
+        node = super().compose_mapping_node(anchor)
+        seen: list[Any] = []
+        for name, _ in node.value:
+            if not isinstance(name, yaml.ScalarNode) or name.tag == "tag:yaml.org,2002:merge":
+                continue
+            key = self.construct_object(name, deep=True)
+            if key in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"key '{key}' is given twice", name.start_mark)
+            seen.append(key)
+        return node
 
 
 def parse_yaml(text: str) -> Any:

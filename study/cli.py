@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 if TYPE_CHECKING:
     from study.data.prepare import Inputs
@@ -22,8 +23,8 @@ if TYPE_CHECKING:
     from study.study import Study, Summary
     from trainables.interface import Selection
 
-console = Console()
-errors = Console(stderr=True)
+console = Console(emoji=False)  # ":smile:" in a title is text
+errors = Console(stderr=True, emoji=False)
 
 PLAN = click.argument("plan")
 HOME = click.option(
@@ -207,9 +208,11 @@ def _places(command: Any) -> Any:
 @click.option("--dry-run", is_flag=True, help="Read the domains, say what would be extracted and how long it takes.")
 def extract(plan: str, data: Path | None, home: Path, address: str | None, replace: bool, dry_run: bool) -> None:
     """Make the domains, feature tables and tasks that the plan needs."""
+    from study.data.domains import data_folder, given_split, prepare_domains
+    from study.data.summary import data_tables
+
     with _study(plan, data=data, home=home, address=address, replace=replace) as study:
         if dry_run:
-            from study.data.domains import data_folder, given_split, prepare_domains
             from study.data.preview import extraction_lines
             from study.data.pseudo_items import users_to_generate_for
 
@@ -217,11 +220,17 @@ def extract(plan: str, data: Path | None, home: Path, address: str | None, repla
             for line in extraction_lines(study.plan, domains, study.home, study.cluster):
                 console.print(line, soft_wrap=True, highlight=False, markup=False)
             split = given_split(study.plan, data_folder(study.plan, data, study.home, study.start_progress))
+            for part in data_tables(study.plan, domains, split):
+                console.print(part, soft_wrap=True)
             for name, users in users_to_generate_for(study.plan, domains, split).items():
                 console.print(f"pseudo-items of {name}: {users:,} users to generate for")
             return
-        for (cell, feature_set), task in _extract(study).tasks.items():
+        inputs = _extract(study)
+        for (cell, feature_set), task in inputs.tasks.items():
             console.print(f"{cell} ({feature_set}): {task.task_dir}", markup=False, soft_wrap=True)
+        split = given_split(study.plan, data_folder(study.plan, data, study.home, study.start_progress))
+        for part in data_tables(study.plan, inputs.domains, split):
+            console.print(part, soft_wrap=True)
 
 
 @cli.command()
@@ -392,12 +401,12 @@ def recommend(plan: str, home: Path, user: str, cell: str | None, count: int, ro
     if not Home(home).tasks.is_dir():
         raise InputError(f"{Home(home)}: holds no study; run one there first, or name another --home")
     found = Study(load_plan(plan), home=home).recommend(user, cell, count, row)
-    known = Table("item", "title", title=f"{user} has, in the source domain (oldest first)")
+    known = Table("item", "title", title=Text(f"{user} has, in the source domain (oldest first)"))
     for item, title in found.history.itertuples(index=False):
-        known.add_row(item, title)
+        known.add_row(Text(item), Text(title))
     told = Table("", "item", "title", "score", title=f"{found.cell}: the best {len(found.items)}")
     for number, (item, title, score) in enumerate(found.items.itertuples(index=False), start=1):
-        told.add_row(str(number), item, title, f"{score:.3f}")
+        told.add_row(str(number), Text(item), Text(title), f"{score:.3f}")
     for table in (known, told):
         console.print(table, markup=False)
     console.print(f"model  models:/{found.model}@best (version {found.version})", markup=False, soft_wrap=True)

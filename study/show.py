@@ -9,15 +9,19 @@ from pathlib import Path
 import pandas as pd
 from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from features.cores import usable_cores
+from features.domains.domain import find_domain, is_pattern, matching_files
 from features.encoders.spec import resolve_encoder
 from features.errors import InputError
 from features.pseudo.generator import LOCAL, resolve_generator
 from features.store.folders import SIMULATED
 from study import parts
-from study.data.domains import data_folder
-from study.data.preview import preview
+from study.data.domains import data_folder, given_split
+from study.data.preview import Preview, domains_for_check, preview, preview_simulated
+from study.data.summary import check_leaks, data_tables, is_large, sample_tables
+from study.data.tasks import task_rules
 from study.home import Home
 from study.plan.schema import AblationPlan, Plan, Row, SweepPlan
 from study.progress import no_progress
@@ -31,7 +35,7 @@ from trainables.interface import OURS, make_config
 _RUNS = 200  # newest trainings of a model that its time is measured on
 
 
-def describe(plan: Plan, data: Path | None, home: Path) -> Iterator[Table | str]:
+def describe(plan: Plan, data: Path | None, home: Path) -> Iterator[Table | Text | str]:
     """Yield the sections to print; raises InputError for what is not there (files, encoder)."""
     counts = [(len(plan.compare), "rival"), (len(plan.cells), "cell")]
     words = [f"{count} {noun}{'s' * (count > 1)}" for count, noun in counts if count]
@@ -65,11 +69,12 @@ def _configuration(plan: Plan, row: Row) -> Table:
     heads = ["default", row.preset][: len(shown)]
     table = Table("field", *heads, "value", title=f"configuration of {row.name}{of_model}")
     for name, value in row.config.items():
-        below = [str(layer[name]) for layer in shown]
-        table.add_row(name, *below, searched.get(name) or str(value), style="bold" if name in searched else None)
+        below = [Text(str(layer[name])) for layer in shown]
+        value = Text(searched.get(name) or str(value))
+        table.add_row(name, *below, value, style="bold" if name in searched else None)
     for cell in plan.cells:
         for name, value in row.of_cell(cell).items():
-            table.add_row(f"{name} [dim]{cell.name}[/dim]", *["" for _ in shown], str(value))
+            table.add_row(f"{name} [dim]{cell.name}[/dim]", *["" for _ in shown], Text(str(value)))
     return table
 
 
@@ -92,18 +97,36 @@ def _inputs(plan: Plan, data: Path | None, home: Path) -> str:
         return f"input: SIMULATED domains (seed {plan.simulate.seed}); {vectors}"
     folder = data_folder(plan, data, Home(home), no_progress)
     for spec in plan.domains.values():
-        for name in filter(None, (spec.interactions, spec.items, plan.sequences.users)):
-            if not (folder / name).is_file():
-                raise InputError(f"{folder / name}: no such file; put it there, or name its folder with --data")
+        for name in filter(None, (*spec.files("interactions"), *spec.files("items"), plan.sequences.users)):
+            if not matching_files(folder, name):
+                what = "no file matches" if is_pattern(name) else "no such file"
+                raise InputError(f"{folder / name}: {what}; put it there, or name its folder with --data")
     label = " (SIMULATED)" if (folder / SIMULATED).is_file() else ""
     return f"input: {folder}{label}; {vectors}"
 
 
-def _data(plan: Plan, data: Path | None, home: Path) -> Iterator[Table | str]:
-    """What the domains hold and what language models have to do, for the kinds that say so before anything is made."""
-    found = preview(plan, data, Home(home))
-    if found is None:
+def _data(plan: Plan, data: Path | None, home: Path) -> Iterator[Table | Text | str]:
+    """What the domains hold, what is odd about them, and what language models have to do."""
+    if plan.simulate is not None:
+        if (simulated := preview_simulated(plan)) is not None:
+            yield from _language_work(simulated)
         return
+    folder = data_folder(plan, data, Home(home), no_progress)
+    split = given_split(plan, folder)
+    if is_large(plan, folder) and not all(
+        find_domain(spec, folder, Home(home).domains) for spec in plan.domains.values()
+    ):
+        yield from sample_tables(plan, folder)
+        return
+    with domains_for_check(plan, folder, Home(home)) as domains:
+        yield from data_tables(plan, domains, split)
+        check_leaks(plan, domains)
+        if task_rules(plan).previewed:
+            yield from _language_work(preview(plan, domains, split, Home(home)))
+
+
+def _language_work(found: Preview) -> Iterator[Table | str]:
+    """What language models have to do."""
     table = Table("domain", "users", "items", "interactions", "titles to encode", title="data")
     for name, size in found.domains.items():
         table.add_row(

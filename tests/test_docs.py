@@ -24,6 +24,7 @@ from study.cli import cli
 from study.plan.load import load_plan
 from study.plan.schema import Plan
 from study.tracking import tags
+from tests.patience import PATIENCE_S
 from tests.trainables.models_in_files import drop
 from tests.trainables.worlds import build, make_world
 from trainables.interface import Model, load_model, model_names
@@ -409,7 +410,7 @@ def test_a_plan_runs_unchanged_on_a_running_cluster(tmp_path: Path) -> None:
 
     def call(*words: str | Path) -> str:
         command = [sys.executable, "-m", "study", *map(str, words), "--home", str(tmp_path / "runs")]
-        done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=240, check=False)
+        done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=PATIENCE_S, check=False)
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 

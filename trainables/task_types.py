@@ -198,8 +198,9 @@ def _measure_sequences(
 ) -> Measured:  # fmt: skip
     """HR@k and NDCG@k over users, per protocol and over protocols; `full` adds those among all target-domain items.
 
-    Items that a row's history holds come last, because a user has an item once. Rows are scored a chunk at a time, so that
-    SCORE_BYTES hold the scores; each chunk but the first has a seed of its own. `seconds`: of predicting the scores.
+    Items that a row's history holds come last, because a user has an item once, but for `rank_seen: plain`. Rows are scored
+    a chunk at a time, so that SCORE_BYTES hold the scores; each chunk but the first has a seed of its own. `seconds`: of
+    predicting the scores.
     """
     chunks, seconds = [], 0.0
     rows = max(1, SCORE_BYTES // (4 * (task.target[1] - task.target[0])))
@@ -227,7 +228,7 @@ def _ranked(
 ) -> SequenceErrors:  # fmt: skip
     """Metrics of each row from the scores of all items; the candidates are columns of them."""
     first = task.target[0]
-    hidden_RJ = sequences.seen(held_out.history, task.target)
+    hidden_RJ = task.ranked_last(held_out.history)
     column_RC = held_out.candidates.long() - first
     candidates_RC = scores_RJ.gather(1, column_RC).masked_fill(hidden_RJ.gather(1, column_RC), sequences.LAST)
     full_RJ = scores_RJ.masked_fill(hidden_RJ, sequences.LAST) if full else None

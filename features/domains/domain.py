@@ -24,14 +24,17 @@ import pyarrow.parquet as pq
 
 from features.checks import choice, refuse
 from features.cores import usable_cores
-from features.domains.filters import FilterSpec, apply_filters, one_number
-from features.domains.readers import COLUMNS, INTERACTIONS, ITEMS, READERS, read_interactions, read_items
+from features.domains.filters import ITEM_FLAGS, FilterSpec, apply_filters, one_number
+from features.domains.layouts import COLUMNS, LAYOUTS
+from features.domains.notes import Notes
+from features.domains.profile import find_clock, profile_kept, profile_raw
+from features.domains.readers import INTERACTIONS, ITEMS, READERS, read_interactions, read_items
 from features.errors import InputError
 from features.progress import AdvanceBy
 from features.store.external_sort import external_sort
 from features.store.folders import SIMULATED, whole_folder, work_folder, write_json
 
-VERSION = 1  # of the folder's contents; part of the key
+VERSION = 2  # of the folder's contents; part of the key
 MEMORY_LIMIT = "1GB"  # of DuckDB, which spills to disk what does not fit
 TABLE = pa.schema([*(field for field in INTERACTIONS if field.name != "words")]).set(
     2, pa.field("rating", pa.float32())
@@ -47,19 +50,20 @@ class DomainSpec:
     """One domain: which files, how to read them, what to keep."""
 
     name: str  # letters, digits, - and _
-    reader: str  # amazon2023 | recbole | table
-    interactions: str  # file of interactions, relative to the data folder
-    items: str | None = None  # file of items (metadata), relative to the data folder
-    columns: Mapping[str, str] = field(default_factory=dict)  # readers recbole and table: our column name -> the file's
-    where: Mapping[str, str] = field(
-        default_factory=dict
-    )  # reader table: the file's column -> the value of rows to read
-    feedback: str = "explicit"  # explicit: ratings | implicit (reader table): none are read, the rating is null
+    reader: str  # a layout: amazon2014 | amazon2018 | amazon2023 | goodreads | yelp | recbole | table
+    interactions: str | tuple[str, ...]  # files of interactions, relative to the data folder; a name may be a pattern
+    items: str | tuple[str, ...] | None = None  # files of items (metadata); they may hold those of other domains too
+    columns: Mapping[str, str] = field(default_factory=dict)  # our column name -> the file's
+    item_columns: Mapping[str, str] = field(default_factory=dict)  # the same for items, where it is not as in `columns`
+    header: tuple[str, ...] = ()  # names of the columns of interactions that come as text without a header
+    where: Mapping[str, str] = field(default_factory=dict)  # the file's column -> the value of rows to read
+    feedback: str = "explicit"  # explicit: ratings | implicit: none are read, the rating is null
     duplicates: str = (
         "mean"  # of the same (user, item): mean rating with the last text | last | first (by time, then line)
     )
     catalogue: str = "used"  # used: the items that have an interaction | listed: all that the items file lists
     rating_scale: tuple[float, float] = (1.0, 5.0)  # lowest and highest rating allowed
+    unrated: tuple[float, ...] | None = None  # ratings that mean none; None: the layout's
     filters: FilterSpec = field(default_factory=FilterSpec)
 
     def __post_init__(self) -> None:
@@ -68,13 +72,13 @@ class DomainSpec:
         scale = tuple(self.rating_scale)
         numbers = all(isinstance(bound, int | float) and not isinstance(bound, bool) for bound in scale)
         refuse(
-            choice(self, "reader", tuple(READERS)),
+            choice(self, "reader", READERS),
             *(choice(self, "duplicates", DUPLICATES), choice(self, "feedback", FEEDBACK)),
             choice(self, "catalogue", CATALOGUES),
             "catalogue is 'listed', but no items file is given; set items"
             if self.listed and self.items is None
             else "",
-            *self._reader_faults(),
+            *self._file_faults(),
             *self._column_faults(),
             ""
             if numbers and len(scale) == 2 and scale[0] < scale[1]
@@ -83,28 +87,43 @@ class DomainSpec:
         )
         object.__setattr__(self, "rating_scale", (float(scale[0]), float(scale[1])))
 
-    def _reader_faults(self) -> Iterator[str]:
-        """Yield the faults of fields that only the reader of tables has."""
-        if self.reader != "table":
-            if self.where:
-                yield f"where goes with the reader table, not {self.reader}; leave it out"
-            if self.implicit:
-                yield f"feedback is 'implicit', which goes with the reader table, not {self.reader}; leave it out"
+    def _file_faults(self) -> Iterator[str]:
+        """Yield the faults of files and of the rows that are chosen."""
+        for kind in ("interactions", "items"):
+            names = self.files(kind)
+            if (kind == "interactions" and not names) or not all(names) or len(set(names)) < len(names):
+                yield f"{kind} is {list(names)}; name at least one file, each once"
         for column, value in self.where.items():
             if not isinstance(value, str):
                 yield f"where.{column} is {value!r}; give the value as text, in quotes"
+        if len(set(self.header)) < len(self.header):
+            yield f"header names {', '.join(sorted({name for name in self.header if self.header.count(name) > 1}))} twice"
 
     def _column_faults(self) -> Iterator[str]:
-        """Yield the faults of `columns`: unknown names, and columns that are not read."""
-        ours = dict.fromkeys((*COLUMNS["interactions"], *COLUMNS["items"])) if self.reader != "amazon2023" else {}
+        """Yield the faults of `columns` and `item_columns`: unknown names, and columns that are not read."""
+        ours = dict.fromkeys((*COLUMNS["interactions"], *COLUMNS["items"]))
         for name in self.columns:
             if name not in ours:
-                remedy = f"choose from {', '.join(ours)}" if ours else f"the reader {self.reader} takes none"
-                yield f"columns: unknown {name!r}; {remedy}"
+                yield f"columns: unknown {name!r}; choose from {', '.join(ours)}"
             elif self.items is None and name not in COLUMNS["interactions"]:
                 yield f"columns: {name} is a column of items, but no items file is given; set items"
+        for name in self.item_columns:
+            if name not in COLUMNS["items"]:
+                yield f"item_columns: unknown {name!r}; choose from {', '.join(COLUMNS['items'])}"
+            elif self.items is None:
+                yield f"item_columns: {name} is a column of items, but no items file is given; set items"
         if self.implicit and "rating" in self.columns:
             yield "columns: rating is not read where feedback is implicit; leave one of them out"
+
+    def files(self, kind: str) -> tuple[str, ...]:
+        """Return names and patterns of the files of `interactions` or `items`."""
+        names: str | tuple[str, ...] | None = getattr(self, kind)
+        return (names,) if isinstance(names, str) else tuple(names or ())
+
+    @property
+    def no_rating(self) -> tuple[float, ...]:
+        """Ratings that mean none: those that the plan names, else the layout's."""
+        return LAYOUTS[self.reader].unrated if self.unrated is None else tuple(map(float, self.unrated))
 
     @property
     def listed(self) -> bool:
@@ -171,19 +190,44 @@ def domain_key(spec: DomainSpec, sources: Sequence[Mapping[str, Any]], simulated
 
 
 def find_sources(spec: DomainSpec, data: Path, store: Path) -> list[dict[str, Any]]:
-    """Return name, hash and size of each raw file. Raises InputError for a missing one."""
+    """Return kind, name, hash and size of each raw file. Raises InputError for a missing one.
+
+    Files of one kind are read in the order in which the plan lists them; those of a pattern in the order of their hashes,
+    because their names say nothing about which interaction is the later one.
+    """
     sources = []
-    for name in (spec.interactions, spec.items):
-        if name is None:
-            continue
-        path = data / name
-        if not path.is_file():
-            where = f"the data folder {data.resolve()}" + ("" if data.is_dir() else ", which does not exist")
-            raise InputError(
-                f"{path}: no such file; domain {spec.name} looks for {name} in {where}; name another folder"
-            )
-        sources.append({"file": name, "sha256": _file_hash(path, store), "bytes": path.stat().st_size})
+    for kind in ("interactions", "items"):
+        for name in spec.files(kind):
+            found = matching_files(data, name)
+            if not found:
+                what = "no file matches" if is_pattern(name) else "no such file"
+                where = f"the data folder {data.resolve()}" + ("" if data.is_dir() else ", which does not exist")
+                raise InputError(
+                    f"{data / name}: {what}; domain {spec.name} looks for {name} in {where}; name another folder"
+                )
+            matched = [
+                {
+                    "kind": kind, "file": file, "sha256": _file_hash(data / file, store),
+                    "bytes": (data / file).stat().st_size,
+                }
+                for file in found
+            ]  # fmt: skip
+            sources += sorted(matched, key=lambda source: str(source["sha256"]))
     return sources
+
+
+def is_pattern(name: str) -> bool:
+    """Return whether the name of a file stands for several."""
+    return "*" in name or "?" in name
+
+
+def matching_files(data: Path, name: str) -> list[str]:
+    """Return the files in the data folder that a name or pattern stands for, sorted."""
+    if (data / name).is_file():
+        return [name]
+    if not is_pattern(name) or Path(name).is_absolute():
+        return []
+    return sorted(path.relative_to(data).as_posix() for path in data.glob(name) if path.is_file())
 
 
 def _file_hash(path: Path, store: Path) -> str:
@@ -204,8 +248,8 @@ def _file_hash(path: Path, store: Path) -> str:
 
 def _simulated(spec: DomainSpec, data: Path) -> bool:
     """Return whether the simulator's label lies beside the interactions or in a folder above them, up to `data`."""
-    path = data / spec.interactions
-    folders = [folder for folder in path.parents if folder.is_relative_to(data)]
+    paths = [data / name for name in spec.files("interactions")]
+    folders = [folder for path in paths for folder in path.parents if folder.is_relative_to(data)]
     return any((folder / SIMULATED).is_file() for folder in folders)
 
 
@@ -246,7 +290,7 @@ def prepare_domain(spec: DomainSpec, data: Path, store: Path, progress: AdvanceB
     if path.exists():  # only deleting by hand leaves a folder without its manifest
         shutil.rmtree(path)
     with whole_folder(path) as partial, work_folder(partial) as work:
-        counts = _write_tables(spec, data, partial, work, progress or (lambda rows: None))
+        counts = _write_tables(spec, data, sources, partial, work, progress or (lambda rows: None))
         for source in sources:
             if _file_hash(data / source["file"], store) != source["sha256"]:
                 raise InputError(f"{data / source['file']}: changed while it was read; try again when it is still")
@@ -266,6 +310,15 @@ def prepare_domain(spec: DomainSpec, data: Path, store: Path, progress: AdvanceB
     return open_domain(path)
 
 
+def find_domain(spec: DomainSpec, data: Path, store: Path) -> Domain | None:
+    """Return the prepared domain, if the store has it."""
+    if not any(store.glob(f"{spec.name}-*/manifest.json")):
+        return None
+    key = domain_key(spec, find_sources(spec, data, store), _simulated(spec, data))
+    path = store / f"{spec.name}-{key[:12]}"
+    return open_domain(path) if (path / "manifest.json").is_file() else None
+
+
 def _relocated(domain: Domain, data: Path) -> Domain:
     """Write down where the raw files lie now: relative image paths refer to that folder."""
     if domain.data_folder == data.resolve():
@@ -275,16 +328,21 @@ def _relocated(domain: Domain, data: Path) -> Domain:
 
 
 def _write_tables(
-    spec: DomainSpec, data: Path, folder: Path, work: Path, progress: AdvanceBy
-) -> dict[str, Any]:  # fmt: skip
-    """Write the three tables into `folder`, by way of `work`; return the counts for the manifest."""
-    scale = None if spec.implicit else spec.rating_scale
-    batches = read_interactions(spec.reader, data / spec.interactions, spec.columns, scale, spec.where)
-    if not _stage(batches, INTERACTIONS, work / "raw.parquet", progress):
+    spec: DomainSpec,
+    data: Path,
+    sources: Sequence[Mapping[str, Any]],
+    folder: Path,
+    work: Path,
+    progress: AdvanceBy,
+) -> dict[str, Any]:
+    """Write the three tables into `folder`, by way of `work`; return counts, notes and profile for the manifest."""
+    notes = Notes()
+    paths = {kind: [data / source["file"] for source in sources if source["kind"] == kind] for kind in COLUMNS}
+    if not _stage(raw_interactions(spec, paths["interactions"], notes), INTERACTIONS, work / "raw.parquet", progress):
         chosen = "".join(f" where {column} is {value!r}" for column, value in spec.where.items())
-        raise InputError(f"{data / spec.interactions}: holds no interactions{chosen}; give a file that does")
-    metadata = read_items(spec.reader, data / spec.items, spec.columns, spec.where) if spec.items else iter(())
-    _stage(metadata, ITEMS, work / "meta.parquet", progress)
+        names = ", ".join(map(str, paths["interactions"]))
+        raise InputError(f"{names}: holds no interactions{chosen}; give a file that does")
+    _stage(raw_items(spec, paths["items"], notes), ITEMS, work / "meta.parquet", progress)
     config: dict[str, str | bool | int | float | list[str]] = {
         "memory_limit": MEMORY_LIMIT,
         "threads": min(THREADS, usable_cores()),
@@ -292,26 +350,62 @@ def _write_tables(
     }
     with closing(duckdb.connect(str(work / "work.duckdb"), config=config)) as database:
         database.execute("SET enable_progress_bar = false")
-        _number(database, work, listed=spec.listed)
+        _number(spec, database, work, notes)
+        raw = profile_raw(database)
         counts = [_count(database, "read")]
-        _merge_duplicates(database, spec.duplicates)
+        _merge_duplicates(database, spec.duplicates, notes)
         counts.append(_count(database, f"duplicates={spec.duplicates}"))
         for step in apply_filters(spec.filters, database):
             counts.append(_count(database, step))
             if not counts[-1]["interactions"]:
-                before = counts[-2]["interactions"]
                 raise InputError(
-                    f"{data / spec.interactions}: nothing is left of domain {spec.name} after the filter {step} "
-                    f"({before} interactions before it); loosen the filter"
+                    f"{data / spec.files('interactions')[0]}: nothing is left of domain {spec.name} after the filter "
+                    f"{step}: {ladder(counts)}; loosen the filter"
                 )
-        _export(database, work, folder, listed=spec.listed)
+        profile = raw | profile_kept(database)
+        profile |= {"items_alone": _export(spec, database, work, folder)}
+        profile["items"] += profile["items_alone"]
     first, last = counts[1], counts[-1]
     return {
         "counts": counts,
         "duplicates": {"rule": spec.duplicates, "rows": counts[0]["interactions"] - first["interactions"]},
         "users_dropped": first["users"] - last["users"],
         "items_dropped": first["items"] - last["items"],
+        "notes": notes.lines(),
+        "profile": profile,
     }
+
+
+def raw_interactions(spec: DomainSpec, paths: Sequence[Path], notes: Notes) -> Iterator[pa.RecordBatch]:
+    """Yield the interactions of a domain's files, one after another."""
+    scale = None if spec.implicit else spec.rating_scale
+    return chain.from_iterable(
+        read_interactions(
+            spec.reader, path, spec.columns, scale, spec.where, unrated=spec.no_rating, header=spec.header, notes=notes
+        )
+        for path in paths
+    )
+
+
+def raw_items(spec: DomainSpec, paths: Sequence[Path], notes: Notes) -> Iterator[pa.RecordBatch]:
+    """Yield the items of a domain's files, one after another."""
+    shared = {name: column for name, column in spec.columns.items() if name in COLUMNS["items"]}
+    optional = () if "item_id" in spec.item_columns else ("item_id",)  # which `columns` names for interactions
+    return chain.from_iterable(
+        read_items(
+            spec.reader, path, shared | dict(spec.item_columns), spec.where, optional=optional,
+            every_where=spec.listed, notes=notes,
+        )
+        for path in paths
+    )  # fmt: skip
+
+
+def ladder(counts: Sequence[Mapping[str, Any]]) -> str:
+    """Return what each step left, in a line."""
+    return ", ".join(
+        f"{row['step']} {row['interactions']:,} interactions of {row['users']:,} users and {row['items']:,} items"
+        for row in counts
+    )
 
 
 def _stage(batches: Iterator[pa.RecordBatch], schema: pa.Schema, path: Path, progress: AdvanceBy) -> int:
@@ -325,12 +419,13 @@ def _stage(batches: Iterator[pa.RecordBatch], schema: pa.Schema, path: Path, pro
     return rows
 
 
-def _number(database: duckdb.DuckDBPyConnection, work: Path, *, listed: bool) -> None:
+def _number(spec: DomainSpec, database: duckdb.DuckDBPyConnection, work: Path, notes: Notes) -> None:
     """Number users and items in the order of their ids, so that all later steps work on numbers: table `kept`."""
     for name in ("raw", "meta"):
         source = f"read_parquet('{_quoted(work / name)}.parquet', file_row_number = true)"
         database.execute(f"CREATE VIEW {name} AS SELECT *, file_row_number AS row FROM {source}")
-    named = "SELECT DISTINCT item_id FROM raw" + (" UNION SELECT item_id FROM meta" if listed else "")
+    clock = find_clock(database, notes)
+    named = "SELECT DISTINCT item_id FROM raw" + (" UNION SELECT item_id FROM meta" if spec.listed else "")
     database.execute(
         f"""
         CREATE TABLE users AS
@@ -340,30 +435,42 @@ def _number(database: duckdb.DuckDBPyConnection, work: Path, *, listed: bool) ->
             SELECT item_id, min(row) AS row FROM meta GROUP BY item_id;  -- an item listed twice counts as first listed
         CREATE TABLE items AS
             SELECT item_id, CAST(row_number() OVER (ORDER BY item_id) AS INTEGER) AS i, described.row AS row,
-                meta.description IS NOT NULL AS described, meta.image IS NOT NULL AS pictured
+                meta.description IS NOT NULL AS described, meta.image IS NOT NULL AS pictured,
+                meta.title IS NOT NULL AS titled,
+                coalesce(meta.title, meta.description, meta.categories) IS NOT NULL AS worded
             FROM ({named}) LEFT JOIN described USING (item_id)
                 LEFT JOIN meta ON meta.row = described.row;
         CREATE TABLE kept AS
             SELECT u, i, rating, words, timestamp, row
-            FROM (SELECT user_id, item_id, rating, words, timestamp, row FROM raw)
+            FROM (SELECT user_id, item_id, rating, words, {clock} AS timestamp, row FROM raw)
                 JOIN users USING (user_id) JOIN (SELECT item_id, i FROM items) USING (item_id);
         """
     )
 
 
-def _merge_duplicates(database: duckdb.DuckDBPyConnection, rule: str) -> None:
+def _merge_duplicates(database: duckdb.DuckDBPyConnection, rule: str, notes: Notes) -> None:
     """Leave one row for each (user, item); the mean is over decimals, whose sum does not depend on its order."""
     way = "ASC" if rule == "first" else "DESC"
     rating = "avg(CAST(rating AS DECIMAL(30, 12))) OVER pair" if rule == "mean" else "rating"
     database.execute(
+        """
+        CREATE TABLE repeated AS
+            SELECT u, i, count(*) > count(DISTINCT timestamp) AS tied FROM kept GROUP BY u, i HAVING count(*) > 1;
+        """
+    )
+    if rule != "mean" and (tied := one_number(database, "SELECT count(*) FROM repeated WHERE tied")):
+        later = "earlier" if rule == "first" else "later"
+        notes.add(
+            f"{tied:,} repeated pairs of user and item have no times that differ; the {later} line of the files counts"
+        )
+    database.execute(
         f"""
-        CREATE TABLE repeated AS SELECT u, i FROM kept GROUP BY u, i HAVING count(*) > 1;
         CREATE TABLE merged AS
-            SELECT u, i, {rating} AS rating, words, row FROM kept SEMI JOIN repeated USING (u, i)
+            SELECT u, i, {rating} AS rating, words, timestamp, row FROM kept SEMI JOIN repeated USING (u, i)
             WINDOW pair AS (PARTITION BY u, i)
             QUALIFY row_number() OVER (PARTITION BY u, i ORDER BY timestamp {way} NULLS LAST, row {way}) = 1;
         CREATE OR REPLACE TABLE kept AS
-            SELECT u, i, rating, words, row FROM kept ANTI JOIN repeated USING (u, i) UNION ALL FROM merged;
+            SELECT u, i, rating, words, timestamp, row FROM kept ANTI JOIN repeated USING (u, i) UNION ALL FROM merged;
         """
     )
 
@@ -378,16 +485,21 @@ def _count(database: duckdb.DuckDBPyConnection, step: str) -> dict[str, Any]:
     }
 
 
-def _export(database: duckdb.DuckDBPyConnection, work: Path, folder: Path, *, listed: bool) -> None:
-    """Write the three tables. DuckDB decides which raw row goes where; the texts themselves do not pass through it."""
+def _export(spec: DomainSpec, database: duckdb.DuckDBPyConnection, work: Path, folder: Path) -> int:
+    """Write the three tables; return the number of items without interactions.
+
+    DuckDB decides which raw row goes where; the texts themselves do not pass through it.
+    """
+    flags = [column for name, column in ITEM_FLAGS.items() if getattr(spec.filters, name)]
+    listed = " AND ".join(["row IS NOT NULL", *flags]) if spec.listed else "false"
     database.execute(
         f"""
         CREATE TABLE place AS
-            SELECT row, CAST(rating AS FLOAT) AS rating, row_number() OVER (ORDER BY u, i) - 1 AS position
+            SELECT row, CAST(rating AS FLOAT) AS rating, timestamp, row_number() OVER (ORDER BY u, i) - 1 AS position
             FROM kept ORDER BY row;
         CREATE TABLE item_place AS
             SELECT row, item_id, row_number() OVER (ORDER BY i) - 1 AS position
-            FROM items {"" if listed else "SEMI JOIN kept USING (i)"} ORDER BY row;
+            FROM items WHERE i IN (SELECT i FROM kept) OR ({listed}) ORDER BY row;
         """
     )
     bare = database.execute("SELECT item_id, position FROM item_place WHERE row IS NULL").to_arrow_table()
@@ -402,6 +514,9 @@ def _export(database: duckdb.DuckDBPyConnection, work: Path, folder: Path, *, li
             external_sort(tables, schema, rows, size, target, work)
     users = "SELECT user_id, count(*) AS interactions FROM kept JOIN users USING (u) GROUP BY u, user_id ORDER BY u"
     pq.write_table(database.execute(users).to_arrow_table(), folder / "users.parquet", compression="zstd")
+    return one_number(database, "SELECT count(*) FROM item_place") - one_number(
+        database, "SELECT count(DISTINCT i) FROM kept"
+    )
 
 
 def _placed(database: duckdb.DuckDBPyConnection, place: str, file: pq.ParquetFile) -> Iterator[pa.Table]:

@@ -1,6 +1,7 @@
 """Filters of interactions, as statements over a DuckDB table: `kept(u, i, rating, words, row)`.
 
-`u` and `i` number users and items; `items(i, described, pictured)` says which items have a description and an image.
+`u` and `i` number users and items; `items(i, described, pictured, titled, worded)` says which items have a description, an
+image, a title, and any text at all.
 Each filter leaves a smaller `kept`; the work is done out of core, on numbers alone.
 """
 
@@ -11,6 +12,10 @@ import duckdb
 
 from features.checks import flag, refuse, whole
 
+ITEM_FLAGS = {  # filter -> column of `items` that it asks for
+    "require_description": "described", "require_image": "pictured", "require_title": "titled", "require_text": "worded",
+}  # fmt: skip
+
 
 @dataclass(frozen=True, kw_only=True)
 class FilterSpec:
@@ -19,12 +24,14 @@ class FilterSpec:
     min_words: int = 0  # reviews with fewer words (title not counted) are dropped
     require_description: bool = False  # items without description are dropped
     require_image: bool = False  # items without image are dropped
+    require_title: bool = False  # items without title are dropped
+    require_text: bool = False  # items without title, categories and description are dropped
     k_core: int = 0  # users and items with fewer interactions are dropped until none has fewer; 0: off
     min_user_reviews: int = 0  # users with fewer reviews, after the filters above, are dropped
 
     def __post_init__(self) -> None:
         refuse(
-            *(flag(self, name) for name in ("require_description", "require_image")),
+            *(flag(self, name) for name in ITEM_FLAGS),
             *(whole(self, name, least=0) for name in ("min_words", "k_core", "min_user_reviews")),
             place="filters.",
         )
@@ -35,12 +42,10 @@ def apply_filters(spec: FilterSpec, database: duckdb.DuckDBPyConnection) -> Iter
     if spec.min_words:
         _keep(database, f"words >= {spec.min_words}")
         yield f"min_words={spec.min_words}"
-    if spec.require_description:
-        _keep(database, "i IN (SELECT i FROM items WHERE described)")
-        yield "require_description=true"
-    if spec.require_image:
-        _keep(database, "i IN (SELECT i FROM items WHERE pictured)")
-        yield "require_image=true"
+    for name, flag_column in ITEM_FLAGS.items():
+        if getattr(spec, name):
+            _keep(database, f"i IN (SELECT i FROM items WHERE {flag_column})")
+            yield f"{name}=true"
     if spec.k_core:
         _core(database, spec)
         yield f"k_core={spec.k_core}"

@@ -28,7 +28,7 @@ from features.encoders.text import tokenize
 from features.errors import InputError
 from features.extraction.encoding import ShardWorker
 from features.extraction.planning import TablePlan, block_inputs, block_texts, plan_table
-from features.extraction.prompts import find_prompt, item_images
+from features.extraction.prompts import NO_REVIEW, NO_TEXT, find_prompt, item_images
 from features.extraction.spec import FeatureSpec, find_table, table_place
 from features.extraction.workers import Actors, WorkTotals, run_blocks
 from features.images.gather import GatheredImages, gather_images, images_folder, stored_images
@@ -111,7 +111,7 @@ def extract_tables(
             blocks += plan.blocks
             plan.blocks.clear()
         make_worker = partial(ShardWorker, partial(loader, resolved), vectors, encoder.store_dtype, mark_store(store))
-        most = sum(encoder.max_failed_fraction * len(plan.ids) - len(plan.failed) for plan in plans)
+        most = sum(encoder.max_failed_fraction * len(plan.ids) - len(_real_failures(plan.failed)) for plan in plans)
         totals = run_blocks(
             blocks, make_worker, texts, name="Encode" + "And".join(sorted({spec.kind.title() for spec, _ in left})),
             workers=workers, use_ray=use_ray, progress=progress, most_failed=most,
@@ -156,14 +156,30 @@ def _references(domain: Domain) -> Iterator[str]:
 
 
 def _check_failed(plan: TablePlan, failed: Mapping[str, str]) -> None:
-    """Raise InputError where more rows have failed than the spec allows."""
+    """Raise InputError where more rows have failed than the spec allows; those that have no text have not failed."""
     allowed = plan.spec.encoder.max_failed_fraction
-    if len(failed) > allowed * len(plan.ids) or len(failed) == len(plan.ids):
+    if failed and len(failed) == len(plan.ids) and not _real_failures(failed):
+        name, reason = min(failed.items())
+        raise InputError(
+            f"features of {plan.domain.name} {plan.spec.kind}: none of {len(failed):,} rows has text; first {name!r}: "
+            f"{reason}; map its columns, or take features from ratings"
+        )
+    whole, failed = failed, _real_failures(failed)
+    if (
+        len(failed) > allowed * len(plan.ids)
+        or len(failed) == len(plan.ids)
+        or (failed and len(whole) == len(plan.ids))
+    ):
         name, reason = min(failed.items())
         raise InputError(
             f"features of {plan.domain.name} {plan.spec.kind}: {len(failed)} of {len(plan.ids)} rows failed, and "
             f"encoder.max_failed_fraction is {allowed:g}; first {name!r}: {reason}; mend or filter them, or raise it"
         )
+
+
+def _real_failures(failed: Mapping[str, str]) -> dict[str, str]:
+    """Return id -> reason of the rows that have text and no vector."""
+    return {name: reason for name, reason in failed.items() if reason not in (NO_TEXT, NO_REVIEW)}
 
 
 # --- finish -------------------------------------------------------------------------------------------------------

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from features.domains.ties import tie_hash
 from features.encoders.inputs import EncoderInput
 from features.errors import InputError
 
@@ -125,31 +126,36 @@ def user_inputs(
 ) -> Iterator[tuple[str, EncoderInput | str]]:
     """Yield (user id, the input of the user's reviews in this domain, or the reason why there is none), sorted by id.
 
-    The newest `max_reviews` reviews with text are taken (0: all; without timestamps, in item order), newest first.
+    The newest `max_reviews` reviews with text are taken (0: all), newest first; those of one time, or without any, in an
+    order that a hash draws.
     `review_mean`: one text per review, so the vector is the mean of the reviews' vectors; `concat`: one text with all
     of them, cut by the encoder at its longest input.
     """
     for user, reviews in _by_user(domain.path / "interactions.parquet"):
-        reviews = sorted(reviews, key=lambda review: review[1], reverse=True)  # stable: ties stay in item order
-        texts = [prompt.review.format(text) for text, _ in reviews[: max_reviews or None]]
+        if max_reviews or users == "concat":
+            order = [(-time, tie_hash(user, item, domain.name, 0)) for _, time, item in reviews]
+            reviews = [reviews[row] for row in sorted(range(len(reviews)), key=order.__getitem__)]
+        else:  # the mean of all has no order
+            reviews = sorted(reviews, key=lambda review: review[1], reverse=True)
+        texts = [prompt.review.format(text) for text, _, _ in reviews[: max_reviews or None]]
         if not texts:
             yield user, NO_REVIEW
         else:
             yield user, EncoderInput(texts=tuple(texts) if users == "review_mean" else ("\n".join(texts),))
 
 
-def _by_user(interactions: Path) -> Iterator[tuple[str, Sequence[tuple[str, int]]]]:
-    """Yield (user, [(text, timestamp)] of the reviews with text), streamed from a file that is sorted by user."""
+def _by_user(interactions: Path) -> Iterator[tuple[str, Sequence[tuple[str, int, str]]]]:
+    """Yield (user, [(text, timestamp, item)] of the reviews with text), streamed from a file that is sorted by user."""
     current: str | None = None
-    reviews: list[tuple[str, int]] = []
-    for batch in pq.ParquetFile(interactions).iter_batches(columns=["user_id", "text", "timestamp"]):
-        for user, text, timestamp in zip(*(_values(batch, i) for i in range(3)), strict=True):
+    reviews: list[tuple[str, int, str]] = []
+    for batch in pq.ParquetFile(interactions).iter_batches(columns=["user_id", "item_id", "text", "timestamp"]):
+        for user, item, text, timestamp in zip(*(_values(batch, i) for i in range(4)), strict=True):
             if user != current:
                 if current is not None:
                     yield current, reviews
                 current, reviews = user, []
             if text is not None and text.strip():
-                reviews.append((text.strip(), timestamp if timestamp is not None else 0))
+                reviews.append((text.strip(), timestamp if timestamp is not None else 0, item))
     if current is not None:
         yield current, reviews
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 
-from features.domains.domain import Domain, prepare_domain
+from features.domains.domain import Domain, matching_files, prepare_domain
 from features.domains.splits import read_split
 from features.errors import InputError
 from features.simulate.simulator import simulate
@@ -25,13 +25,13 @@ def data_folder(plan: Plan, data: Path | None, home: Home, start_progress: Start
         folder = home.simulated / digest(asdict(spec))[:12]
         simulate(spec, folder, advance_by(start_progress("simulating domains", spec.rows)))
         return folder
-    needed = list(dict.fromkeys([spec.interactions for spec in plan.domains.values()]))
+    needed = list(dict.fromkeys(name for spec in plan.domains.values() for name in spec.files("interactions")))
     if plan.sequences.users is not None:
         needed.append(plan.sequences.users)
     if data is None:
         raise InputError(f"plan {plan.name}: reads {', '.join(needed)}; say where they are with --data DIR")
     for folder in [data, *sorted(path for path in data.glob("*") if path.is_dir())]:
-        if all((folder / name).is_file() for name in needed):
+        if all(matching_files(folder, name) for name in needed):
             return folder
     return data  # reading it gives the error that names the missing file
 

@@ -19,6 +19,7 @@ from features.store.tables import FeatureTable, digest
 from study.data.domains import data_folder, given_split, prepare_domains
 from study.data.pretrain import pretrain
 from study.data.pseudo_items import make_pseudo_tables
+from study.data.summary import check_leaks
 from study.data.tables import make_tables, table_keys
 from study.data.tasks import Materials, task_rules
 from study.home import Home
@@ -70,6 +71,7 @@ def prepare(
     those that extract there (None: as many as it holds now).
     """
     domains = prepare_domains(plan, data, home, start_progress)
+    check_leaks(plan, domains)
     tables = make_tables(plan, domains, home, start_progress, on_ray=on_ray, actors=actors)
     split = None
     if plan.sequences.users is not None:

@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from features.domains.domain import Domain, prepare_domain
+from features.domains.domain import Domain, find_domain, prepare_domain
 from features.encoders.spec import EncoderSpec, resolve_encoder
 from features.encoders.throughput import Throughput, measure_throughput
 from features.extraction.workers import count_actors, count_threads
-from study.data.domains import data_folder, given_split
 from study.data.pseudo_items import all_ratios, domain_pairs, pair_name, users_to_generate_for
 from study.data.tables import estimates
 from study.data.tasks import task_rules
 from study.home import Home
 from study.plan.schema import Plan
-from study.progress import no_progress
 from study.specs import Cluster
 
 
@@ -41,19 +40,27 @@ class Preview:
     note: str
 
 
-def preview(plan: Plan, data: Path | None, home: Home) -> Preview | None:
-    """Return what the domains hold, read into a folder that is gone afterwards; None for task types read later."""
-    if not task_rules(plan).previewed:
-        return None
-    if plan.simulate is not None:
-        return _preview(plan, *_simulated(plan), "as simulated, before filters")
+def preview_simulated(plan: Plan) -> Preview | None:
+    """Return what simulated domains will hold; None for task types whose domains say it by themselves."""
+    return _preview(plan, *_simulated(plan), "as simulated, before filters") if task_rules(plan).previewed else None
+
+
+def preview(plan: Plan, domains: Mapping[str, Domain], split: Mapping[str, str] | None, home: Home) -> Preview:
+    """Return what language models have to do for these domains."""
+    left = {name: work.rows_left for (name, _), work in estimates(plan, domains, home).items()}
+    sizes = {name: _size(domain, left.get(name, 0)) for name, domain in domains.items()}
+    return _preview(plan, sizes, users_to_generate_for(plan, domains, split), "after filters")
+
+
+@contextmanager
+def domains_for_check(plan: Plan, data: Path, home: Home) -> Iterator[dict[str, Domain]]:
+    """Prepare the domains into a folder that is gone afterwards; those that the home folder holds are opened there."""
     with TemporaryDirectory() as folder:
-        raw = data_folder(plan, data, home, no_progress)
-        domains = {name: prepare_domain(spec, raw, Path(folder)) for name, spec in plan.domains.items()}
-        left = {name: work.rows_left for (name, _), work in estimates(plan, domains, home).items()}
-        sizes = {name: _size(domain, left.get(name, 0)) for name, domain in domains.items()}
-        users = users_to_generate_for(plan, domains, given_split(plan, raw))
-    return _preview(plan, sizes, users, "after filters")
+        domains = {}
+        for name, spec in plan.domains.items():
+            stored = find_domain(spec, data, home.domains) if home.domains.is_dir() else None
+            domains[name] = stored or prepare_domain(spec, data, Path(folder))
+        yield domains
 
 
 def _simulated(plan: Plan) -> tuple[dict[str, DomainSize], dict[str, int]]:
@@ -61,7 +68,7 @@ def _simulated(plan: Plan) -> tuple[dict[str, DomainSize], dict[str, int]]:
     assert plan.simulate is not None
     titles = 1 if plan.features.text else 0
     files = {f"{name}.jsonl.gz": size for name, size in plan.simulate.domains.items()}
-    domains = {name: files[spec.interactions] for name, spec in plan.domains.items()}
+    domains = {name: files[spec.files("interactions")[0]] for name, spec in plan.domains.items()}
     sizes = {
         name: DomainSize(size.users, size.items, size.ratings, titles * size.items) for name, size in domains.items()
     }

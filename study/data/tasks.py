@@ -18,8 +18,8 @@ from study.data.pseudo_items import pair_name
 from study.plan.schema import Plan
 from study.specs import Cell
 from trainables.tasks.arrays import TaskFolders
-from trainables.tasks.rating_build import TextVectors, build_task, split_document
-from trainables.tasks.sequential_build import build_sequences
+from trainables.tasks.rating_build import TextVectors, build_task, split_document, split_users
+from trainables.tasks.sequential_build import build_sequences, sequence_document, sequence_sizes
 
 TableName = tuple[str, str]
 """Domain, and whose vectors the table holds: `items` or `users`."""
@@ -48,6 +48,11 @@ class TaskRules(Protocol):
     def build(self, plan: Plan, materials: Materials, cell: Cell, feature_set: str, store: Path) -> TaskFolders:
         """Build a cell's task, or find it built."""
 
+    def split_sizes(
+        self, plan: Plan, domains: Mapping[str, Domain], split: Mapping[str, str] | None, cell: Cell
+    ) -> dict[str, tuple[int, int | None]]:
+        """Users of each part of a cell's split, and their interactions in the target domain where these are predicted."""
+
     def document(self, plan: Plan, materials: Materials) -> dict[str, Any]:
         """What trials depend on beside the domains and the cell; its digest is the tag study.feature_key."""
 
@@ -75,6 +80,19 @@ class RatingTasks:
         )  # fmt: skip
         return build_task(plan.split.at(cell.ratio), source, target, text, store)
 
+    def split_sizes(
+        self, plan: Plan, domains: Mapping[str, Domain], split: Mapping[str, str] | None, cell: Cell
+    ) -> dict[str, tuple[int, int | None]]:
+        """Return users and target ratings of training, validation and test, and of those who are of the target alone."""
+        source, target = domains[cell.source], domains[cell.target]
+        ratings = target.users().set_index("user_id")["interactions"]
+        source_users = list(source.users()["user_id"])
+        parts = split_users(source_users, list(ratings.index), plan.split.at(cell.ratio), f"task {cell.task}")
+        side = ratings.index.difference([*parts.train, *parts.validation, *parts.test])
+        users = {"train": parts.train, "target alone": side, "validation": parts.validation, "test": parts.test}
+        chosen = {name: list(ids) for name, ids in users.items()}
+        return {name: (len(ids), int(ratings[ids].sum())) for name, ids in chosen.items()}
+
     def document(self, plan: Plan, materials: Materials) -> dict[str, Any]:
         """Return keys of the tables, and the rules of factors and split."""
         return {
@@ -101,10 +119,18 @@ class SequenceTasks:
             materials.split, text, materials.pseudo.get(pair_name(pair, cell.ratio)), store,
         )  # fmt: skip
 
+    def split_sizes(
+        self, plan: Plan, domains: Mapping[str, Domain], split: Mapping[str, str] | None, cell: Cell
+    ) -> dict[str, tuple[int, int | None]]:
+        """Return training users by group, and held-out users whose last item is of the target domain."""
+        spec = plan.sequences.at(cell.ratio)
+        sizes = sequence_sizes(spec, domains[cell.source], domains[cell.target], split)
+        return {name: (users, None) for name, users in sizes.items()}
+
     def document(self, plan: Plan, materials: Materials) -> dict[str, Any]:
         """Return keys of the tables, and the rules of sequences, split and generator."""
         return {
-            "text": dict(materials.table_keys), "sequences": asdict(plan.sequences),
+            "text": dict(materials.table_keys), "sequences": sequence_document(plan.sequences),
             "split": digest(materials.split) if materials.split is not None else None,
             "pseudo": describe_generator(plan.features.pseudo) if plan.features.pseudo else None,
         }  # fmt: skip

@@ -20,7 +20,10 @@ def bind(kind: Any, value: Any, place: str, faults: list[str]) -> Any:
         return _bind_dataclass(kind, value, place, faults)
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if origin in (types.UnionType, typing.Union):
-        return None if value is None else bind(arguments[0], value, place, faults)
+        if value is None:
+            return None
+        fitting = [kind for kind in arguments if isinstance(value, list) == (typing.get_origin(kind) is tuple)]
+        return bind(fitting[0] if fitting else arguments[0], value, place, faults)
     if origin is typing.Literal:
         if value not in arguments:
             faults.append(f"{place} is {shown_value(value)}; choose from {', '.join(arguments)}")
@@ -68,7 +71,10 @@ def _bind_dataclass(kind: Any, value: Any, place: str, faults: list[str]) -> Any
     try:
         return kind(**bound)
     except (InputError, ValueError) as error:
-        faults.append(f"{place}: {error}")
+        path = place.rpartition(": ")[2]  # which the error may name again
+        faults.append(
+            f"{place}{str(error).removeprefix(path)}" if str(error).startswith(f"{path}.") else f"{place}: {error}"
+        )
         return None
 
 
@@ -77,7 +83,8 @@ def _bind_scalar(kind: Any, value: Any, place: str, faults: list[str]) -> Any:
         return value
     accepted = {int: int, float: (int, float), str: str, bool: bool}[kind]
     if (isinstance(value, bool) and kind is not bool) or not isinstance(value, accepted):  # type: ignore[arg-type]
-        faults.append(f"{place} is {shown_value(value)}; give a value of type {kind.__name__}")
+        quoted = ", in quotes" if kind is str and not isinstance(value, list | dict) else ""
+        faults.append(f"{place} is {shown_value(value)}; give a value of type {kind.__name__}{quoted}")
         return None
     if kind is float and not float("-inf") < value < float("inf"):
         faults.append(f"{place} is {value}; give a finite number")

@@ -26,9 +26,9 @@ _DRAWS = 200  # configurations of a space that are held against the model's conf
 
 def check_plan(plan: Plan, document: Mapping[str, Any], place: str) -> list[str]:
     """Return what no single field can know, a line a fault."""
-    faults = _name_checks(plan, place)
+    faults = _name_checks(plan, place) + _data_checks(plan, place)
     wrong_models = _model_checks(plan, place)
-    if wrong_models:
+    if wrong_models or any(name not in plan.domains for task in plan.tasks for name in task):
         return faults + wrong_models
     wrong_presets = _preset_checks(plan, place)
     if wrong_presets:
@@ -60,6 +60,25 @@ def _name_checks(plan: Plan, place: str) -> list[str]:
         ]
         if task[0] == task[1]:
             faults.append(f"{place}: tasks: source and target are both {task[0]!r}; name two domains")
+    return faults
+
+
+def _data_checks(plan: Plan, place: str) -> list[str]:
+    """What the plan's domains ask of its tasks."""
+    faults = []
+    if not 0 <= plan.most_shared <= 1:
+        faults.append(f"{place}: most_shared is {plan.most_shared:g}; give a share from 0 to 1")
+    ratings = _caught(lambda: load_model(plan.model), "") == [] and plan.task_type.name == "ratings"
+    for spec in plan.domains.values() if ratings else ():
+        if spec.implicit:
+            faults.append(
+                f"{place}: domains.{spec.name}.feedback is implicit, and {plan.model} predicts ratings; take a model of "
+                "sequences, or a file with ratings and feedback: explicit"
+            )
+        if spec.listed:
+            faults.append(
+                f"{place}: domains.{spec.name}.catalogue is 'listed', which models of sequences read; leave it out"
+            )
     return faults
 
 
@@ -200,8 +219,9 @@ def _simulated_files(plan: Plan, place: str) -> list[str]:
     return [
         f"{place}: domains.{spec.name}.{key} is {file!r}, which `simulate` does not write; it writes {', '.join(made[key])}"
         for spec in plan.domains.values()
-        for key, file in (("interactions", spec.interactions), ("items", spec.items))
-        if file is not None and file not in made[key]
+        for key in made
+        for file in spec.files(key)
+        if file not in made[key]
     ]
 
 

@@ -15,6 +15,7 @@ from study.plan.checks import check_plan
 from study.plan.schema import Plan
 from study.plan.start import read_base
 
+_SHIPPED_SPACE = re.compile(r"[\w-]+/[\w-]+")
 FOLDER = Path(__file__).parents[1] / "plans"
 _TEXT_FOR_NUMBER = re.compile(
     r"is '(?P<value>[^']*)'; give a (?:value of type (?:int|float)\b|(?:finite |whole )?number\b)[^;]*"
@@ -89,13 +90,29 @@ def plan_of(document: Any, path: Path) -> Plan:
             for key, body in document["domains"].items()
         }
         document = {**document, "domains": named}
-    plan = bind(Plan, _with_all_rows(document), place, faults)
+    plan = bind(Plan, _with_all_rows(_with_spaces(document, path.parent)), place, faults)
     if isinstance(plan, Plan) and not faults:
         faults = check_plan(plan, document, place)
     if faults:
         raise PlanError(list(dict.fromkeys(faults)))
     assert isinstance(plan, Plan)
     return plan
+
+
+def _with_spaces(document: Any, folder: Path) -> Any:
+    """The document with space files of the user's looked for beside the plan."""
+    if not isinstance(document, Mapping):
+        return document
+    space, rows = document.get("space"), document.get("compare")
+    found = dict(document)
+    if isinstance(space, str) and not _SHIPPED_SPACE.fullmatch(space):
+        found["space"] = str(folder / space)
+    if isinstance(rows, Mapping):
+        found["compare"] = {
+            name: _with_spaces(row, folder) if isinstance(row, Mapping) and "compare" not in row else row
+            for name, row in rows.items()
+        }
+    return found
 
 
 def _with_all_rows(document: Any) -> Any:

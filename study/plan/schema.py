@@ -92,10 +92,12 @@ class SequencePlan:
     users: str | None = None  # file that says which users train, validate and test; None: drawn by C2DSR's rule
     columns: Mapping[str, str] = field(default_factory=dict)  # user_id and split -> their names in that file
     protocols: tuple[str, ...] = PROTOCOLS
+    rank_seen: str = "last"
     negatives: int = 999
     validation_share: float = 0.1
     test_share: float = 0.1
     data_seed: int = 0
+    unlisted: str = "refuse"  # users whom the file of users does not name: refuse | train
 
     def __post_init__(self) -> None:
         self.at(1.0)  # has the checks
@@ -234,6 +236,7 @@ class Plan:
     compare: Mapping[str, RowPlan] = field(default_factory=dict)  # row -> rival
     split: SplitPlan = field(default_factory=SplitPlan)  # of ratings
     sequences: SequencePlan = field(default_factory=SequencePlan)  # in the place of split, for models of sequences
+    most_shared: float = 0.05  # share of the shared users' target interactions that may stand in the source as they are
     features: FeaturesPlan = field(default_factory=FeaturesPlan)
     simulate: SimulateSpec | None = None  # the data folder is made by the simulator instead of given
     search: SearchSpec | None = None

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import pandas as pd
+from rich.markup import escape
 from rich.table import Table as Terminal
 from rich.text import Text
 
@@ -185,7 +186,7 @@ def summary_table(results: Results, comparison: Comparison | None = None) -> Ter
     columns = [f"val\n{_narrow(headline, metrics)}"] if with_validation else []
     columns += [f"test\n{_narrow(metric, metrics)}" for metric in metrics]
     columns += [f"printed\n{_narrow(headline, metrics)}"] if with_printed else []
-    columns += [f"minus\n{labels.subject.name}", "p\n(Holm)", "trials"]
+    columns += [f"minus\n{escape(labels.subject.name)}", "p\n(Holm)", "trials"]
     for column in columns:
         table.add_column(column, justify="right", no_wrap=True)
     measured = [row for row in comparison.rows if row.seeds]
@@ -200,11 +201,11 @@ def summary_table(results: Results, comparison: Comparison | None = None) -> Ter
         for row in rows:
             bold = (row.cell, row.group, row.labels.row) in comparison.best
             selected = row.validation.get(headline.name) if with_validation else None
-            cells = [f"  {row.name}", row.labels.reads]
+            cells = [f"  {escape(row.name)}", escape(row.labels.reads)]
             cells += [number(selected.value, 3) if selected else NONE] if with_validation else []
             cells += _terminal_numbers(row, metrics, headline, with_printed)
             table.add_row(*cells, style="bold" if bold else "")
-    table.caption = "\n".join(_below(comparison))
+    table.caption = escape("\n".join(_below(comparison)))
     return table
 
 

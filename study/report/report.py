@@ -38,7 +38,7 @@ from study.report.findings import findings
 from study.report.page import Content, page
 from study.report.table import Table
 from study.tracking import tags
-from study.tracking.results import Results, load_results
+from study.tracking.results import Results, UnreadError, load_results
 from study.tracking.runs import without_password
 
 PAGE = "report.html"
@@ -68,6 +68,8 @@ class _Content:
     figures: list[Figure] = field(default_factory=list)
     tables: list[Table] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
+    unread: bool = False
+    """Whether something could not be made because a part of the store cannot be read."""
     comparison: Comparison | None = None
     claims: tuple[Judged, ...] = ()
 
@@ -86,6 +88,11 @@ def report(
     experiment; anything else that is lacking is listed in `missing`. What cannot be logged is in `out` all the same.
     """
     results = load_results(tracking_uri, experiment, labels)
+    if results.trials.empty and (out / PAGE).is_file():
+        raise InputError(
+            f"report: {without_password(tracking_uri)} holds no trial of {experiment}; the last report stays in {out}; "
+            "name the home folder or the store that has them"
+        )
     out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out, prefix=".report-") as name:
         staged = Path(name)
@@ -98,6 +105,8 @@ def report(
             figures=content.figures, tables=content.tables, findings=found, missing=content.missing, cost=cost
         )  # fmt: skip
         (staged / PAGE).write_text(page(results, all_, staged / "figures"), encoding="utf-8")
+        if content.unread:
+            _keep_old(out, staged, figure_names(results))
         _move(staged, out)
     run_id = unlogged = ""
     try:
@@ -202,7 +211,8 @@ def _drawn_from(results: Results) -> str:
 def _make(results: Results, progress: Callable[[int, int], None], staged: Path) -> _Content:
     labels = results.labels
     claims = tuple(judge(results))
-    content = _Content(missing=[*results.lost, *unread(claims)], claims=claims)
+    lost = [*results.lost, *unread(claims)]
+    content = _Content(missing=lost, unread=bool(lost), claims=claims)
 
     def compared() -> Table:
         content.comparison = compare(results)
@@ -232,6 +242,7 @@ def _make(results: Results, progress: Callable[[int, int], None], staged: Path) 
             item = make()
         except InputError as error:  # the page lists it
             content.missing.append(str(error))
+            content.unread |= isinstance(error, UnreadError)
         else:
             if isinstance(item, Table):
                 item.save(staged / "tables")
@@ -294,6 +305,15 @@ def _log(client: MlflowClient, tracking_uri: str, run_id: str, out: Path) -> Non
     repository: Any = get_artifact_repository(client.get_run(run_id).info.artifact_uri, tracking_uri)
     for path in stale:
         repository.delete_artifacts(path)
+
+
+def _keep_old(out: Path, staged: Path, figures: Sequence[str]) -> None:
+    """Put beside the new files those of the last report that this one lacks: they may not be made again."""
+    for folder in _FOLDERS:
+        for path in (out / folder).glob("*"):
+            asked = folder == "tables" or path.stem in figures
+            if asked and not (staged / folder / path.name).exists():
+                shutil.copy2(path, staged / folder / path.name)
 
 
 def _move(staged: Path, out: Path) -> None:

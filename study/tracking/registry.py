@@ -26,6 +26,7 @@ from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
 from features.domains.domain import Domain, open_domain
+from features.domains.ties import tie_hash
 from features.errors import InputError
 from features.pseudo.generate import item_titles
 from features.store.folders import plain_name, read_json
@@ -183,12 +184,20 @@ def describe_user(document: Mapping[str, Any], home: Home, user: str) -> tuple[p
     task_dir = home.tasks / Path(document["task_dir"]).parent.name / "search"
     source = _source(task_dir, document["cell"]["source"], home)
     rows = pd.read_parquet(source.path / "interactions.parquet", filters=[("user_id", "==", user)])
-    rows = rows.sort_values(["timestamp", "item_id"])
+    rows = rows.assign(tie=[tie_hash(user, item, source.name, _data_seed(task_dir)) for item in rows["item_id"]])
+    rows = rows.sort_values(["timestamp", "tie"])  # as the task's own order, see features.domains.ties
     titles = item_titles(source)
     history = pd.DataFrame({"item": rows["item_id"], "title": [titles.get(item, "") for item in rows["item_id"]]})
     if history.empty:
         raise InputError(f"user {user}: has nothing in the domain {source.name}; give the id of one who has")
     return task_type_at(task_dir).describe_user(task_dir, user, list(history["item"])), history
+
+
+def _data_seed(task_dir: Path) -> int:
+    """Return the seed that the task was split, and its ties drawn, with."""
+    manifest = read_json(task_dir.parent / "manifest.json")
+    rules = manifest.get("sequences") or manifest["split"]
+    return int(rules["data_seed"])
 
 
 def _source(task_dir: Path, name: str, home: Home) -> Domain:

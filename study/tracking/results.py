@@ -47,6 +47,10 @@ class MissingError(InputError):
     """The store does not hold what a figure or table needs (yet); the report lists the message and goes on."""
 
 
+class UnreadError(InputError):
+    """What was logged cannot be read any more: a part of the store is gone or damaged."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Results:
     """Everything of one study; `trials` holds one line per trial, the finished run where a trial has several."""
@@ -142,7 +146,7 @@ class Results:
             frame = pd.read_csv(io.StringIO(text), dtype=dict.fromkeys(texts, str))
             frame.drop(columns=texts, errors="ignore").astype(float)
         except ValueError as error:  # pandas' own errors are its kin
-            raise InputError(
+            raise UnreadError(
                 f"run {run_id}: {name} is no table of numbers ({one_line(error, 200)}); {_REMAKE}"
             ) from error
         return frame
@@ -232,7 +236,9 @@ def read_artifact(tracking_uri: str, run_id: str, path: str) -> str:
     except (MlflowException, OSError, UnicodeDecodeError) as error:
         is_ours = tags.TRIAL in run.data.tags or run.data.tags.get(tags.PART) == "data"
         remedy = _REMAKE if is_ours else "give the id of a trial"
-        raise InputError(f"run {run_id}: has no readable artifact {path} ({one_line(error, 200)}); {remedy}") from error
+        raise UnreadError(
+            f"run {run_id}: has no readable artifact {path} ({one_line(error, 200)}); {remedy}"
+        ) from error
 
 
 def _artifacts(run: Run, tracking_uri: str) -> Any:

@@ -47,7 +47,11 @@ def serve(uri: str, home: Home, *, host: str, port: int, plan: str | None, say: 
     """
     listening = _listen(host, port)
     address = f"http://{f'[{host}]' if ':' in host else host}:{listening.getsockname()[1]}"
-    found = list(links(connect(uri), address, plan))
+    try:
+        found = list(links(connect(uri), address, plan))
+    except InputError:
+        listening.close()
+        raise
     _configure(uri, home)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of MLflow's own imports
@@ -72,18 +76,16 @@ def serve(uri: str, home: Home, *, host: str, port: int, plan: str | None, say: 
 
 
 def _listen(host: str, port: int) -> socket.socket:
+    listening = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)
     try:
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        listening = socket.socket(family, socket.SOCK_STREAM)
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listening.bind((host, port))
         listening.listen(128)
     except OSError as error:
+        listening.close()
         if error.errno == errno.EADDRINUSE:
             raise InputError(f"port {port} is taken on {host}; name another with --port") from error
-        raise InputError(
-            f"port {port} of {host} cannot be had ({error.strerror}); name others with --host, --port"
-        ) from error
+        raise InputError(f"port {port} of {host}: {error.strerror}; name others with --host and --port") from error
     return listening
 
 

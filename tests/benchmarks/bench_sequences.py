@@ -49,7 +49,7 @@ def make_task(users: int) -> SequenceTask:
         text=FeatureRows(vectors, np.arange(len(vectors)), np.zeros(TEXT, np.float32), 1.0),
         train=Sequences(torch.from_numpy(item), torch.from_numpy(starts)), group=torch.from_numpy(group),
         pseudo=torch.full((users, 0), -1), similarity=torch.zeros(users, 0), generated=torch.full((users, 0), -1),
-        generated_texts=None, protocols=("as-given", "inter"),
+        generated_texts=None, protocols=("as-given", "inter"), rank_seen="last",
         validation=HeldOut(
             history=Sequences(nobody, torch.zeros(1, dtype=torch.int64)), protocol=nobody, user=nobody, target=nobody,
             candidates=torch.zeros(0, 1_000, dtype=torch.int32),

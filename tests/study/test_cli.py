@@ -30,6 +30,7 @@ from study.tracking.runs import connect, default_uri
 from trainables.interface import model_names
 
 from ..features.conftest import save_encoder
+from ..patience import PATIENCE_S
 from .conftest import Finished
 from .tiny import PLAN, WORK, change_reviews, made, study, write_plan
 
@@ -568,7 +569,11 @@ def test_extract_says_what_is_left_to_do(finished: Finished, tmp_path: Path) -> 
 
 def process(*words: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "study", *map(str, words)], capture_output=True, text=True, timeout=60, check=False
+        [sys.executable, "-m", "study", *map(str, words)],
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_S,
+        check=False,
     )
 
 

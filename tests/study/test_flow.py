@@ -28,6 +28,7 @@ from study.study import Study
 from study.tracking.results import Results, load_results
 from study.tracking.runs import connect, default_uri, find_runs
 
+from ..patience import PATIENCE_S
 from .conftest import Finished
 from .store import MUSIC
 from .tiny import PLAN, WORK, change_reviews, study, write_plan
@@ -292,7 +293,7 @@ def test_a_killed_run_is_finished_exactly(tmp_path: Path) -> None:
     with (tmp_path / "out.txt").open("w") as out:
         driver = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT)
         try:
-            wait_for(lambda: finished_trials(home) >= 1 or driver.poll() is not None, 120)
+            wait_for(lambda: finished_trials(home) >= 1 or driver.poll() is not None, PATIENCE_S)
         finally:
             driver.send_signal(signal.SIGKILL)
             driver.wait()
@@ -302,7 +303,7 @@ def test_a_killed_run_is_finished_exactly(tmp_path: Path) -> None:
     (row,) = Study(load_plan(str(plan)), home=home).status()
     assert (row.planned, row.finished, row.running, row.left) == (trials, len(done), 0, trials - len(done))
 
-    again = subprocess.run(command, capture_output=True, text=True, timeout=180, check=False)
+    again = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S, check=False)
     assert again.returncode == 0, again.stderr
     assert "Traceback" not in again.stderr  # Optuna may say that the dead driver held its lock
     assert f"search: {trials} planned, {trials - len(done)} trials run" in again.stdout

@@ -63,7 +63,7 @@ def test_a_reverse_task_is_a_cell_of_its_own(tmp_path: Path) -> None:
     [
         ({"name": "a b"}, "plan.yaml: name is 'a b'; use letters, digits, - and _, at most 100"),
         ({"name": "x" * 101}, f"plan.yaml: name is '{'x' * 56}...; use letters, digits, - and _, at most 100"),
-        ({"name": 3}, "plan.yaml: name is 3; give a value of type str"),
+        ({"name": 3}, "plan.yaml: name is 3; give a value of type str, in quotes"),
         ({"cold_ratios": []}, "plan.yaml: cold_ratios is empty; give at least one"),
         ({"cold_ratios": [0.2, 0.2]}, "plan.yaml: cold_ratios holds a value twice; give each once"),
         (
@@ -82,7 +82,7 @@ def test_a_reverse_task_is_a_cell_of_its_own(tmp_path: Path) -> None:
         ({"domains__books": None}, "plan.yaml: domains.books is None; give a mapping"),
         (
             {"split": {"validation_share": 1.0}},
-            "plan.yaml: split: split.validation_share is 1.0; give a number above 0, below 1",
+            "plan.yaml: split.validation_share is 1.0; give a number above 0, below 1",
         ),
         ({"split": {"clip": 1}}, "plan.yaml: split.clip is 1; give a value of type bool"),
         ({"preset": "papers"}, "plan.yaml: preset is 'papers'; music has ours, paper"),

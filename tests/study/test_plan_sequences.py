@@ -79,17 +79,16 @@ def test_a_plan_of_ratings_keeps_its_split(tmp_path: Path) -> None:
         ),
         (
             {"sequences": {"protocols": ["inter", "outer"]}},
-            "plan.yaml: sequences: sequences.protocols is ('inter', 'outer'); give one or more of as-given, inter, "
-            "each once",
+            "plan.yaml: sequences.protocols is ('inter', 'outer'); give one or more of as-given, inter, each once",
         ),
         (
             {"sequences": {"negatives": 0}},
-            "plan.yaml: sequences: sequences.negatives is 0; give a whole number of at least 1",
+            "plan.yaml: sequences.negatives is 0; give a whole number of at least 1",
         ),
         ({"sequences": {"user": "x"}}, "plan.yaml: sequences.unknown key 'user'; did you mean 'users'?"),
         (
             {"sequences": {"data_seed": -1}},
-            "plan.yaml: sequences: sequences.data_seed is -1; give a whole number of at least 0",
+            "plan.yaml: sequences.data_seed is -1; give a whole number of at least 0",
         ),
         (
             {"split": {"validation_share": 0.2}},

@@ -128,8 +128,7 @@ def test_a_plan_whose_models_read_no_titles_needs_no_encoder(
     assert {feature_set for _, feature_set in inputs.tasks} == {"ids"}
     assert {SEQUENCES.load_task(task.task_dir).text for task in inputs.tasks.values()} == {None}
     assert inputs.feature_key != prepare(make(features__pseudo=None), raw, home, no_progress).feature_key
-    seen = preview(plan, raw, home)
-    assert seen is not None
+    seen = preview(plan, inputs.domains, None, home)
     assert {name: (size.items, size.titles_left) for name, size in seen.domains.items()} == {
         "film": (48, 0), "song": (48, 0),
     }  # fmt: skip

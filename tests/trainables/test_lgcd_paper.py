@@ -495,3 +495,19 @@ def test_nothing_to_train_on_is_said(task: SequenceTask) -> None:
     config = Config(**QUICK, overlap_rows=False, min_similarity=0.99)
     with pytest.raises(InputError, match="no row to train on is left; take overlap_rows: true or more pseudo_items"):
         training._Trainer(config, nobody, 0, pretrained(nobody, config.pretraining, 0))
+
+
+def test_rows_are_kept_within_their_bytes_and_the_last_ones_always(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows, made = some_rows(), []
+
+    def make(key: str) -> Any:
+        return kept.get(key, lambda: made.append(key) or rows[torch.arange(9)])  # type: ignore[func-returns-value]
+
+    kept = training._KeptRows()
+    monkeypatch.setattr(training, "ROWS_BYTES", 2 * rows.bytes)
+    assert rows.bytes == 9 * (3 * WIDTH * 4 + 8 + 1 + 1)
+    for key in "aababca":  # "c" is the third: "a", asked for longer ago than "b", goes
+        make(key)
+    assert made == ["a", "b", "c", "a"]
+    monkeypatch.setattr(training, "ROWS_BYTES", 0)
+    assert make("d") is make("d")

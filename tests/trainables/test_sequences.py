@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from features.domains.domain import DomainSpec, prepare_domain
+from features.domains.ties import tie_hash
 from features.errors import InputError
 from features.pseudo.table import write_pseudo
 from features.store.tables import FeatureTable
@@ -29,7 +31,7 @@ from trainables.tasks.sequential import (
     load_held_out,
     load_task,
 )
-from trainables.tasks.sequential_build import build_sequences, training_users
+from trainables.tasks.sequential_build import build_sequences, sequence_document, training_users
 
 from .sequence_worlds import (
     SPEC,
@@ -383,6 +385,15 @@ def test_an_item_without_a_vector_reads_as_the_mean_and_widths_must_agree(tmp_pa
         build_sequences(SPEC, film, song, None, text | {"song": narrow}, None, tmp_path / "tasks")
 
 
+def test_how_seen_items_rank_is_kept_in_the_task(tmp_path: Path) -> None:
+    """And keys no task where it is the default, as before there was a choice."""
+    plain = replace(SPEC, rank_seen="plain")
+    assert sequence_document(plain) == {**sequence_document(SPEC), "rank_seen": "plain"}
+    assert load_task(build_world(WORLD, tmp_path, plain).task_dir).rank_seen == "plain"
+    with pytest.raises(InputError, match=r"sequences.rank_seen is 'first'; choose from last, plain"):
+        replace(SPEC, rank_seen="first")
+
+
 # --- keys ---------------------------------------------------------------------------------------------------------
 
 
@@ -505,12 +516,21 @@ def test_rows_of_held_out_users(folders: dict[str, TaskFolders]) -> None:
     assert lists(some.history) == [lists(whole.history)[3], lists(whole.history)[0]]
 
 
-def test_at_the_same_time_items_stand_in_the_order_of_their_numbers(tmp_path: Path) -> None:
+def test_at_the_same_time_a_seeded_hash_orders_items_and_not_their_numbers(tmp_path: Path) -> None:
     rows = pd.DataFrame(WORLD.interactions)
     tied = SequenceWorld(rows.assign(position=rows["position"] // 4))
     folder = build_world(tied, tmp_path)
     train = sequences_of(folder.task_dir)
+    rising = steps = 0
     for user, items in train.items():
         own = rows[rows["user_id"] == user]
         place = pd.Series((own["position"] // 4).to_numpy(), own["item_id"])
-        assert [(place[item], item) for item in items] == sorted((place[item], item) for item in items)
+        domain = dict(zip(own["item_id"], own["domain"], strict=True))
+        key = {item: (place[item], tie_hash(user, item, domain[item], SPEC.data_seed)) for item in items}
+        assert items == sorted(items, key=key.__getitem__)
+        same = [(a, b) for a, b in pairwise(items) if place[a] == place[b]]
+        rising, steps = rising + sum(a < b for a, b in same), steps + len(same)
+    assert 0.4 < rising / steps < 0.6  # by their numbers, all would rise
+    assert folder.counts["tied_interactions"] > len(rows) / 2
+    other = build_world(tied, tmp_path / "other", replace(SPEC, data_seed=1))
+    assert sequences_of(other.task_dir) != train

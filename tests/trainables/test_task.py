@@ -14,6 +14,7 @@ import pandas as pd
 import pytest
 import torch
 
+from features.domains.ties import tie_hash
 from features.errors import InputError
 from features.store.tables import FeatureTable
 from trainables.task_types import RATINGS
@@ -185,7 +186,11 @@ def test_source_ratings_are_in_order_of_time_where_there_are_times(world: World,
         False,
     )
     order = timed.source.assign(row=timed.source["user_id"].map({name: row for row, name in enumerate(names)}))
-    order = order.sort_values(["row", "timestamp", "item_id"])
+    order["tie"] = [
+        tie_hash(user, item, "source", SPLIT.data_seed)
+        for user, item in zip(order["user_id"], order["item_id"], strict=True)
+    ]
+    order = order.sort_values(["row", "timestamp", "tie"])
     assert task.source_ratings.user.tolist() == order["row"].tolist()
     assert task.source_ratings.rating.tolist() == order["rating"].tolist()
     assert order["item_id"].map(sorted(set(order["item_id"])).index).tolist() == task.source_ratings.item.tolist()
@@ -334,7 +339,8 @@ def test_domains_without_a_shared_user_are_refused(tmp_path: Path) -> None:
     apart = replace(world, source=world.source.assign(user_id="x" + world.source["user_id"]))
     source, target = domains_of(apart, tmp_path)
     with pytest.raises(
-        InputError, match=r"^task source->target: the domains share no user \(after filtering\); choose"
+        InputError,
+        match=r"^task source->target: the domains share no user \(after filtering\), ids are 'xu.* and 'u.*; choose",
     ):
         build_task(SPLIT, source, target, FACTORS, tmp_path / "tasks")
     assert list((tmp_path / "tasks").glob("*")) == []

@@ -530,3 +530,12 @@ def test_items_of_the_history_come_last(sequence_folders: tuple[Path, Path]) -> 
     assert hidden.any()
     measured = SEQUENCES.measure(held_out, predict, task, 0, full=True)
     assert measured.metrics["hr5"] == measured.metrics["full_hr5"] == 1.0
+    # With `rank_seen: plain` each item of the history is ahead of the target, of whatever row: a model's or a baseline's.
+    plain = SEQUENCES.measure(held_out, predict, replace(task, rank_seen="plain"), 0, full=True)
+    ahead = hidden.sum(dim=1)
+    for protocol in task.protocols:
+        rows = held_out.protocol == task.protocols.index(protocol)
+        found = float((ahead[rows] < 5).float().mean())
+        assert plain.metrics[f"full_hr5_{protocol}"] == pytest.approx(found, abs=1e-6)
+    assert plain.metrics["full_hr5_inter"] == 1.0  # which shows none of them
+    assert plain.metrics["full_hr5_as-given"] < 1.0

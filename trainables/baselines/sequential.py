@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from trainables.metrics.sequential import sequence_errors
-from trainables.tasks.sequential import LAST, HeldOut, SequenceTask, seen
+from trainables.tasks.sequential import LAST, HeldOut, SequenceTask
 
 RECENCY = 0.85  # weight of an item of the history against the one after it
 MIXES = (0.0, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5)  # weights of title similarity that validation chooses from
@@ -59,7 +59,7 @@ def item_knn_title(task: SequenceTask) -> Score:
     knn, title = item_knn(task), title_similarity(task)
     rows = task.validation
     column_RC = rows.candidates.long() - task.target[0]
-    hidden_RC = seen(rows.history, task.target).gather(1, column_RC)
+    hidden_RC = task.ranked_last(rows.history).gather(1, column_RC)
     knn_RC, title_RC = (score(rows).gather(1, column_RC) for score in (knn, title))
 
     def quality(mix: float) -> float:

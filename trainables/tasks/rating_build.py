@@ -17,6 +17,8 @@ from numpy.typing import NDArray
 
 from features.checks import flag, number, refuse
 from features.domains.domain import Domain
+from features.domains.overlap import writing_hint
+from features.domains.ties import time_order
 from features.errors import InputError
 from features.factorisation import FactorSpec, Interactions, biases, factorise
 from features.store.folders import mapped_array, read_json, store_errors, whole_folder, write_json
@@ -24,7 +26,7 @@ from features.store.tables import FeatureTable
 from trainables.tasks.arrays import Floats, Ints, TaskFolders, centre_of, save_arrays, save_places, table_rows
 from trainables.tasks.rating import SHRINKAGE, shrunken_means
 
-VERSION = 4  # of what is written; part of the key
+VERSION = 5  # of what is written; part of the key
 _COPY_ROWS = 4096  # rows copied at once
 
 
@@ -67,7 +69,11 @@ def split_users(source: Sequence[str], target: Sequence[str], spec: SplitSpec, p
     """Sorted ids of the training, validation and test users among those of both domains."""
     overlapping = np.array(sorted(set(source) & set(target)), dtype=object)
     if len(overlapping) == 0:
-        raise InputError(f"{place}: the domains share no user (after filtering); choose domains or filters that do")
+        names = place.removeprefix("task ").split("->")
+        hint = writing_hint(set(source), set(target), names[0], names[-1])
+        raise InputError(
+            f"{place}: the domains share no user (after filtering), {hint}; choose domains or filters that do"
+        )
     shuffled = np.random.default_rng(spec.data_seed).permutation(len(overlapping))
     tests = round(len(overlapping) * spec.cold_ratio)
     validations = round((len(overlapping) - tests) * spec.validation_share)
@@ -144,7 +150,7 @@ class _Builder:
     ) -> None:
         self.spec, self.vectors, self.out = spec, vectors, out
         self.place = f"task {source.name}->{target.name}"
-        self.rating_scale = target.rating_scale
+        self.rating_scale, self.source_name, self.tied = target.rating_scale, source.name, 0
         self.source, self.target = _coded(source), _coded(target)
         self.split = split_users(list(self.source.users), list(self.target.users), spec, self.place)
 
@@ -218,10 +224,14 @@ class _Builder:
         return row
 
     def _save_source_ratings(self, folder: Path) -> None:
-        """Write the ratings of all source users by user, then time, then item."""
+        """Write the ratings of all source users by user, then time; at one time by a hash, without any times by item."""
         source = self.source
         user = self._source_row[source.user]
-        order = np.lexsort((source.item, source.time, user))
+        order = np.lexsort((source.item, user))
+        if (source.time >= 0).any():
+            domain = np.full(len(user), self.source_name, dtype=object)
+            names = [source.users[source.user], source.items[source.item], domain]
+            order, self.tied = time_order(user, source.time, names, self.spec.data_seed)
         _save_ratings(folder, user[order], source.item[order], source.rating[order], "source_")
 
     def _side(self, hidden: NDArray[np.bool_]) -> list[str]:

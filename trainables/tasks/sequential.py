@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from features.checks import number, refuse, whole
+from features.checks import choice, number, refuse, whole
 from features.errors import InputError
 from trainables.devices import OnDevice
 from trainables.tasks.arrays import FeatureRows, load_array, load_rows, not_built, read_meta
@@ -28,6 +28,7 @@ PROTOCOLS = (
     "as-given",
     "inter",
 )  # all of the history is shown | its target-domain items are hidden (strict cold start)
+RANK_SEEN = ("last", "plain")
 OVERLAPPING, SOURCE_ONLY, TARGET_ONLY = 0, 1, 2  # groups of training users
 
 
@@ -39,10 +40,14 @@ class SequenceSpec:
     # source-only and a target-only user
     overlap_ratio: float = 1.0
     protocols: tuple[str, ...] = PROTOCOLS  # what of a history is shown
+    # items of the shown history: last, because a user has an item once (ours), or plain, as their scores rank them; of
+    # every row of a table alike. Under `inter` no target-domain item is shown, and it is all one
+    rank_seen: str = "last"
     negatives: int = 999  # target-domain items drawn beside each held-out target, once per data seed
     validation_share: float = 0.1  # of the overlapping users; read where the data gives no split
     test_share: float = 0.1  # the same
     data_seed: int = 0
+    unlisted: str = "refuse"  # users whom the data's split does not name: refuse | train
 
     def __post_init__(self) -> None:
         protocols = set(self.protocols)
@@ -51,9 +56,11 @@ class SequenceSpec:
             ""
             if 0 < len(self.protocols) == len(protocols) and protocols <= set(PROTOCOLS)
             else f"protocols is {self.protocols!r}; give one or more of {', '.join(PROTOCOLS)}, each once",
+            choice(self, "rank_seen", RANK_SEEN),
             whole(self, "negatives", least=1),
             *(number(self, name, above=0, below=1) for name in ("validation_share", "test_share")),
             whole(self, "data_seed", least=0),
+            choice(self, "unlisted", ("refuse", "train")),
             place="sequences.",
         )
         if self.validation_share + self.test_share >= 1:
@@ -126,8 +133,14 @@ class SequenceTask(OnDevice):
         FeatureRows | None
     )  # [G, F] their vectors, standardised as those of titles are; None: no pseudo-items
     protocols: tuple[str, ...]
+    rank_seen: str  # last | plain, see `SequenceSpec`
     validation: HeldOut
     train_key: str  # sha256 of what pretraining reads: sequences and texts; both directions of a pair share it
+
+    def ranked_last(self, history: Sequences) -> Tensor:
+        """Return which target-domain items come last for these histories, bool [R, J]."""
+        hidden_RJ = seen(history, self.target)
+        return hidden_RJ if self.rank_seen == "last" else torch.zeros_like(hidden_RJ)
 
     def titles(self) -> Tensor:
         """Return the vectors of all items' titles, float32 [I, F]; InputError in a task that has none."""
@@ -165,6 +178,7 @@ def load_task(task_dir: Path) -> SequenceTask:
         if (task_dir / "generated_texts.json").is_file()
         else None,
         protocols=tuple(meta["protocols"]),
+        rank_seen=meta["rank_seen"],
         validation=load_held_out(task_dir / "validation"),
         train_key=meta["train_key"],
     )

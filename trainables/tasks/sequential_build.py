@@ -20,6 +20,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from features.domains.domain import Domain
+from features.domains.ties import time_order
 from features.errors import InputError
 from features.pseudo.table import PseudoTable
 from features.store.folders import read_json, store_errors, whole_folder, write_json
@@ -47,9 +48,29 @@ def training_users(
     spec: SequenceSpec, source: Domain, target: Domain, split: Mapping[str, str] | None
 ) -> TrainingUsers:
     """The training users and their items. They read nothing of validation or test users."""
-    merged = _merge(source, target)
+    merged = _merge(spec, source, target)
     train = _cut(spec, merged.of(_parts(spec, merged, split) == "train"))
     return TrainingUsers(train.users, train.group, train.items[train.item], train.in_target, train.starts)
+
+
+def sequence_sizes(
+    spec: SequenceSpec, source: Domain, target: Domain, split: Mapping[str, str] | None
+) -> dict[str, int]:
+    """Return the training users of each group, and the held-out users whose last item is of the target domain."""
+    merged = _merge(spec, source, target)
+    parts = _parts(spec, merged, split)
+    group = _cut(spec, merged.of(parts == "train")).group
+    last = merged.in_target[merged.starts[1:] - 1]
+    return {
+        "train": int((group == OVERLAPPING).sum()), "train, source alone": int((group == SOURCE_ONLY).sum()),
+        "train, target alone": int((group == TARGET_ONLY).sum()), "validation": int((last & (parts == "valid")).sum()),
+        "test": int((last & (parts == "test")).sum()),
+    }  # fmt: skip
+
+
+def sequence_document(spec: Any) -> dict[str, Any]:
+    """What tasks are keyed by. How seen items rank is left out where it is the default, as before there was a choice."""
+    return {name: value for name, value in asdict(spec).items() if (name, value) != ("rank_seen", "last")}
 
 
 def build_sequences(
@@ -67,14 +88,15 @@ def build_sequences(
     None where no model of the plan reads titles.
     """
     document = {
-        "version": VERSION, "kind": TASK_TYPE, "sequences": asdict(spec), "source": source.key, "target": target.key,
+        "version": VERSION, "kind": TASK_TYPE, "sequences": sequence_document(spec),
+        "source": source.key, "target": target.key,
         "split": digest(split) if split is not None else None,
         "text": [text[source.name].key, text[target.name].key] if text else None, "pseudo": pseudo.key if pseudo else None,
     }  # fmt: skip
     key = digest(document)
     folder = store / f"{source.name}-{target.name}-{key[:12]}"
     if not (folder / "manifest.json").is_file():
-        merged = _merge(source, target)
+        merged = _merge(spec, source, target)
         vectors = _text_folder(merged, text, store) if text else None
         with store_errors(folder.parent), whole_folder(folder) as work:
             counts = _build(spec, merged, split, vectors, pseudo, work)
@@ -98,6 +120,7 @@ class _Merged:
     users: NDArray[Any]  # [U] ids, sorted
     item: Ints  # [N] each user's items, oldest first
     starts: Ints  # [U + 1]
+    tied: int  # interactions that share user and time with another: a hash has put them in order
 
     @property
     def place(self) -> str:
@@ -134,11 +157,11 @@ class _Merged:
 
     def _with(self, users: NDArray[Any], item: Ints, lengths: Ints) -> _Merged:
         starts = np.concatenate([[0], np.cumsum(lengths)])
-        return _Merged(self.names, self.source, self.target, self.items, users, item, starts)
+        return _Merged(self.names, self.source, self.target, self.items, users, item, starts, self.tied)
 
 
-def _merge(source: Domain, target: Domain) -> _Merged:
-    """All users' sequences in order of time; at the same time by item number."""
+def _merge(spec: SequenceSpec, source: Domain, target: Domain) -> _Merged:
+    """All users' sequences in order of time; at the same time by a hash that the data seed draws."""
     if source.name == target.name:
         raise InputError(f"task {source.name}->{target.name}: source and target are one domain; name two")
     ranges, items, frames, start = {}, [], [], 0
@@ -150,30 +173,59 @@ def _merge(source: Domain, target: Domain) -> _Merged:
                 "timestamp, and sequences need an order; map domains columns.timestamp to a column that gives it"
             )
         ids = np.sort(domain.items()["item_id"].to_numpy(dtype=object))
-        frames.append(frame.assign(item=np.searchsorted(ids, frame["item_id"].to_numpy(dtype=object)) + start))
+        code = np.searchsorted(ids, frame["item_id"].to_numpy(dtype=object))
+        frames.append(frame.assign(item=code + start, domain=domain.name))
         items.append(ids)
         ranges[domain.name] = (start, start := start + len(ids))
+    check_order(source, target)
     frame = pd.concat(frames)
     code, users = pd.factorize(frame["user_id"].to_numpy(dtype=object), sort=True)
-    order = np.lexsort((frame["item"].to_numpy(), frame["timestamp"].to_numpy(np.int64), code))
+    names = [frame[column].to_numpy(dtype=object) for column in ("user_id", "item_id", "domain")]
+    order, tied = time_order(code, frame["timestamp"].to_numpy(np.int64), names, spec.data_seed)
     starts = np.concatenate([[0], np.cumsum(np.bincount(code, minlength=len(users)))])
     return _Merged(
         names=(source.name, target.name), source=ranges[source.name], target=ranges[target.name],
         items=np.concatenate(items), users=np.asarray(users), item=frame["item"].to_numpy(np.int64)[order],
-        starts=starts,
+        starts=starts, tied=tied,
     )  # fmt: skip
+
+
+def check_order(source: Domain, target: Domain) -> None:
+    """Raise InputError where the times of two domains cannot be merged into one order."""
+    place = f"task {source.name}->{target.name}"
+    kinds = {domain.name: domain.manifest["profile"]["times"]["kind"] for domain in (source, target)}
+    if set(kinds.values()) == {"clock", "order"}:
+        clock, order = sorted(kinds, key=lambda name: kinds[name])
+        raise InputError(
+            f"{place}: timestamps of {clock} are times and those of {order} are small numbers such as positions, so one "
+            f"domain would come before the other in every sequence; map domains.{order}.columns.timestamp to a time"
+        )
+    without = {domain.name: order_share(domain) == 0.0 for domain in (source, target)}
+    if len(set(without.values())) == 2:
+        (name,) = [name for name, lacks in without.items() if lacks]
+        raise InputError(
+            f"{place}: domain {name} has no order to speak of, no user there has two interactions at two times, while the "
+            f"other domain has one; map domains.{name}.columns.timestamp to a column that orders them"
+        )
+
+
+def order_share(domain: Domain) -> float | None:
+    """Return which share of the users with several interactions have them at several times; None: no such user."""
+    profile = domain.manifest["profile"]
+    several = profile["users_of_several"]
+    return 1 - profile["users_unordered"] / several if several else None
 
 
 def _parts(spec: SequenceSpec, merged: _Merged, split: Mapping[str, str] | None) -> NDArray[Any]:
     """Part of each user: train | valid | test, [U]."""
     if split is not None:
         missing = [user for user in merged.users if user not in split]
-        if missing:
+        if missing and spec.unlisted != "train":
             raise InputError(
-                f"{merged.place}: {len(missing)} of {len(merged.users)} users are not in the split, the first is "
-                f"{missing[0]!r}; add them, or give no split"
+                f"{merged.place}: {len(missing):,} of {len(merged.users):,} users are not in the split, the first is "
+                f"{missing[0]!r}; add them, or set sequences.unlisted: train"
             )
-        return np.array([split[user] for user in merged.users], dtype=object)
+        return np.array([split.get(user, "train") for user in merged.users], dtype=object)
     part = np.full(len(merged.users), "train", dtype=object)
     overlapping = np.random.default_rng(spec.data_seed).permutation(np.flatnonzero(merged.group == OVERLAPPING))
     tests, validations = (round(len(overlapping) * share) for share in (spec.test_share, spec.validation_share))
@@ -241,7 +293,7 @@ def _build(
         sha.update(np.ascontiguousarray(array).data)
     meta = {
         "kind": TASK_TYPE, "items": len(merged.items), "source": merged.source, "target": merged.target,
-        "protocols": spec.protocols, "train_key": sha.hexdigest(),
+        "protocols": spec.protocols, "rank_seen": spec.rank_seen, "train_key": sha.hexdigest(),
     }  # fmt: skip
     write_json(folder / "task.json", meta)
     return {
@@ -249,7 +301,10 @@ def _build(
         "train_target_only": int((group == TARGET_ONLY).sum()), "train_interactions": len(train.item),
         "validation_users": held_out["validation"], "test_users": held_out["test"],
         "source_items": merged.source[1] - merged.source[0], "target_items": merged.target[1] - merged.target[0],
-        "pseudo_items": int((number >= 0).sum()),
+        "pseudo_items": int((number >= 0).sum()), "tied_interactions": merged.tied,
+        "target_items_without_interactions": int(
+            (np.bincount(merged.item, minlength=len(merged.items))[slice(*merged.target)] == 0).sum()
+        ),
     }  # fmt: skip
 
 

@@ -221,6 +221,7 @@ def test_missing_file(data: Path, store: Path, tmp_path: Path) -> None:
 def test_faults_inside_a_file_leave_nothing(data: Path, store: Path) -> None:
     (data / "toy.csv").write_text(CSV + "u,c,9,,\n")
     message = f"{data}/toy.csv: row 8: rating must lie from 1 to 5, not 9; correct it or set rating_scale"
+    message += ": those around it run in half steps from 1 to 9, perhaps of 1 to 10"
     assert refusal(SPEC, data, store) == message
     (data / "toy.csv").write_text("user_id,item_id,rating\n")
     assert refusal(SPEC, data, store) == f"{data}/toy.csv: holds no interactions; give a file that does"
@@ -238,21 +239,27 @@ def test_faults_inside_a_file_leave_nothing(data: Path, store: Path) -> None:
 def test_nothing_left_names_the_filter(data: Path, store: Path, filters: FilterSpec, step: str, before: int) -> None:
     message = refusal(replace(SPEC, filters=filters), data, store)
     place = f"{data}/toy.csv: nothing is left of domain toy after the filter {step}"
-    assert message == f"{place} ({before} interactions before it); loosen the filter"
+    assert message.startswith(
+        f"{place}: read 7 interactions of 3 users and 2 items, duplicates=mean 5 interactions of "
+    )
+    assert f" {before} interactions of " in message
+    assert message.endswith(f", {step} 0 interactions of 0 users and 0 items; loosen the filter")
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"name": "a/b"}, r"domain name 'a/b': use letters, digits, - and _ only"),
-        ({"reader": "amazon"}, r"domains.toy.reader is 'amazon'; choose from amazon2023, recbole, table"),
+        ({"reader": "amazon"}, r"domains.toy.reader is 'amazon'; choose from table, recbole, amazon2023, amazon2018, "),
         ({"duplicates": "max"}, r"domains.toy.duplicates is 'max'; choose from mean, last, first"),
         ({"columns": {"stars": "x"}}, r"domains.toy.columns: unknown 'stars'; choose from user_id, item_id, rating, "),
         ({"columns": {"title": "x"}}, r"domains.toy.columns: title is a column of items, but no items file is given"),
-        (
-            {"reader": "amazon2023", "columns": {"text": "x"}},
-            r"columns: unknown 'text'; the reader amazon2023 takes none",
-        ),
+        ({"item_columns": {"rating": "x"}}, r"item_columns: unknown 'rating'; choose from item_id, title, description"),
+        ({"item_columns": {"title": "x"}}, r"item_columns: title is a column of items, but no items file is given"),
+        ({"interactions": ()}, r"domains.toy.interactions is \[\]; name at least one file, each once"),
+        ({"interactions": ("a", "a")}, r"domains.toy.interactions is \['a', 'a'\]; name at least one file, each once"),
+        ({"catalogue": "listed"}, r"domains.toy.catalogue is 'listed', but no items file is given; set items"),
+        ({"header": ("a", "a")}, r"domains.toy.header names a twice"),
         ({"where": {"domain": 3}}, r"domains.toy.where.domain is 3; give the value as text, in quotes"),
         ({"catalogue": "all"}, r"domains.toy.catalogue is 'all'; choose from used, listed"),
         ({"catalogue": "listed", "items": None}, r"catalogue is 'listed', but no items file is given; set items"),
@@ -260,14 +267,6 @@ def test_nothing_left_names_the_filter(data: Path, store: Path, filters: FilterS
         (
             {"feedback": "implicit", "columns": {"rating": "x"}},
             r"columns: rating is not read where feedback is implicit",
-        ),
-        (
-            {"feedback": "implicit", "reader": "recbole"},
-            r"feedback is 'implicit', which goes with the reader table, not",
-        ),
-        (
-            {"where": {"a": "b"}, "reader": "amazon2023"},
-            r"where goes with the reader table, not amazon2023; leave it out",
         ),
         ({"rating_scale": (5, 1)}, r"domains.toy.rating_scale is \[5, 1\]; give the lowest and the highest rating"),
         ({"rating_scale": ("1", "5")}, r"domains.toy.rating_scale is \['1', '5'\]; give the lowest and the highest"),
@@ -403,7 +402,7 @@ def test_against_pandas(data: Path, store: Path, monkeypatch: pytest.MonkeyPatch
     )
     frame.to_parquet(data / "toy.parquet")
     monkeypatch.setattr("features.store.external_sort.BUCKET", 1 << 16)
-    monkeypatch.setattr("features.domains.readers.TABLE_ROWS", 1000)
+    monkeypatch.setattr("features.domains.parquet.ROWS", 1000)
     toy = prepare_domain(replace(SPEC, interactions="toy.parquet"), data, store)
     groups = frame.sort_values("timestamp").groupby(["user_id", "item_id"])
     expected = groups.agg({"rating": "mean", "text": "last", "timestamp": "last"}).reset_index()
@@ -468,3 +467,79 @@ def test_food_kitchen(store: Path, name: str, users: int, items: int) -> None:
     assert table["timestamp"].tolist() == raw["position"].tolist()
     assert (len(real.users()), len(real.items())) == (users, items)
     assert not real.items()["title"].isna().any()
+
+
+# --- several files, times, catalogue, notes -----------------------------------------------------------------------
+
+
+def test_files_of_a_list_keep_their_order_and_those_of_a_pattern_have_none(tmp_path: Path, store: Path) -> None:
+    head = "user_id,item_id,rating\n"
+    for name, rating in (("p1.csv", 1), ("p2.csv", 2), ("p3.csv", 3)):
+        (tmp_path / name).write_text(f"{head}u,a,{rating}\nu,{name},4\n")
+    spec = replace(SPEC, duplicates="last")
+    for files, last in ((("p1.csv", "p2.csv", "p3.csv"), 3.0), (("p3.csv", "p2.csv", "p1.csv"), 1.0)):
+        listed = prepare_domain(replace(spec, interactions=files), tmp_path, store)
+        assert listed.interactions().set_index("item_id")["rating"]["a"] == last
+        assert (
+            "1 repeated pairs of user and item have no times that differ; the later line of the files counts"
+            in (listed.manifest["notes"])
+        )
+    by_hash = prepare_domain(replace(spec, interactions="p?.csv"), tmp_path, store)
+    for name in ("p1.csv", "p2.csv", "p3.csv"):
+        (tmp_path / name).rename(tmp_path / f"q{9 - int(name[1])}.csv")
+    renamed = prepare_domain(replace(spec, interactions="q*.csv"), tmp_path, store)
+    assert renamed.interactions().equals(by_hash.interactions())
+    with pytest.raises(InputError, match=r"x\*.csv: no file matches; domain toy looks for x\*.csv in the data folder"):
+        prepare_domain(replace(spec, interactions="x*.csv"), tmp_path, store)
+
+
+@pytest.mark.parametrize(
+    ("times", "expected", "kind"),
+    [
+        ((1405588132, 1405588133, 1405588134), (1405588132000, 1405588133000, 1405588134000), "clock"),
+        ((1405588132, 1405588133000, 1405588134000000), (1405588132000, 1405588133000, 1405588134000), "clock"),
+        ((1405588132000000000, 5, 1405588134000), (1405588132000, 5, 1405588134000), "clock"),
+        ((0, 1, 2), (0, 1, 2), "order"),
+    ],
+)
+def test_units_of_time_are_not_mixed(
+    tmp_path: Path, store: Path, times: tuple[int, ...], expected: tuple[int, ...], kind: str
+) -> None:
+    rows = "".join(f"u,i{number},3,{moment}\n" for number, moment in enumerate(times))
+    (tmp_path / "toy.csv").write_text(f"user_id,item_id,rating,timestamp\n{rows}")
+    domain = prepare_domain(SPEC, tmp_path, store)
+    assert tuple(domain.interactions()["timestamp"]) == expected
+    assert domain.manifest["profile"]["times"]["kind"] == kind
+    mixed = [note for note in domain.manifest["notes"] if "several units" in note]
+    assert len(mixed) == (len(domain.manifest["profile"]["times"]["units"]) > 1)
+
+
+def test_a_catalogue_keeps_items_without_interactions(tmp_path: Path, store: Path) -> None:
+    (tmp_path / "toy.csv").write_text("user_id,item_id,rating\nu,b,3\nv,b,4\nv,e,4\n")
+    (tmp_path / "items.csv").write_text("item_id,title,categories\na,A,\nb,B,\nc,,x\nd,,\n")
+    spec = replace(SPEC, items="items.csv", catalogue="listed")
+    domain = prepare_domain(spec, tmp_path, store)
+    assert domain.items()["item_id"].tolist() == ["a", "b", "c", "d", "e"]
+    assert (domain.manifest["profile"]["items"], domain.manifest["profile"]["items_alone"]) == (5, 3)
+    assert domain.manifest["profile"]["items_without_text"] == 1  # e; d has no interaction
+    filtered = prepare_domain(replace(spec, filters=FilterSpec(require_text=True)), tmp_path, store)
+    assert filtered.items()["item_id"].tolist() == ["a", "b", "c"]
+    titled = prepare_domain(replace(spec, filters=FilterSpec(require_title=True)), tmp_path, store)
+    assert titled.items()["item_id"].tolist() == ["a", "b"]
+    assert prepare_domain(replace(spec, catalogue="used"), tmp_path, store).items()["item_id"].tolist() == [
+        "b",
+        "e",
+    ]
+
+
+def test_ties_and_unrated_are_counted(tmp_path: Path, store: Path) -> None:
+    (tmp_path / "toy.csv").write_text(
+        "user_id,item_id,rating,timestamp\nu,a,0,5\nu,b,3,5\nu,c,4,5\nu,d,4,6\nv,a,2,7\nv,b,2,7\n"
+    )
+    domain = prepare_domain(replace(SPEC, unrated=(0,)), tmp_path, store)
+    profile = domain.manifest["profile"]
+    assert (profile["tied"], profile["users_of_several"], profile["users_unordered"]) == (4, 2, 1)
+    assert domain.manifest["notes"] == [
+        "1 rows of toy.csv are rated 0, which means not rated (unrated); they are left out "
+        f"(first: {tmp_path}/toy.csv: row 1)"
+    ]

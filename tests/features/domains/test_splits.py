@@ -61,10 +61,28 @@ def test_files_that_are_no_table(tmp_path: Path) -> None:
         read_split(tmp_path / "users.parquet", {})
     for name in ("users.parquet", "users.csv"):
         (tmp_path / name).write_bytes(b"\x00PAR1 \xff")
-        with pytest.raises(InputError, match=r"not a readable table .*; fetch it again|no column 'user_id'"):
+        with pytest.raises(InputError, match=r"not a whole parquet file .*; fetch it again|:1: holds a NUL byte"):
             read_split(tmp_path / name, {})
-    with pytest.raises(InputError, match=r"a split is a .parquet or a .csv file; convert or rename it"):
+    (tmp_path / "users.xlsx").write_bytes(b"PK\x03\x04")
+    with pytest.raises(
+        InputError, match=r"users.xlsx: is a zip archive or a spreadsheet; unpack it, or save it as CSV"
+    ):
         read_split(tmp_path / "users.xlsx", {})
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "user_id,split\nu1,Train\n007,TEST\nNA,validation\n",
+        "user_id, split\nu1, train\n007, test\nNA,val \n",
+        "user_id\tsplit\nu1\ttraining\n007\ttesting\nNA\tValid\n",
+        "\ufeffsplit;user_id\ntrain;u1\ntest;007\nvalid;NA\n",
+        '{"user_id": "u1", "split": "train"}\n{"user_id": "007", "split": "Test"}\n{"user_id": "NA", "split": "valid"}\n',
+    ],
+)
+def test_parts_as_people_write_them(tmp_path: Path, text: str) -> None:
+    (tmp_path / "users.csv").write_text(text)
+    assert read_split(tmp_path / "users.csv", {}) == {"u1": "train", "007": "test", "NA": "valid"}
 
 
 @pytest.mark.skipif(not FOOD_KITCHEN.is_file(), reason=f"Food-Kitchen is not at {FOOD_KITCHEN}")

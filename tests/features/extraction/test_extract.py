@@ -21,6 +21,7 @@ import pytest
 import torch
 
 from features.domains.domain import Domain
+from features.domains.ties import tie_hash
 from features.encoders.batches import Encoded
 from features.encoders.encoder import Encoder, load_encoder
 from features.encoders.inputs import EncoderInput, input_key
@@ -36,6 +37,8 @@ from features.extraction.planning import input_block
 from features.extraction.spec import FeatureSpec, feature_key, find_table, shortfall
 from features.store.shards import VectorStore, mark_store
 from tests.features.one_table import extract
+
+from ...patience import PATIENCE_S
 
 MakeDomain = Callable[..., Domain]
 
@@ -101,7 +104,8 @@ def test_concatenation_is_one_text_cut_at_max_tokens_and_not_the_mean(tiny_bert,
     spec = spec_of(tiny_bert, users="concat")
     table = extract(spec, domain, tmp_path)
     for user in range(6):
-        expected = one_by_one(spec, ["\n".join(words((user, i)) for i in range(5))])
+        order = sorted(range(5), key=lambda i, name=f"u{user:04d}": tie_hash(name, f"i{i:03d}", domain.name, 0))
+        expected = one_by_one(spec, ["\n".join(words((user, i)) for i in order)])
         np.testing.assert_allclose(table.vectors[user], expected, atol=2e-6)
     assert table.manifest["tokens"] == 6 * 32
     assert np.abs(table.vectors - mean.vectors).max() > 0.05
@@ -390,7 +394,7 @@ def test_a_killed_extraction_goes_on_where_it_was(tiny_bert, make_domain, tmp_pa
         [sys.executable, "-c", textwrap.dedent(KILLED), str(tiny_bert), str(domain.path), str(store)],
         cwd=Path(__file__).parents[3],
     )
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + PATIENCE_S
     while len(list(shards.folder.glob("*.arrow"))) < 3 and time.monotonic() < deadline and process.poll() is None:
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
@@ -490,9 +494,19 @@ def test_a_row_that_failed_here_and_was_stored_by_another_extraction_is_done(tin
 
 
 def test_rows_without_text_are_refused_before_any_model_is_loaded(tiny_bert, make_domain, tmp_path) -> None:
-    domain = make_domain([("u", "a", None), ("v", "a", "w1")])
-    with pytest.raises(InputError, match=r"1 of 2 rows failed, .* first 'u': no review text"):
+    domain = make_domain([("u", "a", None), ("v", "a", None)])
+    with pytest.raises(
+        InputError, match=r"none of 2 rows has text; first 'u': no review text; map its columns, or take"
+    ):
         extract(spec_of(tiny_bert), domain, tmp_path, loader=lambda resolved: pytest.fail("loaded"))
+
+
+def test_rows_without_text_do_not_count_as_failed(tiny_bert, make_domain, tmp_path) -> None:
+    domain = make_domain([("u", "a", None), ("v", "a", "w1"), ("w", "a", None)])
+    table = extract(spec_of(tiny_bert), domain, tmp_path)  # max_failed_fraction is 0.01
+    assert table.ids == ["v"]
+    assert [row["id"] for row in table.manifest["rows"]["failed"]] == ["u", "w"]
+    assert shortfall(table) is None
 
 
 def test_vectors_that_overflow_half_precision_fail_their_row_only(tiny_bert, make_domain, tmp_path) -> None:

@@ -34,6 +34,8 @@ from features.store.folders import mapped_array
 from features.store.shards import VectorStore
 from tests.features.one_table import extract
 
+from ...patience import PATIENCE_S
+
 ROOT = Path(__file__).parents[3]
 
 
@@ -364,7 +366,7 @@ def read(log: Path) -> list[list[str]]:
 
 
 def wait_for(log: Path, condition: Callable[[list[list[str]]], bool]) -> list[list[str]]:
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + PATIENCE_S
     while not condition(read(log)):
         assert time.monotonic() < deadline, read(log)[-1:]
         time.sleep(0.05)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from features.domains.ties import tie_hash
 from features.encoders.inputs import EncoderInput
 from features.errors import InputError
 from features.extraction.prompts import NO_REVIEW, NO_TEXT, clean, find_prompt, item_inputs, item_text, user_inputs
@@ -46,14 +47,15 @@ def test_items_and_users_without_text_have_a_reason_instead_of_a_row(make_domain
     assert dict(item_inputs(domain, find_prompt("plain-1"))) == {"a": EncoderInput(texts=("A",)), "b": NO_TEXT}
 
 
-def test_newest_reviews_are_taken_and_ties_stay_in_item_order(make_domain) -> None:
+def test_newest_reviews_are_taken_and_ties_are_drawn_by_a_hash(make_domain) -> None:
     domain = make_domain([("u", "a", "old", 1), ("u", "b", "tie b", 5), ("u", "c", "tie c", 5), ("u", "d", "new", 9)])
     prompt = find_prompt("plain-1")
-    assert dict(user_inputs(domain, prompt, "review_mean", 3))["u"] == EncoderInput(texts=("new", "tie b", "tie c"))
+    assert tie_hash("u", "c", domain.name, 0) < tie_hash("u", "b", domain.name, 0)
+    assert dict(user_inputs(domain, prompt, "review_mean", 3))["u"] == EncoderInput(texts=("new", "tie c", "tie b"))
     assert dict(user_inputs(domain, prompt, "review_mean", 0))["u"] == EncoderInput(
         texts=("new", "tie b", "tie c", "old")
     )
-    assert dict(user_inputs(domain, prompt, "concat", 2))["u"] == EncoderInput(texts=("new\ntie b",))
+    assert dict(user_inputs(domain, prompt, "concat", 2))["u"] == EncoderInput(texts=("new\ntie c",))
 
 
 def test_users_are_sorted_and_never_split_between_batches_of_the_file(make_domain) -> None:

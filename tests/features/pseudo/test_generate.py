@@ -35,6 +35,8 @@ from features.pseudo.table import PseudoTable
 from features.store.tables import FeatureTable
 from tests.features.one_table import extract
 
+from ...patience import PATIENCE_S
+
 ITEMS = 30
 SMALL = LocalModelSpec(width=32, layers=1, epochs=2, vocabulary=600)
 
@@ -287,7 +289,7 @@ def test_a_killed_run_goes_on_where_it_was(world: World, tmp_path: Path) -> None
     process = subprocess.Popen(
         [sys.executable, "-c", textwrap.dedent(KILLED), str(call), str(store)], cwd=Path(__file__).parents[3]
     )
-    deadline = time.monotonic() + 90
+    deadline = time.monotonic() + PATIENCE_S
     while len(list(store.glob("answers/*/*.arrow"))) < 3 and time.monotonic() < deadline and process.poll() is None:
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)

@@ -35,6 +35,7 @@ from trainables.tasks.rating import load_held_out, load_task
 from trainables.tasks.rating_build import build_task
 from trainables.trial import kept_at
 
+from ...patience import PATIENCE_S
 from .. import tiny
 
 ROOT = Path(__file__).parents[3]
@@ -239,7 +240,7 @@ def blind_node(address: str, home: Path, cache: Path) -> Iterator[None]:
         yield
     finally:
         os.killpg(node.pid, signal.SIGTERM)
-        node.wait(60)
+        node.wait(PATIENCE_S)
 
 
 @pytest.mark.slow
@@ -263,7 +264,7 @@ def test_a_study_on_a_node_that_does_not_see_the_home_folder(tmp_path: Path, mon
     try:
         with blind_node(cluster.address, home, cache):
             ray.init(address=cluster.address, log_to_driver=False)
-            until = time.monotonic() + 120
+            until = time.monotonic() + PATIENCE_S
             while sum(node["Alive"] for node in ray.nodes()) < 2:
                 assert time.monotonic() < until, (tmp_path / "node.txt").read_text()
                 time.sleep(0.5)

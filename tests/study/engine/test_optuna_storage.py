@@ -18,6 +18,7 @@ from study.engine.optuna_storage import close_storage, open_database
 from study.engine.optuna_study import CellStudy
 from study.specs import SearchSpec
 
+from ...patience import PATIENCE_S
 from .searches import make_space, open_search, run, spec
 
 BIN = next(iter(sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)), Path("/nowhere"))
@@ -39,7 +40,12 @@ def postgres() -> Iterator[str]:
 
     def run(*words: str) -> None:
         subprocess.run(
-            [str(BIN / words[0]), *words[1:]], user=user, cwd=folder, check=True, capture_output=True, timeout=60
+            [str(BIN / words[0]), *words[1:]],
+            user=user,
+            cwd=folder,
+            check=True,
+            capture_output=True,
+            timeout=PATIENCE_S,
         )
 
     run("initdb", "-D", f"{folder}/data", "-U", "study", "--auth=trust", "--no-sync")

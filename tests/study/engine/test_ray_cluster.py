@@ -23,6 +23,7 @@ from study.tracking import runs as tracking
 from study.tracking import tags
 from trainables.interface import Selection
 
+from ...patience import PATIENCE_S
 from .. import tiny
 from ..store import empty_store
 
@@ -125,7 +126,7 @@ from trainables.models.music import ABLATIONS, FIGURES, NAME, SELECTION, TASK_TY
 def train(config, task, seed):
     marks = Path(os.environ["MARKS"])
     (marks / ray.get_runtime_context().get_node_id()).touch()
-    end = time.monotonic() + 60
+    end = time.monotonic() + PATIENCE_S
     while len(list(marks.iterdir())) < 2 and time.monotonic() < end:
         time.sleep(0.1)
     yield from music.train(config, task, seed)
@@ -164,7 +165,7 @@ def launched(tmp_path: Path) -> Iterator[Mapping[str, str]]:
             start_new_session=True,
         )  # fmt: skip
     try:
-        end = time.monotonic() + 90
+        end = time.monotonic() + PATIENCE_S
         while "Ray runtime started" not in (tmp_path / "head.txt").read_text():
             assert head.poll() is None, (tmp_path / "head.txt").read_text()
             assert time.monotonic() < end
@@ -173,7 +174,7 @@ def launched(tmp_path: Path) -> Iterator[Mapping[str, str]]:
     finally:
         head.terminate()
         try:
-            head.wait(timeout=30)
+            head.wait(timeout=PATIENCE_S)
         finally:
             os.killpg(head.pid, signal.SIGKILL)
             shutil.rmtree(folder, ignore_errors=True)
@@ -200,7 +201,13 @@ def test_a_job_brings_its_code_and_environment_to_nodes_that_come_for_it(
     words += ["--runtime-env-json", f'{{"env_vars": {{"MARKS": "{marks}"}}}}', "--"]
     verb = ["python", "-m", "study", "run", "plan.yaml", "--address", "auto", "--home", str(home)]
     ran = subprocess.run(
-        [*RAY, *words, *verb], env=launched, cwd=tmp_path, capture_output=True, text=True, timeout=400, check=False
+        [*RAY, *words, *verb],
+        env=launched,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_S,
+        check=False,
     )
     assert ran.returncode == 0, ran.stdout + ran.stderr
     assert "search: 3 planned, 3 trials run" in ran.stdout

@@ -29,6 +29,8 @@ from study.specs import Budget, Cell, Cluster, Job, Resources, RowRecipe, Search
 from study.tracking import results, tags
 from study.tracking import runs as tracking
 
+from ...patience import PATIENCE_S
+
 FAKES = Path(__file__).parents[1] / "fakes"
 sys.path.insert(0, str(FAKES))
 import drive  # noqa: E402 - lives beside the fake trainable, which workers find by their working directory
@@ -531,7 +533,7 @@ def test_a_killed_driver_s_work_is_finished_exactly(home: Path, number: signal.S
     wait_for(process, r"3/8 [12]")
     time.sleep(0.4)
     process.send_signal(number)
-    rest, _ = process.communicate(timeout=60)
+    rest, _ = process.communicate(timeout=PATIENCE_S)
     if number == signal.SIGKILL:
         assert process.returncode == -signal.SIGKILL
         assert not no_run_is_open(home), "a kill leaves runs open; the next driver has to settle them"

@@ -26,6 +26,7 @@ from study.selection import best_trials
 from study.tracking.results import load_results
 from study.tracking.runs import default_uri
 
+from ...patience import PATIENCE_S
 from ..conftest import Finished
 from ..sequences_store import WITH_RIVALS, add_rivals, sequences_store
 from ..store import MUSIC
@@ -115,7 +116,7 @@ def mlflow_ui(finished: Finished, tmp_path: Path) -> Iterator[str]:
         yield f"http://127.0.0.1:{port}"
     finally:
         server.terminate()
-        server.wait(30)
+        server.wait(PATIENCE_S)
 
 
 def answers(port: int) -> bool:
@@ -124,7 +125,7 @@ def answers(port: int) -> bool:
 
 
 def until(happened: Callable[[], bool], said: Callable[[], str]) -> None:
-    deadline = time.monotonic() + 90
+    deadline = time.monotonic() + PATIENCE_S
     while not happened():
         assert time.monotonic() < deadline, said()
         time.sleep(0.5)

@@ -147,6 +147,29 @@ def test_a_partial_study_says_what_is_missing_and_drops_what_is_stale(tmp_path: 
     assert "1 runs of this experiment were not logged by a study" in text
 
 
+def test_what_cannot_be_read_any_more_takes_nothing_from_the_last_report(tmp_path: Path) -> None:
+    store = empty_store(tmp_path)
+    fill_search(store, trials=3)
+    data, out = store.add_data(), tmp_path / "out"
+    report(store.uri, store.experiment, MUSIC, out)
+    before = files(out)
+    assert any(name.startswith("tables/splits") for name in before)
+    store.client.log_text(data, '[{"sou', "cells.json")
+    made = report(store.uri, store.experiment, MUSIC, out)
+    assert any("cells.json cannot be used" in line for line in made.missing)
+    after = files(out)
+    assert after.keys() == before.keys()
+    assert {name for name in after if after[name] != before[name]} == {"report.html"}
+    for run in store.client.search_runs([store.experiment_id], max_results=1000):
+        if run.data.tags["study.part"] != "report":
+            store.client.delete_run(run.info.run_id)
+    with pytest.raises(
+        InputError, match=rf"holds no trial of .*; the last report stays in {out}; name the home folder"
+    ):
+        report(store.uri, store.experiment, MUSIC, out)
+    assert files(out) == after
+
+
 def test_an_empty_study_has_a_report(tmp_path: Path) -> None:
     store = empty_store(tmp_path)
     made = report(store.uri, store.experiment, MUSIC, tmp_path / "out")

@@ -25,6 +25,8 @@ from study.tracking import spool, tags
 from study.tracking.runs import EpochReport, PartTracker
 from study.tracking.spool import Spool, answers
 
+from ...patience import PATIENCE_S
+
 JOB = Job(
     part="search", cell=Cell(source="books", target="movies", ratio=0.2), row="music", model="music", name="0000",
     config={}, seeds=(0, 1), feature_set="main", task_dir="task",
@@ -50,7 +52,7 @@ def server(folder: Path, port: int) -> Iterator[str]:
             [sys.executable, "-m", "mlflow", *words, *store], stdout=out, stderr=out, start_new_session=True
         )
     try:
-        uri, end = f"http://127.0.0.1:{port}", time.monotonic() + 180
+        uri, end = f"http://127.0.0.1:{port}", time.monotonic() + PATIENCE_S
         while not answers(uri):
             assert process.poll() is None, (folder / "server.txt").read_text()
             assert time.monotonic() < end, (folder / "server.txt").read_text()

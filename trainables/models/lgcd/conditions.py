@@ -41,6 +41,11 @@ class Rows:
     def __getitem__(self, index: Tensor) -> Rows:
         return Rows(**{field.name: getattr(self, field.name).index_select(0, index) for field in fields(self)})
 
+    @property
+    def bytes(self) -> int:
+        """Size in memory."""
+        return sum(getattr(self, field.name).nbytes for field in fields(self))
+
     @staticmethod
     def joined(parts: list[Rows]) -> Rows:
         """Return the rows of all parts, in order."""

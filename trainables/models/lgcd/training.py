@@ -6,9 +6,9 @@ Shapes: R rows, U users, J items of the target domain, D vector width.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +26,11 @@ from trainables.models.lgcd.encoders import DomainEncoders, Encoders, represent
 from trainables.models.lgcd.losses import FullSoftmax, SampledSoftmax, losses
 from trainables.models.lgcd.network import Network
 from trainables.models.lgcd.pretraining import encoders_folders, pretrained, serving_encoders
+from trainables.models.lgcd.retrieval import Suggested
 from trainables.sequence_tools import step, within
 from trainables.tasks.sequential import SOURCE_ONLY, TARGET_ONLY, HeldOut, Sequences, SequenceTask
+
+ROWS_BYTES = 512 * 2**20  # of rows that a process keeps for its next trial
 
 
 def prepare(config: Config, task: SequenceTask, seeds: Sequence[int]) -> None:
@@ -74,9 +77,10 @@ class _Trainer:
         tasks = [task] if config.directions == "one" else [task, opposite(task)]
         self.network = Network(config, [encoders.of_domain(one.source).fusion for one in tasks])
         self.optimiser = torch.optim.Adam(self.network.parameters(), lr=config.lr, fused=True)
-        real, _ = training_rows(config, task, encoders, seed)
-        self.batches = math.ceil(len(real) / len(row_rules(config).views(task)) / config.batch)
-        self.ways = [self._way(one, seed) for one in tasks]
+        suggest = cache(lambda: suggested_items(config, task, encoders))
+        rows = [training_rows(config, one, encoders, suggest, seed) for one in tasks]
+        self.batches = math.ceil(len(rows[0][0]) / len(row_rules(config).views(task)) / config.batch)
+        self.ways = [self._way(one, *kinds) for one, kinds in zip(tasks, rows, strict=True)]
 
     @property
     def streams(self) -> list[_Stream]:
@@ -103,13 +107,12 @@ class _Trainer:
             "first": encoders.first, "source": list(self.task.source), "items": self.ways[0].recommend.items,
         }  # fmt: skip
 
-    def _way(self, task: SequenceTask, seed: int) -> _Way:
+    def _way(self, task: SequenceTask, real: Rows, pseudo: Rows) -> _Way:
         """One direction's rows in cyclic batches: `batch` real ones and as many pseudo-overlapping ones, for ever.
 
         Without `cyclic` a batch has as many rows, drawn from all alike.
         """
         config = self.config
-        real, pseudo = training_rows(config, task, self.encoders, seed)
         kinds = [rows for rows in ((real, pseudo) if config.overlap_rows else (pseudo,)) if len(rows)]
         if not kinds:
             raise InputError(f"{task.folder}: no row to train on is left; take overlap_rows: true or more pseudo_items")
@@ -148,7 +151,7 @@ class _Stream:
 # --- rows ---------------------------------------------------------------------------------------------------------
 
 
-@lru_cache(maxsize=2)
+@lru_cache(maxsize=4)
 def opposite(task: SequenceTask) -> SequenceTask:
     """Return the training side of a task for the opposite direction; the validation users stay the task's own."""
     swapped = torch.where(task.group == SOURCE_ONLY, TARGET_ONLY, SOURCE_ONLY).to(task.group.dtype)
@@ -161,31 +164,52 @@ def row_rules(config: Config) -> RowRules:
     return RowRules(condition_from=config.condition_from, rows=config.rows)
 
 
-def training_rows(config: Config, task: SequenceTask, encoders: DomainEncoders, seed: int) -> tuple[Rows, Rows]:
-    """Real and pseudo-overlapping rows (the latter empty where the config or the task has no pseudo-items)."""
-    rules = row_rules(config)
-    real = _real_rows(task, encoders, rules)
-    count = min(config.pseudo_items, task.pseudo.shape[1])
-    if not count:
+def training_rows(
+    config: Config, task: SequenceTask, encoders: DomainEncoders, suggest: Callable[[], Suggested], seed: int
+) -> tuple[Rows, Rows]:
+    """Real and pseudo-overlapping rows (the latter empty where the config or the task has no pseudo-items).
+
+    They are kept for the next trial of this process, because reading all sequences takes as long as several epochs; where
+    they are, nothing is suggested.
+    """
+    rules, by_text = row_rules(config), config.guidance == "text"  # by text the condition has no other part
+    made_from = (task, config.pretraining, seed, rules)
+    real = _kept_rows.get(made_from, lambda: real_rows(task, encoders, rules))
+    if not min(config.pseudo_items, task.pseudo.shape[1]):
         return real, real[torch.zeros(0, dtype=torch.int64, device=task.device)]
-    by_text = config.guidance == "text"  # the condition has no other part then
-    return real, _pseudo_rows(task, encoders, rules, config.retrieval, count, config.min_similarity, seed, by_text)
+    pseudo = _kept_rows.get(
+        (*made_from, config.retrieval, config.pseudo_items, config.min_similarity, by_text),
+        lambda: pseudo_rows(
+            task, encoders, suggest(), rules, config.min_similarity, np.random.default_rng(seed), by_text=by_text
+        ),
+    )
+    return real, pseudo
 
 
-# Reading all sequences takes as long as several epochs, and most trials of a process read the same ones. Four of each are
-# kept (at most 125 MB each on Food-Kitchen): the two directions of a pair take turns, and each may train on both.
-_real_rows = lru_cache(maxsize=4)(real_rows)
+def suggested_items(config: Config, task: SequenceTask, encoders: DomainEncoders) -> Suggested:
+    """Return the items that single-domain users get, whichever direction is trained."""
+    count = min(config.pseudo_items, task.pseudo.shape[1])
+    if config.retrieval == "per_text":
+        return retrieval.by_text(task, count)
+    return retrieval.by_user(task, encoders, count)
 
 
-@lru_cache(maxsize=4)
-def _pseudo_rows(
-    task: SequenceTask, encoders: DomainEncoders, rules: RowRules, how: str, count: int, min_similarity: float, seed: int,
-    by_text: bool,
-) -> Rows:  # fmt: skip
-    suggested = retrieval.by_text(task, count) if how == "per_text" else retrieval.by_user(task, encoders, count)
-    return pseudo_rows(
-        task, encoders, suggested, rules, min_similarity, np.random.default_rng(seed), by_text=by_text
-    )  # fmt: skip
+class _KeptRows:
+    """The rows that were asked for last, as many as ROWS_BYTES hold, and always the last ones."""
+
+    def __init__(self) -> None:
+        self._kept: dict[Hashable, Rows] = {}
+
+    def get(self, key: Hashable, make: Callable[[], Rows]) -> Rows:
+        """Return the rows of a key; made where they are not kept."""
+        rows = self._kept.pop(key, None)
+        self._kept[key] = rows = make() if rows is None else rows
+        while len(self._kept) > 1 and sum(kept.bytes for kept in self._kept.values()) > ROWS_BYTES:
+            del self._kept[next(iter(self._kept))]
+        return rows
+
+
+_kept_rows = _KeptRows()
 
 
 # --- recommending -------------------------------------------------------------------------------------------------
