@@ -129,7 +129,7 @@ def sensitivity(results: Results, parameter: str) -> Sensitivity:
         notes += ("Intervals wider than the axis are cut at its edge; the CSV holds their ends.",)
     notes += tuple(_mark_text(mark) for mark in marks)
     shares = [line.margin / line.reference for panel in panels for line in panel.lines if line.margin > 0]
-    if shares:
+    if shares and len({line.row for line in panels[0].lines if line.margin > 0}) > 1:
         notes += (
             f"Band: the margin of the claims, {min(shares):.1%}"
             + (f" to {max(shares):.1%}" if max(shares) > 1.01 * min(shares) else "")
