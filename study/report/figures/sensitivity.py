@@ -13,7 +13,7 @@ from study.papers.reader import Claim, Optimum, Order
 from study.report.claims.margins import KEPT, mean_improvement
 from study.report.figures.common import Head, axis_values, is_log, palette_of, titled, value_text
 from study.report.statistics import Interval, seed_interval
-from study.tracking.results import MissingError, Results, compared_on, per_seed
+from study.tracking.results import MissingError, Results, compared_split, per_seed
 from trainables.interface import Figure as Look
 
 _CUT = 0.75  # an interval may stretch an axis by this share of the span of the means at each end
@@ -110,12 +110,11 @@ def sensitivity(results: Results, parameter: str) -> Sensitivity:
     labels = results.labels
     look = labels.figures.get(parameter, Look())
     trials, values = _swept(results, parameter, look)
-    metrics = look.metrics or tuple(
-        f"val_{in_group(name, group)}" for name in labels.task_type.sensitivity for group in labels.task_type.groups
-    )
-    split = "test" if {compared_on(trial) for _, trial in trials.iterrows()} == {"test"} else "validation"
+    groups = labels.task_type.groups
+    metrics = look.metrics or tuple(f"val_{in_group(m, g)}" for m in labels.task_type.sensitivity for g in groups)
+    split = compared_split(trials, metrics[0].removeprefix("val_"))
     if split == "test":
-        metrics = tuple(f"test_{name.removeprefix('val_')}" for name in metrics)
+        metrics = tuple(f"test_{metric.removeprefix('val_')}" for metric in metrics)
     marks = _marks(labels, f"sweep:{parameter}", values)
     drawn = [_panel(results, trials, metric, values, marks) for metric in metrics]
     panels = tuple(panel for panel in drawn if any(line.x for line in panel.lines))
@@ -133,7 +132,7 @@ def sensitivity(results: Results, parameter: str) -> Sensitivity:
         notes += (
             f"Band: the margin of the claims, {min(shares):.1%}"
             + (f" to {max(shares):.1%}" if max(shares) > 1.01 * min(shares) else "")
-            + f" of the value at the published optimum. Compared on {split} users.",
+            + f" of the value at the published optimum. Compared on {'test' if split == 'test' else 'validation'} users.",
         )
     head = Head(
         labels, look.name or f"sensitivity_{parameter}", titled(title, results), alt, palette_of(results), notes
