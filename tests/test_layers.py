@@ -28,7 +28,7 @@ WITHIN_STUDY = {  # what each folder of `study` may use of the rest of it; its o
 }
 FEATURES_LAYERS = (  # the rooms of `features`, the lowest first
     {"__init__", "cores", "errors", "progress"},
-    {"checks"},
+    {"checks", "local_ray"},
     {"store"},
     {"domains", "simulate", "images", "factorisation"},
     {"encoders"},

@@ -9,10 +9,12 @@ from pathlib import Path
 
 import pytest
 
+from features import local_ray
 from features.cores import usable_cores
 from features.errors import InputError
-from study.engine import head, machine
-from study.engine.machine import direct_to_this_machine, ray_folder, user_folders
+from features.local_ray import ray_folder
+from study.engine import head
+from study.engine.machine import direct_to_this_machine, user_folders
 
 
 @pytest.mark.parametrize(
@@ -79,7 +81,7 @@ def test_ray_gets_a_short_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     long.mkdir()
     assert ray_folder({"TMPDIR": str(long)}) == f"/tmp/ray-{os.getuid()}"
     assert ray_folder({"RAY_TMPDIR": "/tmp", "TMPDIR": str(long)}) is None
-    monkeypatch.setattr(machine, "_can_write", lambda folder: False)
+    monkeypatch.setattr(local_ray, "can_write", lambda folder: False)
     with pytest.raises(InputError, match=rf"^TMPDIR {long}: is too long .*; set RAY_TMPDIR to a short one$"):
         ray_folder({"TMPDIR": str(long)})
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ import pandas as pd
 import pytest
 from matplotlib.cbook import STEP_LOOKUP_MAP
 
+from study.report.claims.margins import mean_improvement
 from study.report.drawing import COLOURS, draw, save
 from study.report.figures import Sensitivity, Tradeoff
 from study.report.figures.common import Head, Palette, value_text
@@ -20,7 +22,7 @@ from study.report.figures.tradeoffs import Cloud, cost
 from study.report.statistics import seed_interval
 from study.tracking.results import MissingError, Results, load_results
 
-from ..store import ACTIVATIONS, CELLS, CONFIG, MUSIC, STEPS, empty_store, fill_search, with_seeds
+from ..store import ACTIVATIONS, CELLS, CONFIG, MUSIC, STEPS, empty_store, fill_search, rival, with_rivals, with_seeds
 
 pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy:DeprecationWarning")
 
@@ -50,6 +52,30 @@ def test_figure_3_holds_rmse_and_ndcg_over_steps_with_t_intervals_over_seeds(res
     assert "simulated data" in figure.head.title
     assert figure.head.notes == ("Published optimum: 5 to 20 (every task; 4.4.1, Figure 3).",)
     assert [(mark.tasks, mark.low, mark.high) for mark in figure.marks] == [((), 5.0, 20.0)]
+
+
+def test_a_sweep_that_was_compared_on_test_users_is_drawn_on_them_with_both_presets_in_one_panel(
+    tmp_path: Path,
+) -> None:
+    store = empty_store(tmp_path)
+    for row, level in (("music", 0.9), ("music_paper", 1.0)):
+        for steps in (2, 10):
+            shown = {"val_rmse": [0.5], "val_ndcg20": [0.5], "test_rmse": [level + steps / 100], "test_ndcg20": [level]}
+            store.add(
+                "sweep:steps",
+                "a->b",
+                0.2,
+                f"steps={steps}",
+                with_seeds(shown),
+                row=row,
+                config={**CONFIG, "steps": steps},
+            )
+    labels = with_rivals(MUSIC, rival("music_paper", name="MuSiC as printed", system="MuSiC"))
+    figure = sensitivity(load_results(store.uri, store.experiment, labels), "steps")
+    assert [panel.metric for panel in figure.panels] == ["test_rmse", "test_ndcg20"]
+    assert {line.row: [y.value for y in line.y] for line in figure.panels[0].lines} == {
+        "music": pytest.approx([0.92, 1.0]), "music_paper": pytest.approx([1.02, 1.1]),
+    }  # fmt: skip
 
 
 def test_figure_4_holds_rmse_per_activation_in_the_papers_order(results: Results) -> None:
@@ -274,3 +300,28 @@ def test_the_smallest_study_draws(tmp_path: Path) -> None:
         save(figure, tmp_path)
         assert (tmp_path / f"{figure.head.name}.png").stat().st_size > 5_000
     assert draw(made[0]).legends[0].get_title().get_text().startswith("one seed: no intervals · ")
+
+
+def test_curves_of_two_presets_stand_in_one_panel_in_percent_of_their_own_value(tmp_path: Path) -> None:
+    store = empty_store(tmp_path)
+    for row, level in (("music", 0.93), ("music_paper", 0.97)):
+        for steps, worse in ((2, 0.02), (10, 0.0), (50, 0.01)):
+            values = {"test_rmse": [level + worse, level + worse], "val_rmse": [2.0, 2.0]}
+            config = {**CONFIG, "steps": steps}
+            store.add("sweep:steps", "a->b", 0.5, f"steps={steps}", with_seeds(values), row=row, config=config)
+    paper = replace(MUSIC.subject, row="music_paper", preset="paper", name="MuSiC as printed")
+    labels = replace(MUSIC, rows={"music": MUSIC.subject, "music_paper": paper})
+    figure = sensitivity(load_results(store.uri, store.experiment, labels), "steps")
+    (panel,) = figure.panels
+    assert (panel.metric, figure.presets) == ("test_rmse", ("music", "music_paper"))
+    assert [line.reference for line in panel.lines] == pytest.approx([0.93, 0.97])
+    share = mean_improvement(labels, "rmse", {"a->b"})
+    assert share is not None
+    assert [line.margin for line in panel.lines] == pytest.approx([0.93 * share / 2, 0.97 * share / 2])
+    assert figure.head.notes[-1].endswith("of the value at the published optimum. Compared on test users.")
+    canvas = draw(figure)
+    (axes,) = canvas.axes
+    curves = [line.get_ydata() for line in axes.get_lines() if len(line.get_xdata()) == 3]
+    assert curves[1] == pytest.approx([100 * 0.02 / 0.97, 0.0, 100 * 0.01 / 0.97])
+    texts = [text.get_text() for text in canvas.legends[0].get_texts()]
+    assert texts == ["ours: MuSiC (0.930)", "paper: MuSiC as printed (0.970)"]
