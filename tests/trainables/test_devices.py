@@ -39,7 +39,7 @@ CASES = [
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, Path]]:
     """Task type -> search and test folder."""
     folder = tmp_path_factory.mktemp("devices")
-    ratings = build(make_world(), folder / "ratings", "text")
+    ratings = build(make_world(), folder / "ratings", "text", reviews=True)
     return {"ratings": (ratings.task_dir, ratings.test_dir), "sequences": make_sequence_task(folder / "sequences")}
 
 
