@@ -32,7 +32,7 @@ FEATURES_LAYERS = (  # the rooms of `features`, the lowest first
     {"store"},
     {"domains", "simulate", "images", "factorisation"},
     {"encoders"},
-    {"extraction"},
+    {"extraction", "reviews"},
     {"pseudo"},
 )
 CYCLES: list[list[str]] = []  # groups of modules that still know each other; to be shortened only

@@ -201,6 +201,10 @@ def _need_checks(plan: Plan, row: Row, place: str) -> list[str]:
     needs, faults = load_model(row.model).NEEDS, []
     if "titles" in needs and plan.features.text is None:
         faults.append(f"{place}: features.text is missing, and {row.model} reads titles; set its encoder")
+    if "reviews" in needs and plan.features.reviews is None:
+        faults.append(
+            f"{place}: features.reviews is missing, and {row.model} reads reviews; set reviews: {{vectors: minilm}}"
+        )
     if "pseudo_items" in needs and plan.features.pseudo is None and row.base.get(N_K) != 0:
         faults.append(
             f"{place}: features.pseudo is missing, and {row.model} reads pseudo-items; set its generator, or "

@@ -14,6 +14,7 @@ from features.extraction.spec import FeatureSpec
 from features.factorisation import FactorSpec
 from features.images.gather import ImageSpec
 from features.pseudo.generator import GeneratorSpec
+from features.reviews import ReviewSpec
 from features.simulate.simulator import SimulateSpec
 from search_spaces import Space, load_space
 from study.specs import ARROW, GRID, Cell, Faults, Resources, SearchSpec
@@ -66,6 +67,7 @@ class FeaturesPlan:
     text: TextPlan | None = None
     pseudo: GeneratorSpec | None = None  # texts of items of the other domain, for users of one (LGCD eqs. 4-6)
     ratings: FactorSpec = field(default_factory=FactorSpec)
+    reviews: ReviewSpec | None = None  # words of reviews, for models that read them (CATN)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,7 +112,7 @@ class SequencePlan:
 
 
 OF_TASK_TYPE = {  # keys of a plan that models of one task type alone read; the first holds the rules of its splits
-    "ratings": ("split", "features.ratings", "cold_ratios"),
+    "ratings": ("split", "features.ratings", "features.reviews", "cold_ratios"),
     "sequences": ("sequences", "features.pseudo", "overlap_ratios"),
 }
 
