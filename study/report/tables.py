@@ -18,7 +18,7 @@ from study.labels import Labels, in_group
 from study.report.comparison import over_seeds
 from study.report.statistics import Interval
 from study.report.table import NONE, Table, arrow, caption, count, interval_text, number, scales
-from study.tracking.results import MissingError, Results, per_seed
+from study.tracking.results import MissingError, Results, compared_split, per_seed
 
 
 def domains_table(results: Results) -> Table:
@@ -62,40 +62,51 @@ def splits_table(results: Results) -> Table:
 
 
 def ablation_table(results: Results) -> Table:
-    """Return Table 3: variants of the subject's configuration, on validation (the score part alone reads test).
+    """Return Table 3: variants of the subject's model, on the users that the part is compared on.
 
-    The column `full` is the ablation part's own, else the score part's run of the selected configuration. Printed
-    ablations stand below as they are printed; they are of test users.
+    Rows of the model, such as one of each preset, stand below one another. The column `full` is the ablation part's own,
+    else the score part's run of the selected configuration. Printed ablations stand below as they are printed; they are of
+    test users.
     """
-    labels = results.labels
-    runs, scores = (results.finished(part, labels.model) for part in ("ablate", "score"))
+    labels, rows = results.labels, results.rows_in("ablate")
+    runs, scores = results.finished("ablate"), results.finished("score")
     if runs.empty:
         raise MissingError("Table 3: no finished run of part ablate; run `study ablate`")
+    split = compared_split(runs, labels.task_type.ablation[0])
     notes: list[str] = []
     records: list[_Ablation] = []
     variants = sorted({str(name) for name in runs["name"]} - {"full"}) + ["full"]
-    for cell, of_cell in runs.groupby("cell", sort=True):
-        named = {str(run["name"]): run for _, run in of_cell.iterrows()}
-        if "full" not in named:
-            selected = scores[scores["cell"] == cell]
-            if not selected.empty:
-                named["full"] = selected.iloc[0]
-        notes += [f"{cell}: no finished run of {name}." for name in variants if name not in named]
-        records += _ablations(labels, {name: named[name] for name in variants if name in named})
-    if any(record.is_printed for record in records):
+    for cell, row in itertools.product(sorted(runs["cell"].unique()), rows):
+        at = [trials[(trials["cell"] == cell) & (trials["row"] == row)] for trials in (runs, scores)]
+        named = {str(run["name"]): run for _, run in at[0].iterrows()}
+        if "full" not in named and named and not at[1].empty:
+            named["full"] = at[1].iloc[0]
+        place = f"{cell}, {labels.row(row).name}" if len(rows) > 1 else cell
+        notes += [f"{place}: no finished run of {name}." for name in variants if name not in named]
+        records += _ablations(labels, {name: named[name] for name in variants if name in named}, split, row == rows[-1])
+    users = {"test": "Test", "val": "Validation"}[split]
+    if any(record.is_printed for record in records) and split == "val":
         notes.append("Printed numbers are of test users, measured ones of validation users.")
     group_column = labels.task_type.group_column
     flat = [record.flat(group_column) for record in records]
-    lines: dict[tuple[str, str, str], dict[str, str]] = {}
+    lines: dict[tuple[str, str, str, str], dict[str, str]] = {}
     for record in records:
         line = {"Task": arrow(record.task), labels.ratio: f"{record.ratio:.0%}"}
+        line |= {"Row": "" if record.is_printed else labels.row(record.row).name} if len(rows) > 1 else {}
         line |= {group_column.capitalize(): record.group} if group_column else {}
-        line = lines.setdefault((record.cell, record.group, record.label), line | {"Validation": record.label})
+        key = (record.cell, record.row, record.group, record.label)
+        line = lines.setdefault(key, line | {users: record.label})
         line[_variant(record.variant)] = interval_text(record.interval, digits=labels.task_type.digits)
-    columns = ["Task", labels.ratio, *filter(None, [group_column.capitalize()]), "Validation"]
+    columns = [
+        "Task",
+        labels.ratio,
+        *(["Row"] if len(rows) > 1 else []),
+        *filter(None, [group_column.capitalize()]),
+        users,
+    ]
     cells = pd.DataFrame(list(lines.values()), columns=[*columns, *map(_variant, variants)])
     metrics = [metric for metric in labels.task_type.metrics if metric.name in labels.task_type.ablation]
-    title = f"Table 3. Ablations on validation users: {scales(metrics)} (mean over seeds, 95% t intervals)"
+    title = f"Table 3. Ablations on {users.lower()} users: {scales(metrics)} (mean over seeds, 95% t intervals)"
     frame = pd.DataFrame(flat)
     return Table("table_3_ablations", caption(title, results), frame, cells.fillna(NONE), tuple(notes))
 
@@ -105,6 +116,7 @@ class _Ablation:
     """One metric of one variant in one cell and group, measured or printed."""
 
     cell: str
+    row: str
     task: str
     ratio: float
     group: str
@@ -118,25 +130,31 @@ class _Ablation:
         return self.interval.n == 0
 
     def flat(self, group_column: str) -> dict[str, Any]:
-        line: dict[str, Any] = {"cell": self.cell, "task": self.task, "ratio": self.ratio}
+        line: dict[str, Any] = {"cell": self.cell, "row": self.row, "task": self.task, "ratio": self.ratio}
         line |= {group_column: self.group} if group_column else {}
         line |= {"metric": self.metric, "variant": self.variant, "mean": self.interval.value}
         return line | {"low": self.interval.low, "high": self.interval.high, "seeds": self.interval.n}
 
 
-def _ablations(labels: Labels, named: Mapping[str, pd.Series]) -> Iterator[_Ablation]:
-    """Yield the variants of a cell, each metric and group, with what is printed of them after the measured ones."""
-    task_type, published = labels.task_type, labels.subject_published
+def _ablations(
+    labels: Labels, named: Mapping[str, pd.Series], split: str, with_printed: bool
+) -> Iterator[_Ablation]:  # fmt: skip
+    """Yield a row's variants in a cell, each metric and group, with what is printed of them after the measured ones."""
+    task_type, published = labels.task_type, labels.subject_published if with_printed else None
+    if not named:
+        return
     first = next(iter(named.values()))
-    place: dict[str, Any] = {"cell": str(first["cell"]), "task": str(first["task"]), "ratio": float(first["ratio"])}
+    place: dict[str, Any] = {
+        "cell": str(first["cell"]), "row": str(first["row"]), "task": str(first["task"]), "ratio": float(first["ratio"])
+    }  # fmt: skip
     for group, metric in itertools.product(task_type.groups, task_type.metrics):
-        column = f"val_{in_group(metric.name, group)}"
+        column = f"{split}_{in_group(metric.name, group)}"
         measured = {name: run for name, run in named.items() if per_seed(run, column)}
         if metric.name not in task_type.ablation or not measured:
             continue
         for name, run in measured.items():
             yield _Ablation(
-                **place, group=group, metric=f"val_{metric.name}", label=metric.label, variant=name,
+                **place, group=group, metric=f"{split}_{metric.name}", label=metric.label, variant=name,
                 interval=over_seeds(run, column),
             )  # fmt: skip
         if published is None or published.paper.group != group:

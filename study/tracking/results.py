@@ -200,6 +200,13 @@ def per_seed(trial: pd.Series, metric: str) -> list[float]:
     return seeds or ([value] if math.isfinite(value) else [])
 
 
+def compared_split(trials: pd.DataFrame, metric: str) -> str:
+    """Return the users that the trials of a part are compared on: `test` where all of them logged the metric there."""
+    column = f"metrics.test_{metric}"
+    on_test = column in trials.columns and bool(trials[column].map(math.isfinite).all())
+    return "test" if on_test else "val"
+
+
 def is_baseline(trial: pd.Series) -> bool:
     """Return whether a line of `Results.trials` is of a simple baseline, which is not trained."""
     return str(trial["model"]) == BASELINE

@@ -21,71 +21,97 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-SOURCE_USERS, TARGET_USERS, OVERLAP = 18_045, 10_292, 2_165
-ITEMS, RATINGS, WIDTH = 159_997, 513_247, 4_096
-SOURCE_ITEMS, SOURCE_RATINGS = 156_884, 881_003
 RATIO, VALIDATION = 0.2, 0.2
+
+
+@dataclass(frozen=True, kw_only=True)
+class Size:
+    """Counts of a pair of domains, and the width of its raw vectors."""
+
+    source_users: int
+    target_users: int
+    overlap: int
+    items: int
+    ratings: int
+    source_items: int
+    source_ratings: int
+    width: int
+
+
+TASK_1 = Size(
+    source_users=18_045, target_users=10_292, overlap=2_165, items=159_997, ratings=513_247, source_items=156_884,
+    source_ratings=881_003, width=4_096,
+)  # fmt: skip
 CONFIG: dict[str, Any] = {"steps": 10, "epochs": 100, "patience": 100}
 
 
-def write_vectors(path: Path, rows: int, draw: np.random.Generator) -> None:
-    """A float16 table [rows, WIDTH] of rank 64, written in pieces."""
-    table = np.lib.format.open_memmap(path, "w+", np.float16, (rows, WIDTH))
-    basis = draw.standard_normal((64, WIDTH)).astype(np.float32) / 8
+def write_vectors(path: Path, rows: int, width: int, draw: np.random.Generator) -> None:
+    """A float16 table [rows, width] of rank 64, written in pieces."""
+    table = np.lib.format.open_memmap(path, "w+", np.float16, (rows, width))
+    basis = draw.standard_normal((64, width)).astype(np.float32) / 8
     for start in range(0, rows, 4_096):
         part = table[start : start + 4_096]
         part[:] = draw.standard_normal((len(part), 64)).astype(np.float32) @ basis
     table.flush()
 
 
-def point(folder: Path, name: str, vectors: Path, rows: np.ndarray) -> None:
+def point(folder: Path, name: str, vectors: Path, rows: np.ndarray, width: int) -> None:
     """Say which rows of a table belong to whom."""
     folder.mkdir(parents=True, exist_ok=True)
     np.save(folder / f"{name}_rows.npy", rows.astype(np.int64))
-    np.save(folder / f"{name}_centre.npy", np.zeros(WIDTH, np.float32))
+    np.save(folder / f"{name}_centre.npy", np.zeros(width, np.float32))
     (folder / f"{name}.json").write_text(json.dumps({"vectors": str(vectors), "scale": 1.0, "missing": 0}))
 
 
-def write_ratings(folder: Path, counts: np.ndarray, draw: np.random.Generator, prefix: str = "") -> None:
+def write_ratings(
+    folder: Path, counts: np.ndarray, items: int, draw: np.random.Generator, prefix: str = ""
+) -> None:  # fmt: skip
     """Long-tailed items, uniform ratings."""
     user = np.repeat(np.arange(len(counts)), counts)
-    popularity = (np.arange(ITEMS) + 50.0) ** -0.8
-    item = draw.permutation(ITEMS)[draw.choice(ITEMS, len(user), p=popularity / popularity.sum())]
+    popularity = (np.arange(items) + 50.0) ** -0.8
+    item = draw.permutation(items)[draw.choice(items, len(user), p=popularity / popularity.sum())]
     for name, array in (("user", user), ("item", item), ("rating", draw.integers(1, 6, len(user)).astype(np.float32))):
         np.save(folder / f"{prefix}{name}.npy", array)
 
 
-def write_task(folder: Path) -> Path:
-    """Task 1 as `trainables.tasks.rating` lays it out; returns the search side."""
+def write_task(folder: Path, size: Size = TASK_1) -> Path:
+    """A task of that size as `trainables.tasks.rating` lays it out; returns the search side."""
     draw = np.random.default_rng(0)
-    test = round(OVERLAP * RATIO)
-    validation = round((OVERLAP - test) * VALIDATION)
-    train = OVERLAP - test - validation
-    known = TARGET_USERS - test - validation
+    test = round(size.overlap * RATIO)
+    validation = round((size.overlap - test) * VALIDATION)
+    train = size.overlap - test - validation
+    known = size.target_users - test - validation
     tables = {name: folder / f"{name}.npy" for name in ("source", "target", "items")}
-    for name, rows in (("source", SOURCE_USERS), ("target", known), ("items", ITEMS)):
-        write_vectors(tables[name], rows, draw)
+    for name, rows in (("source", size.source_users), ("target", known), ("items", size.items)):
+        write_vectors(tables[name], rows, size.width, draw)
     search, held_out = folder / "search", folder / "search" / "validation"
-    users = draw.permutation(SOURCE_USERS)
-    point(search, "source", tables["source"], users[:train])
-    point(held_out, "source", tables["source"], users[train : train + validation])
-    point(search, "target", tables["target"], np.arange(known))
-    point(search, "items", tables["items"], np.arange(ITEMS))
-    counts = 20 + draw.multinomial(RATINGS - 20 * TARGET_USERS, draw.dirichlet(np.full(TARGET_USERS, 0.5)))
-    write_ratings(search, counts[:known], draw)
-    write_ratings(held_out, counts[known : known + validation], draw)
+    users = draw.permutation(size.source_users)
+    point(search, "source", tables["source"], users[:train], size.width)
+    point(held_out, "source", tables["source"], users[train : train + validation], size.width)
+    point(search, "target", tables["target"], np.arange(known), size.width)
+    point(search, "items", tables["items"], np.arange(size.items), size.width)
+    least = min(20, size.ratings // size.target_users)
+    counts = least + draw.multinomial(
+        size.ratings - least * size.target_users, draw.dirichlet(np.full(size.target_users, 0.5))
+    )
+    write_ratings(search, counts[:known], size.items, draw)
+    write_ratings(held_out, counts[known : known + validation], size.items, draw)
     np.save(held_out / "cold_item.npy", np.zeros(counts[known : known + validation].sum(), bool))
     np.save(search / "source_offset.npy", np.zeros(train, np.float32))
     np.save(held_out / "source_offset.npy", np.zeros(validation, np.float32))
     np.save(held_out / "source_row.npy", np.arange(train, train + validation))
-    write_ratings(search, np.full(SOURCE_USERS, SOURCE_RATINGS // SOURCE_USERS), draw, "source_")
-    np.save(search / "item_offset.npy", np.zeros(ITEMS, np.float32))
-    meta = {"mean": 3.0, "slope": 0.5, "rating_scale": [1.0, 5.0], "source_items": SOURCE_ITEMS}
+    write_ratings(
+        search, np.full(size.source_users, size.source_ratings // size.source_users), size.source_items, draw, "source_"
+    )
+    np.save(search / "item_offset.npy", np.zeros(size.items, np.float32))
+    meta: dict[str, Any] = {"mean": 3.0, "slope": 0.5, "rating_scale": [1.0, 5.0], "source_items": size.source_items}
+    meta["source_times"] = False
     (search / "task.json").write_text(json.dumps(meta))
     return search
 

@@ -1,7 +1,8 @@
 """What all figures share: the head with title and notes, the palette, and how logged values stand on an axis.
 
-Functions that make figures raise MissingError where the store holds nothing to show. Sweeps and searches only ever saw
-validation data, and so do their figures. Intervals are Student's t over the seeds, at 95%.
+Functions that make figures raise MissingError where the store holds nothing to show. Searches only ever saw validation
+data, and so do their figures; a sweep's are of test users where its plan says `compare: test`. Intervals are Student's t
+over the seeds, at 95%.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ from study.labels import Labels, in_group
 from study.papers.reader import Claim, Optimum, Order
 from study.report.figures.common import Head, axis_values, is_log, palette_of, titled, value_text
 from study.report.statistics import Interval, seed_interval
-from study.tracking.results import MissingError, Results, per_seed
+from study.tracking.results import MissingError, Results, compared_split, per_seed
 from trainables.interface import Figure as Look
 
 _CUT = 0.75  # an interval may stretch an axis by this share of the span of the means at each end
@@ -93,9 +93,10 @@ def sensitivity(results: Results, parameter: str) -> Sensitivity:
     labels = results.labels
     look = labels.figures.get(parameter, Look())
     trials, values = _swept(results, parameter, look)
-    metrics = look.metrics or tuple(
-        f"val_{in_group(name, group)}" for name in labels.task_type.sensitivity for group in labels.task_type.groups
-    )
+    groups = labels.task_type.groups
+    metrics = look.metrics or tuple(f"val_{in_group(m, g)}" for m in labels.task_type.sensitivity for g in groups)
+    if compared_split(trials, metrics[0].removeprefix("val_")) == "test":
+        metrics = tuple(f"test_{metric.removeprefix('val_')}" for metric in metrics)
     drawn = [_panel(results, trials, metric, values) for metric in metrics]
     panels = tuple(panel for panel in drawn if any(line.x for line in panel.lines))
     if not panels:

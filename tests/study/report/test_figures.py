@@ -20,7 +20,7 @@ from study.report.figures.tradeoffs import Cloud, cost
 from study.report.statistics import seed_interval
 from study.tracking.results import MissingError, Results, load_results
 
-from ..store import ACTIVATIONS, CELLS, CONFIG, MUSIC, STEPS, empty_store, fill_search, with_seeds
+from ..store import ACTIVATIONS, CELLS, CONFIG, MUSIC, STEPS, empty_store, fill_search, rival, with_rivals, with_seeds
 
 pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy:DeprecationWarning")
 
@@ -50,6 +50,30 @@ def test_figure_3_holds_rmse_and_ndcg_over_steps_with_t_intervals_over_seeds(res
     assert "simulated data" in figure.head.title
     assert figure.head.notes == ("Published optimum: 5 to 20 (every task; 4.4.1, Figure 3).",)
     assert [(mark.tasks, mark.low, mark.high) for mark in figure.marks] == [((), 5.0, 20.0)]
+
+
+def test_a_sweep_that_was_compared_on_test_users_is_drawn_on_them_with_both_presets_in_one_panel(
+    tmp_path: Path,
+) -> None:
+    store = empty_store(tmp_path)
+    for row, level in (("music", 0.9), ("music_paper", 1.0)):
+        for steps in (2, 10):
+            shown = {"val_rmse": [0.5], "val_ndcg20": [0.5], "test_rmse": [level + steps / 100], "test_ndcg20": [level]}
+            store.add(
+                "sweep:steps",
+                "a->b",
+                0.2,
+                f"steps={steps}",
+                with_seeds(shown),
+                row=row,
+                config={**CONFIG, "steps": steps},
+            )
+    labels = with_rivals(MUSIC, rival("music_paper", name="MuSiC as printed", system="MuSiC"))
+    figure = sensitivity(load_results(store.uri, store.experiment, labels), "steps")
+    assert [panel.metric for panel in figure.panels] == ["test_rmse", "test_ndcg20"]
+    assert {line.row: [y.value for y in line.y] for line in figure.panels[0].lines} == {
+        "music": pytest.approx([0.92, 1.0]), "music_paper": pytest.approx([1.02, 1.1]),
+    }  # fmt: skip
 
 
 def test_figure_4_holds_rmse_per_activation_in_the_papers_order(results: Results) -> None:

@@ -20,7 +20,7 @@ from study.report.tables import ablation_table, cold_item_table, domains_table, 
 from study.tracking.results import MissingError, Results, load_results
 from trainables.task_types import RATINGS
 
-from ..store import CELLS, MUSIC, Store, empty_store, per_user, pooled, seeds_around
+from ..store import CELLS, MUSIC, Store, empty_store, per_user, pooled, rival, seeds_around, with_rivals
 
 pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy:DeprecationWarning")
 
@@ -134,6 +134,25 @@ def test_table_3_compares_variants_on_validation_alone(results: Results) -> None
     assert (means["wo_side"] < means["wo_diffusion"]).all()
     assert set(table.frame["metric"]) == {"val_mae", "val_rmse"}
     assert set(table.frame["seeds"]) == {3}
+
+
+def test_table_3_stands_on_test_users_and_shows_both_presets_where_the_part_was_compared_so(tmp_path: Path) -> None:
+    store = empty_store(tmp_path)
+    rng = np.random.default_rng(0)
+    for row, level in (("music", 0.9), ("music_paper", 1.0)):
+        for name, worse in (("full", 0.0), ("wo_side", 0.03)):
+            metrics = seeds_around(rng, 0.7)
+            tested = {key.replace("val_", "test_"): value + level - 0.7 + worse for key, value in metrics.items()}
+            store.add("ablate", "a->b", 0.2, name, {**metrics, **tested}, row=row, variant=name)
+    labels = with_rivals(MUSIC, rival("music_paper", name="MuSiC as printed", system="MuSiC"))
+    table = ablation_table(load_results(store.uri, store.experiment, labels))
+    assert list(table.cells.columns) == ["Task", "Cold ratio", "Row", "Test", "w/o side", "full"]
+    assert table.cells["Row"].tolist() == ["MuSiC", "MuSiC", "MuSiC as printed", "MuSiC as printed"]
+    assert "Ablations on test users" in table.caption
+    assert set(table.frame["metric"]) == {"test_mae", "test_rmse"}
+    means = table.frame.query("metric == 'test_rmse'").pivot(index="row", columns="variant", values="mean")
+    assert means.loc["music"].tolist() == pytest.approx([0.9, 0.93], abs=0.02)
+    assert means.loc["music_paper"].tolist() == pytest.approx([1.0, 1.03], abs=0.02)
 
 
 def test_table_3_takes_the_selected_configuration_where_the_part_has_no_full_run(tmp_path: Path) -> None:

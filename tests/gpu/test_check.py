@@ -1,0 +1,87 @@
+"""The GPU check at its tiny size on a CPU, where the packages that a lent machine lacks cannot be imported."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+BARE = """
+import importlib.abc, runpy, sys
+ABSENT = {"ray", "optuna", "mlflow", "study", "search_spaces", "duckdb", "sentence_transformers"}
+class Refuse(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path, target=None):
+        if name.split(".")[0] in ABSENT:
+            raise ModuleNotFoundError(f"{name} is not on the lent machine")
+sys.meta_path.insert(0, Refuse())
+sys.argv = ["check", *sys.argv[1:]]
+runpy.run_module("tests.gpu.check", run_name="__main__")
+"""
+
+
+@pytest.fixture(scope="module")
+def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Files of a run on this machine."""
+    folder = tmp_path_factory.mktemp("gpu")
+    command = [sys.executable, "-c", BARE, "--out", str(folder), "--size", "tiny"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return folder
+
+
+def read(out: Path, name: str) -> dict[str, Any]:
+    document: dict[str, Any] = json.loads((out / f"{name}.json").read_text())
+    assert "error" not in document
+    return document
+
+
+def test_trials_are_held_against_the_cpu(out: Path) -> None:
+    found = read(out, "trials")
+    for model in ("music", "lgcd", "emcdr", "sasrec"):
+        assert found[model]["difference"] == 0  # the device is the CPU here
+        assert found[model]["within_tolerance"]
+    assert found["music_task_1"]["epochs"] == 2
+    assert len(found["music_task_1"]["profile"]) == 10
+
+
+def test_many_trials_are_counted_in_every_way_that_a_cpu_has(out: Path) -> None:
+    for ways in read(out, "many")["steps_per_second"].values():
+        assert ways["loop"] > 0
+        assert ways["batched"] > 0
+        assert ways["batched_graph"] == "NotImplementedError: CUDA graphs need a GPU"
+
+
+def test_extraction_and_generation_lose_nothing(out: Path) -> None:
+    found = read(out, "extraction")
+    assert [run["failed"] for run in found["runs"].values() if isinstance(run, dict)] == [0]
+    assert found["hours_of_task_1_texts"] > 0
+    assert found["seeing"]["tokens_of_an_item"] == 76
+    batches = read(out, "generation")["batches"]
+    assert all(0 <= batch["idle_share"] < 1 and batch["tokens_per_second"] > 0 for batch in batches.values())
+
+
+def test_faults_cost_a_budget_and_no_row(out: Path) -> None:
+    found = read(out, "faults")
+    assert found["budget_after"] <= 1_024 < found["budget_before"]
+    assert found["rows_lost"] == 0
+    assert found["largest_difference"] < 0.05  # bfloat16, in other batches
+    assert found["a_failing_device_is_passed_on"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["--sections", "trial"], "unknown section trial; choose from trials, many, extraction, generation, faults"),
+        ([], "there is no GPU; give --size tiny to try the code on a CPU"),
+    ],
+)
+def test_what_cannot_be_run_is_said(tmp_path: Path, arguments: list[str], line: str) -> None:
+    command = [sys.executable, "-m", "tests.gpu.check", "--out", str(tmp_path / "out"), *arguments]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert line in done.stderr
