@@ -58,7 +58,8 @@ def main() -> None:
 
     debug = "--debug" in sys.argv
     prepare_streams()
-    logging.getLogger("study").handlers = [_Said()]
+    for package in ("study", "features"):
+        logging.getLogger(package).handlers = [_Said()]
     direct_to_this_machine()
     try:
         cli(prog_name="study", standalone_mode=False)

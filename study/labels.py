@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from study.papers.reader import Paper, Published, load_paper, load_published
 from study.specs import BASELINE
-from trainables.interface import Figure, Selection, load_model
+from trainables.interface import OURS, Figure, Selection, load_model
 from trainables.task_types import TASK_TYPES, Metric, TaskType
 
 _SPLITS = {"val_": "Validation", "test_": "Test"}
@@ -30,6 +30,8 @@ class RowLabels:
     """The model's `NAME`, by which published rows and claims are found; empty for a baseline."""
     reads: str
     """What of the data the model sees: `ids, titles`."""
+    preset: str = OURS
+    """Of the model's configuration."""
     note: str = ""
     """What the model says of itself, e.g. reconstruction."""
 
@@ -70,6 +72,11 @@ class Labels:
         """What is published, where it is the subject's own paper: ablations and claims are of its subject alone."""
         published = self.published
         return published if published is not None and published.name.startswith(f"{self.model}/") else None
+
+    @property
+    def dataset(self) -> str:
+        """The data set of the subject's paper that the study is held against; empty: none."""
+        return self.subject_published.dataset if self.subject_published else ""
 
     def row(self, row: str) -> RowLabels:
         """Return what is known of a row: of the plan, or a simple baseline."""

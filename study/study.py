@@ -429,4 +429,6 @@ def store_uri(home: Home, plan: Plan | None = None) -> str:
 def plan_labels(plan: Plan) -> Labels:
     """What a plan's rows, metrics and fields are called."""
     rivals = {row.name: (row.model, row.title) for row in plan.rows[1:]}
-    return replace(labels_of(plan.model, plan.published, rivals), note=" ".join(plan.note.split()))
+    labels = labels_of(plan.model, plan.published, rivals)
+    rows = {row.name: replace(labels.rows[row.name], preset=row.preset_tag) for row in plan.rows}
+    return replace(labels, rows=rows, note=" ".join(plan.note.split()))

@@ -28,11 +28,11 @@ WITHIN_STUDY = {  # what each folder of `study` may use of the rest of it; its o
 }
 FEATURES_LAYERS = (  # the rooms of `features`, the lowest first
     {"__init__", "cores", "errors", "progress"},
-    {"checks"},
+    {"checks", "local_ray"},
     {"store"},
     {"domains", "simulate", "images", "factorisation"},
     {"encoders"},
-    {"extraction"},
+    {"extraction", "reviews"},
     {"pseudo"},
 )
 CYCLES: list[list[str]] = []  # groups of modules that still know each other; to be shortened only

@@ -14,6 +14,7 @@ overlapping users, S side users, D width of the vectors: `dim`, and one more for
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -59,8 +60,17 @@ class BaseVectors:
 
     def offset(self, held_out: HeldOut) -> Tensor:
         """Return what z . x of each rating of held-out users is added to, float32 [N] rating points."""
+        return held_out_offset(self.item_offset, self.slope)(held_out)
+
+
+def held_out_offset(item_offset: Tensor, slope: float) -> Callable[[HeldOut], Tensor]:
+    """Return the function that gives the offset of each rating of held-out users, float32 [N] rating points."""
+
+    def offset(held_out: HeldOut) -> Tensor:
         ratings = held_out.ratings
-        return self.item_offset[ratings.item] + self.slope * held_out.source_offset[ratings.user]
+        return item_offset[ratings.item] + slope * held_out.source_offset[ratings.user]
+
+    return offset
 
 
 @lru_cache(maxsize=8)  # trials of a worker differ in what comes after; all id-only baselines share these

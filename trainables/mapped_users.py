@@ -9,6 +9,7 @@ Shapes: N ratings, U users, B users of a batch, O training overlapping users, D 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol
 
 import torch
@@ -30,52 +31,65 @@ class Calibrated(Protocol):
         """Whether z . x is scaled by a gain fitted on the validation users."""
 
 
-class MappedUsers(nn.Module):
-    """Predicts ratings by offset + gain * z . x; a model says what z is in `mapped`."""
+class OffsetAndGain(nn.Module):
+    """Predicts ratings by offset + gain * term; a model says what the term is in `term`."""
 
     gain: Tensor
 
-    def __init__(self, config: Calibrated, base: BaseVectors) -> None:
+    def __init__(self, config: Calibrated, offset: Callable[[HeldOut], Tensor], device: torch.device) -> None:
         super().__init__()
-        self.calibrate, self.base = config.calibrate, base
-        self.register_buffer("gain", torch.ones((), device=base.item_offset.device))
+        self.calibrate, self.offset = config.calibrate, offset
+        self.register_buffer("gain", torch.ones((), device=device))
 
-    def mapped(self, row_U: Tensor) -> Tensor:
-        """Return the target-domain vectors of users by their number in the task's source_ratings, float64 [U, D]."""
+    def term(self, held_out: HeldOut) -> Tensor:
+        """Return what is added to the offset of each rating, [N]."""
         raise NotImplementedError
 
     def predict(self, held_out: HeldOut, task: Task, seed: int) -> Tensor:
-        """Return ratings [N] of cold-start users, not cut to the scale: offset + gain * z . x."""
-        offset_N, dot_N = self.terms(held_out)
-        return offset_N + self.gain * dot_N
-
-    def terms(self, held_out: HeldOut) -> tuple[Tensor, Tensor]:
-        """Return the offset and z . x of each rating, both float32 [N]."""
-        return self.base.offset(held_out), self._dot(self.mapped(held_out.source_row), held_out)
-
-    def _dot(self, mapped_UD: Tensor, held_out: HeldOut) -> Tensor:
-        return dots(mapped_UD, held_out.ratings.user, self.base.target_items, held_out.ratings.item).float()
+        """Return ratings [N] of cold-start users, not cut to the scale."""
+        return self.offset(held_out) + self.gain * self.term(held_out).float()
 
     @torch.no_grad()
     def epoch(self, task: Task, loss: float) -> Epoch:
         """Fit the gain on the validation users, and predict each half of them with the gain of the other half."""
         training = self.training
         self.eval()
-        ratings, mapped_UD = task.validation.ratings, self.mapped(task.validation.source_row)
+        ratings, offset_N = task.validation.ratings, self.offset(task.validation)
+        term_N, metrics = self.term(task.validation).float(), self.more_metrics(task)
         self.train(training)
-        offset_N, dot_N = self.base.offset(task.validation), self._dot(mapped_UD, task.validation)
         gain_N = torch.ones_like(self.gain)
         if self.calibrate:
-            gain_N, gain = cross_fitted_gain(dot_N, ratings.rating - offset_N, ratings.user)
+            gain_N, gain = cross_fitted_gain(term_N, ratings.rating - offset_N, ratings.user)
             self.gain.fill_(gain)
-        real_UD = self.base.target_users[: len(task.source)]
+        metrics = {"train_loss": loss, **metrics, "gain": float(self.gain)}
+        return Epoch(predict=self.predict, metrics=metrics, validation=offset_N + gain_N * term_N)
+
+    def more_metrics(self, task: Task) -> dict[str, float]:
+        """Return what else is logged of an epoch."""
+        return {}
+
+
+class MappedUsers(OffsetAndGain):
+    """The term is z . x; a model says what z is in `mapped`."""
+
+    def __init__(self, config: Calibrated, base: BaseVectors) -> None:
+        super().__init__(config, base.offset, base.item_offset.device)
+        self.base = base
+
+    def mapped(self, row_U: Tensor) -> Tensor:
+        """Return the target-domain vectors of users by their number in the task's source_ratings, float64 [U, D]."""
+        raise NotImplementedError
+
+    def term(self, held_out: HeldOut) -> Tensor:
+        """Return z . x of each rating, [N]."""
+        ratings = held_out.ratings
+        return dots(self.mapped(held_out.source_row), ratings.user, self.base.target_items, ratings.item)
+
+    def more_metrics(self, task: Task) -> dict[str, float]:
+        """Return the variance of validation users' vectors, as a share of the real target vectors'."""
+        mapped_UD, real_UD = self.mapped(task.validation.source_row), self.base.target_users[: len(task.source)]
         variance, real = (float(z.var(dim=0, correction=0).mean()) for z in (mapped_UD, real_UD))
-        metrics = {
-            "train_loss": loss,
-            "variance_ratio": variance / real if real else float("nan"),
-            "gain": float(self.gain),
-        }
-        return Epoch(predict=self.predict, metrics=metrics, validation=offset_N + gain_N * dot_N)
+        return {"variance_ratio": variance / real if real else float("nan")}
 
 
 def dots(user_UD: Tensor, user_N: Tensor, item_ID: Tensor, item_N: Tensor) -> Tensor:
@@ -116,10 +130,14 @@ def rows_of(starts: Tensor, user_B: Tensor) -> tuple[Tensor, Tensor]:
 
     `starts` [U + 1]: first row of each user, and the number of rows at the end.
     """
-    count_B = starts[user_B + 1] - starts[user_B]
-    place_N = torch.repeat_interleave(torch.arange(len(user_B), device=user_B.device), count_B)
-    first_B = count_B.cumsum(0) - count_B
-    return (starts[user_B] - first_B)[place_N] + torch.arange(len(place_N), device=user_B.device), place_N
+    return ragged(starts[user_B], starts[user_B + 1] - starts[user_B])
+
+
+def ragged(first_B: Tensor, count_B: Tensor) -> tuple[Tensor, Tensor]:
+    """Return first, first + 1, ... of each entry, `count` of them, end to end, and the entry that each belongs to."""
+    place_N = torch.repeat_interleave(torch.arange(len(count_B), device=count_B.device), count_B)
+    before_B = count_B.cumsum(0) - count_B
+    return (first_B - before_B)[place_N] + torch.arange(len(place_N), device=count_B.device), place_N
 
 
 def glorot(inputs: int, outputs: int, generator: torch.Generator, *, bias: bool = True) -> nn.Linear:

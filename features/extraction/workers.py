@@ -23,6 +23,7 @@ import torch
 
 from features.cores import usable_cores
 from features.errors import InputError
+from features.local_ray import start_ray
 from features.progress import Progress
 from features.store.shards import KEY_TYPE
 
@@ -243,7 +244,7 @@ def _ray_session() -> Iterator[None]:
     level = logger.level
     try:
         if start:
-            ray.init(address="local", include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+            start_ray(include_dashboard=False, logging_level=logging.ERROR)
         logger.setLevel(logging.ERROR)
         context = DataContext.get_current()
         bars, context.enable_progress_bars = context.enable_progress_bars, False

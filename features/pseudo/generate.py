@@ -6,7 +6,8 @@ encode      every different text once, by the encoder of the item tables (eq. 5)
 retrieve    each text takes its most similar real item that the user's list does not hold yet (eq. 6)
 
 One query for each text is (ours): eqs. 5 and 6 average all of a user's texts into one vector and take its n_K nearest
-items, which are like each other; here the first n_K texts give the first n_K pseudo-items.
+items, which are like each other; here the first n_K texts give the first n_K pseudo-items. The texts' vectors are kept, so
+that a model may do as the paper says (LGCD's `retrieval: per_user`).
 
 Kill it anywhere and start it again: what is on disk is not done again. Only the users that are passed in are read: the
 caller passes training users, so no validation or test user is in any prompt or in any text that a model is trained on.

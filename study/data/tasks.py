@@ -13,6 +13,7 @@ from typing import Any, Protocol
 from features.domains.domain import Domain
 from features.pseudo.generate import describe_generator
 from features.pseudo.table import PseudoTable
+from features.reviews import open_words
 from features.store.tables import FeatureTable, digest
 from study.data.pseudo_items import pair_name
 from study.plan.schema import Plan
@@ -72,13 +73,14 @@ class RatingTasks:
         """Build a cell's task with vectors by language models or from ratings."""
         tables, vectors = materials.tables, plan.features.ratings
         source, target = materials.domains[cell.source], materials.domains[cell.target]
+        words = open_words(plan.features.reviews, store.parent / "words") if plan.features.reviews else None
         if feature_set == "ratings":
-            return build_task(plan.split.at(cell.ratio), source, target, vectors, store)
+            return build_task(plan.split.at(cell.ratio), source, target, vectors, store, words)
         text = TextVectors(
             source_users=tables[cell.source, "users"], target_users=tables[cell.target, "users"],
             items=tables[cell.target, "items"],
         )  # fmt: skip
-        return build_task(plan.split.at(cell.ratio), source, target, text, store)
+        return build_task(plan.split.at(cell.ratio), source, target, text, store, words)
 
     def split_sizes(
         self, plan: Plan, domains: Mapping[str, Domain], split: Mapping[str, str] | None, cell: Cell
@@ -95,10 +97,11 @@ class RatingTasks:
 
     def document(self, plan: Plan, materials: Materials) -> dict[str, Any]:
         """Return keys of the tables, and the rules of factors and split."""
-        return {
+        document = {
             "text": dict(materials.table_keys), "ratings": asdict(plan.features.ratings),
             "split": split_document(plan.split),
         }  # fmt: skip
+        return document | ({"reviews": asdict(plan.features.reviews)} if plan.features.reviews else {})
 
 
 class SequenceTasks:

@@ -15,20 +15,16 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from features.cores import usable_cores
-from features.errors import InputError, one_line
+from features.errors import InputError
 from features.extraction.workers import Actors
+from features.local_ray import ROOT, start_ray
 from study.engine.cluster import NodeType, autoscaled
 from study.engine.head import watch_head
-from study.engine.machine import ray_folder
 from study.engine.node_cache import task_server
 from study.engine.ray_tune import JobCallback, JobScheduler, JobSearcher, Ledger, SilentCallback
 from study.engine.worker import train
 from study.home import Home
-from study.provenance import ROOT
 from study.specs import Cluster, Job, Recipe, Resources
-
-_STARTS = 3  # how often Ray is started before that is given up
 
 
 def launch(recipe: Recipe, jobs: Sequence[Job], ledger: Ledger, *, name: str) -> None:
@@ -102,32 +98,10 @@ def connect(cluster: Cluster) -> None:
             except ConnectionError as error:
                 raise InputError(f"--address {cluster.address}: {_refusal(error)}") from error
         else:
-            _start(cluster)
+            start_ray(include_dashboard=cluster.dashboard)
     if cluster.resume is not None:
         address = ray.get_runtime_context().gcs_address
         watch_head(address, cluster.resume, going=ray.is_initialized)
-
-
-def _start(cluster: Cluster) -> None:
-    """Start Ray on this machine; a busy machine may take longer than Ray waits, so it is tried again."""
-    import ray
-
-    for left in reversed(range(_STARTS)):
-        try:
-            ray.init(
-                address="local",  # else Ray joins a cluster that another user of this machine has started
-                num_cpus=usable_cores(), include_dashboard=cluster.dashboard, log_to_driver=False,
-                _temp_dir=ray_folder(),
-            )  # fmt: skip
-        except Exception as error:  # Ray raises Exception itself where one of its processes is late
-            ray.shutdown()
-            if not left or isinstance(error, (ValueError, PermissionError)):
-                raise InputError(
-                    f"Ray does not start on this machine ({one_line(error, 200)}); see whether memory, processes or open "
-                    "files are limited"
-                ) from error
-        else:
-            return
 
 
 _redirected: Path | None = None

@@ -116,6 +116,9 @@ class Claim:
     part: str
     """Of a study, that decides it."""
     metrics: tuple[str, ...]
+    """The first is the primary one, which is tested; the others are shown beside it."""
+    margin: float | None = None
+    """Smallest difference that would still make the sentence true, a share of the full row; None: see `claims.margins`."""
     order: tuple[tuple[str, ...], ...] = ()
     """Levels of names, the better first; names that are numbers are quoted."""
     optimum: Optimum | None = None
@@ -128,7 +131,7 @@ class Claim:
     ratios: tuple[float, ...] = ()
     """Empty: all."""
     at_least: Literal["all", "most", "some"] = "all"
-    """In how many of its comparisons it has to hold."""
+    """Whether it is about every pair of an order, the mean of a level against that of the next, or any one pair."""
     across_ratios: bool = False
     """The names of `order` are ratios, and each task's cells are compared."""
     more_at: tuple[float, float] | None = None
@@ -146,6 +149,8 @@ class Claim:
             raise InputError(f"order is {[list(level) for level in self.order]}; give two or more lists of names")
         if not self.metrics:
             raise InputError("metrics is empty; give at least one")
+        if self.margin is not None and not 0 < self.margin < 1:
+            raise InputError(f"margin is {self.margin}; give a share of the full row between 0 and 1")
 
     @property
     def form(self) -> Form:
@@ -166,6 +171,8 @@ class Tables:
     comparison: Grid
     ablations: Grid
     cold_items: Grid | None = None
+    users: Mapping[str, int] = field(default_factory=dict)
+    """Cell -> test users of the paper, where they are known."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -205,6 +212,7 @@ class Published:
     ablations: Grid
     cold_items: Grid | None
     domains: Grid
+    users: Mapping[str, int]
 
     @property
     def dataset(self) -> str:

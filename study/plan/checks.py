@@ -201,6 +201,10 @@ def _need_checks(plan: Plan, row: Row, place: str) -> list[str]:
     needs, faults = load_model(row.model).NEEDS, []
     if "titles" in needs and plan.features.text is None:
         faults.append(f"{place}: features.text is missing, and {row.model} reads titles; set its encoder")
+    if "reviews" in needs and plan.features.reviews is None:
+        faults.append(
+            f"{place}: features.reviews is missing, and {row.model} reads reviews; set reviews: {{vectors: minilm}}"
+        )
     if "pseudo_items" in needs and plan.features.pseudo is None and row.base.get(N_K) != 0:
         faults.append(
             f"{place}: features.pseudo is missing, and {row.model} reads pseudo-items; set its generator, or "
@@ -344,6 +348,8 @@ def _search_checks(plan: Plan, row: Row, search: SearchSpec) -> list[str]:
     faults = []
     if not 1 <= search.trials <= MOST_TRIALS:
         faults.append(f"{row.place}search.trials is {search.trials}; give 1 to {MOST_TRIALS:,}")
+    if search.pruner is not None and row.config.get("keep") == "last":
+        faults.append(f"{row.place}base: keep is 'last', so no epoch is there for search.pruner; leave out one of them")
     if search.warm_start is not None and not _is_plain(search.warm_start.plan):
         faults.append(f"search.warm_start.plan is {shown_value(search.warm_start.plan)}; give the name of a plan")
     if search.objectives:

@@ -14,6 +14,7 @@ from features.extraction.spec import FeatureSpec
 from features.factorisation import FactorSpec
 from features.images.gather import ImageSpec
 from features.pseudo.generator import GeneratorSpec
+from features.reviews import ReviewSpec
 from features.simulate.simulator import SimulateSpec
 from search_spaces import Space, load_space
 from study.specs import ARROW, GRID, Cell, Faults, Resources, SearchSpec
@@ -66,6 +67,7 @@ class FeaturesPlan:
     text: TextPlan | None = None
     pseudo: GeneratorSpec | None = None  # texts of items of the other domain, for users of one (LGCD eqs. 4-6)
     ratings: FactorSpec = field(default_factory=FactorSpec)
+    reviews: ReviewSpec | None = None  # words of reviews, for models that read them (CATN)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,7 +112,7 @@ class SequencePlan:
 
 
 OF_TASK_TYPE = {  # keys of a plan that models of one task type alone read; the first holds the rules of its splits
-    "ratings": ("split", "features.ratings", "cold_ratios"),
+    "ratings": ("split", "features.ratings", "features.reviews", "cold_ratios"),
     "sequences": ("sequences", "features.pseudo", "overlap_ratios"),
 }
 
@@ -151,7 +153,7 @@ class ScorePlan:
 class RowSearchPlan:
     """What a rival's search has other than the subject's; tables say it where it has less."""
 
-    trials: int  # configurations per cell
+    trials: int  # configurations per cell; 0: none, the row's own setting is scored
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -276,7 +278,7 @@ class Plan:
     def rows(self) -> tuple[Row, ...]:
         """The subject, named by its model, then its rivals."""
         subject = Row(
-            name=self.model, model=self.model, title=load_model(self.model).NAME, space=self.space, base=self.base,
+            name=self.model, model=self.model, title=titled(self.model, self.preset), space=self.space, base=self.base,
             search=self.search, place="", preset=self.preset,
         )  # fmt: skip
         return (subject, *(self._rival(name, rival) for name, rival in self.compare.items()))
@@ -285,9 +287,9 @@ class Plan:
         model, search = rival.model or name, self.search
         if search is not None:  # points are of the subject's space
             trials = rival.search.trials if rival.search is not None else search.trials
-            search = replace(search, trials=trials, points_to_evaluate=())
+            search = replace(search, trials=trials, points_to_evaluate=()) if trials else None
         return Row(
-            name=name, model=model, title=rival.title or load_model(model).NAME, space=rival.space, base=rival.base,
+            name=name, model=model, title=rival.title or titled(model, rival.preset), space=rival.space, base=rival.base,
             search=search, place=f"compare.{name}.", preset=rival.preset,
         )  # fmt: skip
 
@@ -339,6 +341,12 @@ class Plan:
         """Metric that selects, of all rows, and its direction."""
         selection: Selection = load_model(self.model).SELECTION
         return selection
+
+
+def titled(model: str, preset: str) -> str:
+    """What tables call a row that has no title of its own: the model's name, and its preset where that is not `ours`."""
+    name = load_model(model).NAME
+    return name if preset == OURS else f"{name} ({preset})"
 
 
 def swept_rows(plan: Plan, parameter: str) -> list[Row]:

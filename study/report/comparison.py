@@ -240,7 +240,7 @@ def _to_subject(
     """Return the difference of each of `rows` to the subject, corrected for their number, and notes."""
     notes: list[str] = []
     trained = [drawn[row.labels.row][headline.name] for row in scored if not is_baseline(row.run)]
-    spread = pooled_spread([list(sample.seeds.values()) for sample in trained])
+    spread = pooled_spread([list(sample.by_seed) for sample in trained])
     higher = headline.better == "higher"
     differences: dict[str, ToSubject] = {}
     for row in (row for row in scored if row.labels.row in rows):

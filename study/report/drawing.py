@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import singledispatch
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from study.report.figures import Curves, Figure, History, Importance, Parallel, 
 from study.report.figures.common import Palette, value_text
 from study.report.figures.search import Trace
 from study.report.figures.sensitivity import Line, Panel
+from study.report.statistics import Interval
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
@@ -94,6 +96,8 @@ def _draw(figure: Figure) -> Canvas:
 
 @_draw.register
 def _sensitivity(figure: Sensitivity) -> Canvas:
+    if len(figure.presets) > 1 and figure.parameter != figure.head.labels.ratio_field:
+        return _presets(figure)
     if not figure.numeric:
         return _groups(figure)
     return _lines(figure) if len(figure.rows) == 1 else _lines_by_task(figure)
@@ -149,6 +153,83 @@ def _lines_by_task(figure: Sensitivity) -> Canvas:
     return canvas
 
 
+def _presets(figure: Sensitivity) -> Canvas:
+    """Draw the curves of all presets in one panel for each cell and metric, as percent of each one's own reference.
+
+    Their levels can be far apart, and the margin is a share of the level, so it is one band for all. Columns are ratios, or
+    tasks where there is one ratio.
+    """
+    labels, tasks = figure.head.labels, _tasks_of(figure)
+    ratios = sorted({line.ratio for panel in figure.panels for line in panel.lines if line.ratio is not None})
+    by_ratio = len(ratios) > 1
+    columns: list[tuple[str, float]] = [(task, ratio) for task in tasks for ratio in ratios]
+    rows = [(panel, task) for panel in figure.panels for task in (tasks if by_ratio else [""])]
+    width = len(ratios) if by_ratio else len(tasks)
+    canvas = _canvas(figure, max(6.4, 3.9 * width), 1.5 + 2.7 * len(rows))
+    grid = canvas.subplots(len(rows), width, squeeze=False, sharey="row")
+    for (panel, task), axes_row in zip(rows, grid, strict=True):
+        cells = [cell for cell in columns if not by_ratio or cell[0] == task]
+        for (of_task, ratio), axes in zip(cells, axes_row, strict=True):
+            lines = [line for line in panel.lines if (line.task, line.ratio) == (of_task, ratio)]
+            _preset_curves(axes, figure, [line for line in lines if line.row in figure.presets and line.x])
+            _mark(axes, figure, (of_task,), _GREY)
+            axes.set_title(labels.cell(of_task, ratio))
+        name = labels.label(panel.metric).partition("\n")[0]
+        axes_row[0].set_ylabel(f"{name}\n(% from its value at the published best)")
+    for axes in grid[-1]:
+        axes.set_xlabel(labels.label(figure.parameter))
+    named = [(row, _preset_text(figure, row), _preset_look(figure, row)) for row in figure.presets]
+    _legend(canvas, named, title=f"{_bars(figure)} · band: margin")
+    return canvas
+
+
+def _preset_curves(axes: Axes, figure: Sensitivity, lines: Sequence[Line]) -> None:
+    """Draw lines relative to their references, a little apart, over the margin that they share."""
+    places = np.asarray(figure.values if figure.numeric else range(len(figure.values)), dtype=np.float64)
+    position = np.log(places) if figure.log else places
+    gap = float(np.diff(position).min()) if len(position) > 1 else 1.0
+    margins = [line.margin / abs(line.reference) * 100 for line in lines if line.margin > 0]
+    if margins:
+        axes.axhspan(-max(margins), max(margins), color=_GREY, alpha=0.13, linewidth=0, zorder=0)
+    axes.axhline(0, color=_GREY, linewidth=0.8, zorder=1)
+    for k, line in enumerate(lines):
+        y = [_percent(interval, line.reference) for interval in line.y]
+        x = position[[figure.values.index(value) for value in line.x]] + 0.12 * gap * (k - (len(lines) - 1) / 2)
+        x = np.exp(x) if figure.log else x
+        look = _preset_look(figure, line.row)
+        if not figure.numeric:
+            look["linestyle"] = ""
+        _interval(axes, x, replace(line, y=tuple(y)), **look)
+    published = {mark.low for mark in figure.marks} if not figure.numeric else set()
+    texts = [value_text(value).replace("_", "\n") + ("\n★" if value in published else "") for value in figure.values]
+    axes.set_xscale("log" if figure.log else "linear")
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.set_xticks(list(places), texts)
+
+
+def _percent(interval: Interval, reference: float) -> Interval:
+    value, low, high = (100 * (end / reference - 1) for end in (interval.value, interval.low, interval.high))
+    return Interval(value, low, high, interval.n)
+
+
+def _preset_look(figure: Sensitivity, row: str) -> dict[str, Any]:
+    """Return the look of a preset: its place among the figure's presets has one colour, marker and stroke."""
+    place = figure.presets.index(row)
+    colour = COLOURS[place % len(COLOURS)]
+    face = {"markerfacecolor": colour if place == 0 else "white", "markeredgecolor": colour, "markeredgewidth": 1.4}
+    return {"color": colour, "linewidth": 2.0, **face, **_nth(place)}
+
+
+def _preset_text(figure: Sensitivity, row: str) -> str:
+    """Return `paper: LGCD as printed (0.064 to 0.080)`: the preset, the row and its values at the published best."""
+    known = figure.head.labels.rows[row]
+    levels = [line.reference for line in figure.panels[0].lines if line.row == row and line.x]
+    digits = figure.head.labels.task_type.digits
+    span = f"{min(levels):.{digits}f}" + (f" to {max(levels):.{digits}f}" if len(levels) > 1 else "")
+    return f"{known.preset}: {known.name} ({span})"
+
+
 def _curves_over_values(
     axes: Axes, figure: Sensitivity, panel: Panel, lines: Sequence[tuple[Line, Mapping[str, Any]]]
 ) -> None:
@@ -182,15 +263,15 @@ def _series_look(
     }  # fmt: skip
 
 
-def _mark(axes: Axes, figure: Sensitivity, tasks: Sequence[str]) -> None:
-    """Draw the published optimum of these tasks: a dashed line or a band, in the colour of its task."""
+def _mark(axes: Axes, figure: Sensitivity, tasks: Sequence[str], ink: str = "") -> None:
+    """Draw the published optimum of these tasks: a dashed line or a band, in `ink`, else in the colour of its task."""
     for mark in figure.marks:
         marked = [task for task in mark.tasks if task in figure.head.palette.tasks]
         if not isinstance(mark.low, float | int) or not isinstance(mark.high, float | int):
             continue
         if mark.tasks and not set(mark.tasks) & set(tasks):
             continue
-        colour = _colour(figure.head.palette, marked[0]) if len(marked) == 1 else _GREY
+        colour = ink or (_colour(figure.head.palette, marked[0]) if len(marked) == 1 else _GREY)
         if mark.low == mark.high:
             axes.axvline(mark.low, color=colour, linestyle=(0, (1, 2)), linewidth=2.2, alpha=0.8, zorder=1)
         else:
@@ -444,8 +525,8 @@ def _row(canvas: Canvas, columns: int) -> list[Axes]:
 
 
 def _interval(axes: Axes, x: Sequence[float] | np.ndarray[Any, Any], line: Line, **style: Any) -> None:
-    style = {"zorder": 3, **style}
-    axes.plot(x, [y.value for y in line.y], markeredgecolor="white", markeredgewidth=0.6, **style)
+    style = {"zorder": 3, "markeredgecolor": "white", "markeredgewidth": 0.6, **style}
+    axes.plot(x, [y.value for y in line.y], **style)
     axes.vlines(x, [y.low for y in line.y], [y.high for y in line.y], color=style["color"], linewidth=1.3, alpha=0.55)
 
 

@@ -12,10 +12,11 @@ from pathlib import Path
 
 import pandas as pd
 
-from study.report.claims.judge import FAILS, HOLDS, NOT_MEASURED, UNDECIDED
+from study.report.claims.judge import HOLDS, NOTHING, REVERSED, SMALLER, UNDECIDED
 from study.report.comparison_table import COMPARISON
 from study.report.drawing import DPI
 from study.report.figures import Figure, Sensitivity
+from study.report.findings import Finding
 from study.report.table import Table
 from study.tracking.results import Results
 
@@ -35,22 +36,24 @@ a { color: var(--link); } nav ul { display: flex; flex-wrap: wrap; gap: .3rem 1.
 nav a { display: inline-block; padding: .25rem 0; }
 .skip { position: absolute; left: -999rem; } .skip:focus { position: static; }
 .banner { background: var(--warn); color: var(--warn-ink); border-left: 4px solid #b45309; padding: .6rem 1rem; }
-dl { display: grid; grid-template-columns: max-content 1fr; gap: .2rem 1rem; }
+dl { display: grid; grid-template-columns: minmax(8rem, 15rem) 1fr; gap: .3rem 1rem; }
 dt { font-weight: 600; } dd { margin: 0; overflow-wrap: anywhere; }
 @media (max-width: 40rem) { dl { grid-template-columns: 1fr; } dd { margin-bottom: .4rem; } }
 figure { margin: 1rem 0 2rem; } figure img { display: block; min-width: 36rem; max-width: 100%; height: auto; }
 figcaption, .note { color: var(--soft); font-size: .9rem; }
 .scroll { overflow-x: auto; border-radius: 4px; } .scroll:focus-visible { outline: 3px solid var(--link); }
-table { border-collapse: collapse; font-size: .9rem; margin: .4rem 0 .5rem; }
-th, td { padding: .3rem .6rem; text-align: left; vertical-align: top; border-bottom: 1px solid var(--line);
+table { border-collapse: collapse; font-size: .85rem; line-height: 1.4; margin: .4rem 0 .5rem; }
+th, td { padding: .3rem .5rem; text-align: left; vertical-align: top; border-bottom: 1px solid var(--line);
   font-variant-numeric: tabular-nums; white-space: nowrap; }
-thead th { white-space: normal; vertical-align: bottom; } td.long { white-space: normal; min-width: 12rem; }
+thead th { white-space: normal; vertical-align: bottom; } td.text { white-space: normal; max-width: 13rem; }
+td.long { white-space: normal; min-width: 12rem; }
 tr.block th { padding-top: .9rem; } .below { display: block; color: var(--soft); font-size: .85em; }
 code { background: var(--code); padding: .1rem .3rem; overflow-wrap: anywhere; }
 summary { cursor: pointer; padding: .25rem 0; }
 .holds { color: var(--good); } .does-not-hold { color: var(--bad); }
 """
-_MARKS = {HOLDS: "✓", FAILS: "✗", UNDECIDED: "?", NOT_MEASURED: "–"}  # beside the words, for who does not see colours
+_MARKS = {HOLDS: "✓", SMALLER: "✓", NOTHING: "✗", REVERSED: "✗", UNDECIDED: "?"}  # for who does not see colours
+_NUMBER = re.compile(r"[-+−–±]?(\d|$)")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +62,7 @@ class Content:
 
     figures: Sequence[Figure]
     tables: Sequence[Table]
+    findings: Sequence[Finding]
     missing: Sequence[str]
     cost: Table | None
 
@@ -66,28 +70,38 @@ class Content:
 def page(results: Results, content: Content, folder: Path) -> str:
     """Return the whole document; images are read from `folder`."""
     title = f"Study {escape(results.experiment)}"
-    claims = [table for table in content.tables if table.name.startswith("claims")]
-    main = [table for table in content.tables if table.name == COMPARISON]
-    others = [table for table in content.tables if table not in (*claims, *main)]
+    main = [table for name in (COMPARISON, "claims") for table in content.tables if table.name == name]
+    last = [table for table in content.tables if table.name in ("claims_comparisons", "claims_untested")]
+    others = [table for table in content.tables if table not in (*main, *last)]
     sections = {
-        "State": _state(results) + (_table(content.cost) if content.cost else ""),
-        "Missing": _list(content.missing),
-        "Comparison": "".join(map(_table, main)),
-        "Claims": "".join(map(_table, claims)),
-        "Tables": "".join(map(_table, others)),
+        "Found": _found(content.findings),
         "Figures": "".join(_figure(results, figure, folder) for figure in content.figures),
+        "Tables": "".join(map(_table, (*main, *others))),
+        "Missing": _list(content.missing),
+        "State": _facts(results) + _state(results) + (_table(content.cost) if content.cost else ""),
+        "Behind the claims": "".join(map(_table, last)),
     }
     shown = {name: body for name, body in sections.items() if body}
-    links = "".join(f'<li><a href="#{name.lower()}">{name}</a></li>' for name in shown)
-    body = "".join(f'<section id="{n.lower()}">\n<h2>{n}</h2>\n{text}</section>\n' for n, text in shown.items())
+    links = "".join(f'<li><a href="#{_anchor(name)}">{name}</a></li>' for name in shown)
+    body = "".join(f'<section id="{_anchor(n)}">\n<h2>{n}</h2>\n{text}</section>\n' for n, text in shown.items())
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n<link rel="icon" href="data:,">\n'
         f"<title>{title}</title>\n<style>{_CSS}</style>\n</head>\n<body>\n"
         f'<a class="skip" href="#content">Skip to the content</a>\n<header>\n<h1>{title}</h1>\n'
-        f"{_banners(results, content)}{_facts(results)}</header>\n"
+        f"{_banners(results, content)}</header>\n"
         f'<nav aria-label="Sections"><ul>{links}</ul></nav>\n<main id="content">\n{body}</main>\n</body>\n</html>\n'
     )
+
+
+def _anchor(name: str) -> str:
+    return name.lower().replace(" ", "-")
+
+
+def _found(found: Sequence[Finding]) -> str:
+    """Return what was found: a sentence each, after what it is about."""
+    lines = [f"<dt>{escape(each.subject)}</dt><dd>{escape(each.sentence)}</dd>" for each in found]
+    return f"<dl>{''.join(lines)}</dl>\n" if lines else ""
 
 
 def _banners(results: Results, content: Content) -> str:
@@ -163,10 +177,14 @@ def _cell(text: str) -> str:
     first, *rest = text.split("\n")
     bold = re.fullmatch(r"\*\*(.*)\*\*", first)
     if bold and bold[1] in _MARKS:
-        return f'<td><strong class="{bold[1].replace(" ", "-")}">{_MARKS[bold[1]]} {escape(bold[1])}</strong></td>'
-    shown = f"<strong>{escape(bold[1])}</strong>" if bold else escape(first)
+        kind = {"✓": "holds", "✗": "does-not-hold", "?": "undecided"}[_MARKS[bold[1]]]
+        shown = f'<strong class="{kind}">{_MARKS[bold[1]]} {escape(bold[1])}</strong>'
+    else:
+        shown = f"<strong>{escape(bold[1])}</strong>" if bold else escape(first)
     shown += "".join(f'<span class="below">{escape(line)}</span>' for line in rest)
-    return f'<td class="long">{shown}</td>' if max(map(len, text.split("\n"))) > 40 else f"<td>{shown}</td>"
+    if max(map(len, text.split("\n"))) > 40:
+        return f'<td class="long">{shown}</td>'
+    return f"<td>{shown}</td>" if _NUMBER.match(first) else f'<td class="text">{shown}</td>'
 
 
 def _figure(results: Results, figure: Figure, folder: Path) -> str:

@@ -27,13 +27,14 @@ from study.labels import Labels
 from study.provenance import commit
 from study.report import drawing, tables
 from study.report.claims.judge import Judged, counts, judge, unread
-from study.report.claims.tables import claims_table, contrasts_table
+from study.report.claims.tables import UNTESTED, claims_table, contrasts_table, untested_table
 from study.report.comparison import Comparison, compare
 from study.report.comparison_table import comparison_table, difference_table, full_ranking_table
 from study.report.cost import cost_table
 from study.report.figures import Figure, search, tradeoffs
 from study.report.figures.common import row_name
 from study.report.figures.sensitivity import sensitivity
+from study.report.findings import findings
 from study.report.page import Content, page
 from study.report.table import Table
 from study.tracking import tags
@@ -99,7 +100,10 @@ def report(
             (staged / folder).mkdir()
         content = _make(results, progress or (lambda done, total: None), staged)
         cost = _cost(results, staged)
-        all_ = Content(figures=content.figures, tables=content.tables, missing=content.missing, cost=cost)
+        found = findings(labels, content.claims, content.comparison)
+        all_ = Content(
+            figures=content.figures, tables=content.tables, findings=found, missing=content.missing, cost=cost
+        )  # fmt: skip
         (staged / PAGE).write_text(page(results, all_, staged / "figures"), encoding="utf-8")
         if content.unread:
             _keep_old(out, staged, figure_names(results))
@@ -205,24 +209,24 @@ def _drawn_from(results: Results) -> str:
 
 
 def _make(results: Results, progress: Callable[[int, int], None], staged: Path) -> _Content:
-    content, labels = _Content(missing=[*results.lost], unread=bool(results.lost)), results.labels
+    labels = results.labels
+    claims = tuple(judge(results))
+    lost = [*results.lost, *unread(claims)]
+    content = _Content(missing=lost, unread=bool(lost), claims=claims)
 
     def compared() -> Table:
         content.comparison = compare(results)
         return comparison_table(content.comparison, results)
 
-    def claims() -> Table:
-        content.claims = tuple(judge(results))
-        content.missing += unread(content.claims)
-        content.unread |= bool(unread(content.claims))
-        return claims_table(results, content.claims)
-
     def less_printed() -> Table:
         return difference_table(results, content.comparison or compare(results))
 
-    judged: list[Callable[[], Figure | Table]] = [claims, lambda: contrasts_table(results, content.claims)]
+    behind = [partial(contrasts_table, results, claims)]
+    if any(one.verdict in UNTESTED for one in claims):
+        behind.append(partial(untested_table, results, claims))
     makers: list[Callable[[], Figure | Table]] = [
-        *(judged if labels.paper else []),
+        *([partial(claims_table, results, claims)] if labels.paper else []),
+        *(behind if claims else []),
         compared,
         *([less_printed] if labels.published else []),
         partial(tables.domains_table, results),

@@ -6,21 +6,23 @@ MAE and RMSE pool every test rating (MuSiC 4.1.2), so a resample of the users ad
 divides once; the average of the users' own RMSEs would be another number. HR and NDCG are averaged over users. All samples
 of the same number of users share their resamples, which is what pairs their differences.
 
-A comparison is tested on an `Effect`: a difference with the two things it varies by. Its variance is that over training
-seeds (of the seeds' differences) plus that over users (of the resampled differences), its test a t test with
-Satterthwaite's degrees of freedom. What users and seeds share is counted in both, so the test errs on the careful side.
+A comparison is tested on an `Effect`: a weighted sum of configurations with what it varies by. Users and training seeds
+are crossed, so its variance is V_users + V_seeds - V_both, with V_both the mean square of what neither explains alone
+(two-way clustering: Cameron, Gelbach and Miller 2011), and never less than the larger of the first two; its test is a t
+test with Satterthwaite's degrees of freedom. RMSE is linearised: a user's pseudo-value is what the user adds to it.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
-from scipy.special import stdtr, stdtrit
+from scipy.special import chdtrc, ndtri, stdtr, stdtrit
 
 from features.errors import InputError
 from trainables.task_types import Metric
@@ -31,6 +33,7 @@ LEVEL = 0.95
 RESAMPLES = 2_000
 POWER = 0.8  # with which a difference should be seen by the seeds that are asked for
 MOST_SEEDS = 1_000  # more are not asked for
+_NONE = 1e-12  # what rounding leaves of two equal numbers
 _BLOCK_ELEMENTS = 2_000_000  # 16 MB of float64 weights at a time, whatever the number of users
 
 
@@ -148,35 +151,39 @@ def seed_interval(values: Sequence[float]) -> Interval:
 class Sample:
     """One metric of one trained configuration in one cell."""
 
-    seeds: Mapping[int, float]
-    """Training seed -> value over all users."""
-    drawn: Floats
-    """[B], over resampled users, seeds averaged."""
+    table: Floats
+    """[U, S] pseudo-values: the mean over the users is the value of the seed."""
+    seeds: tuple[int, ...]
     users: tuple[str, ...]
     """Whose rows they are."""
+    drawn: Floats = field(default_factory=lambda: np.empty(0))
+    """[B], over resampled users, seeds averaged; empty where nothing was drawn."""
     fixed: bool = False
     """Of a simple baseline without training: nothing depends on a seed."""
 
     @property
+    def by_seed(self) -> Floats:
+        """[S], over all users."""
+        return np.asarray(self.table.mean(axis=0))
+
+    @property
     def value(self) -> float:
         """Mean over the seeds."""
-        return float(np.mean(list(self.seeds.values())))
+        return float(self.table.mean())
 
 
 def samples(
     users: UserTotals, *, fixed: bool = False, resamples: int = RESAMPLES, seed: int = 0
 ) -> dict[str, Sample]:  # fmt: skip
-    """Return a sample of every metric, all from one set of resamples."""
+    """Return a sample of every metric, all from one set of resamples (0: none are drawn)."""
     blocks = [pooled_metrics(users, weights) for weights in resample_weights(len(users.users), resamples, seed)]
     return {
         metric.name: Sample(
-            dict(zip(users.seeds, _by_seed(users, metric), strict=True)),
-            np.concatenate([block[metric.name] for block in blocks]),
-            users.users,
-            fixed,
+            _pseudo_values(users, metric), users.seeds, users.users,
+            np.concatenate([block[metric.name] for block in blocks]) if blocks else np.empty(0), fixed,
         )
         for metric in users.metrics
-    }
+    }  # fmt: skip
 
 
 def interval_over_users(sample: Sample) -> Interval:
@@ -189,10 +196,15 @@ def difference_over_users(ours: Sample, theirs: Sample) -> Interval:
     return _percentile(ours.value - theirs.value, ours.drawn - theirs.drawn, len(ours.users))
 
 
-def _by_seed(users: UserTotals, metric: Metric) -> list[float]:
-    """Return one metric of each seed, over all users."""
-    values = users.totals[metric.name].sum(axis=0) / users.counts[metric.name].sum()
-    return [float(value) for value in (np.sqrt(values) if metric.root else values)]
+def _pseudo_values(users: UserTotals, metric: Metric) -> Floats:
+    """Return [U, S]: the metric of a seed plus U times the user's influence on it (of a root by the delta method)."""
+    total_US, count_U1 = users.totals[metric.name], users.counts[metric.name][:, None]
+    mean_S = total_US.sum(axis=0) / count_U1.sum()
+    influence_US = (total_US - mean_S * count_U1) * len(count_U1) / count_U1.sum()
+    if not metric.root:
+        return np.asarray(mean_S + influence_US)
+    root_S = np.sqrt(mean_S)
+    return np.asarray(root_S + influence_US / np.where(root_S > 0, 2 * root_S, 1.0))
 
 
 def _percentile(value: float, drawn_B: Floats, n: int) -> Interval:
@@ -225,18 +237,27 @@ class Effect:
     users: int
     user_variance: float
     """Of `value`, over the users at hand."""
+    both_variance: float = 0.0
+    """What the two hold in common: of what neither users nor seeds explain alone."""
     paired: bool = True
-    """Whether both have the same users."""
+    """Whether all configurations have the same users."""
 
     @property
     def error(self) -> float:
         """Standard error of the value."""
-        return math.sqrt(self.seed_variance + self.user_variance)
+        if math.isnan(self.seed_variance):
+            return math.nan
+        crossed = self.user_variance + self.seed_variance - self.both_variance
+        return math.sqrt(max(self.user_variance, self.seed_variance, crossed))
 
     @property
     def freedom(self) -> float:
-        """Satterthwaite's degrees of freedom of the two variances."""
-        parts = [(self.seed_variance, self.seed_freedom), (self.user_variance, self.users - 1.0)]
+        """Satterthwaite's degrees of freedom of the variances."""
+        users = max(1.0, self.users - 1.0)
+        parts = [
+            (self.seed_variance, self.seed_freedom), (self.user_variance, users),
+            (self.both_variance, users * self.seed_freedom),
+        ]  # fmt: skip
         below = sum(variance**2 / freedom for variance, freedom in parts if variance > 0)
         return self.error**4 / below if below > 0 else math.inf
 
@@ -245,35 +266,33 @@ class Effect:
         half = float(stdtrit(self.freedom, (1 + LEVEL) / 2)) * self.error
         return Interval(self.value, self.value - half, self.value + half, self.seeds)
 
-    def tail(self, sign: int = 1) -> float:
-        """Return the one-sided p value of "better" (sign 1) or "worse" (sign -1): small where the data say so; of NaN 1."""
+    def lower_end(self) -> float:
+        """Return the lower end of the one-sided 95% interval."""
+        return self.value - float(stdtrit(self.freedom, LEVEL)) * self.error
+
+    def tail(self, sign: int = 1, margin: float = 0.0) -> float:
+        """Return the one-sided p value of "more than `margin`" (sign 1) or "less" (sign -1): small where the data say so.
+
+        Where nothing tells how seeds vary it is 1.
+        """
+        distance = sign * (self.value - margin)
         if math.isnan(self.error):
             return 1.0
-        if self.error == 0:
-            return float(sign * self.value <= 0)
-        return float(stdtr(self.freedom, -sign * self.value / self.error))
-
-    def minus(self, other: Effect) -> Effect:
-        """Return the difference of the effects of two cells.
-
-        They share training seeds, and a cell of a higher cold ratio holds the test users of a lower one; what both effects
-        have in common by that cancels here, but is counted in both variances, so that the test errs on the careful side.
-        """
-        return Effect(
-            value=self.value - other.value, seeds=min(self.seeds, other.seeds),
-            seed_variance=self.seed_variance + other.seed_variance,
-            seed_freedom=min(self.seed_freedom, other.seed_freedom), users=min(self.users, other.users),
-            user_variance=self.user_variance + other.user_variance, paired=False,
-        )  # fmt: skip
+        if self.error < _NONE:
+            return float(distance < _NONE)
+        return float(stdtr(self.freedom, -distance / self.error))
 
     def at(self, seeds: int, users: int | None = None) -> Effect:
         """Return the effect as it would be known with other numbers of seeds and users."""
         users = users or self.users
-        shared = self.user_variance * self.users / users
         freedom = self.seed_freedom if self.seeds == 1 else self.seed_freedom / max(1, self.seeds - 1) * (seeds - 1)
+        by_seeds, by_users = self.seeds / seeds, self.users / users
+        seed_alone = max(0.0, self.seed_variance - self.both_variance) * by_seeds
+        user_alone = max(0.0, self.user_variance - self.both_variance) * by_users
+        both = min(self.both_variance, self.seed_variance, self.user_variance) * by_seeds * by_users
         return replace(
-            self, seeds=seeds, seed_variance=self.seed_variance * self.seeds / seeds, users=users, user_variance=shared,
-            seed_freedom=max(1.0, freedom),
+            self, seeds=seeds, seed_variance=seed_alone + both, users=users, user_variance=user_alone + both,
+            both_variance=both, seed_freedom=max(1.0, freedom),
         )  # fmt: skip
 
 
@@ -283,16 +302,65 @@ def effect(ours: Sample, theirs: Sample, *, higher: bool, spread: Spread | None 
     `spread` stands in for the variance over seeds where there is one seed.
     """
     sign = 1.0 if higher else -1.0
-    value = sign * (ours.value - theirs.value)
-    users, paired = min(len(ours.users), len(theirs.users)), ours.users == theirs.users
-    drawn = [ours.drawn - theirs.drawn] if paired else [ours.drawn, theirs.drawn]
-    user_variance = sum(float(np.var(values, ddof=1)) for values in drawn)
-    seeds = min(len(sample.seeds) for sample in (ours, theirs) if not sample.fixed or ours.fixed == theirs.fixed)
-    seed_variance, freedom = _over_seeds(ours, theirs, spread)
+    return combine([(sign, ours), (-sign, theirs)], spread)
+
+
+def combine(terms: Sequence[tuple[float, Sample]], spread: Spread | None = None) -> Effect:
+    """Return a weighted sum of configurations of one cell, e.g. one less the mean of others."""
+    samples_, trained = [sample for _, sample in terms], [(w, sample) for w, sample in terms if not sample.fixed]
+    paired = all(sample.users == samples_[0].users for sample in samples_)
+    means_KU = [weight * sample.table.mean(axis=1) for weight, sample in terms]
+    by_user = [np.sum(means_KU, axis=0)] if paired else means_KU
+    seed_variance, freedom = _over_seeds(trained, spread)
+    crossed = paired and len({sample.seeds for _, sample in trained}) == 1
     return Effect(
-        value=value, seeds=seeds, seed_variance=seed_variance, seed_freedom=freedom, users=users,
-        user_variance=user_variance, paired=paired,
+        value=sum(weight * sample.value for weight, sample in terms),
+        seeds=min(len(sample.seeds) for sample in ([sample for _, sample in trained] or samples_)),
+        seed_variance=seed_variance, seed_freedom=freedom, users=min(len(sample.users) for sample in samples_),
+        user_variance=sum(_mean_square(values_U) for values_U in by_user),
+        both_variance=_interaction(np.sum([w * sample.table for w, sample in trained], axis=0)) if crossed else 0.0,
+        paired=paired,
     )  # fmt: skip
+
+
+def pool(weighted: Sequence[tuple[float, Effect]], tasks: Sequence[str]) -> Effect:
+    """Return a weighted sum of the effects of several cells, each of one of `tasks`.
+
+    Trainings of different cells see different data, so their seeds are independent. Cells of one task share users: those of
+    the smaller cell are among those of the larger one, and would at most repeat there what they add here. Of a difference
+    that would cancel, and is left out, so that the test errs on the careful side both times.
+    """
+    weights = [weight for weight, _ in weighted]
+    effects = [effect for _, effect in weighted]
+    users = sum(weight**2 * effect.user_variance for weight, effect in weighted)
+    for j, k in itertools.combinations(range(len(effects)), 2):
+        if tasks[j] == tasks[k] and weights[j] * weights[k] > 0:
+            one, two = effects[j], effects[k]
+            shared = math.sqrt(min(one.users, two.users) / max(one.users, two.users))
+            users += 2 * weights[j] * weights[k] * shared * math.sqrt(one.user_variance * two.user_variance)
+    seeds = [weight**2 * effect.seed_variance for weight, effect in weighted]
+    below = sum(part**2 / effect.seed_freedom for part, effect in zip(seeds, effects, strict=True))
+    return Effect(
+        value=sum(weight * effect.value for weight, effect in weighted), seeds=min(e.seeds for e in effects),
+        seed_variance=sum(seeds), users=sum(effect.users for effect in effects), user_variance=users,
+        seed_freedom=sum(seeds) ** 2 / below if below > 0 else min(effect.seed_freedom for effect in effects),
+        both_variance=sum(weight**2 * effect.both_variance for weight, effect in weighted),
+        paired=all(effect.paired for effect in effects),
+    )  # fmt: skip
+
+
+def opposite_signs(effects: Sequence[Effect]) -> float:
+    """Return the p value of "some cells go one way and some the other" (Gail and Simon 1985, likelihood ratio).
+
+    Their cells are independent; ours of one task share users, so it errs on the careful side there. 1 where one cell or
+    one sign is all there is.
+    """
+    squares = [(effect.value, (effect.value / effect.error) ** 2) for effect in effects if effect.error > 0]
+    ratio = min(sum(q for value, q in squares if value > 0), sum(q for value, q in squares if value < 0))
+    others = len(squares) - 1
+    if others < 1 or ratio == 0:
+        return 1.0
+    return float(sum(math.comb(others, h) / 2**others * chdtrc(h, ratio) for h in range(1, others + 1)))
 
 
 def pooled_spread(trials: Sequence[Sequence[float]]) -> Spread | None:
@@ -304,30 +372,34 @@ def pooled_spread(trials: Sequence[Sequence[float]]) -> Spread | None:
     return Spread(variance=sum(float(np.var(values)) * len(values) for values in several) / freedom, freedom=freedom)
 
 
-def _over_seeds(ours: Sample, theirs: Sample, spread: Spread | None) -> tuple[float, float]:
-    """Return the variance of the difference over seeds, and its degrees of freedom."""
-    trained = [sample for sample in (ours, theirs) if not sample.fixed]
+def _over_seeds(trained: Sequence[tuple[float, Sample]], spread: Spread | None) -> tuple[float, float]:
+    """Return the variance of a weighted sum over seeds, and its degrees of freedom."""
     if not trained:
         return 0.0, 1.0
-    if min(len(sample.seeds) for sample in trained) == 1:
-        parts = [1.0 / len(sample.seeds) for sample in trained]
+    if min(len(sample.seeds) for _, sample in trained) == 1:
+        parts = [weight**2 / len(sample.seeds) for weight, sample in trained]
         return (spread.variance * sum(parts), float(spread.freedom)) if spread else (math.nan, 1.0)
-    if len(trained) == 2 and set(ours.seeds) == set(theirs.seeds):
-        differences = [ours.seeds[seed] - theirs.seeds[seed] for seed in ours.seeds]
-        return float(np.var(differences, ddof=1)) / len(differences), len(differences) - 1.0
-    variances = [float(np.var(list(sample.seeds.values()), ddof=1)) / len(sample.seeds) for sample in trained]
-    return sum(variances), min(len(sample.seeds) for sample in trained) - 1.0
+    means_KS = [weight * sample.by_seed for weight, sample in trained]
+    if len({sample.seeds for _, sample in trained}) == 1:
+        return _mean_square(np.sum(means_KS, axis=0)), len(means_KS[0]) - 1.0
+    return sum(map(_mean_square, means_KS)), min(len(mean_S) for mean_S in means_KS) - 1.0
+
+
+def _mean_square(values: Floats) -> float:
+    """Return the variance of the mean of some values; 0 of a single one."""
+    return float(values.var(ddof=1)) / len(values) if len(values) > 1 else 0.0
+
+
+def _interaction(table_US: Floats) -> float:
+    """Return the variance of the table's mean by what rows and columns leave unexplained."""
+    users, seeds = table_US.shape
+    if min(users, seeds) == 1:
+        return 0.0
+    rest_US = table_US - table_US.mean(axis=1, keepdims=True) - table_US.mean(axis=0) + table_US.mean()
+    return float(np.square(rest_US).sum() / ((users - 1) * (seeds - 1) * users * seeds))
 
 
 # --- many comparisons, and how many seeds they need ---------------------------------------------------------------
-
-
-def in_at_least(tails: Sequence[float], least: int) -> float:
-    """Return the p value of "true in at least `least` of these", from one-sided ones.
-
-    By Benjamini and Heller (2008), in Bonferroni's form: with `least` equal to their number it is the largest of them.
-    """
-    return min(1.0, (len(tails) - least + 1) * sorted(tails)[least - 1])
 
 
 def holm(tails: Sequence[float]) -> list[float]:
@@ -340,15 +412,24 @@ def holm(tails: Sequence[float]) -> list[float]:
 
 
 def power(measured: Effect, difference: float, level: float) -> float:
-    """Return the chance that a two-sided test at `level` sees a true `difference`, by the noncentral t distribution."""
+    """Return the chance that a one-sided test at `level` sees a true `difference`, by the noncentral t distribution."""
     if math.isnan(measured.error):
         return math.nan
     if measured.error == 0:
         return 1.0
     from scipy.stats import nct  # half a second, and claims alone need it
 
-    critical = stdtrit(measured.freedom, 1 - level / 2)
+    critical = stdtrit(measured.freedom, 1 - level)
     return float(nct.sf(critical, measured.freedom, abs(difference) / measured.error))
+
+
+def small_telescopes(measured: Effect, users: float) -> float:
+    """Return the effect that a study of so many users would have seen with a power of a third (Simonsohn 2015).
+
+    Two-sided at 5%, with users as different as those measured; the seeds of its trainings are left out.
+    """
+    error = math.sqrt(measured.user_variance * measured.users / users)
+    return float((ndtri(0.975) - ndtri(2 / 3)) * error)
 
 
 def seeds_needed(measured: Effect, difference: float, level: float) -> int | None:

@@ -14,12 +14,13 @@ import shlex
 import sqlite3
 import time
 from collections.abc import Iterator
-from contextlib import closing, suppress
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from urllib.parse import quote, unquote, urlparse
 from urllib.request import url2pathname
 
 from features.errors import InputError, one_line
+from features.store.folders import locked
 from study.home import Home, process_at
 
 LOCK_S = 60.0
@@ -87,6 +88,28 @@ def check_store(database: Path) -> None:
             raise InputError(f"{database}: is no SQLite store any more ({one_line(error)}); {_REMEDY}") from error
         else:
             return
+
+
+@contextmanager
+def making(database: Path) -> Iterator[bool]:
+    """Let one process at a time make the tables of a new store, because two at once fail; yields whether it is new."""
+    if _has_tables(database):
+        yield False
+        return
+    database.parent.mkdir(parents=True, exist_ok=True)
+    with locked(database.with_name(".mlflow.lock")):
+        yield True
+
+
+def _has_tables(database: Path) -> bool:
+    """Whether MLflow has finished the tables: it notes their version last, in one transaction with the newest ones."""
+    if not database.is_file():
+        return False
+    try:
+        with closing(sqlite3.connect(f"file:{quote(str(database.absolute()))}?mode=ro", uri=True)) as base:
+            return base.execute("SELECT version_num FROM alembic_version").fetchone() is not None
+    except sqlite3.OperationalError:
+        return False
 
 
 def place_of_artifacts(logged: str, tracking_uri: str) -> str:

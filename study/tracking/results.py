@@ -212,6 +212,12 @@ def is_baseline(trial: pd.Series) -> bool:
     return str(trial["model"]) == BASELINE
 
 
+def compared_on(trial: pd.Series) -> str:
+    """Return on which users a line of `Results.trials` was measured last: test or validation."""
+    tested = (trial[name] for name in trial.index if str(name).startswith("metrics.test_"))
+    return "test" if any(math.isfinite(float(value)) for value in tested) else "validation"
+
+
 def read_config(tracking_uri: str, run_id: str) -> Mapping[str, Any]:
     """Return a trial's `config.yaml`: model, config, cell, seeds and folders, all that training it again needs."""
     try:

@@ -26,7 +26,7 @@ from features.errors import InputError
 from study.home import Home
 from study.specs import Job
 from study.tracking import tags
-from study.tracking.local_store import LOCK_S, check_store, database_file
+from study.tracking.local_store import LOCK_S, check_store, database_file, making
 from study.tracking.local_store import default_uri as default_uri
 from study.tracking.spool import Spool, answers
 
@@ -123,6 +123,11 @@ def connect(uri: str) -> MlflowClient:
         raise InputError(f"MLflow at {without_password(uri)}: does not answer; start the server, or name another store")
     if (database := database_file(uri)) is not None:
         check_store(database)
+        with making(database) as new:
+            client = _client(uri)
+            if new:
+                client.search_experiments(max_results=1)  # with the first question, the tables are made
+        return client
     return _client(uri)
 
 

@@ -29,6 +29,7 @@ from trainables.interface import Epoch, load_model
 from trainables.models.diffcdr import Config, NoiseNetwork, evaluation_times, sample
 from trainables.tasks.arrays import FeatureRows
 from trainables.tasks.rating import HeldOut, Ratings, Task
+from trainables.words import word_convolution
 
 USERS, HELD_OUT, EACH, ITEMS, DIM, HISTORY = 1_200, 20, 30, 12_000, 10, 20
 
@@ -251,6 +252,40 @@ def sampler() -> tuple[float, float]:
         return seconds(lambda: sample(chain(single, z), z, 30)), seconds(lambda: network.generate(wide, wide))
 
 
+def convolutions() -> tuple[float, float]:
+    """Seconds for CATN's convolution and its gradient over a batch of 256 pairs of documents of up to 500 words.
+
+    Padded documents of each pair by conv1d over looked-up vectors; and by tables, once per distinct document (16 users and
+    the 150 items that they rated).
+    """
+    draw, width, filters = torch.Generator().manual_seed(0), 384, 50
+    vectors = torch.randn(30_522, width, generator=draw)
+    weight = torch.randn(filters, width, 3, generator=draw).requires_grad_()
+    length = torch.randint(60, 501, (166,), generator=draw)
+    popularity = 1 / torch.arange(10, 8_010).double()  # of words
+    words = torch.multinomial(popularity, int(length.sum()), replacement=True, generator=draw)
+    padded = nn.utils.rnn.pad_sequence(list(words.split(length.tolist())), batch_first=True)
+    pairs = torch.cat([torch.arange(16).repeat_interleave(16), torch.randint(16, 166, (256,), generator=draw)])
+    document = torch.arange(166).repeat_interleave(length)
+
+    def usual() -> None:
+        seen = functional.embedding(padded[pairs], vectors)
+        functional.conv1d(seen.transpose(1, 2), weight, padding=1).sum().backward()  # type: ignore[no-untyped-call]
+
+    def tables() -> None:
+        word_convolution(vectors, weight, words, document).sum().backward()  # type: ignore[no-untyped-call]
+
+    def seconds(work: Callable[[], None]) -> float:
+        times = []
+        for _ in range(4):
+            began = time.process_time()
+            work()
+            times.append(time.process_time() - began)
+        return min(times)
+
+    return seconds(usual), seconds(tables)
+
+
 FACTORISE = """
 import resource, time
 import numpy as np
@@ -286,6 +321,9 @@ def main() -> None:
     slow, fast = sampler()
     print(f"\nDiffCDR's sampler, 10,240 users: chain {1000 * slow:.0f} ms, affine identity {1000 * fast:.1f} ms, "
           f"{slow / fast:.0f} times")  # fmt: skip
+    slow, fast = convolutions()
+    print(f"CATN's convolution of 256 pairs: conv1d over padded documents {1000 * slow:.0f} ms, by tables "
+          f"{1000 * fast:.0f} ms, {slow / fast:.0f} times")  # fmt: skip
     done = subprocess.run([sys.executable, "-c", FACTORISE], capture_output=True, text=True, check=True)
     print(f"Factorisation of 1 million ratings of 160,000 items at width 32, peak memory: {done.stdout.strip()}")
 

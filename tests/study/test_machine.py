@@ -9,10 +9,12 @@ from pathlib import Path
 
 import pytest
 
+from features import local_ray
 from features.cores import usable_cores
 from features.errors import InputError
-from study.engine import head, machine
-from study.engine.machine import direct_to_this_machine, ray_folder, user_folders
+from features.local_ray import ray_folder
+from study.engine import head
+from study.engine.machine import direct_to_this_machine, user_folders
 
 
 @pytest.mark.parametrize(
@@ -79,13 +81,13 @@ def test_ray_gets_a_short_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     long.mkdir()
     assert ray_folder({"TMPDIR": str(long)}) == f"/tmp/ray-{os.getuid()}"
     assert ray_folder({"RAY_TMPDIR": "/tmp", "TMPDIR": str(long)}) is None
-    monkeypatch.setattr(machine, "_can_write", lambda folder: False)
+    monkeypatch.setattr(local_ray, "can_write", lambda folder: False)
     with pytest.raises(InputError, match=rf"^TMPDIR {long}: is too long .*; set RAY_TMPDIR to a short one$"):
         ray_folder({"TMPDIR": str(long)})
 
 
 def test_a_lost_head_ends_the_process_in_one_line(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     ended: list[int] = []
     monkeypatch.setattr(head.os, "_exit", ended.append)
@@ -95,13 +97,13 @@ def test_a_lost_head_ends_the_process_in_one_line(
         address = f"127.0.0.1:{listening.getsockname()[1]}"
         left = iter([True, True])
         head._watch(address, "study resume tiny", lambda: next(left, False))
-        assert (ended, capsys.readouterr().err) == ([], "")
+        assert (ended, caplog.messages) == ([], [])
     head.watch_head(address, "study resume tiny", going=lambda: not ended)
     for thread in threading.enumerate():
         if thread.name == "head":
             thread.join()
     assert ended == [2]
-    assert capsys.readouterr().err == (
-        f"study: Ray's head at {address} has not answered for 0 s; what is finished is kept; when it is back, go on with "
-        "`study resume tiny`\n"
-    )
+    assert caplog.messages == [
+        f"Ray's head at {address} has not answered for 0 s; what is finished is kept; when it is back, go on with "
+        "`study resume tiny`"
+    ]

@@ -47,3 +47,9 @@ def task(sequence_folders: tuple[Path, Path]) -> SequenceTask:
 def scored(sequence_folders: tuple[Path, Path]) -> HeldOut:
     """Its test rows."""
     return load_held_out(sequence_folders[1])
+
+
+@pytest.fixture(scope="session")
+def worded(world: World, tmp_path_factory: pytest.TempPathFactory) -> TaskFolders:
+    """The task of that world with the words of its reviews."""
+    return build(world, tmp_path_factory.mktemp("worded"), "ratings", reviews=True)

@@ -25,12 +25,12 @@ from .simulated_gpu import CPU, GPU, SimulatedGpu
 from .training import quick, variants
 from .worlds import build, make_world
 
-LGCD = {**load_model("lgcd").PRESETS["paper"], "negatives": 0, "epochs": 2}  # `quick` would draw negatives
+LGCD = {**load_model("lgcd").PRESETS["paper"], "negatives": 0, "epochs": 2}
 CASES = [
     *((name, changes) for name in model_names() for changes in variants(name)),
     *(
         ("lgcd", {**LGCD, **changes})
-        for changes in ({"train_reverse": "chain", "expert": "mlp", "align_on": "both"}, {"guesser": False})
+        for changes in ({"train_reverse": "guess", "expert": "mlp", "align_on": "both"}, {"guesser": False})
     ),
 ]
 
@@ -39,7 +39,7 @@ CASES = [
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, Path]]:
     """Task type -> search and test folder."""
     folder = tmp_path_factory.mktemp("devices")
-    ratings = build(make_world(), folder / "ratings", "text")
+    ratings = build(make_world(), folder / "ratings", "text", reviews=True)
     return {"ratings": (ratings.task_dir, ratings.test_dir), "sequences": make_sequence_task(folder / "sequences")}
 
 

@@ -404,7 +404,8 @@ CHANGES: list[dict[str, Any]] = [
     {"align_on": "both"},
     {"directions": "one"},
     {"negatives": 10},
-    {"train_reverse": "chain"},
+    {"negatives": 0},
+    {"train_reverse": "guess"},
     {"guesser": False},
     {"guesser": False, "guesser_start": "noised_zero"},
     *(dict(variant.config_of("paper")) for variant in presets.ABLATIONS.values()),
@@ -424,7 +425,7 @@ def test_every_field_of_the_preset_is_read_and_repeats(
         assert torch.equal(one, quick_scores(task, scored, config))
 
 
-@pytest.mark.parametrize("changed", [{}, {"negatives": 10, "train_reverse": "chain"}], ids=str)
+@pytest.mark.parametrize("changed", [{}, {"negatives": 0, "train_reverse": "guess"}], ids=str)
 def test_a_training_of_the_preset_goes_on_to_the_last_bit(task: SequenceTask, changed: dict[str, Any]) -> None:
     """Both directions' batches, draws and weights are in the checkpoint."""
     config = replace(PAPER, epochs=4, **changed)

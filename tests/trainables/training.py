@@ -14,7 +14,7 @@ from trainables.trial import SeedTraining, Trial
 
 QUICK = {
     "epochs": 2, "patience": 9, "stage_epochs": 1, "feature_epochs": 1, "side_epochs": 1, "encoder_epochs": 1,
-    "steps": 4, "batch": 16, "batch_users": 32, "negatives": 10,
+    "steps": 4, "batch": 16, "batch_users": 32, "negatives": 10, "words": 9, "aspect_width": 3, "filters": 3,
 }  # fmt: skip
 
 

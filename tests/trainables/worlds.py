@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,6 +19,7 @@ from features.encoders.inputs import EncoderInput
 from features.encoders.spec import EncoderSpec, ResolvedEncoder
 from features.extraction.spec import FeatureSpec
 from features.factorisation import FactorSpec
+from features.reviews import ReviewSpec, WordTable, open_words
 from features.store.tables import FeatureTable
 from tests.features.one_table import extract
 from trainables.tasks.arrays import FeatureRows, TaskFolders
@@ -134,11 +136,24 @@ def text_vectors(source: Domain, target: Domain, folder: Path) -> TextVectors:
     )
 
 
-def build(world: World, folder: Path, feature_set: str, split: SplitSpec = SPLIT) -> TaskFolders:
-    """The task of a world, with vectors from `ratings` or from `text`."""
+def build(
+    world: World, folder: Path, feature_set: str, split: SplitSpec = SPLIT, *, reviews: bool = False
+) -> TaskFolders:
+    """The task of a world, with vectors from `ratings` or from `text`, and the words of its reviews where asked for."""
     source, target = domains_of(world, folder)
     vectors = FACTORS if feature_set == "ratings" else text_vectors(source, target, folder)
-    return build_task(split, source, target, vectors, folder / "tasks")
+    words = word_table(world, folder) if reviews else None
+    return build_task(split, source, target, vectors, folder / "tasks", words)
+
+
+def word_table(world: World, folder: Path, width: int = 12) -> WordTable:
+    """A vocabulary of all words of a world, from a `.vec` file of random vectors."""
+    texts = [*world.source["text"], *world.target["text"]]
+    words = sorted({word for text in texts for word in re.findall(r"[^\W_]+", text.lower())})
+    vectors = np.random.default_rng(0).normal(size=(len(words), width))
+    lines = [" ".join([word, *map(repr, map(float, row))]) for word, row in zip(words, vectors, strict=True)]
+    (folder / "words.vec").write_text("\n".join(lines))
+    return open_words(ReviewSpec(vectors=str(folder / "words.vec")), folder / "words")
 
 
 def rows_of(vectors: torch.Tensor) -> FeatureRows:

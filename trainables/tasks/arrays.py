@@ -122,6 +122,15 @@ def save_places(folder: Path, name: str, rows: Ints, centre: tuple[Floats, float
     write_json(folder / f"{name}.json", {"vectors": vectors, "scale": centre[1], "missing": int((rows < 0).sum())})
 
 
+def load_linked(folder: Path, name: str) -> Tensor:
+    """Open an array that lies elsewhere, at the path in `<name>.json`."""
+    path = folder / read_json(folder / f"{name}.json")["vectors"]
+    try:
+        return torch.from_numpy(np.load(path, mmap_mode="c"))
+    except FileNotFoundError as error:
+        raise InputError(f"{folder}: its vectors {path} are gone; run `study extract` on the plan") from error
+
+
 def load_rows(folder: Path, name: str) -> FeatureRows:
     meta = read_json(folder / f"{name}.json")
     path = folder / (meta["vectors"] or f"{name}_vectors.npy")

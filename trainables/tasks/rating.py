@@ -25,9 +25,17 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from trainables.devices import OnDevice
-from trainables.tasks.arrays import FeatureRows, Ints, load_array, load_rows, not_built, read_meta
+from trainables.tasks.arrays import FeatureRows, Ints, load_array, load_linked, load_rows, not_built, read_meta
 
 SHRINKAGE = 5.0  # ratings of the mean that each item mean and each user offset is taken to have (ours)
+
+
+@dataclass(frozen=True)
+class Words(OnDevice):
+    """Words of reviews, end to end: numbers of a fixed vocabulary."""
+
+    number: Tensor  # int32 [total]
+    starts: Tensor  # int64 [N + 1] first word of each review, and the total
 
 
 @dataclass(frozen=True)
@@ -37,6 +45,9 @@ class Ratings(OnDevice):
     user: Tensor  # int64 [N]
     item: Tensor  # int64 [N]
     rating: Tensor  # float32 [N], rating points
+    words: Words | None = (
+        None  # of the reviews, where the plan has `features.reviews`; never of held-out target reviews
+    )
 
     def __len__(self) -> int:
         return len(self.user)
@@ -86,6 +97,7 @@ class Task(OnDevice):
     item_offset: Tensor  # float32 [I] shrunken mean of the item's training ratings, less `mean`
     slope: float  # of the target rating on `source_offset`, fitted on the training overlapping users
     rating_scale: tuple[float, float]
+    word_vectors: Tensor | None = None  # float32 [W, E] of the vocabulary, where the ratings have words
     clip: bool = True  # whether predictions are cut to the rating scale before their errors are taken
 
     @property
@@ -97,12 +109,13 @@ class Task(OnDevice):
 def load_task(task_dir: Path) -> Task:
     """Open the search side of a task; large vectors stay memory-mapped."""
     meta = read_meta(task_dir)
-    train = _load_ratings(task_dir)
+    worded = (task_dir / "words.json").is_file()
+    train = _load_ratings(task_dir, worded=worded)
     source = load_rows(task_dir, "source")
     first_side = int(np.searchsorted(train.user.numpy(), len(source)))
     return Task(
         source=source,
-        source_ratings=_load_ratings(task_dir, "source_"),
+        source_ratings=_load_ratings(task_dir, "source_", worded=worded),
         source_items=meta["source_items"],
         source_times=meta["source_times"],
         source_offset=load_array(task_dir, "source_offset"),
@@ -116,6 +129,7 @@ def load_task(task_dir: Path) -> Task:
         slope=meta["slope"],
         rating_scale=(meta["rating_scale"][0], meta["rating_scale"][1]),
         clip=meta.get("clip", True),
+        word_vectors=load_linked(task_dir, "words") if worded else None,
     )
 
 
@@ -132,8 +146,12 @@ def load_held_out(folder: Path) -> HeldOut:
     )
 
 
-def _load_ratings(folder: Path, prefix: str = "") -> Ratings:
-    return Ratings(*(load_array(folder, prefix + name) for name in ("user", "item", "rating")))
+def _load_ratings(folder: Path, prefix: str = "", *, worded: bool = False) -> Ratings:
+    user, item, rating = (load_array(folder, prefix + name) for name in ("user", "item", "rating"))
+    if not worded:
+        return Ratings(user, item, rating)
+    words = Words(load_array(folder, f"{prefix}word"), load_array(folder, f"{prefix}word_starts"))
+    return Ratings(user, item, rating, words)
 
 
 def shrunken_means(code_N: Ints, value_N: NDArray[np.float64], size: int) -> NDArray[np.float64]:

@@ -8,6 +8,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from features.domains.overlap import writing_hint
 from features.domains.ties import time_order
 from features.errors import InputError
 from features.factorisation import FactorSpec, Interactions, biases, factorise
+from features.reviews import WordTable
 from features.store.folders import mapped_array, read_json, store_errors, whole_folder, write_json
 from features.store.tables import FeatureTable
 from trainables.tasks.arrays import Floats, Ints, TaskFolders, centre_of, save_arrays, save_places, table_rows
@@ -89,18 +91,25 @@ def split_users(source: Sequence[str], target: Sequence[str], spec: SplitSpec, p
 
 
 def build_task(
-    spec: SplitSpec, source: Domain, target: Domain, vectors: TextVectors | FactorSpec, store: Path
+    spec: SplitSpec,
+    source: Domain,
+    target: Domain,
+    vectors: TextVectors | FactorSpec,
+    store: Path,
+    words: WordTable | None = None,
 ) -> TaskFolders:
     """Build the task, or find it built; the folder appears whole or not at all."""
     document = {
         "version": VERSION, "split": split_document(spec), "source": source.key, "target": target.key,
         "shrinkage": SHRINKAGE, "vectors": _vectors_key(vectors),
     }  # fmt: skip
+    if words is not None:
+        document["words"] = words.key
     key = hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()
     folder = store / f"{source.name}-{target.name}-{key[:12]}"
     if not (folder / "manifest.json").is_file():
         with store_errors(folder.parent), whole_folder(folder) as work:
-            counts = _Builder(spec, source, target, vectors, work).build()
+            counts = _Builder(spec, source, target, vectors, words, work).build()
             write_json(work / "manifest.json", {"key": key, "counts": counts, **document})
     manifest = read_json(folder / "manifest.json")
     folder = folder.resolve()
@@ -146,9 +155,16 @@ class _Builder:
     """Writes one task into a folder."""
 
     def __init__(
-        self, spec: SplitSpec, source: Domain, target: Domain, vectors: TextVectors | FactorSpec, out: Path
+        self,
+        spec: SplitSpec,
+        source: Domain,
+        target: Domain,
+        vectors: TextVectors | FactorSpec,
+        words: WordTable | None,
+        out: Path,
     ) -> None:
-        self.spec, self.vectors, self.out = spec, vectors, out
+        self.spec, self.vectors, self.words, self.out = spec, vectors, words, out
+        self.domains = (source, target)
         self.place = f"task {source.name}->{target.name}"
         self.rating_scale, self.source_name, self.tied = target.rating_scale, source.name, 0
         self.source, self.target = _coded(source), _coded(target)
@@ -174,7 +190,13 @@ class _Builder:
         folder = self.out / "search"
         folder.mkdir(parents=True)
         _save_ratings(folder, user, item, rating)
-        self._save_source_ratings(folder)
+        source_rows = self._save_source_ratings(folder)
+        if self.words is not None:
+            _save_words(folder, "source_", self.domains[0], source_rows, self.words)
+            _save_words(folder, "", self.domains[1], self._rows(known, seen)[0], self.words)
+            # Relative: a home folder may move. The folder that is being built lies beside its final place.
+            path = os.path.relpath(self.words.vectors.resolve(), folder.resolve())
+            write_json(folder / "words.json", {"vectors": path})
         save_arrays(folder, item_offset=item_offset.astype(np.float32))
         self._save_vectors(folder, known, user, item, rating)
         in_training = np.bincount(item, minlength=len(self.target.items)) > 0
@@ -223,8 +245,11 @@ class _Builder:
         row[np.argsort(~train, kind="stable")] = np.arange(len(train))
         return row
 
-    def _save_source_ratings(self, folder: Path) -> None:
-        """Write the ratings of all source users by user, then time; at one time by a hash, without any times by item."""
+    def _save_source_ratings(self, folder: Path) -> Ints:
+        """Write the ratings of all source users by user, then time; at one time by a hash, without any times by item.
+
+        Returns the domain's rows in that order.
+        """
         source = self.source
         user = self._source_row[source.user]
         order = np.lexsort((source.item, user))
@@ -233,18 +258,24 @@ class _Builder:
             names = [source.users[source.user], source.items[source.item], domain]
             order, self.tied = time_order(user, source.time, names, self.spec.data_seed)
         _save_ratings(folder, user[order], source.item[order], source.rating[order], "source_")
+        return order
 
     def _side(self, hidden: NDArray[np.bool_]) -> list[str]:
         return [str(user) for user in self.target.users[~hidden & ~np.isin(self.target.users, self.split.train)]]
 
     def _ratings(self, ids: NDArray[Any], keep: NDArray[np.bool_]) -> tuple[Ints, Ints, Floats]:
         """The kept ratings of these users, numbered by their place in `ids`, sorted by user then item."""
+        rows, user = self._rows(ids, keep)
+        return user, self.target.item[rows], self.target.rating[rows]
+
+    def _rows(self, ids: NDArray[Any], keep: NDArray[np.bool_]) -> tuple[Ints, Ints]:
+        """The target domain's rows of these ratings, and their users' numbers."""
         number = np.full(len(self.target.users), -1)
         number[np.searchsorted(self.target.users, ids)] = np.arange(len(ids))
         user = number[self.target.user]
         rows = np.flatnonzero(keep & (user >= 0))
         rows = rows[np.lexsort((self.target.item[rows], user[rows]))]
-        return user[rows], self.target.item[rows], self.target.rating[rows]
+        return rows, user[rows]
 
     def _of_users(self, values: NDArray[Any], ids: Sequence[str]) -> NDArray[Any]:
         return values[np.searchsorted(self.source.users, np.array(ids, dtype=object))]
@@ -317,6 +348,18 @@ def _save_known_rows(folder: Path, name: str, table: FeatureTable, ids: Sequence
     places = np.full(len(rows), -1)
     places[present] = np.arange(len(present))
     save_places(folder, name, places, centre_of(copy), None)
+
+
+def _save_words(folder: Path, prefix: str, domain: Domain, rows: Ints, words: WordTable) -> None:
+    """Write the words of these rows of a domain's interactions, end to end, and of no others."""
+    texts = domain.interactions(["text"])["text"].iloc[rows].fillna("").tolist()
+    numbers: list[list[int]] = []
+    for start in range(0, len(texts), _COPY_ROWS):
+        numbers += words.tokenise(texts[start : start + _COPY_ROWS])
+    starts = np.concatenate([[0], np.cumsum([len(row) for row in numbers])]).astype(np.int64)
+    flat = np.fromiter(chain.from_iterable(numbers), np.int32, starts[-1])
+    arrays: dict[str, NDArray[Any]] = {f"{prefix}word": flat, f"{prefix}word_starts": starts}
+    save_arrays(folder, **arrays)
 
 
 def _save_ratings(folder: Path, user: Ints, item: Ints, rating: Floats, prefix: str = "") -> None:

@@ -178,7 +178,7 @@ def load_task(task_dir: Path) -> SequenceTask:
         if (task_dir / "generated_texts.json").is_file()
         else None,
         protocols=tuple(meta["protocols"]),
-        rank_seen=meta["rank_seen"],
+        rank_seen=meta.get("rank_seen", "last"),
         validation=load_held_out(task_dir / "validation"),
         train_key=meta["train_key"],
     )

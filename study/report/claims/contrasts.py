@@ -1,19 +1,23 @@
-"""The comparisons that a claim is made of: one in each cell, metric and pair of names, or between swept values.
+"""What a claim compares: for each thing that it says of a metric one component, pooled over the cells that it speaks of.
 
-A `Source` fills them, with what this study measured (`measured.Measured`) or with what the paper prints (`in_print.Print`).
+A component is one side against another: two systems, a value of a sweep against the mean of the others, or the difference
+at one ratio less that at another. A `Source` fills its contrasts, one a cell, with what this study measured
+(`measured.Measured`) or with what the paper prints (`in_print.Print`).
 """
 
 from __future__ import annotations
 
 import itertools
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 from study.labels import Labels
 from study.papers.reader import Claim, Difference, Optimum, Order, Unimodal
-from study.report.statistics import Effect
+from study.report.statistics import Effect, pool
 from trainables.task_types import TaskType
+
+OTHERS = "the other values"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,36 +30,53 @@ class Contrast:
     worse: str
     effect: Effect | None = None
     """Above 0 where it goes the claim's way; None: not measured."""
+    level: float | None = None
+    """Measured value of the better side."""
+    split: str = ""
+    """Users that it was measured on: test or validation."""
     lacking: tuple[str, ...] = ()
-    """Why it is not measured."""
+    """Why it is not measured, or what is left out of it."""
     printed: float | None = None
     """The published difference, above 0 where it goes the claim's way."""
-
-    def tail(self, sign: int = 1) -> float:
-        """Return the one-sided p value of the claim's way (sign 1) or of its opposite (sign -1); not measured: 1."""
-        return self.effect.tail(sign) if self.effect is not None else 1.0
-
-
-@dataclass(frozen=True)
-class Unit:
-    """What counts once: a contrast, or the contrasts of one swept parameter in one cell."""
-
-    contrasts: tuple[Contrast, ...]
-    tail: float
-    """One-sided p of the claim's way; above 1 where a correction makes it so."""
-    against: float
-    """One-sided p of its opposite."""
-    decisive: Contrast
-    """The contrast that `tail` depends on."""
-    opposing: Contrast
-    """The contrast that `against` depends on."""
-    tried: tuple[int, int] = (1, 1)
-    """Of how many contrasts `tail` and `against` are the smallest."""
+    printed_level: float | None = None
+    """Published value of the better side."""
 
     @property
-    def is_measured(self) -> bool:
-        """Whether any of its contrasts has runs."""
-        return any(contrast.effect is not None for contrast in self.contrasts)
+    def task(self) -> str:
+        """`books->movies`."""
+        return self.cell.partition("@")[0]
+
+    @property
+    def printed_share(self) -> float | None:
+        """The published difference as a share of the published value."""
+        return self.printed / self.printed_level if self.printed is not None and self.printed_level else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Component:
+    """One thing that a claim says, in all cells that it speaks of."""
+
+    metric: str
+    better: str
+    worse: str
+    contrasts: tuple[Contrast, ...]
+    rivals: tuple[Component, ...] = ()
+    """Of an optimum: the same side against each other value by itself."""
+
+    @property
+    def measured(self) -> tuple[Contrast, ...]:
+        """Contrasts that this study has runs for."""
+        return tuple(contrast for contrast in self.contrasts if contrast.effect is not None)
+
+    @property
+    def effect(self) -> Effect | None:
+        """The mean of the measured cells, equally weighted."""
+        effects = [contrast.effect for contrast in self.contrasts if contrast.effect is not None]
+        share = 1 / max(1, len(effects))
+        return pool([(share, effect) for effect in effects], [c.task for c in self.measured]) if effects else None
+
+
+Sides = tuple[tuple[str, ...], tuple[str, ...]]
 
 
 class Source(ABC):
@@ -63,6 +84,16 @@ class Source(ABC):
 
     def __init__(self, labels: Labels) -> None:
         self._labels, self._task_type = labels, labels.task_type
+
+    def optima(self, claim: Claim, cell: str) -> list[Optimum]:
+        """Return where the paper's claims put the best value of the same sweep in a cell."""
+        task, _, ratio = cell.partition("@")
+        return [
+            other.optimum
+            for other in (self._labels.paper.claims if self._labels.paper else ())
+            if other.part == claim.part and other.optimum is not None and other.dataset in ("", self._labels.dataset)
+            and other.speaks_of(task, float(ratio))
+        ]  # fmt: skip
 
     @abstractmethod
     def cells(self, claim: Claim) -> list[str]:
@@ -73,111 +104,161 @@ class Source(ABC):
         """Return the values of a sweep, ascending; those that are not numbers are left out."""
 
     @abstractmethod
-    def _filled(self, contrast: Contrast, part: str, better: tuple[str, str], worse: tuple[str, str]) -> Contrast:
-        """Return a contrast filled from two configurations, (cell, name)."""
+    def filled(self, contrast: Contrast, part: str, sides: Sides) -> Contrast:
+        """Return a contrast filled from the configurations of each side, of which it takes the mean."""
 
-    def contrast(self, claim: Claim, cell: str, metric: str, better: str, worse: str) -> Contrast:
-        """Compare two configurations in one cell."""
-        bare = Contrast(cell=cell, metric=metric, better=better, worse=worse)
-        return self._filled(bare, claim.part, (cell, better), (cell, worse))
-
-    def between_cells(self, claim: Claim, task: str, metric: str, better: str, worse: str) -> Contrast:
-        """Compare the subject at two ratios of one task."""
-        bare = Contrast(cell=task, metric=metric, better=better, worse=worse)
-        one, two = ((f"{task}@{ratio}", self._labels.subject.paper_name) for ratio in (better, worse))
-        return self._filled(bare, claim.part, one, two)
+    @abstractmethod
+    def between(self, contrast: Contrast, part: str, better: str, worse: str) -> Contrast:
+        """Return a contrast filled from the subject in two cells."""
 
 
-def units_of(claim: Claim, source: Source) -> Iterator[Unit]:
-    """Yield all that the claim compares, filled from a source."""
+def components_of(claim: Claim, source: Source, metric: str) -> list[Component]:
+    """Return all that the claim says of a metric, filled from a source; nothing where it speaks of no cell."""
     cells = source.cells(claim)
+    if not cells:
+        return []
     if claim.across_ratios:
-        yield from _across_ratios(claim, source, cells)
-    elif claim.more_at is not None:
-        yield from _more_at(claim, source, cells, claim.more_at)
-    else:
-        for cell, metric in itertools.product(cells, claim.metrics):
-            yield from _within(claim, source, cell, metric)
-
-
-def _within(claim: Claim, source: Source, cell: str, metric: str) -> Iterator[Unit]:
+        return _across_ratios(claim, source, cells, metric)
+    if claim.more_at is not None:
+        return _more_at(claim, source, cells, metric, claim.more_at)
     form = claim.form
-    if isinstance(form, Order):
-        for better, worse in form.pairs:
-            yield _single(source.contrast(claim, cell, metric, better, worse))
-    elif isinstance(form, Difference):
-        yield _single(source.contrast(claim, cell, metric, form.better, form.worse))
-    else:
-        values = source.swept(claim.part, cell)
-        if isinstance(form, Optimum):
-            inside = [value for value in values if form.low <= float(value) <= form.high]
-            outside = [value for value in values if value not in inside]
-        else:
-            inside, outside = values[1:-1], [values[0], values[-1]] if len(values) > 2 else []
-        if not inside or not outside:
-            lacking = f"{cell}: no sweep of {claim.part.partition(':')[2]} with {_asked(form)}"
-            yield _single(Contrast(cell=cell, metric=metric, better="", worse="", lacking=(lacking,)))
-        else:
-            yield _peak(claim, source, cell, metric, inside, outside)
+    if isinstance(form, Order | Difference):
+        return [
+            _component([_within(claim, source, cell, metric, sides) for cell in cells]) for sides in _named_sides(claim)
+        ]
+    return _peak(claim, source, cells, metric, form)
 
 
-def _asked(form: Optimum | Unimodal) -> str:
-    """Return the values that a sweep needs to be judged."""
-    if isinstance(form, Unimodal):
-        return "three values"
-    best = f"{form.low:g}" if form.low == form.high else f"a value from {form.low:g} to {form.high:g}"
-    return f"{best} and another one"
+def _named_sides(claim: Claim) -> list[Sides]:
+    """Return the sides of an order or a difference: pairs of names, or the mean of one level against that of the next."""
+    form = claim.form
+    if isinstance(form, Difference):
+        return [((form.better,), (form.worse,))]
+    assert isinstance(form, Order)
+    if claim.at_least == "most":
+        return list(itertools.pairwise(form.levels))
+    return [((better,), (worse,)) for better, worse in form.pairs]
 
 
-def _peak(
-    claim: Claim, source: Source, cell: str, metric: str, inside: Sequence[str], outside: Sequence[str]
-) -> Unit:  # fmt: skip
-    """Return the unit of a peak: one of `inside` is better than all of `outside`.
+def _within(
+    claim: Claim, source: Source, cell: str, metric: str, sides: Sides, names: tuple[str, str] = ("", "")
+) -> Contrast:
+    """Compare two sides in one cell."""
+    better, worse = (name or side_text(side) for name, side in zip(names, sides, strict=True))
+    return source.filled(Contrast(cell=cell, metric=metric, better=better, worse=worse), claim.part, sides)
 
-    Against it speaks that one of `outside` is better than all of `inside`.
-    """
-    grid = {(v, o): source.contrast(claim, cell, metric, v, o) for v in inside for o in outside}
-    hardest = [max((grid[v, o] for o in outside), key=lambda contrast: contrast.tail(1)) for v in inside]
-    best = min(hardest, key=lambda contrast: contrast.tail(1))
-    opposing = [max((grid[v, o] for v in inside), key=lambda contrast: contrast.tail(-1)) for o in outside]
-    other = min(opposing, key=lambda contrast: contrast.tail(-1))
-    return Unit(
-        tuple(grid.values()),
-        len(inside) * best.tail(1),
-        len(outside) * other.tail(-1),
-        best,
-        other,
-        (len(inside), len(outside)),
+
+def side_text(names: Sequence[str]) -> str:
+    """Return `CMF`, or `the mean of CMF, EMCDR`."""
+    return names[0] if len(names) == 1 else f"the mean of {', '.join(names)}"
+
+
+def _component(contrasts: Sequence[Contrast], rivals: Sequence[Component] = ()) -> Component:
+    first = contrasts[0]
+    return Component(
+        metric=first.metric, better=first.better, worse=first.worse, contrasts=tuple(contrasts), rivals=tuple(rivals)
     )
 
 
-def _single(contrast: Contrast) -> Unit:
-    return Unit((contrast,), contrast.tail(1), contrast.tail(-1), contrast, contrast)
+def _peak(
+    claim: Claim, source: Source, cells: Sequence[str], metric: str, form: Optimum | Unimodal
+) -> list[Component]:  # fmt: skip
+    """Return the components of a peak.
 
-
-def _across_ratios(claim: Claim, source: Source, cells: Sequence[str]) -> Iterator[Unit]:
-    """Yield the comparisons of ratios, which are the names of the order: the subject in each task's cells."""
-    pairs = claim.form.pairs if isinstance(claim.form, Order) else ()
-    for task in dict.fromkeys(cell.partition("@")[0] for cell in cells):
-        for metric, (better, worse) in itertools.product(claim.metrics, pairs):
-            yield _single(source.between_cells(claim, task, metric, better, worse))
-
-
-def _more_at(claim: Claim, source: Source, cells: Sequence[str], ratios: tuple[float, float]) -> Iterator[Unit]:
-    """Yield the difference at one ratio less that at another, in each task that has both."""
-    pairs = claim.form.pairs if isinstance(claim.form, Order) else ()
-    more, less = (f"{ratio:g}" for ratio in ratios)
-    for task in dict.fromkeys(cell.partition("@")[0] for cell in cells):
-        for metric, (better, worse) in itertools.product(claim.metrics, pairs):
-            one, two = (source.contrast(claim, f"{task}@{ratio}", metric, better, worse) for ratio in (more, less))
-            effect = one.effect.minus(two.effect) if one.effect and two.effect else None
-            printed = one.printed - two.printed if one.printed is not None and two.printed is not None else None
-            yield _single(
-                Contrast(
-                    cell=f"{task}@{more} less @{less}", metric=metric, better=better, worse=worse, effect=effect,
-                    lacking=one.lacking + two.lacking, printed=printed,
+    Of an optimum it is one: the best values less the mean of the others. Of a fall and a rise they are two: the peak less
+    either end.
+    """
+    field = claim.part.partition(":")[2]
+    swept = {cell: source.swept(claim.part, cell) for cell in cells}
+    inside = {cell: _inside(claim, source, cell, values, form) for cell, values in swept.items()}
+    if isinstance(form, Optimum):
+        best = f"{form.low:g}" if form.low == form.high else f"{form.low:g} to {form.high:g}"
+        outside = {cell: [tuple(value for value in swept[cell] if value not in inside[cell])] for cell in cells}
+        names, asked = [(best, OTHERS)], f"{best} and another one"
+    else:
+        outside = {cell: [(swept[cell][0],), (swept[cell][-1],)] if inside[cell] else [] for cell in cells}
+        names, asked = [("the peak", "the least"), ("the peak", "the most")], "three values"
+    components = []
+    for k, (better, worse) in enumerate(names):
+        contrasts = []
+        for cell in cells:
+            if inside[cell] and outside[cell][k]:
+                better = side_text(inside[cell]) if isinstance(form, Unimodal) else better
+                worse = outside[cell][k][0] if isinstance(form, Unimodal) else worse
+                contrasts.append(
+                    _within(claim, source, cell, metric, (inside[cell], outside[cell][k]), (better, worse))
                 )
+            else:
+                lacking = (f"{cell}: no sweep of {field} with {asked}",)
+                contrasts.append(Contrast(cell=cell, metric=metric, better=better, worse=worse, lacking=lacking))
+        rivals = _rivals(claim, source, metric, inside, outside, better) if isinstance(form, Optimum) else []
+        components.append(_component(sorted(contrasts, key=lambda contrast: contrast.effect is None), rivals))
+    return components
+
+
+def _inside(
+    claim: Claim, source: Source, cell: str, values: Sequence[str], form: Optimum | Unimodal
+) -> tuple[str, ...]:
+    """Return the values that are to be the best: those that the paper names, else all but the ends."""
+    if isinstance(form, Optimum):
+        return tuple(value for value in values if form.low <= float(value) <= form.high)
+    between = values[1:-1]
+    peaks = source.optima(claim, cell)
+    named = [v for v in between if any(peak.low <= float(v) <= peak.high for peak in peaks)]
+    return tuple(named or between)
+
+
+def _rivals(
+    claim: Claim, source: Source, metric: str, inside: dict[str, tuple[str, ...]],
+    outside: dict[str, list[tuple[str, ...]]], better: str,
+) -> list[Component]:  # fmt: skip
+    """Return the best values of an optimum against each of the others, over the cells that have it."""
+    rivals = []
+    for value in dict.fromkeys(value for ((*values,),) in outside.values() for value in values):
+        cells = [cell for cell, (values,) in outside.items() if value in values and inside[cell]]
+        found = [_within(claim, source, c, metric, (inside[c], (value,)), (better, value)) for c in cells]
+        if found:
+            rivals.append(_component(found))
+    return rivals
+
+
+def _across_ratios(claim: Claim, source: Source, cells: Sequence[str], metric: str) -> list[Component]:
+    """Return the comparisons of ratios, which are the names of the order: the subject in each task's cells."""
+    tasks = dict.fromkeys(cell.partition("@")[0] for cell in cells)
+    pairs = claim.form.pairs if isinstance(claim.form, Order) else ()
+    return [
+        _component(
+            [
+                source.between(
+                    Contrast(cell=task, metric=metric, better=better, worse=worse),
+                    claim.part, f"{task}@{better}", f"{task}@{worse}",
+                )
+                for task in tasks
+            ]
+        )
+        for better, worse in pairs
+    ]  # fmt: skip
+
+
+def _more_at(
+    claim: Claim, source: Source, cells: Sequence[str], metric: str, ratios: tuple[float, float]
+) -> list[Component]:  # fmt: skip
+    """Return the difference at one ratio less that at another, in each task."""
+    more, less = (f"{ratio:g}" for ratio in ratios)
+    tasks = dict.fromkeys(cell.partition("@")[0] for cell in cells)
+    components = []
+    for sides in _named_sides(claim):
+        contrasts = []
+        for task in tasks:
+            one, two = (_within(claim, source, f"{task}@{ratio}", metric, sides) for ratio in (more, less))
+            effect = pool([(1.0, one.effect), (-1.0, two.effect)], [task] * 2) if one.effect and two.effect else None
+            printed = one.printed - two.printed if one.printed is not None and two.printed is not None else None
+            contrasts.append(
+                replace(one, cell=f"{task}@{more} less @{less}", effect=effect, lacking=one.lacking + two.lacking,
+                        printed=printed)
             )  # fmt: skip
+        components.append(_component(contrasts))
+    return components
 
 
 def sign_of(task_type: TaskType, metric: str) -> int:

@@ -16,9 +16,9 @@ import pandas as pd
 from features.errors import InputError
 from study.labels import in_group
 from study.papers.reader import Claim, Paper
-from study.report.claims.contrasts import Contrast, Source, sign_of
-from study.report.statistics import Sample, Spread, UserTotals, effect, pooled_spread, samples
-from study.tracking.results import Results, is_baseline, per_seed
+from study.report.claims.contrasts import Contrast, Sides, Source, sign_of
+from study.report.statistics import Sample, Spread, UserTotals, combine, pool, pooled_spread, samples
+from study.tracking.results import Results, compared_on, is_baseline, per_seed
 
 UNREAD = "cannot be read"
 
@@ -36,9 +36,9 @@ class _Arm:
 
 
 class Measured(Source):
-    """Comparisons of the study's finished runs."""
+    """Comparisons of the study's finished runs, with `row` as the paper's model."""
 
-    def __init__(self, results: Results, paper: Paper) -> None:
+    def __init__(self, results: Results, paper: Paper, row: str) -> None:
         super().__init__(results.labels)
         self._results, self._group = results, paper.group
         self._ratio_sweep = f"sweep:{results.labels.ratio_field}"
@@ -48,14 +48,15 @@ class Measured(Source):
         self._cells = [(str(part), str(cell), str(task), float(ratio)) for part, cell, task, ratio in places.to_numpy()]
         self._runs: dict[tuple[str, str, str], pd.Series] = {}
         self._trained: dict[tuple[str, str], list[pd.Series]] = {}  # row, cell -> runs
-        systems = {row: name for name, row in results.labels.rows_by_paper_name().items()}
+        subject, rows = results.labels.row(row).paper_name, results.labels.rows_by_paper_name()
+        systems = {other: name for name, other in rows.items() if name != subject} | {row: subject}
         for _, run in results.finished().iterrows():
-            part, cell, row = str(run["part"]), str(run["cell"]), str(run["row"])
+            part, cell, run_row = str(run["part"]), str(run["cell"]), str(run["row"])
             if not is_baseline(run):
-                self._trained.setdefault((row, cell), []).append(run)
-            if part in ("score", self._ratio_sweep) and row in systems:
-                self._runs[part, cell, systems[row]] = run
-            elif part not in ("search", "score", self._ratio_sweep) and row == results.labels.model:
+                self._trained.setdefault((run_row, cell), []).append(run)
+            if part in ("score", self._ratio_sweep) and run_row in systems:
+                self._runs[part, cell, systems[run_row]] = run
+            elif part not in ("search", "score", self._ratio_sweep) and run_row == row:
                 self._runs[part, cell, _variant(part, str(run["name"]))] = run
 
     def cells(self, claim: Claim) -> list[str]:
@@ -73,23 +74,53 @@ class Measured(Source):
         names = [name for run_part, run_cell, name in self._runs if (run_part, run_cell) == (part, cell)]
         return sorted((name for name in names if _is_number(name)), key=float)
 
-    def _filled(self, contrast: Contrast, part: str, better: tuple[str, str], worse: tuple[str, str]) -> Contrast:
-        arms = [self._arm(part, cell, name) for cell, name in (better, worse)]
-        names = (better[1], worse[1])
-        one, two = (self._sample(arm, part, name, contrast.metric) for arm, name in zip(arms, names, strict=True))
-        if isinstance(one, str) or isinstance(two, str):
-            return replace(contrast, lacking=tuple(sample for sample in (one, two) if isinstance(sample, str)))
-        column = f"{'test' if part == 'score' else 'val'}_{in_group(contrast.metric, self._group)}"
-        rows = sorted({str(arm.run["row"]) for arm in arms if arm is not None})
-        higher = sign_of(self._task_type, contrast.metric) > 0
-        return replace(contrast, effect=effect(one, two, higher=higher, spread=self._spread(better[0], column, rows)))
+    def filled(self, contrast: Contrast, part: str, sides: Sides) -> Contrast:
+        """Return the contrast of the sides' means; a mean of several names goes without those that were not run, if few."""
+        split = self._split(part, contrast.cell, sides)
+        terms: list[tuple[float, Sample]] = []
+        rows: set[str] = set()
+        lacking: list[str] = []
+        sign = sign_of(self._task_type, contrast.metric)
+        for weight, names in zip((sign, -sign), sides, strict=True):
+            arms = {name: self._arm(part, contrast.cell, name, split) for name in names}
+            read = {name: self._sample(arm, part, name, contrast.metric) for name, arm in arms.items()}
+            there = [sample for sample in read.values() if isinstance(sample, Sample)]
+            lacking += [sample for sample in read.values() if isinstance(sample, str)]
+            if names and 2 * len(there) <= len(names):
+                return replace(contrast, lacking=tuple(lacking))
+            terms += [(weight / len(there), sample) for sample in there]
+            rows |= {str(arm.run["row"]) for arm in arms.values() if arm is not None}
+        column = f"{'test' if split == 'test' else 'val'}_{in_group(contrast.metric, self._group)}"
+        spread = self._spread(contrast.cell, column, sorted(rows))
+        level = sum(weight * sample.value for weight, sample in terms if weight * sign > 0) * sign
+        return replace(
+            contrast, effect=combine(terms, spread), level=level, split=split, lacking=tuple(lacking)
+        )  # fmt: skip
 
-    def _arm(self, part: str, cell: str, name: str) -> _Arm | None:
+    def between(self, contrast: Contrast, part: str, better: str, worse: str) -> Contrast:
+        """Return the contrast of the subject in two cells, whose users are not the same."""
+        name = self._labels.subject.paper_name
+        one, two = (
+            self.filled(replace(contrast, cell=cell), part, ((name,), ())) for cell in (better, worse)
+        )  # fmt: skip
+        if one.effect is None or two.effect is None:
+            return replace(contrast, lacking=tuple(dict.fromkeys(one.lacking + two.lacking)))
+        effects = [(1.0, one.effect), (-1.0, two.effect)]
+        return replace(contrast, effect=pool(effects, [contrast.cell] * 2), level=one.level, split=one.split)
+
+    def _split(self, part: str, cell: str, sides: Sides) -> str:
+        """Return on which users a part's trials are compared: on test users where all of them were."""
+        if part == "score":
+            return "test"
+        runs = [self._runs.get((part, cell, name)) for side in sides for name in side]
+        splits = {compared_on(run) for run in runs if run is not None}
+        return "test" if splits == {"test"} else "validation"
+
+    def _arm(self, part: str, cell: str, name: str, split: str) -> _Arm | None:
         run = self._runs.get((part, cell, name))
-        if run is not None:
-            return _Arm(run, "per_user.csv" if part == "score" else "val_per_user.csv")
-        scored = self._runs.get(("score", cell, name)) if part == "ablate" else None
-        return None if scored is None else _Arm(scored, "val_per_user.csv")
+        if run is None and part == "ablate":
+            run = self._runs.get(("score", cell, name))
+        return None if run is None else _Arm(run, "per_user.csv" if split == "test" else "val_per_user.csv")
 
     def _sample(self, arm: _Arm | None, part: str, name: str, metric: str) -> Sample | str:
         """Return one arm of a comparison, or why there is none."""
@@ -110,7 +141,7 @@ class Measured(Source):
             totals = UserTotals.from_frame(frame, self._task_type.metrics)
         except InputError:  # the report lists it, see `judge.unread`
             return f"{run['part']}/{run['cell']}/{run['row']}/{run['name']}: {arm.path} {UNREAD}"
-        return samples(totals, fixed=is_baseline(run))
+        return samples(totals, fixed=is_baseline(run), resamples=0)
 
     def _spread(self, cell: str, column: str, rows: Sequence[str]) -> Spread | None:
         """Return how seeds vary in a cell, by all trials of the rows that are compared."""

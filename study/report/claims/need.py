@@ -1,38 +1,31 @@
-"""What an undecided claim needs: how many seeds or users would show the published difference, or the measured one."""
+"""What would end an undecided comparison: how many seeds, or users, show that it is above 0 or below its margin."""
 
 from __future__ import annotations
 
 import math
 
-from study.report.claims.contrasts import Contrast
-from study.report.statistics import POWER, Effect, power, seeds_needed, users_needed
+from study.report.statistics import Effect, seeds_needed, users_needed
 
 
-def need(contrast: Contrast, effect: Effect, levels: tuple[float, float]) -> str:
-    """Return what it takes to see the published difference, or the measured one, with POWER; empty where it is seen.
+def need(effect: Effect, margin: float | None, level: float) -> str:
+    """Return what it takes to see, at `level`, the easier of two things if the truth is what was measured.
 
-    `levels` are those of two-sided tests of this contrast, for the claim and against it.
+    These are that the effect is above 0, and that it is below the margin: at least half of the margin lies between it and
+    one of the two.
     """
     if math.isnan(effect.error):
         return "needs at least 2 seeds: nothing in this cell tells how seeds vary"
-    if any(2 * effect.tail(sign) < level for sign, level in zip((1, -1), levels, strict=True)):
-        return ""  # the claim waits for comparisons that are not measured
-    published = contrast.printed is not None and contrast.printed > 0
-    size, which = (contrast.printed or 0.0, "published") if published else (abs(effect.value), "measured")
-    if size == 0:
-        return "no difference at all was measured"
-    against = not published and effect.value < 0
-    level = levels[against]
-    digits = max(4, 1 - math.floor(math.log10(size)))  # two that say something
-    what = f"the {which} difference ({size:.{digits}f}{', against the claim' if against else ''})"
-    if published and (chance := power(effect, size, level)) >= POWER:
-        smaller = "what there is, is smaller" if effect.interval().high < size else "it is still within the interval"
-        return f"{what} would have been seen (power {chance:.0%}); {smaller}"
+    below = -math.inf if margin is None else margin - effect.value
+    size = max(effect.value, below)
+    if size <= 0:
+        return "the paper states no size, so nothing but a difference above or below 0 would end it"
+    what = "above 0" if effect.value >= below else "below the margin"
     seeds = seeds_needed(effect, size, level)
     if seeds is not None:
-        return f"needs about {seeds} seeds to see {what}"
-    asked = "another data set"
-    if (both := users_needed(effect, size, level)) is not None:
-        users, seeds = both
-        asked = f"about {users:,} users" + (f" and {seeds:,} seeds" if seeds > effect.seeds else "")
-    return f"no number of seeds shows {what} on {effect.users:,} users; needs {asked}"
+        return f"about {seeds} seeds would show it {what}"
+    both = users_needed(effect, size, level)
+    if both is None:
+        return f"no number of seeds shows it {what} on {effect.users:,} users"
+    users, seeds = both
+    more = f" and {seeds:,} seeds" if seeds > effect.seeds else ""
+    return f"about {users:,} users{more} would show it {what}"

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pandas as pd
 
 from study.labels import Labels, in_group
 from study.papers.reader import Claim, Optimum, Order
+from study.report.claims.margins import KEPT, mean_improvement
 from study.report.figures.common import Head, axis_values, is_log, palette_of, titled, value_text
 from study.report.statistics import Interval, seed_interval
 from study.tracking.results import MissingError, Results, compared_split, per_seed
@@ -30,6 +31,10 @@ class Line:
     """None in a sweep of the ratio."""
     x: tuple[float | str, ...]
     y: tuple[Interval, ...]
+    reference: float = math.nan
+    """Of the paper's model: its value where the paper has the optimum (a mean of several), else that of all values."""
+    margin: float = math.nan
+    """Smallest difference to it that would still make the claim of an optimum true; NaN: the paper claims none."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +57,12 @@ class Mark:
     high: float | str
     place: str
 
+    def holds(self, value: float | str) -> bool:
+        """Return whether a value is among the published best."""
+        if isinstance(value, str) or isinstance(self.low, str) or isinstance(self.high, str):
+            return value == self.low
+        return self.low <= value <= self.high
+
 
 @dataclass(frozen=True)
 class Sensitivity:
@@ -63,6 +74,12 @@ class Sensitivity:
     log: bool
     panels: tuple[Panel, ...]
     marks: tuple[Mark, ...]
+
+    @property
+    def presets(self) -> tuple[str, ...]:
+        """The rows that have a line and are the subject's model, each with a preset of its own."""
+        rows = self.head.labels.rows
+        return tuple(row for row in self.rows if row in rows and rows[row].model == self.head.labels.model)
 
     @property
     def numeric(self) -> bool:
@@ -95,13 +112,14 @@ def sensitivity(results: Results, parameter: str) -> Sensitivity:
     trials, values = _swept(results, parameter, look)
     groups = labels.task_type.groups
     metrics = look.metrics or tuple(f"val_{in_group(m, g)}" for m in labels.task_type.sensitivity for g in groups)
-    if compared_split(trials, metrics[0].removeprefix("val_")) == "test":
+    split = compared_split(trials, metrics[0].removeprefix("val_"))
+    if split == "test":
         metrics = tuple(f"test_{metric.removeprefix('val_')}" for metric in metrics)
-    drawn = [_panel(results, trials, metric, values) for metric in metrics]
+    marks = _marks(labels, f"sweep:{parameter}", values)
+    drawn = [_panel(results, trials, metric, values, marks) for metric in metrics]
     panels = tuple(panel for panel in drawn if any(line.x for line in panel.lines))
     if not panels:
         raise MissingError(f"sweep of {parameter}: no finished run logged {' or '.join(metrics)}; run `study sweep`")
-    marks = _marks(labels, f"sweep:{parameter}", values)
     title = look.title or f"Sensitivity to {parameter}"
     over = "row" if parameter == labels.ratio_field else f"{labels.task_type.ratio} ratio"
     alt = f"{title}: one line per task and {over} over {', '.join(value_text(value) for value in values)}."
@@ -109,6 +127,13 @@ def sensitivity(results: Results, parameter: str) -> Sensitivity:
     if any(_is_cut(panel) for panel in panels):
         notes += ("Intervals wider than the axis are cut at its edge; the CSV holds their ends.",)
     notes += tuple(_mark_text(mark) for mark in marks)
+    shares = [line.margin / line.reference for panel in panels for line in panel.lines if line.margin > 0]
+    if shares and len({line.row for line in panels[0].lines if line.margin > 0}) > 1:
+        notes += (
+            f"Band: the margin of the claims, {min(shares):.1%}"
+            + (f" to {max(shares):.1%}" if max(shares) > 1.01 * min(shares) else "")
+            + f" of the value at the published optimum. Compared on {'test' if split == 'test' else 'validation'} users.",
+        )
     head = Head(
         labels, look.name or f"sensitivity_{parameter}", titled(title, results), alt, palette_of(results), notes
     )  # fmt: skip
@@ -130,7 +155,9 @@ def _swept(results: Results, parameter: str, look: Look) -> tuple[pd.DataFrame, 
     return (trials.assign(cell="") if over_cells else trials), values
 
 
-def _panel(results: Results, trials: pd.DataFrame, metric: str, values: Sequence[float | str]) -> Panel:
+def _panel(
+    results: Results, trials: pd.DataFrame, metric: str, values: Sequence[float | str], marks: Sequence[Mark]
+) -> Panel:  # fmt: skip
     """Return one metric of all lines: row by row, the subject first, then by cell and task."""
     order = {row: k for k, row in enumerate(results.rows_in(str(trials["part"].iloc[0])))}
     ranked = trials.assign(_rank=trials["row"].map(order))
@@ -139,8 +166,30 @@ def _panel(results: Results, trials: pd.DataFrame, metric: str, values: Sequence
         at = {trial["x"]: seed_interval(seeds) for _, trial in line.iterrows() if (seeds := per_seed(trial, metric))}
         x = tuple(value for value in values if value in at)
         ratio = float(line.iloc[0]["ratio"]) if cell else None
-        lines.append(Line(str(row), str(cell), str(task), ratio, x, tuple(at[value] for value in x)))
+        line_of = Line(str(row), str(cell), str(task), ratio, x, tuple(at[value] for value in x))
+        lines.append(_held_against(results.labels, line_of, metric, marks, set(trials["task"])))
     return Panel(metric, tuple(lines), *_limits(lines))
+
+
+def _held_against(
+    labels: Labels, line: Line, metric: str, marks: Sequence[Mark], tasks: set[str]
+) -> Line:  # fmt: skip
+    """Return a line of the subject's model with its value at the published optimum and the margin around it."""
+    known = labels.rows.get(line.row)
+    if known is None or known.model != labels.model or not line.x:
+        return line
+    mark = next((mark for mark in marks if not mark.tasks or line.task in mark.tasks), None)
+    at = [y.value for x, y in zip(line.x, line.y, strict=True) if mark is not None and mark.holds(x)]
+    reference = sum(at or [y.value for y in line.y]) / len(at or line.y)
+    name = metric.partition("_")[2]
+    names = [known.name for known in labels.task_type.metrics if name in _in_groups(labels, known.name)]
+    spoken_of = set(mark.tasks) & tasks if mark is not None and mark.tasks else tasks
+    share = mean_improvement(labels, names[0], spoken_of) if at and names else None
+    return replace(line, reference=reference, margin=KEPT * share * abs(reference) if share else math.nan)
+
+
+def _in_groups(labels: Labels, metric: str) -> list[str]:
+    return [metric, *(in_group(metric, group) for group in labels.task_type.groups)]
 
 
 def _limits(lines: Sequence[Line]) -> tuple[float, float]:

@@ -40,6 +40,7 @@ class Hosts:
         self.folder = folder
         self.names = [f"study{os.getpid()}-{number}" for number in (1, 2, 3)]
         self.started: list[subprocess.Popen[str]] = []
+        self.keepers: dict[int, subprocess.Popen[bytes]] = {}
         self.temp = Path(tempfile.mkdtemp(prefix="r", dir="/tmp"))
 
     def make(self) -> None:
@@ -48,6 +49,8 @@ class Hosts:
             self._ip("netns", "add", name)
             self._ip("-n", name, "link", "set", "lo", "up")
             self._ip("-n", name, "addr", "add", f"10.77.0.{number}/32", "dev", "lo")
+            # Ray takes for a host's address what it would reach the world from.
+            self._ip("-n", name, "route", "add", "default", "dev", "lo", "src", f"10.77.0.{number}")
         first = self.names[0]
         self._ip("netns", "exec", first, "sh", "-c", "echo 1 > /proc/sys/net/ipv4/ip_forward")
         for number, name in list(enumerate(self.names, start=1))[1:]:
@@ -57,15 +60,34 @@ class Hosts:
             self._ip("-n", first, "route", "add", f"10.77.0.{number}", "dev", f"p{number}", "src", "10.77.0.1")
             self._ip("-n", name, "route", "add", "10.77.0.1", "dev", "eth", "src", f"10.77.0.{number}")
             self._ip("-n", name, "route", "add", "10.77.0.0/24", "via", "10.77.0.1", "src", f"10.77.0.{number}")
+        for number in (1, 2, 3):
+            self.boot(number)
 
     def cut(self, number: int) -> None:
         """Cut the host off from the others."""
         self._ip("-n", self.names[0], "link", "set", f"p{number}", "down")
 
+    def boot(self, number: int) -> None:
+        """Give the host processes of its own: Ray looks through all that it sees."""
+        apart = ["unshare", "--pid", "--fork", "--mount-proc", "--kill-child", "--", "sleep", "infinity"]
+        self.keepers[number] = subprocess.Popen(["ip", "netns", "exec", self.names[number - 1], *apart])
+        end = time.monotonic() + PATIENCE_S
+        while not self._first_process(number):
+            assert time.monotonic() < end
+            time.sleep(0.1)
+
+    def crash(self, number: int) -> None:
+        """Kill all processes of the host at once."""
+        self.keepers[number].kill()
+        self.keepers.pop(number).wait()
+
+    def _first_process(self, number: int) -> str:
+        keeper = self.keepers[number].pid
+        return Path(f"/proc/{keeper}/task/{keeper}/children").read_text().strip()
+
     def command(self, number: int, words: list[str]) -> list[str]:
-        """The words that run a command on a host, which sees its own processes alone."""
-        apart = ["unshare", "--pid", "--fork", "--kill-child", "--mount-proc", "--"]
-        return ["ip", "netns", "exec", self.names[number - 1], *apart, *words]
+        """The words that run a command on a host."""
+        return ["nsenter", "--target", self._first_process(number), "--net", "--pid", "--mount", "--", *words]
 
     def start(self, number: int, words: list[str], log: str) -> subprocess.Popen[str]:
         with (self.folder / log).open("w") as out:
@@ -110,6 +132,8 @@ class Hosts:
         return {**left, **quiet, "PYTHONPATH": str(ROOT)}
 
     def close(self) -> None:
+        for number in list(self.keepers):
+            self.crash(number)
         for process in self.started:
             if process.poll() is None:
                 os.killpg(process.pid, signal.SIGKILL)
@@ -187,11 +211,11 @@ def test_a_host_whose_link_is_cut_is_replaced_by_another(hosts: Hosts, tmp_path:
 
 def test_a_lost_head_is_one_line_and_the_study_resumes(hosts: Hosts, tmp_path: Path) -> None:
     plan, home = write_plan(tmp_path), tmp_path / "home"
-    head = hosts.head(6379)
+    hosts.head(6379)
     hosts.worker(2, 6379)
     driver = hosts.start(2, study_words("run", plan, home, "--address", "10.77.0.1:6379"), "driver.txt")
     until(lambda: finished(plan, home) >= 1, driver, tmp_path / "driver.txt")
-    os.killpg(head.pid, signal.SIGKILL)
+    hosts.crash(1)
     assert driver.wait(PATIENCE_S) == 2, hosts.read("driver.txt")
     lines = [line for line in hosts.read("driver.txt").splitlines() if not line[:2].isdigit()]
     way = f"study resume {plan} --home {home}"
@@ -201,6 +225,7 @@ def test_a_lost_head_is_one_line_and_the_study_resumes(hosts: Hosts, tmp_path: P
     ]  # fmt: skip
     done = finished(plan, home)
     assert 1 <= done < TRIALS
+    hosts.boot(1)
     hosts.head(6380)
     hosts.worker(3, 6380)
     again = hosts.start(1, study_words("resume", plan, home, "--address", "10.77.0.1:6380"), "again.txt")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ import pandas as pd
 import pytest
 from matplotlib.cbook import STEP_LOOKUP_MAP
 
+from study.report.claims.margins import mean_improvement
 from study.report.drawing import COLOURS, draw, save
 from study.report.figures import Sensitivity, Tradeoff
 from study.report.figures.common import Head, Palette, value_text
@@ -298,3 +300,28 @@ def test_the_smallest_study_draws(tmp_path: Path) -> None:
         save(figure, tmp_path)
         assert (tmp_path / f"{figure.head.name}.png").stat().st_size > 5_000
     assert draw(made[0]).legends[0].get_title().get_text().startswith("one seed: no intervals · ")
+
+
+def test_curves_of_two_presets_stand_in_one_panel_in_percent_of_their_own_value(tmp_path: Path) -> None:
+    store = empty_store(tmp_path)
+    for row, level in (("music", 0.93), ("music_paper", 0.97)):
+        for steps, worse in ((2, 0.02), (10, 0.0), (50, 0.01)):
+            values = {"test_rmse": [level + worse, level + worse], "val_rmse": [2.0, 2.0]}
+            config = {**CONFIG, "steps": steps}
+            store.add("sweep:steps", "a->b", 0.5, f"steps={steps}", with_seeds(values), row=row, config=config)
+    paper = replace(MUSIC.subject, row="music_paper", preset="paper", name="MuSiC as printed")
+    labels = replace(MUSIC, rows={"music": MUSIC.subject, "music_paper": paper})
+    figure = sensitivity(load_results(store.uri, store.experiment, labels), "steps")
+    (panel,) = figure.panels
+    assert (panel.metric, figure.presets) == ("test_rmse", ("music", "music_paper"))
+    assert [line.reference for line in panel.lines] == pytest.approx([0.93, 0.97])
+    share = mean_improvement(labels, "rmse", {"a->b"})
+    assert share is not None
+    assert [line.margin for line in panel.lines] == pytest.approx([0.93 * share / 2, 0.97 * share / 2])
+    assert figure.head.notes[-1].endswith("of the value at the published optimum. Compared on test users.")
+    canvas = draw(figure)
+    (axes,) = canvas.axes
+    curves = [line.get_ydata() for line in axes.get_lines() if len(line.get_xdata()) == 3]
+    assert curves[1] == pytest.approx([100 * 0.02 / 0.97, 0.0, 100 * 0.01 / 0.97])
+    texts = [text.get_text() for text in canvas.legends[0].get_texts()]
+    assert texts == ["ours: MuSiC (0.930)", "paper: MuSiC as printed (0.970)"]

@@ -73,7 +73,7 @@ def test_a_full_study_twice_gives_the_same_bytes_in_one_finished_run(store: Stor
     assert made == files(tmp_path / "two")
     assert first.run_id == again.run_id
     assert first.missing == ()
-    assert steps == [(k, 18) for k in range(1, 19)]
+    assert steps == [(k, 19) for k in range(1, 20)]
     assert {path.stem for path in first.figures} >= {"figure_3_steps", "figure_4_activation", "importance", "history"}
     assert all(path.is_file() for path in (*first.figures, *first.tables, first.page))
     assert first.comparison is not None
@@ -88,7 +88,7 @@ def test_a_full_study_twice_gives_the_same_bytes_in_one_finished_run(store: Stor
     text = first.page.read_text(encoding="utf-8")
     page = Page(text)
     assert page.open == []
-    assert page.headings == ["Study tiny", "State", "Comparison", "Claims", "Tables", "Figures"]
+    assert page.headings == ["Study tiny", "Found", "Figures", "Tables", "State", "Behind the claims"]
     assert len(page.images) == len(first.figures) == 11
     assert all(image["alt"] and (image["src"] or "").startswith("data:image/png;base64,") for image in page.images)
     assert "http" not in text
@@ -253,8 +253,14 @@ def test_local_files_do_not_matter_and_every_run_counts_once(tmp_path: Path) -> 
     assert f"search {task}@{ratio} music 0006 is KILLED" in text
     assert "Partial study: 1 trials without a result" in text, "a pruned trial is not to have one"
     assert "0007 is" not in text
-    assert re.findall(r'<th scope="col">(\w+)</th>', text)[:4] == ["Part", "Finished", "Killed", "Pruned"]
-    assert "<td>search</td><td>24</td><td>1</td><td>1</td>" in text
+    state = text.partition("<h2>State")[2]
+    assert re.findall(r'<th scope="col">(\w+)</th>', state)[:4] == [
+        "Part",
+        "Finished",
+        "Killed",
+        "Pruned",
+    ]
+    assert '<td class="text">search</td><td>24</td><td>1</td><td>1</td>' in text
     assert "1 runs of this experiment were not logged by a study" in text
     points = pd.read_csv(second.out / "figures" / "pareto.csv", dtype={"trial": str}).set_index(["cell", "trial"])
     assert points.loc[(f"{task}@{ratio}", "0003"), "val_rmse"] == 0.1

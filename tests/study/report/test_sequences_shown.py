@@ -277,7 +277,7 @@ def test_the_report_holds_what_the_kind_has(store: Store, tmp_path: Path) -> Non
     assert [line.partition(":")[0] for line in made.missing] == [f"sweep of {name}" for name in lacking]
     assert {path.stem for path in made.tables} == {
         "table_1_domains", "splits", "table_2_comparison", "table_3_ablations", "table_4_full_ranking",
-        "claims", "claims_comparisons", "measured_less_printed",
+        "claims", "claims_comparisons", "claims_untested", "measured_less_printed",
     }  # fmt: skip
     assert {"figure_3b_steps", "figure_4_guidance", "figure_6_overlap_ratio", "history", "learning_curves"} <= {
         path.stem for path in made.figures

@@ -121,3 +121,13 @@ def test_a_locked_store_is_waited_for_and_its_holder_named(
         check_store(database)  # the holder ends while it waits
         assert [record.getMessage().partition(": ")[0] for record in caplog.records] == [f"waiting for {database}"]
     check_store(database)
+
+
+def test_two_processes_make_one_store(tmp_path: Path) -> None:
+    program = (
+        "import sys; from study.tracking.runs import connect; print(len(connect(sys.argv[1]).search_experiments()))"
+    )
+    words = [sys.executable, "-W", "ignore", "-c", program, default_uri(tmp_path)]
+    pair = [subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    said = [process.communicate() for process in pair]
+    assert [(out, process.returncode) for (out, _), process in zip(said, pair, strict=True)] == [("1\n", 0)] * 2, said

@@ -20,10 +20,10 @@ PRESETS = {
         "expert_start": "random",  # eq. 24
         "align_on": "single",  # eq. 27
         "guesser_start": "gaussian",  # Table 3, w/o guesser
+        "train_reverse": "chain",  # eqs. 19, 21
         "directions": "both",  # eq. 18
-        "negatives": 0,  # eq. 25
         "dropout": 0.0,
-        "epochs": 20,
+        "epochs": 5,  # of both directions; the paper is silent
         "keep": "last",
     }
 }
