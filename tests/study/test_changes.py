@@ -35,7 +35,7 @@ def test_each_changed_field_is_named_with_what_it_costs(tmp_path: Path) -> None:
     lines = {line.partition(":")[0]: line for line in changes(load_plan(str(changed)), tmp_path)}
     assert set(lines) == {
         "search.trials", "base.epochs", "resources.cpus", "sweeps.steps.values", "simulate.seed",
-        "ablate.variants", "ablate.seeds", "ablate.start", "score.seeds",
+        *(f"ablate.{name}" for name in ("variants", "seeds", "start", "models", "compare")), "score.seeds",
     }  # fmt: skip
     assert lines["search.trials"] == "search.trials: 2 -> 3; trials that are finished stay, the search goes on"
     assert lines["score.seeds"].endswith(

@@ -24,7 +24,7 @@ from features.encoders.spec import EncoderSpec, resolve_encoder
 from features.errors import InputError
 from features.store.shards import VectorStore
 from study.cli import _way_to_mlflow, cli
-from study.plan.load import load_plan
+from study.plan.load import load_plan, shipped_plans
 from study.study import Study, commit, versions
 from study.tracking.runs import connect, default_uri
 from trainables.interface import model_names
@@ -326,7 +326,7 @@ def test_a_fault_in_a_space(tmp_path: Path, home: Path, kind: str) -> None:
 BROKEN = {
     "no file": (
         None,
-        r"plan '.*': no such file or shipped plan; shipped: books-movies, food-kitchen, quickstart, quickstart-lgcd",
+        rf"plan '.*': no such file or shipped plan; shipped: {', '.join(shipped_plans())}",
     ),
     "not YAML": ("name: [", r"not readable as YAML"),
     "a key twice": ("name: a\nname: b", r"key 'name' is given twice"),
