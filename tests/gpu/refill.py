@@ -2,11 +2,12 @@
 
 All rows stand in the same column of the key-value cache. A new user's prompt is read apart, and its keys and values are
 put into the row's columns just before the current one; columns that no row attends to any more are cut off. Answers are
-those of `CausalGenerator.generate` but for the last bits of the arithmetic. Legend: B rows, K new rows, W columns, V vocabulary.
+those of `CausalGenerator.generate` but for their last bits. Legend: B rows, K new rows, W columns, V vocabulary.
 """
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from typing import Any
 
@@ -25,6 +26,8 @@ class Refilled:
     def __init__(self, generator: CausalGenerator, rows: int, least: int = 1) -> None:
         self.generator, self.rows, self.least = generator, rows, least
         self.steps = self.tokens = self.row_steps = 0
+        takes = inspect.signature(generator.model.forward).parameters
+        self.argument = "cache" if "cache" in takes else "past_key_values"  # before transformers 5.24
 
     @torch.inference_mode()
     def generate(self, prompts: Sequence[PseudoPrompt]) -> list[str]:
@@ -110,15 +113,15 @@ class Refilled:
         cache = DynamicCache()
         output = self.generator.model(
             input_ids=ids_KW, attention_mask=mask_KW, position_ids=(mask_KW.cumsum(1) - 1).clamp(min=0),
-            past_key_values=cache, use_cache=True, logits_to_keep=1,
+            use_cache=True, logits_to_keep=1, **{self.argument: cache},
         )  # fmt: skip
         return cache, mask_KW, output.logits[:, -1]
 
     def _step(self, cache: Any, mask_BW: Tensor, token_B: Tensor, position_B: Tensor) -> tuple[Tensor, Tensor]:
         mask_BW = torch.cat([mask_BW, mask_BW.new_ones(len(mask_BW), 1)], dim=1)
         output = self.generator.model(
-            input_ids=token_B[:, None], attention_mask=mask_BW, position_ids=position_B[:, None], past_key_values=cache,
-            use_cache=True,
+            input_ids=token_B[:, None], attention_mask=mask_BW, position_ids=position_B[:, None], use_cache=True,
+            **{self.argument: cache},
         )  # fmt: skip
         return output.logits[:, -1], mask_BW
 
