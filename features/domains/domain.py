@@ -454,11 +454,14 @@ def _merge_duplicates(database: duckdb.DuckDBPyConnection, rule: str, notes: Not
     rating = "avg(CAST(rating AS DECIMAL(30, 12))) OVER pair" if rule == "mean" else "rating"
     database.execute(
         """
-        CREATE TABLE repeated AS
-            SELECT u, i, count(*) > count(DISTINCT timestamp) AS tied FROM kept GROUP BY u, i HAVING count(*) > 1;
+        CREATE TABLE repeated AS SELECT u, i FROM kept GROUP BY u, i HAVING count(*) > 1;
         """
     )
-    if rule != "mean" and (tied := one_number(database, "SELECT count(*) FROM repeated WHERE tied")):
+    without_order = """
+        SELECT count(*) FROM (
+            SELECT u FROM kept SEMI JOIN repeated USING (u, i) GROUP BY u, i HAVING count(*) > count(DISTINCT timestamp))
+    """
+    if rule != "mean" and (tied := one_number(database, without_order)):
         later = "earlier" if rule == "first" else "later"
         notes.add(
             f"{tied:,} repeated pairs of user and item have no times that differ; the {later} line of the files counts"

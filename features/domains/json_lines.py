@@ -48,9 +48,11 @@ def read_json(request: Request, chunks: Iterator[bytes]) -> Iterator[Chunk]:
         yield from _read_array(request, chunks)
         return
     reader: _Fields | None = None
-    for line, data in line_blocks(request.path, chunks):
+    for start, block in line_blocks(request.path, chunks):
+        data = block.strip(b"\r\n")  # megabytes of blank lines are not taken apart
         if not data.strip():
             continue
+        line = start + block.count(b"\n", 0, block.index(data))
         if reader is None:
             reader = _Fields(request, _sample(request, line, data))
         yield from reader.chunks(line, data)

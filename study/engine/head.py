@@ -6,9 +6,9 @@ stands in its stores by then, and what was running goes on from its checkpoint, 
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
-import sys
 import threading
 import time
 from collections.abc import Callable
@@ -16,6 +16,7 @@ from collections.abc import Callable
 LOST_S = 40.0
 """A head that has not answered for so long is lost; Ray gives up after 60 s."""
 _PAUSE_S = 2.0
+_log = logging.getLogger(__name__)
 
 
 def watch_head(address: str, resume: str, *, going: Callable[[], bool]) -> None:
@@ -29,11 +30,10 @@ def _watch(address: str, resume: str, going: Callable[[], bool]) -> None:
         if answers(address):
             seen = time.monotonic()
         elif time.monotonic() - seen > LOST_S:
-            sys.stderr.write(
-                f"study: Ray's head at {address} has not answered for {LOST_S:.0f} s; what is finished is kept; when it is "
-                f"back, go on with `{resume}`\n"
-            )
-            sys.stderr.flush()
+            _log.error(
+                "Ray's head at %s has not answered for %.0f s; what is finished is kept; when it is back, go on with `%s`",
+                address, LOST_S, resume,
+            )  # fmt: skip
             os._exit(2)
         time.sleep(_PAUSE_S)
 

@@ -348,6 +348,8 @@ def _search_checks(plan: Plan, row: Row, search: SearchSpec) -> list[str]:
     faults = []
     if not 1 <= search.trials <= MOST_TRIALS:
         faults.append(f"{row.place}search.trials is {search.trials}; give 1 to {MOST_TRIALS:,}")
+    if search.pruner is not None and row.config.get("keep") == "last":
+        faults.append(f"{row.place}base: keep is 'last', so no epoch is there for search.pruner; leave out one of them")
     if search.warm_start is not None and not _is_plain(search.warm_start.plan):
         faults.append(f"search.warm_start.plan is {shown_value(search.warm_start.plan)}; give the name of a plan")
     if search.objectives:

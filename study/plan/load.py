@@ -16,6 +16,7 @@ from study.plan.schema import Plan
 from study.plan.start import read_base
 
 _SHIPPED_SPACE = re.compile(r"[\w-]+/[\w-]+")
+_LONGEST = 2000  # characters of a fault
 FOLDER = Path(__file__).parents[1] / "plans"
 _TEXT_FOR_NUMBER = re.compile(
     r"is '(?P<value>[^']*)'; give a (?:value of type (?:int|float)\b|(?:finite |whole )?number\b)[^;]*"
@@ -26,8 +27,15 @@ class PlanError(InputError):
     """Everything that is wrong with a plan, one line each."""
 
     def __init__(self, faults: Sequence[str]) -> None:
-        self.faults = tuple(_TEXT_FOR_NUMBER.sub(_with_remedy, " ".join(fault.splitlines())) for fault in faults)
+        self.faults = tuple(
+            _TEXT_FOR_NUMBER.sub(_with_remedy, _short(" ".join(fault.splitlines()))) for fault in faults
+        )
         super().__init__("\n".join(self.faults))
+
+
+def _short(fault: str) -> str:
+    """Cut the middle of a fault that names something huge."""
+    return fault if len(fault) <= _LONGEST else f"{fault[: _LONGEST // 2]} ... {fault[-_LONGEST // 2 :]}"
 
 
 def _with_remedy(fault: re.Match[str]) -> str:

@@ -153,7 +153,7 @@ class ScorePlan:
 class RowSearchPlan:
     """What a rival's search has other than the subject's; tables say it where it has less."""
 
-    trials: int  # configurations per cell
+    trials: int  # configurations per cell; 0: none, the row's own setting is scored
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -278,7 +278,7 @@ class Plan:
     def rows(self) -> tuple[Row, ...]:
         """The subject, named by its model, then its rivals."""
         subject = Row(
-            name=self.model, model=self.model, title=load_model(self.model).NAME, space=self.space, base=self.base,
+            name=self.model, model=self.model, title=titled(self.model, self.preset), space=self.space, base=self.base,
             search=self.search, place="", preset=self.preset,
         )  # fmt: skip
         return (subject, *(self._rival(name, rival) for name, rival in self.compare.items()))
@@ -287,9 +287,9 @@ class Plan:
         model, search = rival.model or name, self.search
         if search is not None:  # points are of the subject's space
             trials = rival.search.trials if rival.search is not None else search.trials
-            search = replace(search, trials=trials, points_to_evaluate=())
+            search = replace(search, trials=trials, points_to_evaluate=()) if trials else None
         return Row(
-            name=name, model=model, title=rival.title or load_model(model).NAME, space=rival.space, base=rival.base,
+            name=name, model=model, title=rival.title or titled(model, rival.preset), space=rival.space, base=rival.base,
             search=search, place=f"compare.{name}.", preset=rival.preset,
         )  # fmt: skip
 
@@ -341,6 +341,12 @@ class Plan:
         """Metric that selects, of all rows, and its direction."""
         selection: Selection = load_model(self.model).SELECTION
         return selection
+
+
+def titled(model: str, preset: str) -> str:
+    """What tables call a row that has no title of its own: the model's name, and its preset where that is not `ours`."""
+    name = load_model(model).NAME
+    return name if preset == OURS else f"{name} ({preset})"
 
 
 def swept_rows(plan: Plan, parameter: str) -> list[Row]:

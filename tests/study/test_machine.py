@@ -87,7 +87,7 @@ def test_ray_gets_a_short_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 
 def test_a_lost_head_ends_the_process_in_one_line(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     ended: list[int] = []
     monkeypatch.setattr(head.os, "_exit", ended.append)
@@ -97,13 +97,13 @@ def test_a_lost_head_ends_the_process_in_one_line(
         address = f"127.0.0.1:{listening.getsockname()[1]}"
         left = iter([True, True])
         head._watch(address, "study resume tiny", lambda: next(left, False))
-        assert (ended, capsys.readouterr().err) == ([], "")
+        assert (ended, caplog.messages) == ([], [])
     head.watch_head(address, "study resume tiny", going=lambda: not ended)
     for thread in threading.enumerate():
         if thread.name == "head":
             thread.join()
     assert ended == [2]
-    assert capsys.readouterr().err == (
-        f"study: Ray's head at {address} has not answered for 0 s; what is finished is kept; when it is back, go on with "
-        "`study resume tiny`\n"
-    )
+    assert caplog.messages == [
+        f"Ray's head at {address} has not answered for 0 s; what is finished is kept; when it is back, go on with "
+        "`study resume tiny`"
+    ]

@@ -486,3 +486,10 @@ def test_scales_are_told_by_their_range(tmp_path: Path) -> None:
 def test_words_of_scripts_without_spaces() -> None:
     texts = ["这本书非常好看", "とても良い本です", "great 好书 indeed", "ดีมากจริง", "plain words here", "", "　"]
     assert count_words(pa.array(texts)).to_pylist() == [7, 8, 4, 3, 3, 0, 1]
+
+
+def test_blank_lines_of_json_are_counted_and_not_taken_apart(tmp_path: Path) -> None:
+    row = json.dumps({"user_id": "u", "item_id": "i", "rating": 3})
+    assert len(read(save(tmp_path, "a.jsonl", "\n" * 5 + row + "\n" * 100_000))[0]) == 1
+    with pytest.raises(InputError, match=r"a.jsonl:7: a JSON object is expected, not 5"):
+        read(save(tmp_path, "a.jsonl", "\n" * 5 + row + "\n5" + "\n" * 10))
