@@ -185,11 +185,14 @@ def check(plan: str, data: Path | None, home: Path, cluster: Path | None) -> Non
 
     loaded = load_plan(plan)
     _show_changes(loaded, home)
+    side_by_side = None
     if cluster is not None:
         from study.engine.cluster import check_cluster
 
-        console.print(check_cluster(cluster, loaded.resources), markup=False, soft_wrap=True)
-    for part in describe(loaded, data, home):
+        checked = check_cluster(cluster, loaded.resources)
+        side_by_side = checked.side_by_side
+        console.print(checked.line, markup=False, soft_wrap=True)
+    for part in describe(loaded, data, home, side_by_side):
         console.print(part, soft_wrap=True)
 
 

@@ -25,7 +25,7 @@ from study.data.tasks import task_rules
 from study.home import Home
 from study.plan.schema import AblationPlan, Plan, Row, SweepPlan
 from study.progress import no_progress
-from study.specs import BASELINE, Job
+from study.specs import BASELINE, Job, Resources
 from study.study import plan_labels, store_uri
 from study.tracking import runs as tracking
 from study.tracking import tags
@@ -35,8 +35,13 @@ from trainables.interface import OURS, make_config
 _RUNS = 200  # newest trainings of a model that its time is measured on
 
 
-def describe(plan: Plan, data: Path | None, home: Path) -> Iterator[Table | Text | str]:
-    """Yield the sections to print; raises InputError for what is not there (files, encoder)."""
+def describe(
+    plan: Plan, data: Path | None, home: Path, side_by_side: int | None = None
+) -> Iterator[Table | Text | str]:  # fmt: skip
+    """Yield the sections to print; raises InputError for what is not there (files, encoder).
+
+    side_by_side: trials that a cluster holds at a time; None: as many as this machine.
+    """
     counts = [(len(plan.compare), "rival"), (len(plan.cells), "cell")]
     words = [f"{count} {noun}{'s' * (count > 1)}" for count, noun in counts if count]
     yield f"[bold]{plan.name}[/bold]: model {plan.model}, {', '.join(words)}"
@@ -52,7 +57,7 @@ def describe(plan: Plan, data: Path | None, home: Path) -> Iterator[Table | Text
         yield _configuration(plan, row)
     yield _work(plan)
     yield from _favoured(plan)
-    yield _cost(plan, Home(home))
+    yield _cost(plan, Home(home), _held_here(plan.resources) if side_by_side is None else side_by_side)
     for row in plan.rows:
         space = row.load_space() if row.search else None
         if space is not None and row.search is not None and (size := space.size()) is not None:
@@ -173,29 +178,43 @@ def _favoured(plan: Plan) -> Iterator[str]:
         )
 
 
-def _cost(plan: Plan, home: Home) -> Table:
-    """Expected time of what is left, by row, from the trainings of its model that this home folder has seen."""
+def _held_here(resources: Resources) -> int:
+    """Return how many trials this machine holds at a time; 0 where they need a GPU and it has none."""
+    cores = max(1, int(usable_cores() / resources.cpus))
+    if not resources.gpus:
+        return cores
+    import torch
+
+    return min(cores, int(torch.cuda.device_count() / resources.gpus))
+
+
+def _cost(plan: Plan, home: Home, side_by_side: int) -> Table:
+    """Expected time of what is left, by row, from the trainings of its model that this home folder has seen.
+
+    Trials that ask for a GPU are judged by trainings on a GPU, the others by those on a CPU.
+    """
     finished = _finished(plan, home)
     done = set(finished["part"] + "/" + finished["cell"] + "/" + finished["row"] + "/" + finished["name"])
     seconds = _training_seconds(plan, home)
-    side_by_side = max(1, int(usable_cores() / plan.resources.cpus))
     table = Table("row", "trainings left", "seconds each", "expected minutes", title="cost")
     jobs = [job for jobs in parts.planned(plan).values() for job in jobs if job.trial not in done]
     total, unknown = 0.0, False
     for row in plan.rows:
         left = sum(len(job.seeds) for job in jobs if job.row == row.name)
         mean = seconds.get(row.model)
-        minutes = None if mean is None else left * mean / side_by_side / 60
+        minutes = None if mean is None or not side_by_side else left * mean / side_by_side / 60
         total += minutes or 0.0
-        unknown |= mean is None and left > 0
+        unknown |= minutes is None and left > 0
         table.add_row(
             row.name, f"{left:,}", "not known" if mean is None else f"{mean:.1f}",
             "not known" if minutes is None else f"{minutes:.1f}",
         )  # fmt: skip
     trainings = sum(len(job.seeds) for job in jobs if job.model != BASELINE)
     table.add_row("all", f"{trainings:,}", "", "not known" if unknown else f"{total:.1f}", style="bold")
-    table.caption = f"{side_by_side} side by side; seconds are means over the model's trainings in {home}" + (
-        "; a model that has not been trained there has no known time" if unknown else ""
+    kind = "a GPU" if plan.resources.gpus else "a CPU"
+    held = f"{side_by_side} side by side" if side_by_side else "this machine has no GPU for them (see --cluster)"
+    table.caption = f"{held}; seconds are means over the model's trainings on {kind} in {home}" + (
+        "; a model that has not been trained so has no known time" if unknown and side_by_side else ""
     )
     return table
 
@@ -209,7 +228,7 @@ def _finished(plan: Plan, home: Home) -> pd.DataFrame:
 
 
 def _training_seconds(plan: Plan, home: Home) -> dict[str, float]:
-    """Model -> mean seconds of one training with one seed, over all plans of the store."""
+    """Model -> mean seconds of one training with one seed, on a GPU or not as in the plan, over all plans of the store."""
     uri = store_uri(home, plan)
     if uri == tracking.default_uri(home.path) and not home.database.is_file():
         return {}
@@ -219,7 +238,8 @@ def _training_seconds(plan: Plan, home: Home) -> dict[str, float]:
     for model in dict.fromkeys(row.model for row in plan.rows):
         condition = f"tags.`{tags.MODEL}` = '{model}' AND attributes.status = 'FINISHED'"
         runs = client.search_runs(experiments, condition, max_results=_RUNS)
-        spent = [(run.data.metrics["seconds"], run.data.params["seeds"].count(",") + 1) for run in runs]
+        alike = [run for run in runs if (float(run.data.tags.get(tags.GPUS, 0)) > 0) == (plan.resources.gpus > 0)]
+        spent = [(run.data.metrics["seconds"], run.data.params["seeds"].count(",") + 1) for run in alike]
         if spent:
             means[model] = sum(seconds for seconds, _ in spent) / sum(seeds for _, seeds in spent)
     return means

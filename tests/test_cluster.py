@@ -25,12 +25,15 @@ FILES = ("cluster.yaml", "cluster-onprem.yaml")
 @pytest.mark.parametrize(
     ("name", "says"),
     [
-        ("cluster.yaml", "cluster.yaml: valid; provider aws, up to 8 workers; trials on gpu_worker"),
+        (
+            "cluster.yaml",
+            "cluster.yaml: valid; provider aws, up to 8 workers; trials on gpu_worker, up to 64 side by side",
+        ),
         ("cluster-onprem.yaml", "valid; provider local, up to 2 workers; trials on local.cluster.node"),
     ],
 )
 def test_a_shipped_file_is_valid_for_ray(name: str, says: str) -> None:
-    assert check_cluster(ROOT / name, Resources()).endswith(says)
+    assert check_cluster(ROOT / name, Resources()).line.endswith(says)
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -69,7 +72,10 @@ def test_a_fault_is_one_short_line(name: str, changes: dict[str, Any], says: str
 def test_a_trial_that_no_node_holds_is_refused() -> None:
     with pytest.raises(InputError, match=r"no node type holds a trial of 64 CPU and 0 GPU; it has head .*gpu_worker"):
         check_cluster(ROOT / "cluster.yaml", Resources(cpus=64))
-    assert "trials on gpu_worker" in check_cluster(ROOT / "cluster.yaml", Resources(cpus=1, gpus=0.25))
+    checked = check_cluster(ROOT / "cluster.yaml", Resources(cpus=1, gpus=0.25))
+    assert "trials on gpu_worker, up to 32 side by side, each with 25% of a GPU and of its memory" in checked.line
+    assert checked.side_by_side == 32
+    assert check_cluster(ROOT / "cluster.yaml", Resources(cpus=3, gpus=1)).side_by_side == 8
 
 
 def test_a_file_that_is_none(tmp_path: Path) -> None:

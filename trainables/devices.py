@@ -45,6 +45,24 @@ def on_device(state: Any, device: torch.device) -> Any:
     return type(state)(on_device(value, device) for value in state) if isinstance(state, list | tuple) else state
 
 
+def free_bytes(device: torch.device) -> int:
+    """Return the memory of a GPU that this process may still take; 0 for a CPU, whose tables stay mapped from disk."""
+    if device.type != "cuda":
+        return 0
+    free, total = torch.cuda.mem_get_info(device)
+    share = torch.cuda.get_per_process_memory_fraction(device)
+    return min(free, int(share * total) - torch.cuda.memory_reserved(device))
+
+
+def share_gpu(gpus: float) -> None:
+    """Keep this process to its share of the GPU's memory, where trials share one: the next one's is not touched.
+
+    A trial that asks for more ends with an error of its own. The share is of torch's memory; CUDA itself takes a few
+    hundred MiB of each process besides.
+    """
+    torch.cuda.set_per_process_memory_fraction(min(gpus, 1.0))
+
+
 def global_generators(device: torch.device) -> list[torch.Generator]:
     """Return the generators that dropout and initialisation on a device draw from. Without a GPU, CUDA is not touched."""
     generators = [torch.default_generator]

@@ -56,7 +56,7 @@ class TextEncoder:
         self.pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
         config = model.config.get_text_config()
         self.vocabulary = model.get_input_embeddings().num_embeddings
-        self.layers, self.width = config.num_hidden_layers, config.hidden_size
+        self.width = config.hidden_size
         self.budget = TokenBudget(spec.batch_tokens)
         # Without padding, whatever a text's neighbours are; a GPU's kernels want all rows equally long.
         self.packs = self.device.type == "cpu" and can_pack(self.model)
@@ -119,7 +119,8 @@ class TextEncoder:
             return pool(self._states(input_ids=ids_BL, attention_mask=mask_BL), mask_BL).cpu().numpy()
 
     def _states(self, **inputs: torch.Tensor) -> list[torch.Tensor]:
-        """Return the hidden states that are averaged; naming the layers keeps two in memory, where True keeps all."""
-        layers = [1, self.layers] if self.spec.pooling == "first_last_avg" else [self.layers]
-        states = self.model(**inputs, output_hidden_states=layers).hidden_states
-        return [states[i] for i in layers]
+        """Return the hidden states that are averaged; naming the layer keeps two in memory, where True keeps all."""
+        if self.spec.pooling == "mean":
+            return [self.model(**inputs).last_hidden_state]
+        output = self.model(**inputs, output_hidden_states=[1])
+        return [output.hidden_states[1], output.last_hidden_state]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,8 +15,17 @@ from study.specs import Resources
 _LENGTH = 200  # characters of jsonschema's message; its own text repeats the whole file and schema
 
 
-def check_cluster(path: Path, resources: Resources) -> str:
-    """Describe the file's cluster in one line. Raises InputError where Ray refuses it or no node type holds a trial."""
+@dataclass(frozen=True)
+class CheckedCluster:
+    """A cluster-launcher file that Ray takes and whose nodes hold a trial."""
+
+    line: str
+    side_by_side: int | None
+    """Trials that all its nodes hold at a time; None where the file leaves out what a node has."""
+
+
+def check_cluster(path: Path, resources: Resources) -> CheckedCluster:
+    """Check the file by Ray's own rules. Raises InputError where Ray refuses it or no node type holds a trial."""
     from jsonschema import ValidationError
 
     try:
@@ -38,18 +47,28 @@ def check_cluster(path: Path, resources: Resources) -> str:
         except Exception as error:  # Ray's preparation raises all kinds, its messages are meant for the file's author
             raise InputError(f"{path}: Ray refuses it: {_short(f'{type(error).__name__}: {error}')}") from error
     types = prepared["available_node_types"]
-    wanted = {"CPU": resources.cpus, "GPU": resources.gpus}
-    fits = [name for name, node in types.items() if _holds(node.get("resources") or {}, wanted)]
-    if not fits:
+    names = [name for name, node in types.items() if _holds(node.get("resources") or {}, wanted_by(resources))]
+    if not names:
         available = ", ".join(f"{name} {node['resources']}" for name, node in types.items())
         raise InputError(
             f"{path}: no node type holds a trial of {resources.cpus:g} CPU and {resources.gpus:g} GPU; "
             f"it has {available}; add a larger one"
         )
     workers = prepared["max_workers"]
-    return (
-        f"{path}: valid; provider {prepared['provider']['type']}, up to {workers} workers; trials on {', '.join(fits)}"
+    line = (
+        f"{path}: valid; provider {prepared['provider']['type']}, up to {workers} workers; trials on {', '.join(names)}"
     )
+    head = types[prepared["head_node_type"]].get("resources")
+    if not all(types[name].get("resources") for name in names) or head is None:
+        return CheckedCluster(line, None)
+    growing = [
+        NodeType(node["resources"], min(workers, int(node.get("max_workers", 0))))
+        for name, node in types.items()
+        if name in names and name != prepared["head_node_type"]
+    ]
+    count = fits(head, resources) + at_most(growing, workers, resources)
+    share = f", each with {resources.gpus:.0%} of a GPU and of its memory" if 0 < resources.gpus < 1 else ""
+    return CheckedCluster(f"{line}, up to {count} side by side{share}", count)
 
 
 @dataclass(frozen=True)
@@ -59,6 +78,27 @@ class NodeType:
     resources: Mapping[str, float]
     count: int
     """At most so many workers at a time."""
+
+
+def wanted_by(resources: Resources) -> dict[str, float]:
+    """What a trial holds, by Ray's names."""
+    return {"CPU": resources.cpus, "GPU": resources.gpus}
+
+
+def fits(node: Mapping[str, float], resources: Resources) -> int:
+    """Return how many trials a node holds at a time."""
+    return min(
+        (int(node.get(kind, 0.0) / wanted) for kind, wanted in wanted_by(resources).items() if wanted), default=1
+    )
+
+
+def at_most(growing: Sequence[NodeType], workers: int, resources: Resources) -> int:
+    """Return how many trials `workers` nodes hold at a time, when they are of the types that hold most."""
+    trials = 0
+    for held, count in sorted(((fits(node.resources, resources), node.count) for node in growing), reverse=True):
+        trials += held * min(count, workers)
+        workers -= min(count, workers)
+    return trials
 
 
 def autoscaled() -> tuple[list[NodeType], int]:

@@ -18,7 +18,7 @@ from typing import Any
 from features.errors import InputError
 from features.extraction.workers import Actors
 from features.local_ray import ROOT, start_ray
-from study.engine.cluster import NodeType, autoscaled
+from study.engine.cluster import NodeType, at_most, autoscaled, fits, wanted_by
 from study.engine.head import watch_head
 from study.engine.node_cache import task_server
 from study.engine.ray_tune import JobCallback, JobScheduler, JobSearcher, Ledger, SilentCallback
@@ -140,15 +140,15 @@ def _concurrency(cluster: Cluster, resources: Resources) -> int | None:
 
     if cluster.address is None:
         total: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
-        fits = _fits(total, resources)
-        if not fits:
+        held = fits(total, resources)
+        if not held:
             kind, wanted = next(
-                (kind, wanted) for kind, wanted in _wanted(resources).items() if wanted > total.get(kind, 0.0)
+                (kind, wanted) for kind, wanted in wanted_by(resources).items() if wanted > total.get(kind, 0.0)
             )
             raise InputError(
                 f"resources: a trial asks for {wanted:g} {kind}, this machine has {total.get(kind, 0.0):g}; ask for less"
             )
-        return fits if cluster.max_concurrent is None else min(fits, cluster.max_concurrent)
+        return held if cluster.max_concurrent is None else min(held, cluster.max_concurrent)
     alive = [node for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
     heads = [node for node in alive if "node:__internal_head__" in node["Resources"]]
     # The file here may be of another cluster than the one that was joined.
@@ -158,8 +158,8 @@ def _concurrency(cluster: Cluster, resources: Resources) -> int | None:
     if all(node.resources for node in growing):  # what a file leaves out, Ray finds out on the machine
         _refuse_impossible(resources, [node["Resources"] for node in alive], growing)
         if cluster.max_concurrent is None and growing:
-            held, at_head = (sum(_fits(node["Resources"], resources) for node in nodes) for nodes in (alive, heads))
-            return max(held, at_head + _at_most(growing, workers, resources))
+            held, at_head = (sum(fits(node["Resources"], resources) for node in nodes) for nodes in (alive, heads))
+            return max(held, at_head + at_most(growing, workers, resources))
     return cluster.max_concurrent
 
 
@@ -172,28 +172,10 @@ def most_actors(cluster: Cluster) -> Actors | None:
     return None
 
 
-def _wanted(resources: Resources) -> dict[str, float]:
-    return {"CPU": resources.cpus, "GPU": resources.gpus}
-
-
-def _fits(node: Mapping[str, float], resources: Resources) -> int:
-    """Return how many trials a node holds at a time."""
-    return min((int(node.get(kind, 0.0) / wanted) for kind, wanted in _wanted(resources).items() if wanted), default=1)
-
-
-def _at_most(growing: Sequence[NodeType], workers: int, resources: Resources) -> int:
-    """Return how many trials `workers` nodes hold at a time, when they are of the types that hold most."""
-    trials = 0
-    for fits, count in sorted(((_fits(node.resources, resources), node.count) for node in growing), reverse=True):
-        trials += fits * min(count, workers)
-        workers -= min(count, workers)
-    return trials
-
-
 def _refuse_impossible(resources: Resources, there: Sequence[Mapping[str, float]], growing: Sequence[NodeType]) -> None:
     """Raise InputError when no node that is there, or that the autoscaler may start, can ever hold one trial."""
     nodes = [*there, *(node.resources for node in growing)]
-    if not any(_fits(node, resources) for node in nodes):
+    if not any(fits(node, resources) for node in nodes):
         has = sorted({f"{node.get('CPU', 0.0):g} CPU and {node.get('GPU', 0.0):g} GPU" for node in nodes})
         raise InputError(
             f"resources: a trial asks for {resources.cpus:g} CPU and {resources.gpus:g} GPU, and no node of the cluster "

@@ -139,6 +139,7 @@ class Ledger:
             "metrics": [objective.metric for objective in self._objectives(job)],
             "threads": recipe.resources.threads,
             "device": "cuda" if recipe.resources.gpus > 0 and row.model != BASELINE else "cpu",
+            "gpus": recipe.resources.gpus,
             "checkpoint": {
                 "path": str(self._checkpoint(job)),
                 "identity": checkpoint_identity(recipe, job, fingerprint, config),

@@ -25,6 +25,7 @@ from study.home import Home
 from study.provenance import device, versions
 from study.tracking import tags
 from trainables import interface, trial
+from trainables.devices import share_gpu
 
 _MIN_INTERVAL_S, _MAX_INTERVAL_S, _INTERVAL_SHARE, _WAITS = 0.5, 10.0, 0.05, 10.0
 
@@ -86,13 +87,15 @@ def run_trial(payload: dict[str, Any], outbox: Outbox, server: Any = None) -> No
     """Train and put every epoch into the outbox.
 
     `payload`: trainable, model, config, task_dir, seeds, test_dir, rows, metrics (that are optimised), threads (of
-    torch), device (`cpu`, which never touches CUDA, or `cuda`), checkpoint (path, identity, seconds). Where that file is,
-    training goes on from it, and its epochs are sent again.
+    torch), device (`cpu`, which never touches CUDA, or `cuda`), gpus (below 1: the share of one, and of its memory),
+    checkpoint (path, identity, seconds). Where that file is, training goes on from it, and its epochs are sent again.
 
     Raises what the training raises, FloatingPointError when a metric that is optimised is not a number, RuntimeError when
     the training ends without its final report, and NodeError.
     """
     reset(payload["threads"])
+    if payload["device"] == "cuda" and payload["gpus"] < 1:
+        share_gpu(payload["gpus"])
     folders = TrialFolders(payload, server)
     try:
         _train(payload, outbox, folders)

@@ -37,6 +37,8 @@ def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def read(out: Path, name: str) -> dict[str, Any]:
     document: dict[str, Any] = json.loads((out / f"{name}.json").read_text())
     assert "error" not in document
+    assert "failed_parts" not in document
+    assert len(document.get("profile", range(10))) == 10
     return document
 
 
@@ -46,23 +48,29 @@ def test_trials_are_held_against_the_cpu(out: Path) -> None:
         assert found[model]["difference"] == 0  # the device is the CPU here
         assert found[model]["within_tolerance"]
     assert found["music_task_1"]["epochs"] == 2
+    assert not found["music_task_1"]["table_held_on_the_device"]
     assert len(found["music_task_1"]["profile"]) == 10
 
 
 def test_many_trials_are_counted_in_every_way_that_a_cpu_has(out: Path) -> None:
-    for ways in read(out, "many")["steps_per_second"].values():
-        assert ways["loop"] > 0
-        assert ways["batched"] > 0
-        assert ways["batched_graph"] == "NotImplementedError: CUDA graphs need a GPU"
+    found = read(out, "many")
+    assert all(rate > 0 for rate in found["trials_per_hour"].values())
+    assert list(found["trials_per_hour"])[-1] == "2 processes, cpu"
+    for ways in found["steps_per_second"].values():
+        assert min(ways["loop"], ways["streams"], ways["batched"]) > 0
+        assert ways["batched_graph"] == ways["streams_graph"] == "NotImplementedError: CUDA graphs need a GPU"
 
 
 def test_extraction_and_generation_lose_nothing(out: Path) -> None:
     found = read(out, "extraction")
-    assert [run["failed"] for run in found["runs"].values() if isinstance(run, dict)] == [0]
-    assert found["hours_of_task_1_texts"] > 0
-    assert found["seeing"]["tokens_of_an_item"] == 76
-    batches = read(out, "generation")["batches"]
-    assert all(0 <= batch["idle_share"] < 1 and batch["tokens_per_second"] > 0 for batch in batches.values())
+    runs = {way: run for way, run in found["runs"].items() if isinstance(run, dict)}
+    assert list(runs) == ["sdpa, 256 tokens", "varlen, 256 tokens"]
+    assert [run["failed"] for run in [*runs.values(), *found["seeing"]["runs"].values()]] == [0, 0, 0]
+    assert set(found["hours"]) == {"movie-music", "book-movie", "book-music"}
+    assert all(hours["reviews"] > 0 and hours["items"] > 0 for hours in found["hours"].values())
+    found = read(out, "generation")
+    assert found["batches"]["2"]["tokens_per_second"] > 0
+    assert 0 < found["refilled"]["2"]["full_rows"] <= 1
 
 
 def test_faults_cost_a_budget_and_no_row(out: Path) -> None:
@@ -70,7 +78,10 @@ def test_faults_cost_a_budget_and_no_row(out: Path) -> None:
     assert found["budget_after"] <= 1_024 < found["budget_before"]
     assert found["rows_lost"] == 0
     assert found["largest_difference"] < 0.05  # bfloat16, in other batches
-    assert found["a_failing_device_is_passed_on"]
+    device = found["failing_device"]
+    assert device["failing_worker"]["exit_code"] == 1
+    assert 0 < device["failing_worker"]["rows_stored"] < device["rows"] == device["next_worker"]["rows_stored"]
+    assert device["next_worker"]["exit_code"] == 0
 
 
 @pytest.mark.parametrize(

@@ -7,9 +7,12 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 from rich.console import Console
+from rich.table import Table
 
 from features.errors import InputError
+from study import show
 from study.plan.load import load_plan
 from study.show import describe
 
@@ -84,6 +87,25 @@ def test_time_is_told_from_what_has_run(finished: Finished, tmp_path: Path) -> N
     table = {row[0]: row[1:] for row in rows(text(larger, None, finished.home)) if len(row) == 4}
     assert table["music"][:2] == ["6", cost[2]]
     assert table["emcdr"] == ["16", "not known", "not known"]
+
+
+def test_time_on_a_gpu_is_told_from_trainings_on_one(
+    finished: Finished, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shared = write_plan(tmp_path, search__trials=5, resources={"cpus": 1, "gpus": 0.25})
+    monkeypatch.setattr(show, "usable_cores", lambda: 8)
+    shown = text(shared, None, finished.home)
+    assert [row[2:] for row in rows(shown) if row[0] == "music" and len(row) == 4] == [["not known", "not known"]]
+    assert "this machine has no GPU for them (see --cluster)" in " ".join(shown.split())
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    line = " ".join(text(shared, None, finished.home).split())
+    assert "4 side by side; seconds are means over the model's trainings on a GPU in" in line
+    monkeypatch.setattr(show, "_training_seconds", lambda plan, home: {"music": 60.0})
+    table = rows(text(shared, None, finished.home))
+    (cost,) = (row for row in table if row[0] == "music" and len(row) == 4)
+    assert (cost[1], cost[3]) == ("6", "1.5")  # six trainings of a minute, four at a time
+    parts = describe(load_plan(str(shared)), None, finished.home, side_by_side=9)
+    assert any("9 side by side" in str(part.caption) for part in parts if isinstance(part, Table))
 
 
 def test_seeds_of_the_search_are_told_where_a_part_starts_from_its_best(tmp_path: Path) -> None:

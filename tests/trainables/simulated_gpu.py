@@ -119,7 +119,7 @@ class SimulatedGpu(TorchFunctionMode):
             if any(_address(result) == _address(tensor) for tensor in inputs):
                 result = result.clone()
             if device.type == "cuda":
-                self._storages[_address(result)] = result.untyped_storage()
+                self._storages[_address(result)] = _storage(result)
             return result
         if isinstance(result, list | tuple):
             for part in result:
@@ -127,8 +127,13 @@ class SimulatedGpu(TorchFunctionMode):
         return result
 
 
+def _storage(tensor: Tensor) -> Any:
+    """Of a sparse tensor that of its values."""
+    return (tensor._values() if tensor.layout == torch.sparse_coo else tensor).untyped_storage()
+
+
 def _address(tensor: Tensor) -> int:
-    return int(tensor.untyped_storage()._cdata)
+    return int(_storage(tensor)._cdata)
 
 
 def _tensors(value: Any) -> Iterator[Tensor]:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -47,6 +48,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, P
 def gpu(monkeypatch: pytest.MonkeyPatch) -> SimulatedGpu:
     """A simulated GPU, on which dropout and initialisation draw from the CPU's generator."""
     monkeypatch.setattr("trainables.devices.global_generators", lambda device: [torch.default_generator])
+    monkeypatch.setattr("trainables.tasks.arrays.free_bytes", lambda device: 0)
     return SimulatedGpu()
 
 
@@ -259,17 +261,28 @@ def test_a_task_moves_whole_and_is_itself_where_it_is(
         assert task_type_of(moved).name == task_type
 
 
-def test_tables_that_are_read_row_by_row_give_them_out_on_the_device(
-    folders: dict[str, tuple[Path, Path]], gpu: SimulatedGpu, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("share", [0.0, 0.5, 2.0, 4.0])
+def test_a_large_table_is_held_on_a_gpu_that_has_room_for_it(
+    share: float, folders: dict[str, tuple[Path, Path]], gpu: SimulatedGpu, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """With the bits that the CPU reads, row by row. `share`: of the table that is free; it may take half of that."""
     monkeypatch.setattr("trainables.tasks.arrays.DENSE_BYTES", 0)
-    rows = load_task(folders["ratings"][0]).items
-    expected = rows[torch.tensor([3, 0])]
+    table = load_task(folders["ratings"][0]).items
+    rows = FeatureRows(table._vectors.astype(np.float16), np.arange(-1, 4), table.centre.numpy(), table.scale)
+    monkeypatch.setattr(
+        "trainables.tasks.arrays.free_bytes",
+        lambda device: int(share * 5 * 2 * rows.width) if device == GPU else 0,
+    )
+    index = torch.tensor([3, 0, 3, 4])
     with gpu:
         moved = rows.to(GPU)
-        given = moved[torch.tensor([3, 0], device=GPU)]
+        given = moved[index.to(GPU)]
+        assert (moved._held is not None) == (share >= 2)
         assert (given.device, moved.all().device, rows.all().device) == (GPU, GPU, CPU)
-        assert torch.equal(given.cpu(), expected)
+        assert torch.equal(given.cpu(), rows[index])
+        assert torch.equal(moved.all().cpu(), rows.all())
+        assert not moved.all()[0].any()
+        assert moved.to(CPU)._held is None
 
 
 def test_nested_states_move_whole(gpu: SimulatedGpu) -> None:

@@ -18,10 +18,13 @@ from torch import Tensor
 from features.errors import InputError
 from features.store.folders import read_json, write_json
 from features.store.tables import FeatureTable
+from trainables.devices import free_bytes
 
 DENSE_BYTES = 64 * 2**20  # a table up to this size is standardised once and held in memory, by every process
+_HELD_SHARE = 0.5  # of a device's free memory that a larger table may take, as it lies on disk
 _CENTRE_ROWS = 20_000  # rows that centre and scale are measured on
 _READ_ROWS = 256  # rows widened and standardised at once
+_COPY_ROWS = 4_096  # rows copied to a device at once
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float32]
@@ -42,6 +45,9 @@ class FeatureRows:
 
     Rows come from a memory-mapped table; centre [F] and scale (one number, the root mean square over training rows, so
     that the proportions between features stay) were measured on training rows. One without a vector reads as the mean.
+
+    On a GPU that has room for them the raw rows are copied once, and standardised there as they are read: gathered on the
+    CPU, 6,000 rows of 4,096 numbers take 40 ms a step, and their way to the device comes on top.
     """
 
     def __init__(self, vectors: NDArray[Any], rows: Ints, centre: Floats, scale: float) -> None:
@@ -50,6 +56,8 @@ class FeatureRows:
         self._centre = self.centre  # where vectors are read: on the CPU
         size = len(rows) * vectors.shape[1] * 4
         self._dense = self._read(np.arange(len(rows))) if size <= DENSE_BYTES else None
+        self._held: Tensor | None = None  # raw rows [N, F] on the device, in the type that they have on disk
+        self._missing = torch.empty(0, dtype=torch.bool)  # [N] those without a vector, beside the held ones
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -65,23 +73,41 @@ class FeatureRows:
         return self.centre.device
 
     def to(self, device: torch.device) -> FeatureRows:
-        """Return the same rows on another device; what is not held in memory is moved as it is read."""
+        """Return the same rows on another device; what no memory has room for is moved as it is read."""
         if device == self.device:
             return self
         moved = copy.copy(self)
         moved.centre = self.centre.to(device)
         moved._dense = self._dense.to(device) if self._dense is not None else None
+        fits = len(self) * self.width * self._vectors.itemsize <= _HELD_SHARE * free_bytes(device)
+        if self._dense is None and fits:
+            moved._held, moved._missing = self._raw(device), torch.from_numpy(self._rows < 0).to(device)
+        else:
+            moved._held = None
         return moved
 
     def __getitem__(self, index_B: Tensor) -> Tensor:
         """Return standardised vectors, float32 [B, F]."""
         if self._dense is not None:
             return self._dense.index_select(0, index_B)
+        if self._held is not None:
+            read = self._held.index_select(0, index_B).float().sub_(self.centre).div_(self.scale)
+            return read.masked_fill_(self._missing.index_select(0, index_B)[:, None], 0.0)
         return self._read(index_B.cpu().numpy()).to(self.device)
 
     def all(self) -> Tensor:
         """Return the standardised vectors of all rows, float32 [N, F]."""
         return self[torch.arange(len(self), device=self.device)]
+
+    def _raw(self, device: torch.device) -> Tensor:
+        """Copy all rows to a device, a few at a time, in the type that they have on disk; [N, F]."""
+        places = np.maximum(self._rows, 0)
+        kind = torch.from_numpy(self._vectors[:0]).dtype
+        raw = torch.empty((len(self), self.width), dtype=kind, device=device)
+        for start in range(0, len(places), _COPY_ROWS):
+            part = slice(start, start + _COPY_ROWS)
+            raw[part].copy_(torch.from_numpy(self._vectors[places[part]]))
+        return raw
 
     def _read(self, index_B: Ints) -> Tensor:
         rows = self._rows[index_B]

@@ -84,7 +84,7 @@ def test_a_trial_goes_on_and_sends_its_epochs_again(tmp_path: Path, monkeypatch:
     monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "fakes"))
     payload = {
         "trainable": "fake_trial:run", "model": "fake", "task_dir": str(tmp_path), "seeds": (0,), "test_dir": None,
-        "rows": False, "metrics": ["val_rmse"], "threads": 1, "device": "cpu",
+        "rows": False, "metrics": ["val_rmse"], "threads": 1, "device": "cpu", "gpus": 0,
         "config": {"x": 0.5, "epochs": 4, "seconds": 0.0, "fail": "raise"},
         "checkpoint": {"path": str(tmp_path / "a.pt"), "identity": "this", "seconds": 0},
     }  # fmt: skip
@@ -125,7 +125,7 @@ def test_a_report_without_metrics_is_written_and_not_sent(tmp_path: Path, monkey
     monkeypatch.syspath_prepend(str(tmp_path))
     payload = {
         "trainable": "staged_trial:run", "model": "", "task_dir": "", "seeds": (0,), "test_dir": None, "rows": False,
-        "metrics": ["val_rmse"], "threads": 1, "device": "cpu", "config": {"dies_at": 1},
+        "metrics": ["val_rmse"], "threads": 1, "device": "cpu", "gpus": 0, "config": {"dies_at": 1},
         "checkpoint": {"path": str(tmp_path / "a.pt"), "identity": "this", "seconds": 0},
     }  # fmt: skip
     sent: list[dict[str, Any]] = []

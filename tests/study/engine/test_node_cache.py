@@ -165,7 +165,7 @@ def payload_of(model: str, config: dict[str, Any], task_dir: Path, seeds: Sequen
     home = task_dir.parents[2]
     return {
         "trainable": "ending_trial:run", "model": model, "config": config, "task_dir": str(task_dir), "seeds": seeds,
-        "test_dir": None, "rows": False, "metrics": ["val_rmse"], "threads": 1, "device": "cpu",
+        "test_dir": None, "rows": False, "metrics": ["val_rmse"], "threads": 1, "device": "cpu", "gpus": 0,
         "checkpoint": {"path": str(home / "checkpoints" / "a.pt"), "identity": "this", "seconds": 0}, **more,
     }  # fmt: skip
 

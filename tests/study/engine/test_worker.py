@@ -79,7 +79,7 @@ def server_that(error: Exception) -> Any:
 def payload(folder: Path, **more: Any) -> dict[str, Any]:
     return {
         "trainable": "builtins:iter", "model": "baseline", "config": {}, "task_dir": str(folder / "home"),
-        "seeds": [0], "test_dir": None, "rows": False, "metrics": [], "threads": 1, "device": "cpu",
+        "seeds": [0], "test_dir": None, "rows": False, "metrics": [], "threads": 1, "device": "cpu", "gpus": 0,
         "checkpoint": {"path": str(folder / "a.pt"), "identity": "this", "seconds": 0}, **more,
     }  # fmt: skip
 
@@ -181,9 +181,15 @@ def test_the_result_says_what_it_was_trained_on(kind: str, monkeypatch: pytest.M
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize("kind", ["cpu", "cuda"])
-def test_the_trainable_is_given_its_device(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("kind", "gpus", "shares"), [("cpu", 0, []), ("cpu", 0.25, []), ("cuda", 0.25, [0.25]), ("cuda", 1, [])]
+)
+def test_the_trainable_is_given_its_device_and_its_share_of_the_memory(
+    kind: str, gpus: float, shares: list[float], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     devices: list[str] = []
+    given: list[float] = []
+    monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", given.append)
 
     def run(*_: Any, device: str, **__: Any) -> Any:
         devices.append(device)
@@ -191,8 +197,9 @@ def test_the_trainable_is_given_its_device(kind: str, tmp_path: Path, monkeypatc
 
     monkeypatch.setattr(worker, "resolve", lambda path: run)
     (tmp_path / "home").mkdir()
-    worker.run_trial(payload(tmp_path, device=kind), Outbox(lambda message: None, kind))
+    worker.run_trial(payload(tmp_path, device=kind, gpus=gpus), Outbox(lambda message: None, kind))
     assert devices == [kind]
+    assert given == shares
 
 
 def test_a_trial_without_a_gpu_never_touches_cuda(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
