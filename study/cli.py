@@ -420,7 +420,9 @@ def recommend(plan: str, home: Path, user: str, cell: str | None, count: int, ro
 @click.argument("plan", required=False)
 @HOME
 @click.option("--port", type=click.IntRange(0, 65535), default=5000, show_default=True, help="0: any that is free.")
-@click.option("--host", default="127.0.0.1", show_default=True, help="0.0.0.0: for other machines too.")
+@click.option(
+    "--host", default="127.0.0.1", show_default=True, help="Address to listen on; this machine alone unless told."
+)
 def ui(plan: str | None, home: Path, port: int, host: str) -> None:
     """Open MLflow on the store of the home folder, and print links to its views, of PLAN alone where it is given."""
     from features.errors import InputError

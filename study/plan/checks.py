@@ -28,7 +28,7 @@ def check_plan(plan: Plan, document: Mapping[str, Any], place: str) -> list[str]
     """Return what no single field can know, a line a fault."""
     faults = _name_checks(plan, place) + _data_checks(plan, place)
     wrong_models = _model_checks(plan, place)
-    if wrong_models or any(name not in plan.domains for task in plan.tasks for name in task):
+    if wrong_models:
         return faults + wrong_models
     wrong_presets = _preset_checks(plan, place)
     if wrong_presets:

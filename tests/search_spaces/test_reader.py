@@ -192,7 +192,7 @@ def test_a_key_given_twice_is_a_fault(tmp_path: Path) -> None:
     [
         ("music", "not a space; write <file>/<variant>, such as music/paper"),
         ("music/papper", "search_spaces/music.yaml: has no variant 'papper'; it has paper and continuous"),
-        ("musik/paper", "there is no space file 'musik'; shipped are .*lgcd, music"),
+        ("musik/paper", "there is no space file 'musik'; shipped are .*lgcd, .*music, "),
         ("../music/paper", "not a space"),
         ("/nowhere/space.yaml/v", "/nowhere/space.yaml: cannot be read"),
     ],

@@ -282,6 +282,6 @@ def test_all_faults_are_told_at_once() -> None:
         parse_paper(SMALL.replace("text: a", "texd: a").replace("part: score", "part: 3"), "x.yaml")
     assert str(caught.value).splitlines() == [
         "x.yaml: unknown key 'texd'; did you mean 'text'?",
-        "x.yaml: claims[0].part is 3; give a value of type str",
+        "x.yaml: claims[0].part is 3; give a value of type str, in quotes",
         "x.yaml: text is missing; set it",
     ]

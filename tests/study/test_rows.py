@@ -139,8 +139,8 @@ def test_only_takes_rows_of_the_plan(make: MakePlan, tmp_path: Path) -> None:
             "plan.yaml: compare.emcdr.base: unknown field 'dims'; did you mean 'dim'?",
         ),
         (
-            {"compare": {"emcdr": {"space": "emcdr/paper", "search": {"trials": 0}}}},
-            "plan.yaml: compare.emcdr.search.trials is 0; give 1 to 100,000",
+            {"compare": {"emcdr": {"space": "emcdr/paper", "search": {"trials": -1}}}},
+            "plan.yaml: compare.emcdr.search.trials is -1; give 1 to 100,000",
         ),
         (
             {"sweeps": {"steps": {"values": [2], "models": ["cmf"]}}},

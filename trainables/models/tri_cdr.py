@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import leaky_relu, normalize, softplus
+from torch.nn.functional import embedding, leaky_relu, normalize, softplus
 from torch.optim import Optimizer
 
 from features.checks import at_least, choice, dropout_share, number, refuse, step_size
@@ -150,7 +150,7 @@ class TriCDR(nn.Module):
         `bags` hold places in `vectors`, one table [U, D] an encoder.
         """
         states = [
-            encoder.encode(vector_UD[bag.item], bag.length.clamp(min=1))
+            encoder.encode(embedding(bag.item, vector_UD), bag.length.clamp(min=1))  # the same bits by any threads
             for encoder, bag, vector_UD in zip(self.readers, bags, vectors, strict=True)
         ]
         mixed, target = bags[0], bags[2]

@@ -33,21 +33,20 @@ from ...patience import PATIENCE_S
 
 FAKES = Path(__file__).parents[1] / "fakes"
 sys.path.insert(0, str(FAKES))
-import drive  # noqa: E402 - lives beside the fake trainable, which workers find by their working directory
+import drive  # noqa: E402 - lives beside the fake trainable, which workers find by PYTHONPATH
 
 CELL = drive.CELLS[0]
 
 
 @pytest.fixture(scope="module", autouse=True)
 def ray_here() -> Iterator[None]:
-    """One Ray for the module, started by the first call of run_jobs; its workers import from this folder."""
+    """One Ray for the module, started by the first call of run_jobs; its workers import the fakes by PYTHONPATH."""
     import ray
 
     ray.shutdown()
-    before = Path.cwd()
-    os.chdir(FAKES)
-    yield
-    os.chdir(before)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(FAKES), prepend=os.pathsep)
+        yield
     ray.shutdown()
 
 
