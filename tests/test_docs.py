@@ -401,6 +401,7 @@ def test_the_user_and_the_items_to_try_are_simulated_by_the_plan() -> None:
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
+@pytest.mark.slow
 def test_a_plan_runs_unchanged_on_a_running_cluster(tmp_path: Path) -> None:
     """`study run PLAN --address ...`, as on the cluster of cluster.yaml: a head without CPUs and a worker node."""
     from ray.cluster_utils import Cluster

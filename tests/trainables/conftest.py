@@ -28,7 +28,7 @@ def feature_set(request: pytest.FixtureRequest) -> str:
 @pytest.fixture(scope="session")
 def folders(world: World, feature_set: str, tmp_path_factory: pytest.TempPathFactory) -> TaskFolders:
     """The task of that world in each feature_set."""
-    return build(world, tmp_path_factory.mktemp(feature_set), feature_set, reviews=True)
+    return build(world, tmp_path_factory.mktemp(feature_set), feature_set)
 
 
 @pytest.fixture(scope="session")
