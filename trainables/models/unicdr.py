@@ -146,8 +146,8 @@ class UniCDR(nn.Module):
 
     def joined(self, own_BD: Tensor, shared_BD: Tensor) -> Tensor:
         """What items are multiplied by, [B, D]."""
-        parts = [self.dropout(own_BD)] if self.config.specific else []
-        return torch.stack([*parts, shared_BD] if self.config.shared else parts).sum(dim=0)
+        parts = [part for part, wanted in ((own_BD, self.config.specific), (shared_BD, self.config.shared)) if wanted]
+        return torch.stack([self.dropout(part) for part in parts]).sum(dim=0)
 
     def users(self, history: Sequences) -> Tensor:
         """Vectors for the target domain: own from its items, shared from both domains', [R, D]."""
