@@ -97,9 +97,7 @@ class Config:
     epochs: int = 15
     patience: int = 15  # epochs without a better validation RMSE before training ends
     rating_offset: str = "source_offset"  # none (the paper's) | item_mean | source_offset
-    calibrate: bool = (
-        True  # what is added to the offset is scaled by a gain in [0, 1] fitted on validation users (ours)
-    )
+    calibrate: bool = True  # what is added to the offset is scaled by a gain fitted on the validation users (ours)
 
     def __post_init__(self) -> None:
         refuse(
