@@ -1,7 +1,7 @@
-"""The small inputs of `../shared/cases`, each with its own command, against what its `expected` says.
+"""The small inputs of `../shared/cases`, each with its command, against what its `expected` says.
 
-Files that are read by `study check` alone run here in this process. What needs a trial, a signal or a server of its own runs
-as its `cmd` stands, in the slow tests. Plans of the cases are of an earlier form: see `copied`.
+Data is read in this process, what needs processes of its own runs as its `cmd` stands. The plans are of an earlier form,
+see `copied`. Slow but for what is refused, and what was a traceback once.
 """
 
 from __future__ import annotations
@@ -62,6 +62,31 @@ DATA = {  # case -> exit code, and what the command says, as patterns
     "rb-quoted": (0, READ, "320 values of user_id in a.inter are in quotes; they are read without them"),
     "yaml-merge": (0, READ),
 }  # fmt: skip
+RUNS = {  # case -> what its command says, as patterns
+    "cpu-affinity": ("allowed: 1  Ray was given: 1.0",),
+    "ctrl-c-words": ("study: interrupted; what is finished is kept, the same command goes on from here",),
+    "dead-server": ("study: MLflow at http://127.0.0.1:9: does not answer; start the server, or name another store",),
+    "home-moved": ("search: 3 planned, nothing left to do|Nothing was left to train", "report rc=0\n0"),
+    "home-percent": ("rc=0",),
+    "home-space-words": ("MLflow  study ui .* --home '.*/my runs'\n", "Optuna  optuna-dashboard '.*/my runs/optuna/"),
+    "ids-odd": (r"user <:smile:>\nuser <\[/\]>\n(?!rc=)",),
+    "journal-hole": ("study: .*small.log:[0-9]+: is damaged .*; put a copy of the file back, or move it away", "rc=2"),
+    "lg-same-time": ("lgcd",),
+    "locale-ascii": ("rc=0",),
+    "own-study-py": ("rc=0",),
+    "plan-shrunk": ("2 runs that the plan no longer asks for are left out", "search: 3 planned, nothing left to do"),
+    "report-of-deleted-experiment": (
+        "30\nstudy: experiment 'small': is deleted in MLflow; restore it there or give the plan another name\nrc=2\n30",
+    ),
+    "space-relative": ("rc=0\nrc=0",),
+    "store-locked-at-start": ("rc=0",),
+    "tmpdir-long": ("study: TMPDIR is too long for Ray's sockets, .*; its files go to /tmp/", "rc=0"),
+    "ui-port-busy": ("study: port 5199 is taken on 127.0.0.1; name another with --port\nrc=2",),
+    "ui-port-range": ("study: .* 80000 is not in the range .*\nrc=2",),
+    "user-folder-unwritable": ("study: HOME /proc/none cannot be written; caches go to .*/runs/user", "rc=0"),
+    "user-id-slash-markup": ("rc=0",),
+}  # fmt: skip
+SLOW = {name for name, (code, *_) in DATA.items() if not code} - {"csv-cr-only", "pq-large-view"}
 CHECKED = ("lg-", "name-number", "yaml-merge")  # extracting texts takes an encoder's time
 
 
@@ -78,10 +103,12 @@ def copied(name: str, folder: Path) -> Path:
         for was, now in old.items():
             text = re.sub(was, now, text, flags=re.MULTILINE)
         plan.write_text(text)
+    for script in case.glob("*.py"):
+        script.write_text(script.read_text().replace("from study.jobs import", "from study.specs import"))
     return case
 
 
-@pytest.mark.parametrize("name", DATA)
+@pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.slow if name in SLOW else ()) for name in DATA])
 def test_data_as_people_have_it(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(copied(name, tmp_path))
     data = ["--data", "data"] if Path("data").is_dir() else []
@@ -94,3 +121,22 @@ def test_data_as_people_have_it(name: str, tmp_path: Path, monkeypatch: pytest.M
         assert re.search(str(pattern), text), text
     if code:
         assert all(line.startswith("study: ") for line in ran.err.splitlines()), ran.err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", RUNS)
+def test_what_needs_processes_of_its_own(name: str, tmp_path: Path) -> None:
+    case = copied(name, tmp_path)
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    ran = subprocess.run(
+        ["bash", "-c", (case / "cmd").read_text()], cwd=case, env={**os.environ, "PATH": path, "PYTHONPATH": str(ROOT)},
+        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=PATIENCE_S,
+        check=False,
+    )  # fmt: skip
+    assert "Traceback" not in ran.stdout, ran.stdout
+    for pattern in RUNS[name]:
+        assert re.search(pattern, ran.stdout), ran.stdout
+
+
+def test_every_case_is_tried() -> None:
+    assert {path.name for path in CASES.iterdir() if path.is_dir()} == DATA.keys() | RUNS.keys()
