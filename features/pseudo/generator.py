@@ -22,10 +22,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from features.checks import choice, number, refuse, whole
+from features.encoders.spec import find_pretrained
 from features.encoders.weights import (
     check_dtype,
-    find_folder,
-    hash_pretrained,
     load_tokenizer_of,
     load_weights,
     quiet,
@@ -45,7 +44,7 @@ _MORE_FILES = ("chat_template*", "generation_config.json")
 class GeneratorSpec:
     """Which language model writes the texts of pseudo-items, and how it is prompted. (ours, where the paper is silent)"""
 
-    # "local": a small model that is trained here; or a folder in the layout of `save_pretrained`, or a hub id in the cache
+    # "local": a small model that is trained here; or, as for encoders, a preset, a folder, a GGUF file or a hub id
     model: str = LOCAL
     # commit of a hub id; required for one, meaningless otherwise
     revision: str | None = None
@@ -109,7 +108,7 @@ class ResolvedGenerator:
     """A generator on this machine. identity: its model by content."""
 
     spec: GeneratorSpec
-    folder: Path
+    path: Path
     dtype: str  # "float32" or "bfloat16"
     identity: Mapping[str, Any]
 
@@ -120,19 +119,17 @@ class ResolvedGenerator:
 
 
 def resolve_generator(spec: GeneratorSpec, trained: Path | None = None) -> ResolvedGenerator:
-    """Find the generator's folder and hash its files; no weights are loaded.
+    """Find the generator's folder or GGUF file and hash it; no weights are loaded.
 
     trained: the folder of the local model, which is identified by what it was trained on and not by its bits.
-    Raises InputError where there is no such folder, none in the hub's cache, or one without weights.
+    Raises InputError like `features.encoders.spec.find_pretrained`.
     """
+    dtype = resolve_dtype(spec.dtype)
     if trained is not None:
-        return ResolvedGenerator(
-            spec=spec, folder=trained, dtype=resolve_dtype(spec.dtype), identity={"local": trained.name}
-        )
-    folder = find_folder("generator", spec.model, spec.revision, LOCAL)
-    files = hash_pretrained(f"generator {spec.model}", folder, _MORE_FILES)
+        return ResolvedGenerator(spec=spec, path=trained, dtype=dtype, identity={"local": trained.name})
+    files = find_pretrained("generator", spec.model, spec.revision, _MORE_FILES, alternatives=(LOCAL,))
     identity = {"weights_sha256": files.weights_sha256, "files_sha256": files.files_sha256}
-    return ResolvedGenerator(spec=spec, folder=folder, dtype=resolve_dtype(spec.dtype), identity=identity)
+    return ResolvedGenerator(spec=spec, path=files.path, dtype=dtype, identity=identity)
 
 
 class Generator(Protocol):
@@ -142,7 +139,7 @@ class Generator(Protocol):
 
 
 def load_generator(resolved: ResolvedGenerator) -> CausalGenerator:
-    """Load weights and tokenizer from the local folder, on the GPU if there is one.
+    """Load weights and tokenizer from the local files, on the GPU if there is one.
 
     Raises InputError for weights that do not fit, like `features.encoders.encoder.load_encoder`.
     """
@@ -151,8 +148,8 @@ def load_generator(resolved: ResolvedGenerator) -> CausalGenerator:
     spec = resolved.spec
     place = f"generator {spec.model}"
     check_dtype(place, spec.dtype, resolved.dtype)
-    model = load_weights(AutoModelForCausalLM, place, resolved.folder, resolved.dtype, spec.allow_keys)
-    return CausalGenerator(model, load_tokenizer_of(place, resolved.folder), spec)
+    model = load_weights(AutoModelForCausalLM, place, resolved.path, resolved.dtype, spec.allow_keys)
+    return CausalGenerator(model, load_tokenizer_of(place, resolved.path), spec)
 
 
 class CausalGenerator:

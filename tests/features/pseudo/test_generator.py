@@ -202,7 +202,11 @@ def test_all_faults_of_a_spec_at_once() -> None:
 @pytest.mark.parametrize(
     ("model", "revision", "message"),
     [
-        ("no-such", None, r"generator no-such: neither local nor a folder; give one of them"),
+        (
+            "no-such",
+            None,
+            r"generator no-such: neither local nor a preset \(gte, .*\) nor a folder nor a GGUF file",
+        ),
         ("someone/model", None, "a hub id needs a pinned revision; set generator.revision to a commit"),
         ("someone/model", "0" * 40, "is not in the hub's cache; run hf download someone/model --revision 0000"),
     ],
