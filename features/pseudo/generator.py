@@ -30,6 +30,7 @@ from features.encoders.weights import (
     load_weights,
     resolve_dtype,
 )
+from features.errors import InputError
 from features.pseudo.local_model import LocalModelSpec
 from features.pseudo.prompts import WORDINGS, PseudoPrompt, find_wording, write_prompt
 from features.store.tables import digest
@@ -142,7 +143,7 @@ class Generator(Protocol):
 def load_generator(resolved: ResolvedGenerator) -> CausalGenerator:
     """Load weights and tokenizer from the local files, on the GPU if there is one.
 
-    Raises InputError for weights that do not fit, like `features.encoders.encoder.load_encoder`.
+    Raises InputError for weights that do not fit, like `features.encoders.encoder.load_encoder`, and for models of states.
     """
     from transformers import AutoModelForCausalLM
 
@@ -150,6 +151,10 @@ def load_generator(resolved: ResolvedGenerator) -> CausalGenerator:
     place = f"generator {spec.model}"
     check_dtype(place, spec.dtype, resolved.dtype)
     model = load_weights(AutoModelForCausalLM, place, resolved.path, resolved.dtype, spec.allow_keys)
+    if model._is_stateful:  # a state cannot be moved to other columns, as keys and values are
+        raise InputError(
+            f"{place}: {type(model).__name__} keeps a state, not keys and values; give a model with attention"
+        )
     return CausalGenerator(model, load_tokenizer_of(place, resolved.path), spec)
 
 

@@ -75,12 +75,12 @@ class Asked(_PseudoMaker):
         return [parse_texts(answer, self.spec.texts) for answer in self.answers]
 
 
-def speed(prompts: int, rows: int) -> None:
+def speed(prompts: int, rows: int, most: int) -> None:
     """Print tokens a second of both ways, and how many texts are the same."""
     from features.pseudo.decoding import Decoder
     from tests.features.pseudo.batches import answer_in_batches
 
-    spec = GeneratorSpec(model="smollm2", dtype="float32", texts=8, max_new_tokens=400, temperature=0.7)
+    spec = GeneratorSpec(model="smollm2", dtype="float32", texts=4, max_new_tokens=most, temperature=0.7)
     generator = load_generator(resolve_generator(spec))
     makers = ("Bodum", "Lipton", "Norpro", "OXO Good Grips", "Cuisinart", "Lodge")
     things = ("Tea Press", "Chef's Knife 8 Inch", "Cast Iron Skillet", "Silicone Spatula Set", "Mixing Bowls")
@@ -221,7 +221,7 @@ def main() -> None:
     given = parser.parse_args()
     torch.set_num_threads(1)
     if given.what == "speed":
-        speed(given.users, given.rows)
+        speed(given.users, given.rows, given.most)
     else:
         recall(given.data, given.home, given.users, given.settings, given.most)
 

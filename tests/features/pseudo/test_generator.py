@@ -14,7 +14,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
 from features.errors import InputError
 from features.pseudo.generator import (
@@ -225,6 +225,13 @@ def test_missing_weights_are_an_error(tiny_generator: Path, tmp_path: Path) -> N
         InputError, match=r"generator \S+: .* does not fit \w+: 1 missing keys .* in generator\.allow_keys"
     ):
         load(tmp_path / "m")
+
+
+def test_a_model_of_states_is_refused(tiny_llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(LlamaForCausalLM, "_is_stateful", True)
+    message = r"generator \S+: LlamaForCausalLM keeps a state, not keys and values; give a model with attention$"
+    with pytest.raises(InputError, match=message):
+        load(tiny_llama)
 
 
 def test_a_worker_whose_auto_is_another_type_says_so(tiny_llama: Path) -> None:
