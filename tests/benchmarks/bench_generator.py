@@ -1,6 +1,7 @@
 """A chat model as generator of pseudo-items: how fast it decodes, and how many real items its texts find.
 
-    python tests/benchmarks/bench_generator.py speed
+    python tests/benchmarks/bench_generator.py speed --model random --users 32 --rows 8
+    python tests/benchmarks/bench_generator.py speed --users 16 --rows 8 --most 200
     python tests/benchmarks/bench_generator.py recall --data ../shared/data/food-kitchen --home HOME --users 40
 
 `speed`: prompts whose answers have unequal lengths, by the product (rows that are refilled) and by batches of
@@ -75,13 +76,24 @@ class Asked(_PseudoMaker):
         return [parse_texts(answer, self.spec.texts) for answer in self.answers]
 
 
-def speed(prompts: int, rows: int, most: int) -> None:
+def speed(model: str, prompts: int, rows: int, most: int) -> None:
     """Print tokens a second of both ways, and how many texts are the same."""
     from features.pseudo.decoding import Decoder
     from tests.features.pseudo.batches import answer_in_batches
+    from tests.gpu import language
 
-    spec = GeneratorSpec(model="smollm2", dtype="float32", texts=4, max_new_tokens=most, temperature=0.7)
-    generator = load_generator(resolve_generator(spec))
+    if model == "random":  # 8 layers of 256, whose texts are token numbers
+        shape = {
+            "vocab_size": 4096, "hidden_size": 256, "intermediate_size": 768, "num_hidden_layers": 8,
+            "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 2048,
+        }  # fmt: skip
+        torch.manual_seed(0)
+        spec = GeneratorSpec(model=model, dtype="float32", texts=6, max_new_tokens=most, temperature=1.0, seed=1)
+        network = language.causal_model(shape, torch.device("cpu")).float()
+        generator = CausalGenerator(network, language.Numbers(shape["vocab_size"]), spec)
+    else:
+        spec = GeneratorSpec(model=model, dtype="float32", texts=4, max_new_tokens=most, temperature=0.7)
+        generator = load_generator(resolve_generator(spec))
     makers = ("Bodum", "Lipton", "Norpro", "OXO Good Grips", "Cuisinart", "Lodge")
     things = ("Tea Press", "Chef's Knife 8 Inch", "Cast Iron Skillet", "Silicone Spatula Set", "Mixing Bowls")
     titles = [f"{maker} {thing}" for maker in makers for thing in things]
@@ -212,6 +224,7 @@ def recall(data: Path, home: Path, users: int, settings: Sequence[str], most: in
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=["speed", "recall"])
+    parser.add_argument("--model", default="smollm2", help="of speed: a generator, or random")
     parser.add_argument("--data", type=Path)
     parser.add_argument("--home", type=Path)
     parser.add_argument("--users", type=int, default=40, help="prompts: half of them in each direction")
@@ -221,7 +234,7 @@ def main() -> None:
     given = parser.parse_args()
     torch.set_num_threads(1)
     if given.what == "speed":
-        speed(given.users, given.rows, given.most)
+        speed(given.model, given.users, given.rows, given.most)
     else:
         recall(given.data, given.home, given.users, given.settings, given.most)
 
