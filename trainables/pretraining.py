@@ -11,7 +11,7 @@ import pickle
 import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -29,6 +29,16 @@ _UNREADABLE = (  # what half a file raises, or one of another format
     *(OSError, RuntimeError, EOFError, pickle.UnpicklingError, zlib.error),
     *(ValueError, TypeError, KeyError, AttributeError),
 )
+
+
+class Stateful(Protocol):
+    """A network, an optimiser or a schedule."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return its state."""
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> Any:
+        """Take a state over."""
 
 
 def folder_of(kind: str, document: Mapping[str, Any]) -> Path:
@@ -76,39 +86,43 @@ def pretrain(
         network, rng = build().to(task.device), np.random.default_rng(seed)
         optimiser = torch.optim.Adam(network.parameters(), lr=lr, fused=True)
         network.train()
-        for number in range(_restored(kept, network, optimiser, rng, task) + 1, epochs + 1):
+        parts: dict[str, Stateful] = {"network": network, "optimiser": optimiser}
+        for number in range(restored(kept, parts, rng, task.device) + 1, epochs + 1):
             epoch(network, optimiser, rng)
-            state = {
-                "number": number, "network": network.state_dict(), "optimiser": optimiser.state_dict(),
-                "rng": rng.bit_generator.state, "torch": random_states(task.device),
-            }  # fmt: skip
-            try:
-                with atomic_file(kept) as beside:
-                    torch.save(on_cpu(state), beside)
-            except (OSError, RuntimeError) as error:  # torch says RuntimeError where a write comes up short
-                if isinstance(error, OSError) and error.errno not in FULL:
-                    raise
+            keep(kept, number, parts, rng, task.device)
         return dict(network.state_dict())
 
 
-def _restored(
-    path: Path, network: nn.Module, optimiser: Optimizer, rng: np.random.Generator, task: SequenceTask
-) -> int:  # fmt: skip
-    """Read the state back; return the number of finished epochs: 0 where there is no file, or none that can be read."""
+def keep(
+    path: Path, number: int, parts: Mapping[str, Stateful], rng: np.random.Generator, device: torch.device
+) -> None:  # fmt: skip
+    """Write all that the epochs after this one depend on; a disk without room for it costs the file, not the training."""
+    state: State = {name: part.state_dict() for name, part in parts.items()}
+    state |= {"number": number, "rng": rng.bit_generator.state, "torch": random_states(device)}
+    try:
+        with atomic_file(path) as beside:
+            torch.save(on_cpu(state), beside)
+    except (OSError, RuntimeError) as error:  # torch says RuntimeError where a write comes up short
+        if isinstance(error, OSError) and error.errno not in FULL:
+            raise
+
+
+def restored(path: Path, parts: Mapping[str, Stateful], rng: np.random.Generator, device: torch.device) -> int:
+    """Read it back; return the number of finished epochs: 0 where there is no file, or none that can be read."""
     if not path.is_file():
         return 0
-    before = copy.deepcopy((network.state_dict(), optimiser.state_dict()))
-    drawn = rng.bit_generator.state, random_states(task.device)
+    before = copy.deepcopy({name: part.state_dict() for name, part in parts.items()})
+    drawn = rng.bit_generator.state, random_states(device)
     try:
         state = torch.load(path, weights_only=True)
-        network.load_state_dict(state["network"])
-        optimiser.load_state_dict(state["optimiser"])
+        for name, part in parts.items():
+            part.load_state_dict(state[name])
         rng.bit_generator.state = state["rng"]
-        set_random_states(state["torch"], task.device)
+        set_random_states(state["torch"], device)
         return int(state["number"])
     except _UNREADABLE:
-        network.load_state_dict(before[0])
-        optimiser.load_state_dict(before[1])
+        for name, part in parts.items():
+            part.load_state_dict(before[name])
         rng.bit_generator.state = drawn[0]
-        set_random_states(drawn[1], task.device)
+        set_random_states(drawn[1], device)
         return 0

@@ -459,6 +459,28 @@ def bce_loss(state_ND: Tensor, label_ND: Tensor, drawn_NKD: Tensor) -> Tensor:
     return functional.softplus(-label_score_N).mean() + functional.softplus(drawn_NK).mean()
 
 
+class TargetLoss:
+    """Loss of labels of the target domain: `bce`, each against a drawn item that its user has not, or `softmax`, all of
+    them against the same drawn items.
+    """
+
+    def __init__(self, task: SequenceTask, loss: str, negatives: int, rng: np.random.Generator) -> None:
+        self.target, self.loss, self.negatives, self.rng = task.target, loss, negatives, rng
+        self.unseen = Unseen(task.train, [task.target])
+
+    def __call__(self, user_ND: Tensor, row_N: Tensor, label_N: Tensor, vectors: Callable[[Tensor], Tensor]) -> Tensor:
+        """Mean over the labels of the sequences `row`; `vectors` of items [K] -> what users are multiplied by, [K, D]."""
+        if self.loss == "bce":
+            drawn = self.unseen.draw(row_N, label_N, 1, self.rng)
+        else:
+            drawn = draw_shared([self.target], self.negatives, self.rng)[0].to(label_N.device)
+        label_ND, drawn_KD = vectors(torch.cat([label_N, drawn.flatten()])).tensor_split([len(label_N)])
+        if self.loss == "bce":
+            return bce_loss(user_ND, label_ND, drawn_KD[:, None])
+        size = self.target[1] - self.target[0]
+        return next_item_loss(user_ND, label_N, label_ND, drawn, drawn_KD, size) / len(label_N)
+
+
 def contrast(one_BD: Tensor, other_BD: Tensor, temperature: float, label_B: Tensor | None = None) -> Tensor:
     """Return the mean over 2B vectors of -log softmax of a vector's partner among all vectors but itself (InfoNCE).
 

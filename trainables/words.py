@@ -5,9 +5,11 @@ Work is done per review and reduced per document, so that a review of two docume
 document is a subtraction. Windows stop at the borders of reviews (ours).
 
 A convolution over word vectors e is exact by a table: sum_k W_k^T e_(t+k) = sum_k T_k[w_(t+k)] with T_k = E W_k over the
-distinct words of a batch, which are far fewer than its words.
+distinct words of a batch, which are far fewer than its words. Where only the largest value over a review counts, its place
+is found without gradients, and gradients are those of that place alone.
 
-Shapes: N reviews of a domain, R reviews read, T their words, W words of the vocabulary of vectors of width E, C filters.
+Shapes: N reviews of a domain, R reviews read, T their words, L words of a review with padding, W words of the vocabulary of
+vectors of width E, C filters; D documents, K reviews of one, P pairs that ask for a document.
 """
 
 from __future__ import annotations
@@ -16,10 +18,12 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
+from torch.nn.functional import embedding_bag, pad
 
 from trainables.mapped_users import ragged, rows_of
 from trainables.tasks.rating import Ratings, Words
+
+_CHUNK = 4096  # reviews whose convolutions are held at once while their largest are looked for
 
 
 @dataclass(frozen=True)
@@ -90,3 +94,70 @@ def _windows(table_WE: Tensor, weight: Tensor, row_T: Tensor, review_T: Tensor) 
         seen = product[:, place].index_select(0, row_T[ahead : ahead + count]) * same[:, None]
         total_TC = total_TC + pad(seen, (0, 0, behind, ahead))
     return total_TC
+
+
+# --- the largest of a review, and of a document -------------------------------------------------------------------
+
+
+def padded_words(words: Words, row_R: Tensor, words_per_review: int) -> Tensor:
+    """Return the first words of these reviews, int64 [R, L]; -1 behind the last of each."""
+    first_R = words.starts[row_R]
+    count_R = (words.starts[row_R + 1] - first_R).clamp(max=words_per_review)
+    place_L = torch.arange(int(count_R.max()) if len(row_R) else 1, device=row_R.device)
+    inside_RL = place_L < count_R[:, None]
+    number_RL = words.number[(first_R[:, None] + place_L).clamp(max=len(words.number) - 1)].long()
+    return number_RL.masked_fill(~inside_RL, -1)
+
+
+def largest_convolution(vectors_WE: Tensor, weight: Tensor, number_RL: Tensor) -> Tensor:
+    """Return the largest value over a review of a convolution within it, [R, C]; each review has a word.
+
+    `weight` [C, E, window] as of conv1d, the window about each word; a number is a row of the vectors, -1 is none.
+    """
+    window = weight.shape[2]
+    empty = len(vectors_WE)
+    table_kWC = pad(vectors_WE, (0, 0, 0, 1)) @ weight.permute(2, 1, 0)  # the last row is that of no word: zeros
+    seen_RL = pad(number_RL, ((window - 1) // 2, window // 2), value=-1)
+    seen_RLk = seen_RL.masked_fill(seen_RL < 0, empty).unfold(1, window, 1)
+    with torch.no_grad():
+        shift_k = (empty + 1) * torch.arange(window, device=seen_RL.device)
+        parts = [
+            _best_places(table_kWC.flatten(0, 1), part_RLk + shift_k, inside_RL)
+            for part_RLk, inside_RL in zip(seen_RLk.split(_CHUNK), (number_RL >= 0).split(_CHUNK), strict=True)  # type: ignore[no-untyped-call]
+        ]
+        best_RC = torch.cat(parts) if parts else number_RL.new_zeros(0, len(weight))
+    total_RC = torch.zeros(best_RC.shape, dtype=table_kWC.dtype, device=best_RC.device)
+    for place in range(window):
+        total_RC = total_RC + table_kWC[place].gather(0, seen_RLk[:, :, place].gather(1, best_RC))
+    return total_RC
+
+
+def _best_places(table_XC: Tensor, row_RLk: Tensor, inside_RL: Tensor) -> Tensor:
+    """Return at which word of each review the sum of the table's rows is the largest, [R, C]."""
+    sum_TC = embedding_bag(row_RLk.flatten(0, 1), table_XC, mode="sum")
+    sum_RLC = sum_TC.view(*inside_RL.shape, table_XC.shape[1]).masked_fill_(~inside_RL[..., None], -torch.inf)
+    return sum_RLC.max(dim=1).indices
+
+
+def largest_of_documents(
+    feature_RC: Tensor, place_K: Tensor, document_K: Tensor, size: int, document_P: Tensor, own_P: Tensor | None
+) -> Tensor:
+    """Return, for each pair, the largest of a document's reviews, one of them left out, [P, C]; 0 where none is left.
+
+    `feature_RC` >= 0; `place_K` says which of its rows are reviews of which document (sorted), `own_P` the row that is left
+    out (-1: none), which a document has once at most.
+    """
+    extended = pad(feature_RC, (0, 0, 0, 1))  # the last row is that of no review: zeros
+    with torch.no_grad():
+        count_D = torch.bincount(document_K, minlength=size)
+        column_K = torch.arange(len(place_K), device=place_K.device) - (count_D.cumsum(0) - count_D)[document_K]
+        width = int(count_D.max()) + 1 if size else 1
+        place_DK = torch.full((size, width), len(feature_RC), device=place_K.device)
+        place_DK[document_K, column_K] = place_K
+        value_DKC = extended[place_DK]
+        first_DC = value_DKC.max(dim=1).indices
+        row_PC = place_DK.gather(1, first_DC)[document_P]
+        if own_P is not None:
+            second_DC = value_DKC.scatter_(1, first_DC[:, None], -1.0).max(dim=1).indices
+            row_PC = torch.where(row_PC == own_P[:, None], place_DK.gather(1, second_DC)[document_P], row_PC)
+    return extended.gather(0, row_PC)

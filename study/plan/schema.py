@@ -67,7 +67,7 @@ class FeaturesPlan:
     text: TextPlan | None = None
     pseudo: GeneratorSpec | None = None  # texts of items of the other domain, for users of one (LGCD eqs. 4-6)
     ratings: FactorSpec = field(default_factory=FactorSpec)
-    reviews: ReviewSpec | None = None  # words of reviews, for models that read them (CATN)
+    reviews: ReviewSpec | None = None  # words of reviews, for models that read them (CATN, OmniMatch)
 
 
 @dataclass(frozen=True, kw_only=True)

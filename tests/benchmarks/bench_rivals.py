@@ -27,9 +27,10 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from trainables.interface import Epoch, load_model
 from trainables.models.diffcdr import Config, NoiseNetwork, evaluation_times, sample
+from trainables.models.omnimatch import Encoder
 from trainables.tasks.arrays import FeatureRows
 from trainables.tasks.rating import HeldOut, Ratings, Task
-from trainables.words import word_convolution
+from trainables.words import largest_of_documents, word_convolution
 
 USERS, HELD_OUT, EACH, ITEMS, DIM, HISTORY = 1_200, 20, 30, 12_000, 10, 20
 
@@ -239,17 +240,20 @@ def sampler() -> tuple[float, float]:
     network, z = NoiseNetwork(Config(), DIM, torch.Generator().manual_seed(0)), torch.randn(10_240, DIM)
     single = NoiseNetwork(Config(), DIM, torch.Generator().manual_seed(0)).float()
 
-    def seconds(work: Callable[[], Tensor]) -> float:
-        times = []
-        for _ in range(5):
-            began = time.process_time()
-            work()
-            times.append(time.process_time() - began)
-        return min(times)
-
     with torch.no_grad():
         wide = z.double()
-        return seconds(lambda: sample(chain(single, z), z, 30)), seconds(lambda: network.generate(wide, wide))
+        return cpu_seconds(lambda: sample(chain(single, z), z, 30)), cpu_seconds(lambda: network.generate(wide, wide))
+
+
+def texts(most: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Word vectors; lengths and words of 166 documents, of 16 users and 150 items; both documents of each of 256 pairs."""
+    draw = torch.Generator().manual_seed(0)
+    vectors = torch.randn(30_522, 384, generator=draw)
+    length = torch.randint(60, most + 1, (166,), generator=draw)
+    popularity = 1 / torch.arange(10, 8_010).double()  # of words
+    words = torch.multinomial(popularity, int(length.sum()), replacement=True, generator=draw)
+    pairs = torch.cat([torch.arange(16).repeat_interleave(16), torch.randint(16, 166, (256,), generator=draw)])
+    return vectors, length, words, pairs
 
 
 def convolutions() -> tuple[float, float]:
@@ -258,14 +262,9 @@ def convolutions() -> tuple[float, float]:
     Padded documents of each pair by conv1d over looked-up vectors; and by tables, once per distinct document (16 users and
     the 150 items that they rated).
     """
-    draw, width, filters = torch.Generator().manual_seed(0), 384, 50
-    vectors = torch.randn(30_522, width, generator=draw)
-    weight = torch.randn(filters, width, 3, generator=draw).requires_grad_()
-    length = torch.randint(60, 501, (166,), generator=draw)
-    popularity = 1 / torch.arange(10, 8_010).double()  # of words
-    words = torch.multinomial(popularity, int(length.sum()), replacement=True, generator=draw)
+    vectors, length, words, pairs = texts(500)
+    weight = torch.randn(50, 384, 3).requires_grad_()
     padded = nn.utils.rnn.pad_sequence(list(words.split(length.tolist())), batch_first=True)
-    pairs = torch.cat([torch.arange(16).repeat_interleave(16), torch.randint(16, 166, (256,), generator=draw)])
     document = torch.arange(166).repeat_interleave(length)
 
     def usual() -> None:
@@ -275,15 +274,45 @@ def convolutions() -> tuple[float, float]:
     def tables() -> None:
         word_convolution(vectors, weight, words, document).sum().backward()  # type: ignore[no-untyped-call]
 
-    def seconds(work: Callable[[], None]) -> float:
-        times = []
-        for _ in range(4):
-            began = time.process_time()
-            work()
-            times.append(time.process_time() - began)
-        return min(times)
+    return cpu_seconds(usual), cpu_seconds(tables)
 
-    return seconds(usual), seconds(tables)
+
+def encoders() -> tuple[float, float]:
+    """Seconds for one of OmniMatch's encoders and its gradient, words too, over 256 pairs of documents of up to 200 words.
+
+    conv1d with windows of 3, 4 and 5 and the maximum over each pair's padded documents; and by tables, once per distinct
+    review of 16 words, then the maximum over the reviews of each pair's document.
+    """
+    vectors, length, words, pairs = texts(200)
+    length = length // 16 * 16  # documents of whole reviews
+    words = words[: int(length.sum())]
+    distinct, number = words.unique(return_inverse=True)  # type: ignore[no-untyped-call]
+    table = vectors[distinct].requires_grad_()
+    padded_numbers = nn.utils.rnn.pad_sequence(list(number.split(length.tolist())), batch_first=True)
+    encoder = Encoder(200, 384, torch.Generator().manual_seed(0))
+    document = torch.arange(166).repeat_interleave(length // 16)
+    review = torch.arange(len(document))
+
+    def usual() -> None:
+        seen = functional.embedding(padded_numbers[pairs], table).transpose(1, 2)
+        pooled = [functional.conv1d(seen, weight).amax(dim=2) for weight in encoder.weights]
+        torch.cat(pooled, dim=1).relu().sum().backward()  # type: ignore[no-untyped-call]
+
+    def tables() -> None:
+        feature = encoder(table, number.view(-1, 16))
+        largest_of_documents(feature, review, document, 166, pairs, None).sum().backward()  # type: ignore[no-untyped-call]
+
+    return cpu_seconds(usual, times=2), cpu_seconds(tables)
+
+
+def cpu_seconds(work: Callable[[], object], times: int = 4) -> float:
+    """The least CPU seconds of some runs."""
+    seconds = []
+    for _ in range(times):
+        began = time.process_time()
+        work()
+        seconds.append(time.process_time() - began)
+    return min(seconds)
 
 
 FACTORISE = """
@@ -323,6 +352,9 @@ def main() -> None:
           f"{slow / fast:.0f} times")  # fmt: skip
     slow, fast = convolutions()
     print(f"CATN's convolution of 256 pairs: conv1d over padded documents {1000 * slow:.0f} ms, by tables "
+          f"{1000 * fast:.0f} ms, {slow / fast:.0f} times")  # fmt: skip
+    slow, fast = encoders()
+    print(f"OmniMatch's encoder of 256 pairs: conv1d over padded documents {1000 * slow:.0f} ms, by tables "
           f"{1000 * fast:.0f} ms, {slow / fast:.0f} times")  # fmt: skip
     done = subprocess.run([sys.executable, "-c", FACTORISE], capture_output=True, text=True, check=True)
     print(f"Factorisation of 1 million ratings of 160,000 items at width 32, peak memory: {done.stdout.strip()}")

@@ -21,22 +21,9 @@ from trainables.tasks.rating import Ratings, Task, Words, load_task
 from trainables.trial import run
 
 from .training import train_seed
-from .worlds import normal, random_task
+from .worlds import normal, random_task, spoken
 
 SMALL: dict[str, Any] = {"aspects": 2, "aspect_width": 3, "filters": 4, "dropout": 0.0}
-
-
-def spoken(task: Task, seed: int = 0, vocabulary: int = 9) -> Task:
-    """The same task with a review of one to four words on each rating, and random word vectors of width 5."""
-
-    def words(ratings: Ratings, seed: int) -> Ratings:
-        draw = torch.Generator().manual_seed(seed)
-        length = torch.randint(1, 5, (len(ratings),), generator=draw)
-        number = torch.randint(vocabulary, (int(length.sum()),), generator=draw, dtype=torch.int32)
-        return replace(ratings, words=Words(number, torch.cat([torch.zeros(1, dtype=torch.int64), length.cumsum(0)])))
-
-    source, train = words(task.source_ratings, seed), words(task.train, seed + 1)
-    return replace(task, source_ratings=source, train=train, word_vectors=normal(seed, vocabulary, 5).float())
 
 
 def model_of(task: Task, **config: Any) -> CATN:

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from features.errors import InputError
-from trainables.models.ctt import CTT, WIDTH, Config, Loss
-from trainables.sequence_tools import Bag, TargetLabels, contrast
+from trainables.models.ctt import CTT, WIDTH, Config, Loss, contrast_of_users
+from trainables.sequence_tools import Bag, TargetLabels
 from trainables.tasks.sequential import OVERLAPPING, Sequences, SequenceTask
 
 
@@ -97,8 +97,15 @@ def test_a_label_is_predicted_from_what_stands_before_it(task: SequenceTask, ali
 
 def test_the_contrast_of_two_users() -> None:
     two = torch.eye(2, WIDTH)
-    # Each vector against its partner and the other user's two: log(1 + 2 e^-10) by both views of the batch.
-    assert float(contrast(two, two, 0.1)) == pytest.approx(math.log(1 + 2 * math.exp(-10)), rel=1e-3)
+    assert float(contrast_of_users(two, two, 0.1)) == pytest.approx(4.5399e-5, rel=2e-3)  # log(1 + e^-10)
+    torch.manual_seed(0)
+    one, other = torch.randn(2, 3, WIDTH, dtype=torch.float64)
+    wanted = [
+        torch.stack([a[k] @ b[j] / 0.5 for j in range(3)]).log_softmax(0)[k]
+        for a, b in ((one, other), (other, one))
+        for k in range(3)
+    ]
+    torch.testing.assert_close(contrast_of_users(one, other, 0.5), -torch.stack(wanted).mean())
 
 
 def test_faults_of_a_config_are_told_together() -> None:

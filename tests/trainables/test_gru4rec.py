@@ -1,10 +1,8 @@
-"""GRU4Rec against slow references, and what every sequence model is held to: T1 to T8, as `test_sasrec` names them."""
+"""GRU4Rec against slow references; what every model of sequences is held to stands in `test_next_item_models`."""
 
 from __future__ import annotations
 
-import io
 import math
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,14 +11,10 @@ import torch
 from torch import Tensor
 
 from features.errors import InputError
-from trainables.interface import Setup, load_model, make_config
-from trainables.models.gru4rec import ABLATIONS, Config, GRU4Rec, Loss, bpr_max, train, unpack
-from trainables.sequence_tools import Scorer, draw_weighted, training_labels
-from trainables.task_types import SEQUENCES
-from trainables.tasks.sequential import HeldOut, Sequences, SequenceTask, load_held_out, load_task
-from trainables.trial import kept_at, run
-
-from .sequence_worlds import build_world, make_sequence_world
+from trainables.interface import Setup, load_model
+from trainables.models.gru4rec import ABLATIONS, Config, GRU4Rec, Loss, bpr_max, train
+from trainables.sequence_tools import draw_weighted, training_labels
+from trainables.tasks.sequential import Sequences, SequenceTask
 
 QUICK = {"negatives": 20, "batch": 16, "epochs": 3, "max_length": 8, "width": 16}
 
@@ -93,16 +87,6 @@ def test_t1_no_state_depends_on_a_later_item() -> None:
         after = model.encode(model.item(changed))
         assert after[:, : last + 1].equal(before[:, : last + 1])
         assert not after[:, last + 1].equal(before[:, last + 1])
-
-
-@torch.no_grad()
-def test_t2_a_row_alone_in_a_batch_and_beside_longer_ones_gives_the_same(task: SequenceTask) -> None:
-    torch.manual_seed(0)
-    scorer = Scorer.of_task(GRU4Rec(Config(), task.items).eval(), task, "merged")
-    whole = scorer(task.validation, task, 0)
-    for row in range(len(task.validation)):
-        alone = scorer(task.validation.rows(torch.tensor([row])), task, 0)
-        torch.testing.assert_close(alone[0], whole[row], atol=1e-6, rtol=1e-6)
 
 
 # --- losses -------------------------------------------------------------------------------------------------------
@@ -180,58 +164,6 @@ def test_target_only_reads_target_sequences(task: SequenceTask) -> None:
     low, high = task.source
     assert model.item.weight[low:high].equal(begun.item.weight[low:high])  # no source item is an input or a label
     assert not model.item.weight[slice(*task.target)].equal(begun.item.weight[slice(*task.target)])
-
-
-def clean(metrics: dict[str, float]) -> dict[str, float]:
-    """Without what a clock measured."""
-    return {name: value for name, value in metrics.items() if "seconds" not in name}
-
-
-def reloaded(state: dict[str, Any]) -> dict[str, Any]:
-    buffer = io.BytesIO()
-    torch.save(state, buffer)
-    buffer.seek(0)
-    loaded: dict[str, Any] = torch.load(buffer, weights_only=True)
-    return loaded
-
-
-@pytest.mark.parametrize("loss", ["softmax", "bpr_max"])
-def test_t6_a_kill_after_any_epoch_changes_no_metric(sequence_folders: tuple[Path, Path], loss: str) -> None:
-    search, test = map(str, sequence_folders)
-    config, states, whole = {**QUICK, "loss": loss}, [], []
-    for report in run("gru4rec", config, search, [0, 1], test):
-        whole.append(clean(report.metrics))
-        if report.state is not None:
-            states.append(reloaded(report.state()))
-    assert len(states) == 2
-    for done, state in enumerate(states, start=1):
-        rest = [clean(report.metrics) for report in run("gru4rec", config, search, [0, 1], test, state=state)]
-        assert rest == whole[done:]
-
-
-@pytest.mark.parametrize("tied", [True, False])
-def test_t7_a_kept_model_gives_the_scores_of_the_trained_one(
-    sequence_folders: tuple[Path, Path], task: SequenceTask, scored: HeldOut, tied: bool
-) -> None:
-    search, test = map(str, sequence_folders)
-    config = {**QUICK, "tied": tied}
-    *_, final = run("gru4rec", config, search, [0], test)
-    packed = torch.load(kept_at("gru4rec", config, search, [0]), weights_only=True)
-    score = unpack(make_config("gru4rec", packed["config"], "config"), packed["state"], packed["seed"])
-    measured = SEQUENCES.measure(scored, lambda held_out, task, seed: score(held_out.history), task, 0, full=True)
-    assert measured.metrics["ndcg10"] == final.metrics["test_ndcg10"]
-    assert measured.metrics["full_hr10"] == final.metrics["test_full_hr10"]
-
-
-@pytest.mark.parametrize("loss", ["softmax", "bpr_max"])
-def test_t8_above_popularity_where_users_have_a_taste(tmp_path: Path, loss: str) -> None:
-    folders = build_world(make_sequence_world(users=240, overlap=160), tmp_path)
-    config = {"batch": 16, "negatives": 40, "epochs": 15, "lr": 3e-3, "loss": loss, "width": 32}
-    *_, final = run("gru4rec", config, str(folders.task_dir), [0], str(folders.test_dir))
-    test, task = load_held_out(folders.test_dir), load_task(folders.task_dir)
-    popular = SEQUENCES.measure(test, SEQUENCES.as_predict("popularity"), task, 0, full=False).metrics
-    for protocol in ("as-given", "inter"):
-        assert final.metrics[f"test_ndcg10_{protocol}"] > popular[f"ndcg10_{protocol}"] + 0.1
 
 
 # --- configuration ------------------------------------------------------------------------------------------------

@@ -77,7 +77,7 @@ def test_a_label_is_predicted_from_all_source_items_before_it(task: SequenceTask
     """A user's vector at a label, among all their labels, is that of the history before it, read alone."""
     model, made = network(task), Loss(Config(), task, np.random.default_rng(0))
     captured: list[Any] = []
-    made._rated = lambda network, user, row, label: captured.append((user, row, label)) or user.sum()  # type: ignore[method-assign, func-returns-value]
+    made.rated = lambda user, row, label, vectors: captured.append((user, row, label)) or user.sum()  # type: ignore[assignment, func-returns-value]
     model.position.weight.zero_()  # positions are counted from the end of what is read
     made(model, made.labels.rows[:12])
     users, rows, labels = captured[0]

@@ -1,15 +1,8 @@
-"""SASRec against a slow reference, and what every sequence model is held to: T1 to T8 of its specification.
-
-T1 no position reads a later one; T2 a row's scores depend on no other row; T3 a slow reference; T4 thirty users are
-learned by heart; T5 what a protocol hides changes nothing; T6 a kill costs nothing; T7 a kept model gives the same
-scores; T8 better than popularity where taste can be learned.
-"""
+"""SASRec against a slow reference; what every model of sequences is held to stands in `test_next_item_models`."""
 
 from __future__ import annotations
 
-import io
 import math
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,18 +12,17 @@ import torch
 from torch import Tensor
 
 from features.errors import InputError
-from trainables.interface import Setup, load_model, make_config
+from trainables.interface import Setup, load_model
 from trainables.models import sasrec
-from trainables.models.sasrec import ABLATIONS, WIDTH, Config, Loss, SASRec, train, unpack
-from trainables.sequence_tools import Scorer, training_labels
-from trainables.task_types import SEQUENCES
-from trainables.tasks.sequential import HeldOut, Sequences, SequenceTask, load_held_out, load_task
+from trainables.models.sasrec import ABLATIONS, WIDTH, Config, Loss, SASRec, train
+from trainables.sequence_tools import training_labels
+from trainables.tasks.sequential import Sequences, SequenceTask
 from trainables.tasks.sequential_build import build_sequences
-from trainables.trial import kept_at, run
+from trainables.trial import run
 
-from .sequence_worlds import SPEC, SequenceWorld, build_world, make_sequence_world, sequence_domains
+from .sequence_worlds import SPEC, make_sequence_world, sequence_domains
 
-QUICK = {"negatives": 20, "batch": 16, "epochs": 3, "max_length": 8}
+QUICK = {"negatives": 20, "batch": 16, "epochs": 1, "max_length": 8}
 
 
 def histories(*rows: list[int]) -> Sequences:
@@ -133,28 +125,7 @@ def test_t1_no_state_depends_on_a_later_item() -> None:
         assert not after[:, last + 1].equal(before[:, last + 1])
 
 
-@torch.no_grad()
-def test_t2_a_row_alone_in_a_batch_and_beside_longer_ones_gives_the_same(task: SequenceTask) -> None:
-    torch.manual_seed(0)
-    model = SASRec(Config(), task.items).eval()
-    scorer = Scorer.of_task(model, task, "merged")
-    whole = scorer(task.validation, task, 0)
-    for row in range(len(task.validation)):
-        alone = scorer(task.validation.rows(torch.tensor([row])), task, 0)
-        torch.testing.assert_close(alone[0], whole[row], atol=1e-6, rtol=1e-6)
-
-
 # --- training -----------------------------------------------------------------------------------------------------
-
-
-def toy(task: SequenceTask, users: int = 30, length: int = 6) -> SequenceTask:
-    """Users who each begin with an item of their own, so that everything after it can be known."""
-    rng = np.random.default_rng(0)
-    first = rng.permutation(task.items)[:users]
-    others = [rng.permutation(np.setdiff1d(np.arange(task.items), [item]))[: length - 1] for item in first]
-    item = np.column_stack([first, np.stack(others)]).ravel()
-    train = Sequences(torch.from_numpy(item), torch.arange(users + 1) * length)
-    return replace(task, train=train, group=torch.zeros(users, dtype=torch.int8))
 
 
 def trained(config: Config, task: SequenceTask, epochs: int) -> tuple[SASRec, float]:
@@ -168,22 +139,6 @@ def trained(config: Config, task: SequenceTask, epochs: int) -> tuple[SASRec, fl
         loss = next(places).metrics["train_loss"]  # type: ignore[union-attr]
     assert isinstance(setup.network, SASRec)
     return setup.network.eval(), loss
-
-
-@pytest.mark.parametrize("loss", ["softmax", "bce"])
-def test_t4_thirty_users_are_learned_by_heart(task: SequenceTask, loss: str) -> None:
-    small = toy(task)
-    config = Config(loss=loss, bce_negatives=8, dropout=0.0, batch=30, negatives=200, lr=3e-3)
-    model, last = trained(config, small, 250)
-    assert last < 0.1
-    labels, hits = training_labels(small, "merged"), 0
-    for row, place, item in zip(labels.row.tolist(), labels.place.tolist(), labels.item.tolist(), strict=True):
-        own = small.train.item[int(small.train.starts[row]) : int(small.train.starts[row + 1])]
-        low, high = small.target if small.target[0] <= item < small.target[1] else small.source
-        scores = model.items((low, high)) @ model.users(histories(own[:place].tolist()))[0]
-        scores[own[(own >= low) & (own < high) & (own != item)] - low] = -torch.inf  # a user has an item once
-        hits += int(scores.argmax()) == item - low
-    assert hits == len(labels)
 
 
 @torch.no_grad()
@@ -213,28 +168,6 @@ def test_the_loss_is_that_of_every_label_among_the_items_of_its_own_domain(task:
     assert found == pytest.approx(float(np.mean(losses)), rel=0.01)
 
 
-def test_t5_what_a_protocol_hides_changes_no_score(tmp_path: Path) -> None:
-    """The held-out users' earlier target-domain items are others; nothing else is."""
-    world = make_sequence_world(items=32)
-    task = load_task(build_world(world, tmp_path / "one").task_dir)
-    held_out = [str(user) for user in np.load(task.folder / "validation" / "user_id.npy")]
-    table, draw = world.interactions.copy(), np.random.default_rng(0)
-    for user in held_out:
-        rows = table.index[(table["user_id"] == user) & (table["domain"] == "song")]
-        rows = rows[table.loc[rows, "position"] < table.loc[rows, "position"].max()]
-        others = sorted(set(world.interactions.query("domain == 'song'")["item_id"]) - set(world.of(user)))
-        table.loc[rows, "item_id"] = draw.choice(others, len(rows), replace=False)
-    other = load_task(build_world(SequenceWorld(table), tmp_path / "other").task_dir)
-    scores = []
-    for given in (task, other):
-        model, _ = trained(Config(batch=16, negatives=20), given, 2)
-        scores.append(Scorer.of_task(model, given, "merged")(given.validation, given, 0))
-    inter = task.validation.protocol == task.protocols.index("inter")
-    assert scores[0][inter].equal(scores[1][inter])
-    changed = [not one.equal(two) for one, two in zip(scores[0][~inter], scores[1][~inter], strict=True)]
-    assert sum(changed) > 0.5 * len(changed)
-
-
 def test_target_only_reads_target_sequences_and_nothing_under_inter(task: SequenceTask) -> None:
     config = Config(**ABLATIONS["target_only"].config, batch=16, negatives=20)
     model, _ = trained(config, task, 2)
@@ -247,66 +180,9 @@ def test_target_only_reads_target_sequences_and_nothing_under_inter(task: Sequen
 # --- through the runner -------------------------------------------------------------------------------------------
 
 
-def reloaded(state: dict[str, Any]) -> dict[str, Any]:
-    buffer = io.BytesIO()
-    torch.save(state, buffer)
-    buffer.seek(0)
-    loaded: dict[str, Any] = torch.load(buffer, weights_only=True)
-    return loaded
-
-
-@pytest.mark.parametrize("loss", ["softmax", "bce"])
-def test_t6_a_kill_after_any_epoch_changes_no_metric(sequence_folders: tuple[Path, Path], loss: str) -> None:
-    search, test = map(str, sequence_folders)
-    config, states, whole = {**QUICK, "loss": loss}, [], []
-    for report in run("sasrec", config, search, [0, 1], test):
-        whole.append(clean(report.metrics))
-        if report.state is not None:
-            states.append(reloaded(report.state()))
-    assert len(states) == 2
-    for done, state in enumerate(states, start=1):
-        rest = [clean(report.metrics) for report in run("sasrec", config, search, [0, 1], test, state=state)]
-        assert rest == whole[done:]
-
-
 def clean(metrics: dict[str, float]) -> dict[str, float]:
     """Without what a clock measured."""
     return {name: value for name, value in metrics.items() if "seconds" not in name}
-
-
-def test_a_seed_is_the_same_alone_and_beside_others(sequence_folders: tuple[Path, Path]) -> None:
-    search, _ = sequence_folders
-    (*_, alone), (*_, beside) = (list(run("sasrec", QUICK, str(search), seeds)) for seeds in ([1], [0, 1]))
-    assert alone.metrics["val_ndcg10/seed_1"] == beside.metrics["val_ndcg10/seed_1"]
-    assert alone.metrics["train_loss/seed_1"] == beside.metrics["train_loss/seed_1"]
-
-
-@pytest.mark.parametrize("reads", ["merged", "target"])
-def test_t7_a_kept_model_gives_the_scores_of_the_trained_one(
-    sequence_folders: tuple[Path, Path], task: SequenceTask, scored: HeldOut, reads: str
-) -> None:
-    search, test = map(str, sequence_folders)
-    config = {**QUICK, "sequences": reads}
-    *_, final = run("sasrec", config, search, [0], test)
-    packed = torch.load(kept_at("sasrec", config, search, [0]), weights_only=True)
-    score = unpack(make_config("sasrec", packed["config"], "config"), packed["state"], packed["seed"])
-    measured = SEQUENCES.measure(scored, lambda held_out, task, seed: score(held_out.history), task, 0, full=True)
-    assert measured.metrics["ndcg10"] == final.metrics["test_ndcg10"]
-    assert measured.metrics["full_hr10"] == final.metrics["test_full_hr10"]
-    shown = SEQUENCES.hide_seen(score(scored.history), scored.history, task.target)
-    for row, (start, end) in enumerate(zip(scored.history.starts[:-1], scored.history.starts[1:], strict=True)):
-        own = [item - task.target[0] for item in scored.history.item[start:end].tolist() if item >= task.target[0]]
-        assert (shown[row] == -torch.inf).nonzero().flatten().tolist() == sorted(own)
-
-
-def test_t8_above_popularity_where_users_have_a_taste(tmp_path: Path) -> None:
-    folders = build_world(make_sequence_world(users=240, overlap=160), tmp_path)
-    config = {"batch": 16, "negatives": 40, "epochs": 12, "dropout": 0.2}
-    *_, final = run("sasrec", config, str(folders.task_dir), [0], str(folders.test_dir))
-    test, task = load_held_out(folders.test_dir), load_task(folders.task_dir)
-    popular = SEQUENCES.measure(test, SEQUENCES.as_predict("popularity"), task, 0, full=False).metrics
-    for protocol in ("as-given", "inter"):
-        assert final.metrics[f"test_ndcg10_{protocol}"] > popular[f"ndcg10_{protocol}"] + 0.1
 
 
 # --- configuration ------------------------------------------------------------------------------------------------

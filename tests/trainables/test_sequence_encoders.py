@@ -19,6 +19,7 @@ from tests.trainables.sequence_worlds import make_sequence_task
 from trainables.models.lgcd import pretraining
 from trainables.models.lgcd.encoders import Encoders, PretrainSpec, represent
 from trainables.models.lgcd.pretraining import encoders_folders, pretrain, pretrained, pretraining_loss
+from trainables.pretraining import keep
 from trainables.tasks.sequential import Sequences, SequenceTask, load_task
 
 QUICK = PretrainSpec(width=8, epochs=2, batch=16, negatives=10, max_length=6)
@@ -106,7 +107,7 @@ def test_pretraining_that_was_killed_goes_on_to_the_last_bit(tmp_path: Path, mon
     task = load_task(make_sequence_task(tmp_path)[0])
     spec = PretrainSpec(width=8, epochs=3, batch=16, negatives=40, max_length=10)
     whole = pretrain(task, spec, 3, tmp_path / "whole.pt", both(task))
-    keep, steps = pretraining._keep, []
+    steps: list[int] = []
 
     def killed(path: Path, number: int, *rest: Any) -> None:
         keep(path, number, *rest)
@@ -114,7 +115,7 @@ def test_pretraining_that_was_killed_goes_on_to_the_last_bit(tmp_path: Path, mon
         if steps == [1]:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(pretraining, "_keep", killed)
+    monkeypatch.setattr("trainables.models.lgcd.pretraining.keep", killed)
     with pytest.raises(KeyboardInterrupt):
         pretrained(task, spec, 3)
     torch.manual_seed(99)  # another process

@@ -29,7 +29,7 @@ from .training import quick, variants
 
 CONFIG = {"epochs": 3, "feature_epochs": 2, "side_epochs": 2, "lr": 1e-2}
 
-MODELS = [name for name in model_names() if "reviews" not in load_model(name).NEEDS]  # those are held in test_catn
+MODELS = [name for name in model_names() if "reviews" not in load_model(name).NEEDS]  # those have tests of their own
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ import torch
 from features.errors import InputError
 from trainables.interface import Epoch, Setup, Stage
 from trainables.models import uclr
-from trainables.models.uclr import UCLR, WIDTH, Config, Temperatures, global_items, train
+from trainables.models.uclr import UCLR, WIDTH, Config, Recovered, Temperatures, global_items, train
 from trainables.sequence_tools import Bag
 from trainables.tasks.sequential import SequenceTask
 
@@ -131,6 +131,24 @@ def test_streams_by_hand(task: SequenceTask) -> None:
     own = model.own[1].weight @ (model.item.weight[items].sum(dim=0) / math.sqrt(2) + model.own_bias[1]).tanh()
     torch.testing.assert_close(model.own_user(bag, 1, model.item.weight)[0], own, atol=1e-5, rtol=1e-5)
     assert model.own_user(none, 1, model.item.weight).abs().max() == 0
+
+
+def test_items_are_recovered_among_drawn_ones_that_the_user_has_not() -> None:
+    """A loop over users and their items, in double precision; items 3 and 7 are drawn, one of them twice."""
+    torch.manual_seed(0)
+    table = torch.randn(12, 5, dtype=torch.float64)
+    item, length = torch.tensor([[1, 3, 7], [2, 0, 0], [0, 0, 0]]), torch.tensor([3, 1, 0])
+    bag = Bag(item, torch.arange(3) < length[:, None])
+    drawn, user = torch.tensor([7, 4, 3, 7, 11]), torch.randn(3, 4, dtype=torch.float64)
+    losses = []
+    for row, items in ((0, [1, 3, 7]), (1, [2])):
+        vector = torch.cat([user[row], torch.ones(1, dtype=torch.float64)])
+        others = [float(table[k] @ vector) + math.log(40 / 5) for k in drawn.tolist() if k not in items]
+        scores = [float(table[item] @ vector) for item in items]
+        each = [math.log(math.exp(score) + sum(map(math.exp, others))) - score for score in scores]
+        losses.append(sum(each) / len(each))
+    found = Recovered(bag, table[bag.item[bag.real]], drawn, table[drawn], 40)(user)
+    assert float(found) == pytest.approx(sum(losses) / 2, rel=1e-6)
 
 
 def test_faults_of_a_config_are_told_together() -> None:

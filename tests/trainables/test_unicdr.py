@@ -77,7 +77,7 @@ def test_the_loss_of_rows_by_hand(task: SequenceTask) -> None:
     source, target = made.halves.before(made.labels, numbers, 10)
     own, shared = [], []
     for row in range(6):
-        for bag, pool, out in ((target, model.own[1], own), (source, model.all, shared)):
+        for bag, pool, out in ((target, model.specific[1], own), (source, model.all, shared)):
             items = bag.item[row][bag.real[row]]
             out.append(pool.map(model.item.weight[items].mean(dim=0)) if len(items) else torch.zeros(WIDTH))
     rated = tied = 0.0

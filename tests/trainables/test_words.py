@@ -11,7 +11,15 @@ import torch
 from torch.nn.functional import conv1d
 
 from trainables.tasks.rating import Words, load_held_out, load_task
-from trainables.words import documents, local_convolution, word_convolution, words_of
+from trainables.words import (
+    documents,
+    largest_convolution,
+    largest_of_documents,
+    local_convolution,
+    padded_words,
+    word_convolution,
+    words_of,
+)
 
 from .worlds import World, build, make_world, normal, word_table
 
@@ -46,6 +54,48 @@ def test_words_of_reviews_are_cut() -> None:
     assert (number.tolist(), review.tolist()) == ([8, 5, 6], [0, 2, 2])
 
 
+@pytest.mark.parametrize("window", [3, 4])
+def test_the_largest_of_a_convolution_and_its_gradients_are_those_of_conv1d(window: int) -> None:
+    """Also of reviews that are shorter than the window; what stands behind the last word changes nothing."""
+    vectors, weight = normal(0, 9, 4).requires_grad_(), normal(1, 6, 4, window).requires_grad_()
+    number = torch.randint(9, (3, 6), generator=torch.Generator().manual_seed(0))
+    lengths = [5, 1, 3]
+    for row, length in enumerate(lengths):
+        number[row, length:] = -1
+    upstream = normal(2, 3, 6)
+    made = largest_convolution(vectors, weight, number)
+    gradients = torch.autograd.grad((made * upstream).sum(), [vectors, weight])
+    reviews = [
+        conv1d(torch.nn.functional.pad(vectors[row[:length]].T, ((window - 1) // 2, window // 2))[None], weight)[0]
+        for row, length in zip(number, lengths, strict=True)
+    ]
+    expected = torch.stack([review.amax(dim=1) for review in reviews])
+    torch.testing.assert_close(made, expected, atol=1e-12, rtol=0)
+    assert torch.equal(largest_convolution(vectors, weight, number[:, :5]), made)
+    for gradient, other in zip(
+        gradients, torch.autograd.grad((expected * upstream).sum(), [vectors, weight]), strict=True
+    ):
+        torch.testing.assert_close(gradient, other, atol=1e-12, rtol=0)
+
+
+def test_the_largest_of_documents_is_that_of_their_other_reviews() -> None:
+    """The largest of a review, then of a document's, one left out, is the largest of all words that are left."""
+    feature = normal(0, 5, 7).abs()
+    place, document = torch.tensor([2, 0, 4, 1, 3]), torch.tensor([0, 0, 0, 2, 3])
+    asked, own = torch.tensor([0, 0, 1, 2, 2, 3, 0]), torch.tensor([-1, 4, -1, 1, -1, 0, 2])
+    made = largest_of_documents(feature, place, document, 4, asked, own)
+    for row, (number, left_out) in enumerate(zip(asked.tolist(), own.tolist(), strict=True)):
+        kept = [p for p, d in zip(place.tolist(), document.tolist(), strict=True) if d == number and p != left_out]
+        expected = feature[kept].amax(dim=0) if kept else torch.zeros(7, dtype=torch.float64)
+        assert torch.equal(made[row], expected)
+    assert torch.equal(largest_of_documents(feature, place, document, 4, asked[:1], None)[0], made[0])
+
+
+def test_words_are_padded_behind() -> None:
+    words = Words(torch.tensor([5, 6, 7, 8], dtype=torch.int32), torch.tensor([0, 3, 3, 4]))
+    assert padded_words(words, torch.tensor([2, 1, 0]), 2).tolist() == [[8, -1], [-1, -1], [5, 6]]
+
+
 def test_a_tasks_words_are_those_of_its_reviews(tmp_path: Path) -> None:
     world = make_world(users=40, overlap=30, items=20, each=5)
     folders = build(world, tmp_path, "ratings", reviews=True)
@@ -64,6 +114,12 @@ def test_a_tasks_words_are_those_of_its_reviews(tmp_path: Path) -> None:
             words = ratings.words.number[ratings.words.starts[row] : ratings.words.starts[row + 1]].tolist()
             candidates = texts[items[int(ratings.item[row])], float(ratings.rating[row])]
             assert words in tokenise(candidates), known
+    titles = world.items.set_index("item_id")["title"]
+    assert task.item_words is not None
+    pieces = task.item_words.number.split(task.item_words.starts.diff().tolist())
+    assert [piece.tolist() for piece in pieces] == tokenise(
+        [titles[item] for item in sorted(world.target["item_id"].unique())]
+    )
     assert load_held_out(folders.test_dir).ratings.words is None
     assert task.validation.ratings.words is None
 
@@ -84,9 +140,9 @@ def test_no_word_of_a_held_out_target_review_is_in_any_array(tmp_path: Path) -> 
     table = word_table(world, tmp_path / "marked")
     (secret,) = table.tokenise(["zzsecret"])[0]
     found = {path.name: np.load(path) for path in folders.task_dir.parent.rglob("*.npy") if path.stem.endswith("word")}
-    assert set(found) == {"word.npy", "source_word.npy"}
+    assert set(found) == {"word.npy", "source_word.npy", "item_word.npy"}
     assert not any((array == secret).any() for array in found.values())
-    assert len(list(folders.task_dir.parent.rglob("*word*.npy"))) == 4
+    assert len(list(folders.task_dir.parent.rglob("*word*.npy"))) == 6
 
 
 def test_a_world_without_words_has_none(world: World, tmp_path: Path) -> None:

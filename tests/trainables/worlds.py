@@ -23,7 +23,7 @@ from features.reviews import ReviewSpec, WordTable, open_words
 from features.store.tables import FeatureTable
 from tests.features.one_table import extract
 from trainables.tasks.arrays import FeatureRows, TaskFolders
-from trainables.tasks.rating import HeldOut, Ratings, Task
+from trainables.tasks.rating import HeldOut, Ratings, Task, Words
 from trainables.tasks.rating_build import SplitSpec, TextVectors, build_task
 
 WIDTH = 24  # of the fake encoder's vectors
@@ -148,7 +148,7 @@ def build(
 
 def word_table(world: World, folder: Path, width: int = 12) -> WordTable:
     """A vocabulary of all words of a world, from a `.vec` file of random vectors."""
-    texts = [*world.source["text"], *world.target["text"]]
+    texts = [*world.source["text"], *world.target["text"], *world.items["title"]]
     words = sorted({word for text in texts for word in re.findall(r"[^\W_]+", text.lower())})
     vectors = np.random.default_rng(0).normal(size=(len(words), width))
     lines = [" ".join([word, *map(repr, map(float, row))]) for word, row in zip(words, vectors, strict=True)]
@@ -202,6 +202,24 @@ def random_task(
         item_offset=0.2 * normal(items),
         slope=0.5,
         rating_scale=(1.0, 5.0),
+    )
+
+
+def spoken(task: Task, seed: int = 0, vocabulary: int = 9) -> Task:
+    """The same task with one to four words on each rating and of each item, and random word vectors of width 5."""
+
+    def words(count: int, seed: int) -> Words:
+        draw = torch.Generator().manual_seed(seed)
+        length = torch.randint(1, 5, (count,), generator=draw)
+        number = torch.randint(vocabulary, (int(length.sum()),), generator=draw, dtype=torch.int32)
+        return Words(number, torch.cat([torch.zeros(1, dtype=torch.int64), length.cumsum(0)]))
+
+    return replace(
+        task,
+        source_ratings=replace(task.source_ratings, words=words(len(task.source_ratings), seed)),
+        train=replace(task.train, words=words(len(task.train), seed + 1)),
+        item_words=words(len(task.items), seed + 2),
+        word_vectors=normal(seed, vocabulary, 5).float(),
     )
 
 

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import normalize, softplus
+from torch.nn.functional import normalize
 
 from features.checks import at_least, choice, dropout_share, number, refuse, step_size
 from trainables.interface import Epoch, Selection, Setup, Variant
@@ -30,12 +30,10 @@ from trainables.sequence_tools import (
     Range,
     Scorer,
     TargetLabels,
-    Unseen,
+    TargetLoss,
     causal,
-    contrast,
-    draw_shared,
+    contrast_with,
     newest_of_each,
-    next_item_loss,
     step,
     unpacked,
 )
@@ -186,13 +184,20 @@ class CTT(nn.Module):
         return torch.cat([self.vectors(part) for part in torch.split(numbers, ROWS)])
 
 
+def contrast_of_users(one_BD: Tensor, other_BD: Tensor, temperature: float) -> Tensor:
+    """Return the mean of -log softmax of each user's partner among the other kind's vectors, both ways (InfoNCE)."""
+    user_B = torch.arange(len(one_BD), device=one_BD.device)
+    ways = ((one_BD, other_BD), (other_BD, one_BD))
+    return torch.stack([contrast_with(*way, temperature, user_B) for way in ways]).mean()
+
+
 class Loss:
     """Loss of the target items of some overlapping users at all their positions, and the contrast of both domains."""
 
     def __init__(self, config: Config, task: SequenceTask, rng: np.random.Generator) -> None:
         self.config, self.task, self.rng = config, task, rng
         self.labels = TargetLabels(task, MAX_LENGTH)
-        self.unseen = Unseen(task.train, [task.target])
+        self.rated = TargetLoss(task, config.loss, config.negatives, rng)
 
     def batches(self) -> Iterator[Tensor]:
         """Yield training users, those of about the same number of target items together."""
@@ -201,8 +206,7 @@ class Loss:
     def __call__(self, network: CTT, row_B: Tensor) -> Tensor:
         config, read = self.config, self.labels.read(row_B)
         users, behaviour, semantic = network.states(read.shown, read.source, read.reads)
-        user_ND, label_N = users[read.row, read.column], read.label
-        loss = self._rated(network, user_ND, row_B[read.row], label_N)
+        loss = self.rated(users[read.row, read.column], row_B[read.row], read.label, network.vectors)
         both = ((read.source.length > 0) & (read.shown.length > 0)).nonzero().squeeze(1)
         if config.contrast and len(both) > 1:
             source_behaviour, source_semantic, _ = network.intents(read.source)
@@ -211,21 +215,9 @@ class Loss:
                 last = bag.length[both] - 1
                 ends.append([normalize(part[both, last], dim=1) for part in parts])
             (own_behaviour, own_semantic), (other_behaviour, other_semantic) = ends
-            tied = contrast(own_semantic, other_behaviour, config.tau) + contrast(
-                other_semantic, own_behaviour, config.tau
-            )
-            loss = loss + config.contrast * tied / 2
+            pairs = (own_semantic, other_behaviour), (other_semantic, own_behaviour)
+            loss = loss + config.contrast * sum(contrast_of_users(*pair, config.tau) for pair in pairs) / 2
         return loss
-
-    def _rated(self, network: CTT, user_ND: Tensor, row_N: Tensor, label_N: Tensor) -> Tensor:
-        label_ND = network.vectors(label_N)
-        if self.config.loss == "bce":
-            drawn_N = self.unseen.draw(row_N, label_N, 1, self.rng).squeeze(1)
-            score_N, other_N = ((user_ND * item).sum(dim=1) for item in (label_ND, network.vectors(drawn_N)))
-            return softplus(-score_N).mean() + softplus(other_N).mean()
-        low, high = self.task.target
-        drawn_K = draw_shared([(low, high)], self.config.negatives, self.rng)[0].to(label_N.device)
-        return next_item_loss(user_ND, label_N, label_ND, drawn_K, network.vectors(drawn_K), high - low) / len(label_N)
 
 
 def train(config: Config, task: SequenceTask, seed: int) -> Iterator[Setup | Epoch]:

@@ -29,11 +29,9 @@ from trainables.sequence_tools import (
     Range,
     Scorer,
     TargetLabels,
-    Unseen,
+    TargetLoss,
     causal,
-    draw_shared,
     newest_of_each,
-    next_item_loss,
     step,
     unpacked,
 )
@@ -143,9 +141,10 @@ class MGCL(nn.Module):
         self.paths = nn.ModuleList(SequenceGraph() for _ in range(2))  # source, target
         self.mix = nn.ModuleList(nn.Linear(2 * WIDTH, 2) for _ in range(2))
         self.item_norm = nn.LayerNorm(WIDTH)
-        self.own = nn.ModuleList(AttentionBlock(WIDTH, 1, WIDTH, config.dropout) for _ in range(config.blocks))
+        self.within = nn.ModuleList(AttentionBlock(WIDTH, 1, WIDTH, config.dropout) for _ in range(config.blocks))
         self.cross = nn.ModuleList(AttentionBlock(WIDTH, 1, WIDTH, config.dropout) for _ in range(config.blocks))
         self.cold = nn.Parameter(torch.randn(WIDTH) * DEVIATION)  # query where there is no target item
+        self.within_norm, self.cross_norm = nn.LayerNorm(WIDTH), nn.LayerNorm(WIDTH)  # behind the last blocks
         self.across = nn.Linear(WIDTH, WIDTH)  # W_2
         self.join, self.join_norm, self.out_norm = (
             nn.Linear(2 * WIDTH, WIDTH),
@@ -199,9 +198,9 @@ class MGCL(nn.Module):
         if not target_x.shape[1]:
             return cold
         state, mask = target_x, causal(target_x.shape[1], target_x.device)
-        for block in self.own:
+        for block in self.within:
             state = block(state, mask)
-        return torch.cat([cold, state], dim=1)
+        return torch.cat([cold, self.within_norm(state)], dim=1)
 
     def crossed(self, source_x: Tensor, reads_BLM: Tensor) -> Tensor:
         """W_2 H^s, [B, L, D]: each query starts as the last source item that it may read; 0 where there is none."""
@@ -210,12 +209,12 @@ class MGCL(nn.Module):
         x = source_x.gather(1, last_BL[..., None].expand(-1, -1, WIDTH))
         for block in self.cross:
             x = block(x, reads_BLM[:, None], source_x)
-        out: Tensor = self.across(x) * reads_BLM.any(dim=2)[..., None]
+        out: Tensor = self.across(self.cross_norm(x)) * reads_BLM.any(dim=2)[..., None]
         return out if self.config.inter else torch.zeros_like(out)
 
-    def joined(self, own: Tensor, across: Tensor) -> Tensor:
+    def joined(self, within: Tensor, across: Tensor) -> Tensor:
         """u, [..., D]."""
-        out: Tensor = self.out_norm(self.join(self.join_norm(torch.cat([own, across], dim=-1))))
+        out: Tensor = self.out_norm(self.join(self.join_norm(torch.cat([within, across], dim=-1))))
         return out
 
     def users(self, history: Sequences) -> Tensor:
@@ -223,8 +222,8 @@ class MGCL(nn.Module):
         static = self.static()
         source, target = (newest_of_each(history, domain, MAX_LENGTH) for domain in (self.source, self.target))
         source_x, target_x = self.views(source, 0, static, False)[2], self.views(target, 1, static, False)[2]
-        own = self.preference(target_x)[torch.arange(len(history), device=history.device), target.length]
-        return self.joined(own, self.crossed(source_x, source.real[:, None])[:, 0])
+        within = self.preference(target_x)[torch.arange(len(history), device=history.device), target.length]
+        return self.joined(within, self.crossed(source_x, source.real[:, None])[:, 0])
 
     def items(self, domain: Range) -> Tensor:
         """The table serves input and output, [J, D]."""
@@ -243,7 +242,7 @@ class Loss:
     def __init__(self, config: Config, task: SequenceTask, rng: np.random.Generator) -> None:
         self.config, self.task, self.rng = config, task, rng
         self.labels = TargetLabels(task, MAX_LENGTH, overlapping=config.users == "overlapping")
-        self.unseen = Unseen(task.train, [task.target])
+        self.rated = TargetLoss(task, config.loss, config.negatives, rng)
 
     def batches(self) -> Iterator[Tensor]:
         """Yield training users, those of about the same number of target items together."""
@@ -255,11 +254,11 @@ class Loss:
         source, shown, row, column = read.source, read.shown, read.row, read.column
         source_c, source_o, source_x = network.views(source, 0, static, both)
         target_c, target_o, target_x = network.views(shown, 1, static, both)
-        own, across = network.preference(target_x), network.crossed(source_x, read.reads)
-        user_ND = network.joined(own, across)[row, column]
-        loss = self._rated(network, user_ND, row_B[row], read.label)
+        within, across = network.preference(target_x), network.crossed(source_x, read.reads)
+        user_ND = network.joined(within, across)[row, column]
+        loss = self.rated(user_ND, row_B[row], read.label, network.item)
         if config.alpha:
-            loss = loss + config.alpha * self._tied(own[row, column], across[row, column])
+            loss = loss + config.alpha * self._tied(within[row, column], across[row, column])
         for weight, domain, bag, c, o in (
             (config.beta, 1, shown, target_c, target_o), (config.gamma, 0, source, source_c, source_o),
         ):  # fmt: skip
@@ -267,16 +266,6 @@ class Loss:
                 one = network.dropout(network.static_map(c[bag.real]))
                 loss = loss + weight * self._tied(one, network.dropout(network.dynamic_map[domain](o[bag.real])))
         return loss
-
-    def _rated(self, network: MGCL, user_ND: Tensor, row_N: Tensor, label_N: Tensor) -> Tensor:
-        label_ND = network.item(label_N)
-        if self.config.loss == "bce":
-            drawn_N = self.unseen.draw(row_N, label_N, 1, self.rng).squeeze(1)
-            score_N, other_N = ((user_ND * item).sum(dim=1) for item in (label_ND, network.item(drawn_N)))
-            return softplus(-score_N).mean() + softplus(other_N).mean()
-        low, high = self.task.target
-        drawn_K = draw_shared([(low, high)], self.config.negatives, self.rng)[0].to(label_N.device)
-        return next_item_loss(user_ND, label_N, label_ND, drawn_K, network.item(drawn_K), high - low) / len(label_N)
 
     def _tied(self, one_ND: Tensor, other_ND: Tensor) -> Tensor:
         rows, columns = (torch.from_numpy(self.rng.permutation(size)).to(one_ND.device) for size in other_ND.shape)

@@ -12,6 +12,7 @@ Shapes: S sequences, B users, L items, I items of both domains, D vector width, 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -162,6 +163,12 @@ class Matrix(nn.Module):
         return x @ self.rows().T
 
 
+def summed(bag: Bag, vector_UD: Tensor) -> Tensor:
+    """Sum of the vectors of a row's items, [B, D]; `bag` holds places in `vector_UD`."""
+    row_N, _ = bag.real.nonzero(as_tuple=True)
+    return vector_UD.new_zeros(len(bag.item), vector_UD.shape[1]).index_add(0, row_N, vector_UD[bag.item[bag.real]])
+
+
 class UCLR(nn.Module):
     """Both streams and the decoder of all items."""
 
@@ -184,7 +191,7 @@ class UCLR(nn.Module):
 
     def global_user(self, bags: Sequence[Bag]) -> Tensor:
         """z_G, [B, D]."""
-        total = sum((self.global_item[bag.item] * bag.real[..., None]).sum(dim=1) for bag in bags)
+        total = sum(summed(bag, self.global_item) for bag in bags)
         count = sum(bag.length for bag in bags)
         g_BD = total / torch.as_tensor(count).clamp(min=1).sqrt()[:, None]
         out: Tensor = self.outer((self.inner(g_BD) + self.inner_bias).tanh())
@@ -192,7 +199,7 @@ class UCLR(nn.Module):
 
     def own_user(self, bag: Bag, domain: int, vector_UD: Tensor) -> Tensor:
         """z_D, [B, D]; 0 for a user without items; `bag` holds places in `vector_UD`."""
-        total = (vector_UD[bag.item] * bag.real[..., None]).sum(dim=1) / bag.length.clamp(min=1).sqrt()[:, None]
+        total = summed(bag, vector_UD) / bag.length.clamp(min=1).sqrt()[:, None]
         out: Tensor = self.own[domain]((total + self.own_bias[domain]).tanh())
         return out * (bag.length > 0)[:, None]
 
@@ -260,6 +267,34 @@ class Temperatures:
         return total
 
 
+class Recovered:
+    """Mean over users of the mean over their items of -log softmax of an item among it and the drawn ones.
+
+    Drawn items that a user has are left out, so that a user's drawn scores serve all of the user's items.
+    """
+
+    def __init__(self, bag: Bag, label_ND: Tensor, drawn_K: Tensor, drawn_KD: Tensor, size: int) -> None:
+        self.label_ND, self.drawn_KD, self.shift = label_ND, drawn_KD, math.log(size / len(drawn_K))
+        self.row_N, _ = bag.real.nonzero(as_tuple=True)
+        self.share_N = 1 / bag.length[self.row_N] / max(1, int(bag.real.any(dim=1).sum()))
+        self.had_BK = torch.zeros(len(bag.item), len(drawn_K), dtype=torch.bool, device=drawn_K.device)
+        ascending, order = drawn_K.sort()
+        label_N = bag.item[bag.real]
+        first_N, end_N = (torch.searchsorted(ascending, label_N, right=right) for right in (False, True))
+        while len(again := (first_N < end_N).nonzero().squeeze(1)):  # as often as an item has been drawn
+            self.had_BK[self.row_N[again], order[first_N[again]]] = True
+            first_N = first_N + 1
+
+    def __call__(self, user_BD: Tensor) -> Tensor:
+        """The loss of users' vectors, [B, D], which get a 1 beside them for the items' biases."""
+        user = nn.functional.pad(user_BD, (0, 1), value=1.0)
+        drawn_BK = user @ self.drawn_KD.T + self.shift
+        drawn_B = drawn_BK.masked_fill(self.had_BK, torch.finfo(drawn_BK.dtype).min).logsumexp(dim=1)
+        score_N = (user[self.row_N] * self.label_ND).sum(dim=1)
+        total: Tensor = (self.share_N * (torch.logaddexp(score_N, drawn_B[self.row_N]) - score_N)).sum()
+        return total
+
+
 class Trainer:
     """The losses of both stages."""
 
@@ -283,45 +318,24 @@ class Trainer:
         bags = [newest(part, user_B, part.lengths[user_B], MAX_LENGTH) for part in parts]
         read = [bag.kept(self._random(bag.real.shape) >= config.dropout) for bag in bags]
         drawn_PK = draw_shared(self.domains, config.negatives, self.rng).to(user_B.device)
-        wanted, (source_at, target_at) = distinct(self.task.items, bags[0].item, bags[1].item)
-        vector_UD, loss = network.item.rows(wanted), user_B.new_zeros((), dtype=torch.float32)
-        global_BD = network.global_user(read)
-        for domain, (bag, place) in enumerate(zip(bags, (source_at, target_at), strict=True)):
+        wanted, (*places, drawn_at) = distinct(self.task.items, *(bag.item for bag in bags), drawn_PK)
+        vector_UD, scored_UD = network.item.rows(wanted), network.scored_by(wanted)
+        global_BD, loss = network.global_user(read), user_B.new_zeros((), dtype=torch.float32)
+        for domain, (bag, place) in enumerate(zip(bags, places, strict=True)):
             own_BD = network.own_user(Bag(place, read[domain].real), domain, vector_UD)
-            streams = [own_BD, *([global_BD] if config.global_stream else [])]
+            low, high = self.domains[domain]
+            label_ND, drawn_KD = scored_UD[place[bag.real]], scored_UD[drawn_at[domain]]
+            recovered = Recovered(bag, label_ND, drawn_PK[domain], drawn_KD, high - low)
+            loss = loss + recovered(own_BD)
+            if not config.global_stream:
+                continue
+            loss = loss + recovered(global_BD)
             has = bag.real.any(dim=1)
-            row, column = bag.real.nonzero(as_tuple=True)
-            label_N, share_N = bag.item[row, column], 1 / bag.length[row]
-            label_ND, drawn_KD = network.scored_by(label_N), network.scored_by(drawn_PK[domain])
-            span = self.domains[domain][1] - self.domains[domain][0]
-            for stream_BD in streams:
-                user_BD = torch.cat([stream_BD, stream_BD.new_ones(len(stream_BD), 1)], dim=1)[row]
-                # The sum of the labels' losses, each over the number of its user's items: so a user counts once.
-                loss = loss + self._weighted(
-                    user_BD, label_N, label_ND, drawn_PK[domain], drawn_KD, span, share_N
-                ) / max(1, int(has.sum()))
-            if config.contrast and config.global_stream and int(has.sum()) > 1:
-                users = user_B[has]
+            if config.contrast and int(has.sum()) > 1:
                 for kind, (one, other) in enumerate(((global_BD, own_BD), (own_BD, global_BD))):
-                    tied = self.temperatures.loss(users, one[has], other[has], 2 * domain + kind)
+                    tied = self.temperatures.loss(user_B[has], one[has], other[has], 2 * domain + kind)
                     loss = loss + config.contrast * tied
         return loss
-
-    @staticmethod
-    def _weighted(
-        user_ND: Tensor,
-        label_N: Tensor,
-        label_ND: Tensor,
-        drawn_K: Tensor,
-        drawn_KD: Tensor,
-        span: int,
-        share_N: Tensor,
-    ) -> Tensor:
-        """`next_item_loss` with a weight for each label."""
-        score_N = (user_ND * label_ND).sum(dim=1)
-        drawn_NK = user_ND @ drawn_KD.T + float(np.log(span / len(drawn_K)))
-        drawn_NK = drawn_NK.masked_fill(drawn_K == label_N[:, None], -torch.inf)
-        return (share_N * (torch.logaddexp(score_N, drawn_NK.logsumexp(dim=1)) - score_N)).sum()
 
     def tuning(self, network: UCLR, number_B: Tensor) -> Tensor:
         """Stage 3: the next item of the target domain."""

@@ -118,7 +118,7 @@ class UniCDR(nn.Module):
         self.config, self.source, self.target = config, source, target
         self.item = nn.Embedding(items, WIDTH)
         nn.init.normal_(self.item.weight, std=DEVIATION)
-        self.own = nn.ModuleList(Aggregator(config.aggregator) for _ in range(2))  # source, target
+        self.specific = nn.ModuleList(Aggregator(config.aggregator) for _ in range(2))  # source, target
         self.all = Aggregator(config.aggregator)
         self.tie = nn.ModuleList(nn.Bilinear(WIDTH, WIDTH, 1) for _ in range(2))
         self.user = (
@@ -129,32 +129,34 @@ class UniCDR(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
 
     def aggregated(
-        self, domain: int, own: Bag, read: Bag, vector_UD: Tensor, user_B: Tensor | None = None
+        self, domain: int, visible: Bag, read: Bag, vector_UD: Tensor, user_B: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """The domain's own vector of each row, and the shared one, [B, D] each.
 
         `own`, `read`: items as places in `vector_UD`; `user_B`: sequences of training users, None: unknown users.
         """
-        own_BD = self.own[domain](vector_UD[own.item], own.real)
+        specific_BD = self.specific[domain](vector_UD[visible.item], visible.real)
         shared_BD = self.all(vector_UD[read.item], read.real)
         if self.user is None:
-            return own_BD, shared_BD
+            return specific_BD, shared_BD
         share, unknown = self.config.id_share, (self.user.num_embeddings - 3) // 3
-        user_B = torch.full((len(own_BD),), unknown, device=own_BD.device) if user_B is None else user_B
+        user_B = torch.full((len(specific_BD),), unknown, device=specific_BD.device) if user_B is None else user_B
         own_id, shared_id = (self.user(user_B + place * (unknown + 1)) for place in (domain, 2))
-        return share * own_id + (1 - share) * own_BD, share * shared_id + (1 - share) * shared_BD
+        return share * own_id + (1 - share) * specific_BD, share * shared_id + (1 - share) * shared_BD
 
-    def joined(self, own_BD: Tensor, shared_BD: Tensor) -> Tensor:
+    def joined(self, specific_BD: Tensor, shared_BD: Tensor) -> Tensor:
         """What items are multiplied by, [B, D]."""
-        parts = [self.dropout(own_BD)] if self.config.specific else []
-        return torch.stack([*parts, shared_BD] if self.config.shared else parts).sum(dim=0)
+        parts = [
+            part for part, wanted in ((specific_BD, self.config.specific), (shared_BD, self.config.shared)) if wanted
+        ]
+        return torch.stack([self.dropout(part) for part in parts]).sum(dim=0)
 
     def users(self, history: Sequences) -> Tensor:
         """Vectors for the target domain: own from its items, shared from both domains', [R, D]."""
         most = self.config.max_length
-        own = newest_of_each(history, self.target, most)
+        visible = newest_of_each(history, self.target, most)
         return self.joined(
-            *self.aggregated(1, own, both(newest_of_each(history, self.source, most), own), self.item.weight)
+            *self.aggregated(1, visible, both(newest_of_each(history, self.source, most), visible), self.item.weight)
         )
 
     def items(self, domain: Range) -> Tensor:
@@ -183,34 +185,38 @@ class Loss:
         config, device = self.config, number_B.device
         row_B, label_B = self.labels.row[number_B], self.labels.item[number_B]
         parts = self.halves.before(self.labels, number_B, config.max_length)
-        own, other = parts[domain], parts[1 - domain]
+        visible, other = parts[domain], parts[1 - domain]
         hidden_B = self._random(len(row_B), device) < self.hidden * self.overlapping[row_B]
-        own = own.kept(~hidden_B[:, None])
-        own = own.kept(self._random(own.real.shape, device) >= config.mask_rate)
-        read = other if config.domain_mask else both(other, own)
+        visible = visible.kept(~hidden_B[:, None])
+        visible = visible.kept(self._random(visible.real.shape, device) >= config.mask_rate)
+        read = other if config.domain_mask else both(other, visible)
         drawn_BK = self.unseen.draw(row_B, label_B, config.negatives, self.rng)
-        wanted, (own_at, read_at, label_at, drawn_at) = distinct(self.items, own.item, read.item, label_B, drawn_BK)
+        wanted, (own_at, read_at, label_at, drawn_at) = distinct(self.items, visible.item, read.item, label_B, drawn_BK)
         vector_UD = network.item(wanted)
         user_B = None
         if network.user is not None:
             unknown = (network.user.num_embeddings - 3) // 3
             user_B = torch.where(self._random(len(row_B), device) < 0.5, unknown, row_B)
-        own_BD, shared_BD = network.aggregated(
-            domain, Bag(own_at, own.real), Bag(read_at, read.real), vector_UD, user_B
+        specific_BD, shared_BD = network.aggregated(
+            domain, Bag(own_at, visible.real), Bag(read_at, read.real), vector_UD, user_B
         )
-        item_UD, user_BD = network.dropout(vector_UD), network.joined(own_BD, shared_BD)
+        item_UD, user_BD = network.dropout(vector_UD), network.joined(specific_BD, shared_BD)
         score_B = (user_BD * item_UD[label_at]).sum(dim=1)
         drawn_score_BK = torch.einsum("bd,bkd->bk", user_BD, item_UD[drawn_at])
         rated = softplus(-score_B).mean() + softplus(drawn_score_BK).mean()
-        return config.mix * rated + (1 - config.mix) * self._tied(network, domain, own, read, own_BD, shared_BD)
+        return config.mix * rated + (1 - config.mix) * self._tied(
+            network, domain, visible, read, specific_BD, shared_BD
+        )
 
-    def _tied(self, network: UniCDR, domain: int, own: Bag, read: Bag, own_BD: Tensor, shared_BD: Tensor) -> Tensor:
+    def _tied(
+        self, network: UniCDR, domain: int, visible: Bag, read: Bag, specific_BD: Tensor, shared_BD: Tensor
+    ) -> Tensor:
         """Own and shared vector of a user against those of two users, over rows that have both."""
-        rows = ((own.length > 0) & (read.length > 0)).nonzero().squeeze(1)
+        rows = ((visible.length > 0) & (read.length > 0)).nonzero().squeeze(1)
         if len(rows) < 2 or self.config.mix == 1:
-            return own_BD.new_zeros(())
-        tie, own_BD, shared_BD = network.tie[domain], own_BD[rows], shared_BD[rows]
-        true: Tensor = softplus(-tie(own_BD, shared_BD)).mean() + softplus(tie(own_BD.roll(1, 0), shared_BD)).mean()
+            return specific_BD.new_zeros(())
+        tie, specific, shared = network.tie[domain], specific_BD[rows], shared_BD[rows]
+        true: Tensor = softplus(-tie(specific, shared)).mean() + softplus(tie(specific.roll(1, 0), shared)).mean()
         return true
 
     def _random(self, shape: Any, device: torch.device) -> Tensor:

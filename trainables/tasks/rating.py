@@ -98,6 +98,7 @@ class Task(OnDevice):
     slope: float  # of the target rating on `source_offset`, fitted on the training overlapping users
     rating_scale: tuple[float, float]
     word_vectors: Tensor | None = None  # float32 [W, E] of the vocabulary, where the ratings have words
+    item_words: Words | None = None  # of each target-domain item's title, categories and description, beside these
     clip: bool = True  # whether predictions are cut to the rating scale before their errors are taken
 
     @property
@@ -130,6 +131,7 @@ def load_task(task_dir: Path) -> Task:
         rating_scale=(meta["rating_scale"][0], meta["rating_scale"][1]),
         clip=meta.get("clip", True),
         word_vectors=load_linked(task_dir, "words") if worded else None,
+        item_words=_load_words(task_dir, "item_") if worded else None,
     )
 
 
@@ -148,10 +150,11 @@ def load_held_out(folder: Path) -> HeldOut:
 
 def _load_ratings(folder: Path, prefix: str = "", *, worded: bool = False) -> Ratings:
     user, item, rating = (load_array(folder, prefix + name) for name in ("user", "item", "rating"))
-    if not worded:
-        return Ratings(user, item, rating)
-    words = Words(load_array(folder, f"{prefix}word"), load_array(folder, f"{prefix}word_starts"))
-    return Ratings(user, item, rating, words)
+    return Ratings(user, item, rating, _load_words(folder, prefix) if worded else None)
+
+
+def _load_words(folder: Path, prefix: str) -> Words:
+    return Words(load_array(folder, f"{prefix}word"), load_array(folder, f"{prefix}word_starts"))
 
 
 def shrunken_means(code_N: Ints, value_N: NDArray[np.float64], size: int) -> NDArray[np.float64]:

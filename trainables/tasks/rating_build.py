@@ -21,6 +21,7 @@ from features.domains.domain import Domain
 from features.domains.overlap import writing_hint
 from features.domains.ties import time_order
 from features.errors import InputError
+from features.extraction.prompts import find_prompt, item_text
 from features.factorisation import FactorSpec, Interactions, biases, factorise
 from features.reviews import WordTable
 from features.store.folders import mapped_array, read_json, store_errors, whole_folder, write_json
@@ -29,6 +30,7 @@ from trainables.tasks.arrays import Floats, Ints, TaskFolders, centre_of, save_a
 from trainables.tasks.rating import SHRINKAGE, shrunken_means
 
 VERSION = 5  # of what is written; part of the key
+_WORDS_VERSION = 2  # of the words that are written; part of the key of tasks that have them
 _COPY_ROWS = 4096  # rows copied at once
 
 
@@ -104,7 +106,7 @@ def build_task(
         "shrinkage": SHRINKAGE, "vectors": _vectors_key(vectors),
     }  # fmt: skip
     if words is not None:
-        document["words"] = words.key
+        document["words"] = [words.key, _WORDS_VERSION]
     key = hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()
     folder = store / f"{source.name}-{target.name}-{key[:12]}"
     if not (folder / "manifest.json").is_file():
@@ -192,8 +194,9 @@ class _Builder:
         _save_ratings(folder, user, item, rating)
         source_rows = self._save_source_ratings(folder)
         if self.words is not None:
-            _save_words(folder, "source_", self.domains[0], source_rows, self.words)
-            _save_words(folder, "", self.domains[1], self._rows(known, seen)[0], self.words)
+            _save_words(folder, "source_", _texts(self.domains[0], source_rows), self.words)
+            _save_words(folder, "", _texts(self.domains[1], self._rows(known, seen)[0]), self.words)
+            _save_words(folder, "item_", _item_texts(self.domains[1], self.target.items), self.words)
             # Relative: a home folder may move. The folder that is being built lies beside its final place.
             path = os.path.relpath(self.words.vectors.resolve(), folder.resolve())
             write_json(folder / "words.json", {"vectors": path})
@@ -350,9 +353,22 @@ def _save_known_rows(folder: Path, name: str, table: FeatureTable, ids: Sequence
     save_places(folder, name, places, centre_of(copy), None)
 
 
-def _save_words(folder: Path, prefix: str, domain: Domain, rows: Ints, words: WordTable) -> None:
-    """Write the words of these rows of a domain's interactions, end to end, and of no others."""
-    texts = domain.interactions(["text"])["text"].iloc[rows].fillna("").tolist()
+def _texts(domain: Domain, rows: Ints) -> list[str]:
+    """The texts of these rows of a domain's interactions, and of no others."""
+    texts: list[str] = domain.interactions(["text"])["text"].iloc[rows].fillna("").tolist()
+    return texts
+
+
+def _item_texts(domain: Domain, ids: NDArray[Any]) -> list[str]:
+    """Title, categories and description of these items; empty where an item has none of them."""
+    columns = ["title", "categories", "description"]
+    items = domain.items().set_index("item_id")[columns].reindex(ids).fillna("")
+    prompt = find_prompt("plain-1")
+    return [item_text(dict(zip(columns, row, strict=True)), prompt) for row in items.to_numpy().tolist()]
+
+
+def _save_words(folder: Path, prefix: str, texts: Sequence[str], words: WordTable) -> None:
+    """Write the words of these texts, end to end."""
     numbers: list[list[int]] = []
     for start in range(0, len(texts), _COPY_ROWS):
         numbers += words.tokenise(texts[start : start + _COPY_ROWS])

@@ -8,10 +8,7 @@ width.
 
 from __future__ import annotations
 
-import copy
 import math
-import pickle
-import zlib
 from collections.abc import Mapping
 from dataclasses import asdict
 from functools import lru_cache
@@ -21,21 +18,17 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LinearLR
 
-from features.store.folders import FULL, atomic_file, locked, whole_folder, write_json
+from features.store.folders import locked, whole_folder, write_json
 from features.store.tables import digest
-from trainables.devices import on_cpu, random_states, seeded, set_random_states
+from trainables.devices import on_cpu, seeded
 from trainables.models.lgcd.encoders import DomainEncoders, Encoders, PretrainSpec
+from trainables.pretraining import Stateful, keep, restored
 from trainables.sequence_tools import Range, batches, distinct, draw_shared, padded, softmax_loss, windows, within
 from trainables.tasks.sequential import Sequences, SequenceTask
 
 VERSION = 2  # of what pretraining makes; part of its key
-_UNREADABLE = (  # what half a file raises, or one of another format
-    *(OSError, RuntimeError, EOFError, pickle.UnpicklingError, zlib.error),
-    *(ValueError, TypeError, KeyError, AttributeError),
-)
 
 Domains = tuple[Range, ...]
 """The domains that a pair of encoders reads."""
@@ -72,7 +65,8 @@ def _pretrain(
     first, length = windows(sequences.starts, spec.max_length + 1)
     steps = spec.epochs * math.ceil(len(length) / spec.batch)
     schedule = LinearLR(optimiser, 1.0, 0.02, total_iters=steps)
-    done = _restore(kept, encoders, optimiser, schedule, rng)
+    parts: dict[str, Stateful] = {"encoders": encoders, "optimiser": optimiser, "schedule": schedule}
+    done = restored(kept, parts, rng, task.device)
     encoders.train()
     for number in range(done + 1, spec.epochs + 1):
         for batch in batches(length, spec.batch, rng):
@@ -82,47 +76,8 @@ def _pretrain(
             loss.backward()  # type: ignore[no-untyped-call]
             optimiser.step()
             schedule.step()
-        _keep(kept, number, encoders, optimiser, schedule, rng)
+        keep(kept, number, parts, rng, task.device)
     return encoders.eval()
-
-
-def _keep(
-    path: Path, number: int, encoders: Encoders, optimiser: Optimizer, schedule: LinearLR, rng: np.random.Generator
-) -> None:
-    """Write all that the epochs after this one depend on; a disk without room for it costs the file, not the training."""
-    state = {
-        "number": number, "encoders": encoders.state_dict(), "optimiser": optimiser.state_dict(),
-        "schedule": schedule.state_dict(), "rng": rng.bit_generator.state,
-        "torch": random_states(encoders.text.device),
-    }  # fmt: skip
-    try:
-        with atomic_file(path) as beside:
-            torch.save(on_cpu(state), beside)
-    except (OSError, RuntimeError) as error:  # torch says RuntimeError where a write comes up short
-        if isinstance(error, OSError) and error.errno not in FULL:
-            raise
-
-
-def _restore(path: Path, encoders: Encoders, optimiser: Optimizer, schedule: LinearLR, rng: np.random.Generator) -> int:
-    """Read it back; return the number of finished epochs: 0 where there is no file, or none that can be read."""
-    if not path.is_file():
-        return 0
-    parts: tuple[Any, ...] = (encoders, optimiser, schedule)
-    before = copy.deepcopy([part.state_dict() for part in parts])
-    drawn = rng.bit_generator.state, random_states(encoders.text.device)
-    try:
-        state = torch.load(path, weights_only=True)
-        for part, name in zip(parts, ("encoders", "optimiser", "schedule"), strict=True):
-            part.load_state_dict(state[name])
-        rng.bit_generator.state = state["rng"]
-        set_random_states(state["torch"], encoders.text.device)
-        return int(state["number"])
-    except _UNREADABLE:
-        for part, initial in zip(parts, before, strict=True):
-            part.load_state_dict(initial)
-        rng.bit_generator.state = drawn[0]
-        set_random_states(drawn[1], encoders.text.device)
-        return 0
 
 
 def pretraining_loss(
