@@ -10,7 +10,7 @@ import yaml
 
 from study.labels import labels_of
 from study.tracking.results import Results, load_results
-from study.tracking.runs import default_uri
+from study.tracking.runs import connect, default_uri
 from trainables.task_types import SEQUENCES
 
 from . import tiny
@@ -107,7 +107,10 @@ def test_only_scores_and_a_part_that_is_compared_on_them_know_the_test_users(res
 
 def test_both_presets_are_trained_and_each_is_compared_with_itself(finished: Finished, results: Results) -> None:
     runs = results.finished("ablate")
-    presets = dict(zip(runs["row"], runs["preset"], strict=True))
+    client = connect(default_uri(finished.home))
+    presets = {
+        row: client.get_run(run).data.tags["study.preset"] for row, run in zip(runs["row"], runs["run_id"], strict=True)
+    }
     assert presets == {"lgcd": "ours", "lgcd_paper": "paper+encoder_epochs+epochs+negatives+steps"}
     assert sorted(zip(runs["row"], runs["name"], strict=True)) == [
         (row, variant) for row in ("lgcd", "lgcd_paper") for variant in ("full", "wo_moe")
