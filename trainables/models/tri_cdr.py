@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import embedding, leaky_relu, normalize, softplus
+from torch.nn.functional import embedding, leaky_relu, normalize, pad, softplus
 from torch.optim import Optimizer
 
 from features.checks import at_least, choice, dropout_share, number, refuse, step_size
@@ -35,6 +35,7 @@ from trainables.sequence_tools import (
     Range,
     Scorer,
     Unseen,
+    batches,
     contrast,
     distinct,
     draw_shared,
@@ -255,15 +256,11 @@ class Loss:
         self.unseen = Unseen(task.train, [task.target])
 
     def batches(self) -> Iterator[Tensor]:
-        """Yield the numbers of all labels of some users at a time, sorted by user."""
-        users = torch.unique(self.labels.row)
-        order = users[torch.from_numpy(self.rng.permutation(len(users))).to(users.device)]
-        first = torch.searchsorted(self.labels.row, order)
-        last = torch.searchsorted(self.labels.row, order, right=True)
-        for begin, end in zip(torch.split(first, self.config.batch), torch.split(last, self.config.batch), strict=True):
-            count = end - begin
-            start = (count.cumsum(0) - count).repeat_interleave(count)
-            yield begin.repeat_interleave(count) + torch.arange(int(count.sum()), device=count.device) - start
+        """Yield the numbers of all labels of some users at a time, who have about as many items: user by user."""
+        users, count = torch.unique(self.labels.row, return_counts=True)
+        numbers = Sequences(torch.arange(len(self.labels), device=users.device), pad(count.cumsum(0), (1, 0)))
+        for part in batches(self.task.train.lengths[users], self.config.batch, self.rng):
+            yield numbers.rows(part).item
 
     def __call__(self, network: TriCDR, number_N: Tensor) -> Tensor:
         config, labels = self.config, self.labels
