@@ -145,15 +145,18 @@ class TriCDR(nn.Module):
         """The encoders of the mixed, the source and the target sequence."""
         return [encoder for encoder in self.encoders if isinstance(encoder, sasrec.SASRec)]
 
-    def read(self, bags: Sequence[Bag], vectors: Sequence[Tensor]) -> list[Tensor]:
-        """What attention reads of the mixed, source and target sequence, [B, D] each.
+    def states(self, bags: Sequence[Bag], vectors: Sequence[Tensor]) -> list[Tensor]:
+        """States of the mixed, source and target sequence, [B, L, D] each.
 
         `bags` hold places in `vectors`, one table [U, D] an encoder.
         """
-        states = [
+        return [
             encoder.encode(embedding(bag.item, vector_UD), bag.length.clamp(min=1))  # the same bits by any threads
             for encoder, bag, vector_UD in zip(self.readers, bags, vectors, strict=True)
         ]
+
+    def read(self, bags: Sequence[Bag], states: Sequence[Tensor]) -> list[Tensor]:
+        """What attention reads of the states of the bags' real items, [B, D] of each sequence."""
         mixed, target = bags[0], bags[2]
         mean_BD = (states[0] * mixed.real[..., None]).sum(dim=1) / mixed.length.clamp(min=1)[:, None]
         last_B = (target.length - 1).clamp(min=0)
@@ -179,7 +182,7 @@ class TriCDR(nn.Module):
         """Scaled unit vectors of users, [R, D]."""
         whole = (0, len(self.readers[0].item.weight))
         bags = [newest_of_each(history, part, MAX_LENGTH) for part in (whole, self.source, self.target)]
-        return self.joined(self.read(bags, [encoder.item.weight for encoder in self.readers]))
+        return self.joined(self.read(bags, self.states(bags, [encoder.item.weight for encoder in self.readers])))
 
     def items(self, domain: Range) -> Tensor:
         """Unit vectors of a domain's items in the target encoder's table, [J, D]."""
@@ -265,16 +268,17 @@ class Loss:
     def __call__(self, network: TriCDR, number_N: Tensor) -> Tensor:
         config, labels = self.config, self.labels
         row_N, label_N = labels.row[number_N], labels.item[number_N]
-        mixed = newest(self.task.train, row_N, labels.place[number_N], MAX_LENGTH)
-        bags = (mixed, *self.halves.before(labels, number_N, MAX_LENGTH))
+        windows, bags, which_N = self.windows(number_N)
         if config.loss == "bce":
             drawn = self.unseen.draw(row_N, label_N, 1, self.rng)
         else:
             drawn = draw_shared([self.task.target], config.negatives, self.rng)[0].to(label_N.device)
-        wanted, (*places, label_at, drawn_at) = distinct(self.task.items, *(bag.item for bag in bags), label_N, drawn)
+        wanted, (*places, label_at, drawn_at) = distinct(
+            self.task.items, *(bag.item for bag in windows), label_N, drawn
+        )
         vectors = [encoder.item(wanted) for encoder in network.readers]
-        read = [Bag(place, bag.real) for place, bag in zip(places, bags, strict=True)]
-        parts = network.read(read, vectors)
+        looked_up = [Bag(place, window.real) for place, window in zip(places, windows, strict=True)]
+        parts = network.read(bags, [state[which_N] for state in network.states(looked_up, vectors)])
         user_ND, item_UD = network.joined(parts), normalize(vectors[2], dim=1)
         label_ND, drawn_D = item_UD[label_at], item_UD[drawn_at]
         if config.loss == "bce":
@@ -284,6 +288,24 @@ class Loss:
             low, high = self.task.target
             loss = next_item_loss(user_ND, label_N, label_ND, drawn, drawn_D, high - low) / len(label_N)
         return loss + self._related(network, parts, row_N)
+
+    def windows(self, number_N: Tensor) -> tuple[list[Bag], list[Bag], Tensor]:
+        """What is read for some labels: each of their users' sequences once, [B, L], up to the user's last label.
+
+        Also which items of it stand before each label, [N, L], and whose window each label's is, [N].
+        """
+        labels = self.labels
+        _, which_N, count_B = labels.row[number_N].unique_consecutive(return_inverse=True, return_counts=True)  # type: ignore[no-untyped-call]
+        last_B = number_N[count_B.cumsum(0) - 1]
+        mixed = newest(self.task.train, labels.row[last_B], labels.place[last_B], MAX_LENGTH)
+        windows = [mixed, *self.halves.before(labels, last_B, MAX_LENGTH)]
+        bags = []
+        for window, before in zip(windows, (labels.place, labels.before_source, labels.before_target), strict=True):
+            older_B = before[last_B] - window.length  # items that the window leaves out
+            visible_N = before[number_N] - older_B[which_N]
+            place_L = torch.arange(window.item.shape[1], device=number_N.device)
+            bags.append(Bag(window.item[which_N], place_L < visible_N[:, None]))
+        return windows, bags, which_N
 
     def _related(self, network: TriCDR, parts: Sequence[Tensor], row_N: Tensor) -> Tensor:
         """The coarse and the fine loss, of what is read before each user's last label."""
