@@ -72,10 +72,10 @@ def _of_encoder(name: str) -> Vocabulary:
 
     resolved = resolve_encoder(EncoderSpec(model=name, dtype="float32"))
     place = f"reviews.vectors {name}"
-    tokenizer = load_tokenizer_of(place, resolved.folder)
+    tokenizer = load_tokenizer_of(place, resolved.path)
 
     def vectors() -> NDArray[np.float32]:
-        model = load_weights(AutoModel, f"encoder {name}", resolved.folder, "float32", resolved.allow_keys)
+        model = load_weights(AutoModel, f"encoder {name}", resolved.path, "float32", resolved.allow_keys)
         table: NDArray[np.float32] = model.get_input_embeddings().weight.detach().numpy()
         return table
 

@@ -58,8 +58,10 @@ def share_gpu(gpus: float) -> None:
     """Keep this process to its share of the GPU's memory, where trials share one: the next one's is not touched.
 
     A trial that asks for more ends with an error of its own. The share is of torch's memory; CUDA itself takes a few
-    hundred MiB of each process besides.
+    hundred MiB of each process besides. Where there is no GPU, the training says so itself.
     """
+    if not torch.cuda.is_available():
+        return
     torch.cuda.set_per_process_memory_fraction(min(gpus, 1.0))
 
 

@@ -35,7 +35,7 @@ from features.store.external_sort import external_sort
 from features.store.folders import SIMULATED, whole_folder, work_folder, write_json
 
 VERSION = 2  # of the folder's contents; part of the key
-MEMORY_LIMIT = "1GB"  # of DuckDB, which spills to disk what does not fit
+MEMORY_LIMIT = "256MB"  # of DuckDB, which spills to disk what does not fit
 TABLE = pa.schema([*(field for field in INTERACTIONS if field.name != "words")]).set(
     2, pa.field("rating", pa.float32())
 )
@@ -435,11 +435,13 @@ def _number(spec: DomainSpec, database: duckdb.DuckDBPyConnection, work: Path, n
             SELECT item_id, min(row) AS row FROM meta GROUP BY item_id;  -- an item listed twice counts as first listed
         CREATE TABLE items AS
             SELECT item_id, CAST(row_number() OVER (ORDER BY item_id) AS INTEGER) AS i, described.row AS row,
-                meta.description IS NOT NULL AS described, meta.image IS NOT NULL AS pictured,
-                meta.title IS NOT NULL AS titled,
-                coalesce(meta.title, meta.description, meta.categories) IS NOT NULL AS worded
-            FROM ({named}) LEFT JOIN described USING (item_id)
-                LEFT JOIN meta ON meta.row = described.row;
+                coalesce(described, false) AS described, coalesce(pictured, false) AS pictured,
+                coalesce(titled, false) AS titled, coalesce(worded, false) AS worded
+            FROM ({named}) LEFT JOIN described USING (item_id) LEFT JOIN (
+                SELECT row, description IS NOT NULL AS described, image IS NOT NULL AS pictured,
+                    title IS NOT NULL AS titled, coalesce(title, description, categories) IS NOT NULL AS worded
+                FROM meta  -- the texts themselves would be held in memory by the join
+            ) AS flags ON flags.row = described.row;
         CREATE TABLE kept AS
             SELECT u, i, rating, words, timestamp, row
             FROM (SELECT user_id, item_id, rating, words, {clock} AS timestamp, row FROM raw)

@@ -104,6 +104,7 @@ def _text(path: Path, stream: BinaryIO, notes: Notes, strict: bool) -> Iterator[
     _refuse_other_kinds(path, head)
     encoding = _encoding(head)
     if encoding == "utf-8":
+        strict |= head.startswith(codecs.BOM_UTF8)  # what says so and is not UTF-8 is damaged
         head = head.removeprefix(codecs.BOM_UTF8)
         chunks = _utf8(path, stream, head, notes, strict)
     else:

@@ -10,7 +10,7 @@ from features.encoders.inputs import EncoderInput
 from features.encoders.spec import ResolvedEncoder
 from features.encoders.text import TextEncoder
 from features.encoders.vision import ImageTextEncoder
-from features.encoders.weights import check_dtype, load_processor_of, load_tokenizer_of, load_weights
+from features.encoders.weights import check_dtype, load_config_of, load_processor_of, load_tokenizer_of, load_weights
 from features.errors import InputError
 
 
@@ -21,7 +21,7 @@ class Encoder(Protocol):
 
 
 def load_encoder(resolved: ResolvedEncoder) -> Encoder:
-    """Load weights and tokenizer from the local folder, on the GPU if there is one.
+    """Load weights and tokenizer from the local files, on the GPU if there is one.
 
     Raises InputError if any weight is missing, unexpected or of another shape and not allowed: such a model would give
     random vectors without an error.
@@ -32,7 +32,7 @@ def load_encoder(resolved: ResolvedEncoder) -> Encoder:
     check_dtype(place, spec.dtype, resolved.dtype)
     model = load_weights(
         AutoModelForImageTextToText if spec.reads_images else AutoModel,
-        place, resolved.folder, resolved.dtype, resolved.allow_keys, remote_code=spec.trust_remote_code,
+        place, resolved.path, resolved.dtype, resolved.allow_keys, remote_code=spec.trust_remote_code,
     )  # fmt: skip
     positions = getattr(model.config.get_text_config(), "max_position_embeddings", spec.max_tokens)
     if spec.max_tokens > positions:
@@ -40,19 +40,16 @@ def load_encoder(resolved: ResolvedEncoder) -> Encoder:
     if not spec.reads_images:
         return TextEncoder(model, load_tokenizer(resolved), spec)
     assert resolved.images is not None
-    return ImageTextEncoder(model, load_processor_of(place, resolved.folder), spec, resolved.images)
+    return ImageTextEncoder(model, load_processor_of(place, resolved.path), spec, resolved.images)
 
 
 def load_tokenizer(resolved: ResolvedEncoder) -> Any:
-    """Load the encoder's tokenizer from its local folder."""
+    """Load the encoder's tokenizer from its local files."""
     place = f"encoder {resolved.spec.model}"
-    return load_tokenizer_of(place, resolved.folder, remote_code=resolved.spec.trust_remote_code)
+    return load_tokenizer_of(place, resolved.path, remote_code=resolved.spec.trust_remote_code)
 
 
 def load_width(resolved: ResolvedEncoder) -> int:
     """Return the width F of the vectors, from the configuration alone."""
-    from transformers import AutoConfig
-
-    trust = resolved.spec.trust_remote_code
-    config = AutoConfig.from_pretrained(resolved.folder, local_files_only=True, trust_remote_code=trust)
-    return int(config.get_text_config().hidden_size)
+    place, trust = f"encoder {resolved.spec.model}", resolved.spec.trust_remote_code
+    return int(load_config_of(place, resolved.path, remote_code=trust).get_text_config().hidden_size)

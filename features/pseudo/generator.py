@@ -1,7 +1,8 @@
 """Generator of texts of items that a user might want in the other domain (LGCD eq. 4), by any causal language model.
 
-All models of transformers take one path: the prompt (in the tokenizer's chat template, where it has one), batched
-generation, the answer. The local model (`features.pseudo.local_model`) is like any other once it is trained.
+All models of transformers take one path: the prompt (in the tokenizer's chat template, where it has one), decoding
+(`features.pseudo.decoding`), the answer. The local model (`features.pseudo.local_model`) is like any other once it is
+trained.
 
 Each user has their own random numbers, keyed by (seed, user): an answer does not depend on who else is in the batch,
 except for the last bits of the arithmetic. Legend: B users of a batch, L tokens, V vocabulary.
@@ -22,22 +23,22 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from features.checks import choice, number, refuse, whole
+from features.encoders.spec import find_pretrained
 from features.encoders.weights import (
     check_dtype,
-    find_folder,
-    hash_pretrained,
     load_tokenizer_of,
     load_weights,
-    quiet,
     resolve_dtype,
 )
+from features.errors import InputError
 from features.pseudo.local_model import LocalModelSpec
-from features.pseudo.prompts import WORDINGS, PseudoPrompt, find_wording, parse_texts, write_prompt
+from features.pseudo.prompts import WORDINGS, PseudoPrompt, find_wording, write_prompt
 from features.store.tables import digest
 
 GENERATION = 1  # part of every generator key: raise it when a change to this file changes answers
 LOCAL = "local"  # the model that is trained on this machine
 DTYPES = ("auto", "float32", "bfloat16")
+_CPU_ROWS = 32  # more are no faster there, and a row of SmolLM2 takes 35 MB of keys and values
 _MORE_FILES = ("chat_template*", "generation_config.json")
 
 
@@ -45,7 +46,7 @@ _MORE_FILES = ("chat_template*", "generation_config.json")
 class GeneratorSpec:
     """Which language model writes the texts of pseudo-items, and how it is prompted. (ours, where the paper is silent)"""
 
-    # "local": a small model that is trained here; or a folder in the layout of `save_pretrained`, or a hub id in the cache
+    # "local": a small model that is trained here; or, as for encoders, a preset, a folder, a GGUF file or a hub id
     model: str = LOCAL
     # commit of a hub id; required for one, meaningless otherwise
     revision: str | None = None
@@ -70,7 +71,7 @@ class GeneratorSpec:
     allow_keys: tuple[str, ...] = ()
     # of the users' random numbers, of the local model's training, and of who is kept out of it
     seed: int = 0
-    # most tokens of one batch, prompts and answers (a longer prompt has a batch of its own)
+    # most tokens that are held at once, prompts and answers (a longer prompt is held alone); a CPU holds 32 answers at most
     batch_tokens: int = 131_072
     # training overlapping users whom the local model is not trained on (at most a tenth), to measure its items' recall
     recall_users: int = 500
@@ -109,7 +110,7 @@ class ResolvedGenerator:
     """A generator on this machine. identity: its model by content."""
 
     spec: GeneratorSpec
-    folder: Path
+    path: Path
     dtype: str  # "float32" or "bfloat16"
     identity: Mapping[str, Any]
 
@@ -120,19 +121,17 @@ class ResolvedGenerator:
 
 
 def resolve_generator(spec: GeneratorSpec, trained: Path | None = None) -> ResolvedGenerator:
-    """Find the generator's folder and hash its files; no weights are loaded.
+    """Find the generator's folder or GGUF file and hash it; no weights are loaded.
 
     trained: the folder of the local model, which is identified by what it was trained on and not by its bits.
-    Raises InputError where there is no such folder, none in the hub's cache, or one without weights.
+    Raises InputError like `features.encoders.spec.find_pretrained`.
     """
+    dtype = resolve_dtype(spec.dtype)
     if trained is not None:
-        return ResolvedGenerator(
-            spec=spec, folder=trained, dtype=resolve_dtype(spec.dtype), identity={"local": trained.name}
-        )
-    folder = find_folder("generator", spec.model, spec.revision, LOCAL)
-    files = hash_pretrained(f"generator {spec.model}", folder, _MORE_FILES)
+        return ResolvedGenerator(spec=spec, path=trained, dtype=dtype, identity={"local": trained.name})
+    files = find_pretrained("generator", spec.model, spec.revision, _MORE_FILES, alternatives=(LOCAL,))
     identity = {"weights_sha256": files.weights_sha256, "files_sha256": files.files_sha256}
-    return ResolvedGenerator(spec=spec, folder=folder, dtype=resolve_dtype(spec.dtype), identity=identity)
+    return ResolvedGenerator(spec=spec, path=files.path, dtype=dtype, identity=identity)
 
 
 class Generator(Protocol):
@@ -142,17 +141,21 @@ class Generator(Protocol):
 
 
 def load_generator(resolved: ResolvedGenerator) -> CausalGenerator:
-    """Load weights and tokenizer from the local folder, on the GPU if there is one.
+    """Load weights and tokenizer from the local files, on the GPU if there is one.
 
-    Raises InputError for weights that do not fit, like `features.encoders.encoder.load_encoder`.
+    Raises InputError for weights that do not fit, like `features.encoders.encoder.load_encoder`, and for models of states.
     """
     from transformers import AutoModelForCausalLM
 
     spec = resolved.spec
     place = f"generator {spec.model}"
     check_dtype(place, spec.dtype, resolved.dtype)
-    model = load_weights(AutoModelForCausalLM, place, resolved.folder, resolved.dtype, spec.allow_keys)
-    return CausalGenerator(model, load_tokenizer_of(place, resolved.folder), spec)
+    model = load_weights(AutoModelForCausalLM, place, resolved.path, resolved.dtype, spec.allow_keys)
+    if model._is_stateful:  # a state cannot be moved to other columns, as keys and values are
+        raise InputError(
+            f"{place}: {type(model).__name__} keeps a state, not keys and values; give a model with attention"
+        )
+    return CausalGenerator(model, load_tokenizer_of(place, resolved.path), spec)
 
 
 class CausalGenerator:
@@ -176,18 +179,15 @@ class CausalGenerator:
 
     def generate(self, prompts: Sequence[PseudoPrompt]) -> list[str]:
         """Return the answers in the order of `prompts`."""
+        from features.pseudo.decoding import Decoder
+
         tokens = [self._tokens(prompt) for prompt in prompts]
-        answers = [""] * len(prompts)
-        order = sorted(range(len(prompts)), key=lambda i: -len(tokens[i]))
-        start = 0
-        while start < len(order):
-            row = len(tokens[order[start]]) + self.spec.max_new_tokens
-            batch = order[start : start + max(1, self.spec.batch_tokens // row)]
-            batch_answers = self._answers([tokens[i] for i in batch], [prompts[i].user for i in batch])
-            for i, answer in zip(batch, batch_answers, strict=True):
-                answers[i] = answer
-            start += len(batch)
-        return answers
+        if not tokens:
+            return []
+        rows = max(1, self.spec.batch_tokens // (max(map(len, tokens)) + self.spec.max_new_tokens))
+        if self.device.type == "cpu":
+            rows = min(rows, _CPU_ROWS)
+        return Decoder(self, tokens, [prompt.user for prompt in prompts], rows).run()
 
     def _tokens(self, prompt: PseudoPrompt) -> list[int]:
         """Return the token ids of a prompt."""
@@ -199,33 +199,6 @@ class CausalGenerator:
                 text = self.tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True)
             ids: list[int] = self.tokenizer(text, add_special_tokens=not chat)["input_ids"]  # a template adds its own
         return ids
-
-    def _answers(self, prompts: Sequence[Sequence[int]], users: Sequence[str]) -> list[str]:
-        """Generate the answers of one batch of token ids."""
-        from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
-
-        longest, most = max(map(len, prompts)), self.spec.max_new_tokens
-        ids_BL = torch.full((len(prompts), longest), self.pad)
-        mask_BL = torch.zeros_like(ids_BL)
-        for row, prompt in enumerate(prompts):  # padding on the left: all answers begin in the same column
-            ids_BL[row, longest - len(prompt) :] = torch.tensor(prompt)
-            mask_BL[row, longest - len(prompt) :] = 1
-        uniform_BL = torch.from_numpy(np.stack([uniforms(self.spec.seed, user, most) for user in users]))
-        config = GenerationConfig(  # type: ignore[no-untyped-call]
-            max_new_tokens=most, do_sample=False, pad_token_id=self.pad, eos_token_id=self.ends or None
-        )
-        enough = _Enough(self, len(prompts), longest)
-        draw = _Draw(self, uniform_BL.to(self.device), longest, enough)
-        with torch.inference_mode(), quiet():
-            out_BL = self.model.generate(
-                input_ids=ids_BL.to(self.device),
-                attention_mask=mask_BL.to(self.device),
-                generation_config=config,
-                logits_processor=LogitsProcessorList([draw]),
-                stopping_criteria=StoppingCriteriaList([enough]),
-            )
-        written = zip(out_BL[:, longest:].tolist(), enough.length_B.tolist(), strict=True)
-        return self.decode([ids[:length] for ids, length in written])
 
     def decode(self, ids: Sequence[Sequence[int]]) -> list[str]:
         """Return the texts of answers, without special tokens."""
@@ -259,48 +232,3 @@ def draw_tokens(logits_BV: Tensor, uniform_B: Tensor, temperature: float, top_p:
     total_B1 = mass_BV[:, -1:]
     at_B1 = torch.minimum(uniform_B[:, None] * total_B1, total_B1.nextafter(torch.zeros_like(total_B1)))
     return torch.searchsorted(mass_BV, at_B1, right=True).squeeze(1)
-
-
-class _Enough:
-    """Stopping criterion: a row ends with the line that completes its number of texts."""
-
-    def __init__(self, generator: CausalGenerator, rows: int, start: int) -> None:
-        self.generator, self.start = generator, start
-        self.length_B = torch.full((rows,), generator.spec.max_new_tokens, device=generator.device)
-        self.done_B = torch.zeros_like(self.length_B, dtype=torch.bool)
-
-    def __call__(self, ids_BL: Tensor, scores: object, **_: object) -> Tensor:
-        written_BL, most = ids_BL[:, self.start :], self.generator.spec.texts
-        breaks_BL = self.generator.breaks_V[written_BL]
-        rows = (breaks_BL[:, -1] & (breaks_BL.sum(1) >= most) & ~self.done_B).nonzero().squeeze(1)
-        answers = self.generator.decode(written_BL[rows].tolist())
-        for row, answer in zip(rows.tolist(), answers, strict=True):
-            if len(parse_texts(answer, most)) == most:
-                self.done_B[row] = True
-                self.length_B[row] = written_BL.shape[1]
-        return self.done_B
-
-
-class _Draw:
-    """Logits processor that leaves one token of each row: the one drawn with the user's own random numbers.
-
-    A token that was a whole line is not drawn again: a list of titles has no use for a line twice. Rows that have
-    enough are filled with padding, which is cut off afterwards.
-    """
-
-    def __init__(self, generator: CausalGenerator, uniform_BL: Tensor, start: int, enough: _Enough) -> None:
-        self.generator, self.uniform_BL, self.start, self.enough = generator, uniform_BL, start, enough
-        never = {generator.pad} - set(generator.ends)
-        self.never = torch.tensor(sorted(never), dtype=torch.long, device=generator.device)
-
-    def __call__(self, ids_BL: Tensor, logits_BV: Tensor) -> Tensor:
-        spec, written_BL = self.generator.spec, ids_BL[:, self.start :]
-        logits_BV = logits_BV.float().index_fill(1, self.never, -torch.inf)
-        begins_BL = self.generator.breaks_V[written_BL].roll(1, 1)
-        begins_BL[:, :1] = True
-        whole_BL = begins_BL & self.generator.lines_V[written_BL]
-        kept_BL = logits_BV.gather(1, written_BL).masked_fill_(whole_BL, -torch.inf)
-        logits_BV.scatter_(1, written_BL, kept_BL)
-        token_B = draw_tokens(logits_BV, self.uniform_BL[:, written_BL.shape[1]], spec.temperature, spec.top_p)
-        token_B[self.enough.done_B] = self.generator.pad
-        return torch.full_like(logits_BV, -torch.inf).scatter_(1, token_B[:, None], 0.0)

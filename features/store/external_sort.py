@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 ROWS = 16_384  # in a row group of the sorted file
-BUCKET = 64 << 20  # bytes sorted at a time, as long as that makes no more than MOST_BUCKETS files
+BUCKET = 16 << 20  # bytes sorted at a time, as long as that makes no more than MOST_BUCKETS files
 MOST_BUCKETS = 256
 
 

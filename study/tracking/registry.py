@@ -33,7 +33,7 @@ from features.store.folders import plain_name, read_json
 from study.home import Home
 from study.specs import Cell
 from study.tracking import tags
-from study.tracking.local_store import local_path, place_of_artifacts
+from study.tracking.local_store import database_file, local_path, place_of_artifacts
 from study.tracking.results import Results, read_config
 from study.tracking.runs import without_password
 from trainables.interface import load_model
@@ -261,11 +261,14 @@ def _described(
         if "/" not in key and not key.endswith(("_std", "seconds")) and (key.startswith("test_") or key == metric)
     }  # fmt: skip
     table = "".join(f"| {key} | {value:.4f} |\n" for key, value in main.items())
+    uri = without_password(client.tracking_uri)
+    # MLflow unquotes plain paths once too often when it reads a model where it lies
+    copy = ", dst_path=tempfile.mkdtemp()" if database_file(uri) is not None and "%" in uri else ""
     return (
         f"Best configuration of **{module.NAME}** in **{version_tags[tags.CELL]}** by `{metric}`; trained again: "
         f"`{version_tags[tags.COMMAND]}`.\n\n"
-        f"```python\nmlflow.set_tracking_uri({without_password(client.tracking_uri)!r})\n"
-        f'mlflow.pyfunc.load_model("models:/{name}@{ALIAS}")\n```\n\n'
+        f"```python\nmlflow.set_tracking_uri({uri!r})\n"
+        f'mlflow.pyfunc.load_model("models:/{name}@{ALIAS}"{copy})\n```\n\n'
         f"| metric (mean over seeds) | value |\n|---|---|\n{table}\n```yaml\n{config}```\n"
     )
 

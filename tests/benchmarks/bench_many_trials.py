@@ -84,7 +84,8 @@ def main() -> None:
     parser.add_argument("--profile", action="store_true", help="print where the driver's main thread spends its time")
     args = parser.parse_args()
     sys.path.insert(0, str(FAKES))
-    os.chdir(FAKES)  # Ray's workers import from the driver's working directory
+    paths = [str(FAKES), *filter(None, [os.environ.get("PYTHONPATH")])]
+    os.environ["PYTHONPATH"] = os.pathsep.join(paths)  # by which Ray's workers find the fakes
     profile = cProfile.Profile()
     with tempfile.TemporaryDirectory() as folder:
         if args.profile:

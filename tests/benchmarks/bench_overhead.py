@@ -116,7 +116,8 @@ def main() -> None:
     parser.add_argument("--long", type=float, default=30.0, help="seconds of the long trial")
     args = parser.parse_args()
     sys.path.insert(0, str(FAKES))
-    os.chdir(FAKES)  # Ray's workers import from the driver's working directory
+    paths = [str(FAKES), *filter(None, [os.environ.get("PYTHONPATH")])]
+    os.environ["PYTHONPATH"] = os.pathsep.join(paths)  # by which Ray's workers find the fakes
     with tempfile.TemporaryDirectory() as folder:
         home = Path(folder)
         marks = ours(home, args.trials + 1, 0.0, "short")

@@ -87,7 +87,8 @@ def main() -> None:
     parser.add_argument("--whole", type=int, default=30, help="the budget, in whole trials")
     args = parser.parse_args()
     sys.path.insert(0, str(FAKES))
-    os.chdir(FAKES)  # Ray's workers import from the driver's working directory
+    paths = [str(FAKES), *filter(None, [os.environ.get("PYTHONPATH")])]
+    os.environ["PYTHONPATH"] = os.pathsep.join(paths)  # by which Ray's workers find the fakes
     import analytic
 
     home, budget = args.home, args.whole * analytic.EPOCHS

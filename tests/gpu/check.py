@@ -36,11 +36,12 @@ from features.encoders.spec import EncoderSpec
 from features.encoders.text import TextEncoder
 from features.encoders.throughput import Operations, matrix_peak
 from features.encoders.vision import ImageTextEncoder
+from features.pseudo.decoding import Decoder
 from features.pseudo.generator import CausalGenerator, GeneratorSpec
 from features.pseudo.prompts import PseudoPrompt
+from tests.features.pseudo.batches import answer_in_batches
 from tests.gpu import language, tasks
 from tests.gpu.failing import rows_after_a_failure
-from tests.gpu.refill import Refilled
 from tests.gpu.side_by_side import trials_per_hour
 from tests.gpu.varlen import VarlenEncoder
 from trainables.interface import field_types, load_model
@@ -411,7 +412,7 @@ def _seeing(on: Run, peak: float) -> dict[str, Any]:
 
 
 def generation(on: Run) -> dict[str, Any]:
-    """Pseudo-interactions by the project's own generator, and by one that refills rows: tokens a second, users an hour."""
+    """Pseudo-interactions by transformers' batches, and by the project's refilled rows: tokens a second, users an hour."""
     shape = language.TINY if on.tiny else language.LLAMA_2_7B
     model, tokenizer = language.causal_model(shape, on.device), language.Numbers(shape["vocab_size"])
     most, prompt = (12, 104) if on.tiny else (200, 104)
@@ -428,12 +429,14 @@ def generation(on: Run) -> dict[str, Any]:
         ]
         try:
             generator.generate(prompts[:rows]) if on.tiny or rows == 64 else None  # what a first call loads
-            found["batches"][str(rows)] = _generated(on, prompts[:rows], generator.generate)
+            found["batches"][str(rows)] = _generated(on, prompts[:rows], partial(answer_in_batches, generator))
             if rows <= 128:  # two batches of users, in the rows of one
-                one = Refilled(generator, rows, least=max(1, rows // 16))
+                tokens, users = [generator._tokens(prompt) for prompt in prompts], [prompt.user for prompt in prompts]
+                one = Decoder(generator, tokens, users, rows)
                 found["refilled"][str(rows)] = {
-                    **_generated(on, prompts, one.generate), "full_rows": round(one.tokens / max(1, one.row_steps), 3)
-                }  # fmt: skip
+                    **_generated(on, prompts, lambda _, one=one: one.run()),
+                    "full_rows": round(one.tokens / max(1, one.row_steps), 3),
+                }
         except torch.OutOfMemoryError as error:
             found["batches"][str(rows)] = f"out of memory: {' '.join(str(error).split())[:120]}"
         _free(on)

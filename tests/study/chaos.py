@@ -24,12 +24,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tests.patience import PATIENCE_S
+
 FAKES = Path(__file__).parent / "fakes"
 KINDS = ("SIGKILL", "SIGTERM", "SIGINT", "trial", "raylet")
 ROWS, BASELINE_ROW = ("subject", "rival"), "item_mean"
 PARTS = ("search", "score")
 EPOCHS, EPOCH_S, CHECKPOINT_S = 8, 0.25, 0.5
-LIMIT_S = 540
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,7 @@ def survive(home: Path, *, cells: int, trials: int, kinds: list[str], seed: int)
                     os.kill(int(lines(home, "epochs.txt")[-1].split()[2]), signal.SIGKILL)
             else:
                 driver.send_signal(getattr(signal, kind))
-                driver.wait(timeout=120)
+                driver.wait(timeout=PATIENCE_S)
                 driver = start(home, cluster.address, parts[0], cells, trials)
             done[kind] += 1
             print(f"{time.strftime('%H:%M:%S')} {kind}, {len(lines(home, 'epochs.txt'))} epochs so far", flush=True)
@@ -97,7 +98,7 @@ def survive(home: Path, *, cells: int, trials: int, kinds: list[str], seed: int)
 
 def finish(driver: subprocess.Popen[bytes], home: Path) -> None:
     """Wait for a driver that ends by itself, without a failed trial."""
-    assert driver.wait(timeout=LIMIT_S) == 0, (home / "driver.txt").read_text()[-3000:]
+    assert driver.wait(timeout=PATIENCE_S) == 0, (home / "driver.txt").read_text()[-3000:]
 
 
 def start(home: Path, address: str, part: str, cells: int, trials: int) -> subprocess.Popen[bytes]:

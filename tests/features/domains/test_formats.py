@@ -233,6 +233,9 @@ def test_windows_1252(tmp_path: Path) -> None:
         read(save(tmp_path, "a.csv", CSV.replace("u1", "用户").encode("gbk")))
     with pytest.raises(InputError, match=r"a.csv:3: byte 0xeb at column 1 is neither UTF-8"):  # both in one file
         read(save(tmp_path, "a.csv", CSV.replace("u1", "Zoë").encode().replace(b"u2", b"\xebx")))
+    marked = b"\xef\xbb\xbf" + text.encode("cp1252")
+    with pytest.raises(InputError, match=r"b.csv:2: the text is not UTF-8; correct or remove the line"):
+        read(save(tmp_path, "b.csv", marked))  # a byte-order mark of UTF-8 says what the file ought to be
 
 
 @pytest.mark.parametrize(

@@ -370,7 +370,7 @@ def test_an_encoder_that_is_not_installed_names_the_remedy(monkeypatch: pytest.M
 @pytest.mark.parametrize(
     ("model", "revision", "message"),
     [
-        ("no-such", None, r"encoder no-such: neither a preset \(gte, .*, qwen3-vl-8b\) nor a folder"),
+        ("no-such", None, r"encoder no-such: neither a preset \(gte, .*, smollm2\) nor a folder"),
         ("./no/such", None, r"neither a preset \(gte, .*\) nor a folder"),
         ("llama3-8b", None, "encoder meta-llama/Meta-Llama-3-8B-Instruct: a hub id needs a pinned revision"),
         ("someone/model", None, "a hub id needs a pinned revision"),
@@ -388,7 +388,7 @@ def test_a_folder_without_weights(tmp_path: Path) -> None:
 
 
 def test_other_weights_than_pinned(tiny_bert: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pinned = {"tiny": {"package": "features", "folder": str(tiny_bert), "extra": "tiny", "weights_sha256": "0" * 64}}
+    pinned = {"tiny": {"package": "features", "weights": str(tiny_bert), "install": "tiny", "weights_sha256": "0" * 64}}
     monkeypatch.setattr(module, "load_presets", lambda: pinned)
     with pytest.raises(InputError, match=r"model\.safetensors has SHA-256 [0-9a-f]{12}, not 000000000000 as pinned"):
         resolve_encoder(EncoderSpec(model="tiny"))
@@ -563,7 +563,7 @@ def test_a_worker_whose_auto_is_another_type_or_that_does_not_see_the_model_says
     with pytest.raises(InputError, match=message):
         load_encoder(resolved)
     load_encoder(replace(resolved, spec=replace(resolved.spec, dtype="float32")))
-    gone = replace(resolved, dtype="bfloat16", folder=tmp_path / "gone")
+    gone = replace(resolved, dtype="bfloat16", path=tmp_path / "gone")
     with pytest.raises(InputError, match=r"node \S+ does not see \S+/gone; put it on a folder that all nodes see"):
         load_encoder(gone)
 
@@ -579,8 +579,8 @@ def test_minilm_is_the_pinned_file_and_equals_the_slow_reference() -> None:
         "Not bad, not good.",
     ]
     encoder = load_encoder(resolved)
-    ours, expected = vectors(encoder, texts), slow_reference(resolved.folder, texts, max_tokens=128)
+    ours, expected = vectors(encoder, texts), slow_reference(resolved.path, texts, max_tokens=128)
     np.testing.assert_allclose(ours, expected, atol=2e-5)
     np.testing.assert_array_equal(np.concatenate([vectors(encoder, [text]) for text in texts]), ours)
-    assert cosine(ours, slow_reference(resolved.folder, texts, first=0, max_tokens=128)) < 0.95
-    assert cosine(ours, slow_reference(resolved.folder, texts, padding=100, max_tokens=128)) < 0.95
+    assert cosine(ours, slow_reference(resolved.path, texts, first=0, max_tokens=128)) < 0.95
+    assert cosine(ours, slow_reference(resolved.path, texts, padding=100, max_tokens=128)) < 0.95

@@ -14,7 +14,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
 from features.errors import InputError
 from features.pseudo.generator import (
@@ -202,7 +202,11 @@ def test_all_faults_of_a_spec_at_once() -> None:
 @pytest.mark.parametrize(
     ("model", "revision", "message"),
     [
-        ("no-such", None, r"generator no-such: neither local nor a folder; give one of them"),
+        (
+            "no-such",
+            None,
+            r"generator no-such: neither local nor a preset \(gte, .*\) nor a folder nor a GGUF file",
+        ),
         ("someone/model", None, "a hub id needs a pinned revision; set generator.revision to a commit"),
         ("someone/model", "0" * 40, "is not in the hub's cache; run hf download someone/model --revision 0000"),
     ],
@@ -221,6 +225,13 @@ def test_missing_weights_are_an_error(tiny_generator: Path, tmp_path: Path) -> N
         InputError, match=r"generator \S+: .* does not fit \w+: 1 missing keys .* in generator\.allow_keys"
     ):
         load(tmp_path / "m")
+
+
+def test_a_model_of_states_is_refused(tiny_llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(LlamaForCausalLM, "_is_stateful", True)
+    message = r"generator \S+: LlamaForCausalLM keeps a state, not keys and values; give a model with attention$"
+    with pytest.raises(InputError, match=message):
+        load(tiny_llama)
 
 
 def test_a_worker_whose_auto_is_another_type_says_so(tiny_llama: Path) -> None:

@@ -36,20 +36,18 @@ pytestmark = [
 
 
 @pytest.fixture
-def nodes() -> Iterator[Any]:
-    """A cluster with one node that holds a trial; workers import from the folder of the fakes."""
+def nodes(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """A cluster with one node that holds a trial; its workers import the fakes by PYTHONPATH."""
     import ray
     from ray.cluster_utils import Cluster as Nodes
 
     ray.shutdown()
-    before = Path.cwd()
-    os.chdir(FAKES)
+    monkeypatch.setenv("PYTHONPATH", str(FAKES), prepend=os.pathsep)
     found = Nodes(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
     found.add_node(num_cpus=1)
     yield found
     ray.shutdown()
     found.shutdown()
-    os.chdir(before)
 
 
 def meet(

@@ -189,6 +189,7 @@ def test_the_trainable_is_given_its_device_and_its_share_of_the_memory(
 ) -> None:
     devices: list[str] = []
     given: list[float] = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", given.append)
 
     def run(*_: Any, device: str, **__: Any) -> Any:

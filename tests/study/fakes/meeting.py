@@ -10,7 +10,7 @@ from typing import Any
 
 from fake_trial import Report
 
-LIMIT_S = 60.0
+LIMIT_S = 900.0
 
 
 def run(model: str, config: Mapping[str, Any], task_dir: str, seeds: Sequence[int], **options: Any) -> Iterator[Report]:

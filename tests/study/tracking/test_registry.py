@@ -8,7 +8,8 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
@@ -22,6 +23,7 @@ from features.errors import InputError
 from study.home import Home
 from study.specs import Cell
 from study.tracking import tags
+from study.tracking.local_store import default_uri
 from study.tracking.registry import ALIAS, _described, load, model_name, recommend, register
 from study.tracking.results import Results, load_results
 from trainables.tasks.rating import load_held_out
@@ -222,3 +224,12 @@ def test_the_description_names_the_server_without_its_password() -> None:
     )
     assert "mlflow.set_tracking_uri('http://me@mlflow:5000')" in text
     assert "secret" not in text
+
+
+@pytest.mark.parametrize(("home", "loads"), [("a", '@best")'), ("10%", '@best", dst_path=tempfile.mkdtemp())')])
+def test_the_description_loads_the_model_whatever_the_home_is_called(home: str, loads: str) -> None:
+    client = cast(MlflowClient, SimpleNamespace(tracking_uri=default_uri(Path("/") / home)))
+    text = _described(
+        client, "m", {"model": "music", "config": {}}, {tags.CELL: "c", tags.COMMAND: "study rerun X"}, {}
+    )
+    assert f'mlflow.pyfunc.load_model("models:/m{loads}' in text
