@@ -71,7 +71,7 @@ RUNS = {  # case -> what its command says, as patterns
     "home-space-words": ("MLflow  study ui .* --home '.*/my runs'\n", "Optuna  optuna-dashboard '.*/my runs/optuna/"),
     "ids-odd": (r"user <:smile:>\nuser <\[/\]>\n(?!rc=)",),
     "journal-hole": ("study: .*small.log:[0-9]+: is damaged .*; put a copy of the file back, or move it away", "rc=2"),
-    "lg-same-time": ("lgcd",),
+    "lg-same-time": ("as-given",),
     "locale-ascii": ("rc=0",),
     "own-study-py": ("rc=0",),
     "plan-shrunk": ("2 runs that the plan no longer asks for are left out", "search: 3 planned, nothing left to do"),

@@ -118,7 +118,7 @@ from pathlib import Path
 
 import ray
 from trainables.models import music
-from trainables.models.music import ABLATIONS, FIGURES, NAME, SELECTION, TASK_TYPE, Config
+from trainables.models.music import ABLATIONS, FIGURES, NAME, PRESETS, SELECTION, TASK_TYPE, Config
 
 
 def train(config, task, seed):
@@ -189,7 +189,7 @@ def test_a_job_brings_its_code_and_environment_to_nodes_that_come_for_it(
     marks.mkdir()
     for name in ("study", "features", "trainables", "search_spaces"):
         shutil.copytree(ROOT / name, shipped / name, ignore=shutil.ignore_patterns("__pycache__"))
-    (shipped / "trainables" / "models" / "mine.py").write_text(MINE)
+    (shipped / "trainables" / "models" / "mine.py").write_text(MINE.replace("PATIENCE_S", str(PATIENCE_S)))
     plan = tiny.write_plan(
         shipped, model="mine", drop=("sweeps", "ablate", "score"), cold_ratios=[0.5], search={"trials": 3, "seeds": [0]}
     )
