@@ -66,7 +66,7 @@ RUNS = {  # case -> what its command says, as patterns
     "cpu-affinity": ("allowed: 1  Ray was given: 1.0",),
     "ctrl-c-words": ("study: interrupted; what is finished is kept, the same command goes on from here",),
     "dead-server": ("study: MLflow at http://127.0.0.1:9: does not answer; start the server, or name another store",),
-    "home-moved": ("search: 3 planned, nothing left to do|Nothing was left to train", "report rc=0\n0"),
+    "home-moved": ("model  models:/small", r"report rc=0\n(find: .*\n)?0\n"),
     "home-percent": ("rc=0",),
     "home-space-words": ("MLflow  study ui .* --home '.*/my runs'\n", "Optuna  optuna-dashboard '.*/my runs/optuna/"),
     "ids-odd": (r"user <:smile:>\nuser <\[/\]>\n(?!rc=)",),

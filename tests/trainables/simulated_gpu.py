@@ -129,7 +129,9 @@ class SimulatedGpu(TorchFunctionMode):
 
 def _storage(tensor: Tensor) -> Any:
     """Of a sparse tensor that of its values."""
-    return (tensor._values() if tensor.layout == torch.sparse_coo else tensor).untyped_storage()
+    if tensor.layout == torch.sparse_coo:
+        return tensor._values().untyped_storage()
+    return (tensor.values() if tensor.layout == torch.sparse_csr else tensor).untyped_storage()
 
 
 def _address(tensor: Tensor) -> int:

@@ -26,7 +26,11 @@ QUICK: dict[str, Any] = {
     "negatives": 90, "batch": 60, "lr": 1e-2, "stage_epochs": 40,
 }  # fmt: skip
 MORE: dict[str, dict[str, Any]] = {  # what a model needs beside it; `loss`: one drawn item a label takes more steps
-    "cd_cdr": {"diffusion": False, "hide_own": 0.0},  # of a quarter of the rows: the chain takes more epochs
+    "cd_cdr": {
+        "diffusion": False,
+        "hide_own": 0.0,
+        "batch": 20,
+    },  # of a quarter of the rows: the chain takes more epochs
     "gru4rec": {"lr": 2e-2},
     "mgcl": {"loss": "softmax"},
     "tri_cdr": {"loss": "softmax"},

@@ -184,6 +184,11 @@ def test_users_that_the_split_does_not_name(tmp_path: Path) -> None:
         InputError, match=r"film->song: 60 of 60 users are not in the split, the first is 'u000'; add them"
     ):
         build_world(replace(WORLD, split={"x": "train"}), tmp_path)
+    users = sorted(groups_of(WORLD))
+    held_out = dict(zip(users, ["test"] * 9 + ["valid"] * 9, strict=False))
+    folder = build_world(replace(WORLD, split=held_out), tmp_path, replace(SPEC, unlisted="train"))
+    assert names(folder.task_dir / "user_id.npy") == users[18:]
+    assert set(names(folder.test_dir / "user_id.npy")) <= set(users[:9])
 
 
 # --- negatives ----------------------------------------------------------------------------------------------------

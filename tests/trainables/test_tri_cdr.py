@@ -64,14 +64,23 @@ def test_batches_hold_all_labels_of_users_of_both_domains(task: SequenceTask) ->
     assert ((made.labels.item >= task.target[0]) & (made.labels.item < task.target[1])).all()
 
 
+def without_positions(model: TriCDR) -> None:
+    """They are counted from the end of what is read: of a user's last label in training."""
+    for reader in model.readers:
+        assert reader.position is not None
+        torch.nn.init.zeros_(reader.position.weight)
+
+
 @torch.no_grad()
 def test_nothing_at_or_after_a_label_is_read(task: SequenceTask) -> None:
     """The vector of a label is that of the history before it, read alone, as a held-out user's is."""
     model, made = network(task), Loss(Config(), task, np.random.default_rng(0))
-    numbers = torch.arange(0, len(made.labels), 9)
-    mixed = tri_cdr.newest(task.train, made.labels.row[numbers], made.labels.place[numbers], 50)
-    bags = (mixed, *made.halves.before(made.labels, numbers, 50))
-    users = model.joined(model.read(bags, [reader.item.weight for reader in model.readers]))
+    without_positions(model)
+    numbers = torch.arange(0, len(made.labels), 3)
+    windows, bags, which = made.windows(numbers)
+    states = model.states(windows, [reader.item.weight for reader in model.readers])
+    users = model.joined(model.read(bags, [state[which] for state in states]))
+    assert len(windows[0].item) < len(users)
     for row, number in enumerate(numbers.tolist()):
         start = int(task.train.starts[made.labels.row[number]])
         before = task.train.item[start : start + int(made.labels.place[number])]
@@ -87,7 +96,8 @@ def test_under_strict_cold_start_a_learned_vector_asks(task: SequenceTask) -> No
         Bag(items[None], torch.ones(1, 4, dtype=torch.bool)),
         Bag(items[None], torch.zeros(1, 4, dtype=torch.bool)),
     )
-    parts = model.read((bag, bag, none), [reader.item.weight for reader in model.readers])
+    bags = (bag, bag, none)
+    parts = model.read(bags, model.states(bags, [reader.item.weight for reader in model.readers]))
     mixed, source = (reader.encode(reader.item(items[None]), torch.tensor([4])) for reader in model.readers[:2])
     mean = mixed.mean(dim=1)
     torch.testing.assert_close(
@@ -104,6 +114,7 @@ def test_the_loss_by_hand(task: SequenceTask, loss: str) -> None:
     )
     model, made = network(task, dropout=0.0), Loss(config, task, np.random.default_rng(4))
     model.config = config  # type: ignore[assignment]
+    without_positions(model)
     numbers = next(made.batches())[:9]
     made.rng = np.random.default_rng(5)
     found = float(made(model, numbers))
@@ -111,7 +122,8 @@ def test_the_loss_by_hand(task: SequenceTask, loss: str) -> None:
     draw = np.random.default_rng(5)
     tables, unit = [reader.item.weight for reader in model.readers], normalize(model.readers[2].item.weight, dim=1)
     mixed = tri_cdr.newest(task.train, rows, made.labels.place[numbers], 50)
-    parts = model.read((mixed, *made.halves.before(made.labels, numbers, 50)), tables)
+    bags = (mixed, *made.halves.before(made.labels, numbers, 50))
+    parts = model.read(bags, model.states(bags, tables))
     users, wanted = model.joined(parts), 0.0
     softplus = torch.nn.functional.softplus
     if loss == "bce":

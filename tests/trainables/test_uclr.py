@@ -37,9 +37,9 @@ def test_a_training_user_gets_its_part_of_the_decomposition(task: SequenceTask) 
         ]
     )
     rank = min(WIDTH, *matrix.shape)
-    wanted = u[:, :rank] * np.sqrt(s[:rank])
+    wanted = u[:, :rank] * np.sqrt(s[:rank]) * math.sqrt(len(matrix))
     leading = slice(0, 8)  # those that close singular values do not mix
-    np.testing.assert_allclose(np.abs(found[:, leading]), np.abs(wanted[:, leading]), atol=2e-3)
+    np.testing.assert_allclose(np.abs(found[:, leading]), np.abs(wanted[:, leading]), atol=2e-2)
 
 
 @pytest.mark.parametrize(("rho", "best"), [(0.3, 1.0697), (0.5, 0.6704)])

@@ -30,13 +30,13 @@ from trainables.sequence_tools import (
     Halves,
     Range,
     Scorer,
+    batches,
     causal,
     distinct,
     draw_shared,
     newest,
     newest_of_each,
     next_item_loss,
-    paired,
     step,
     training_labels,
     unpacked,
@@ -188,8 +188,15 @@ class Loss:
         self.source_rows = (self.halves.source.lengths > 0).nonzero().squeeze(1)
 
     def epoch(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield source halves beside a random label of target halves; they are shuffled apart: no link is kept."""
-        yield from paired(self.source_rows, self.labels.one_each(self.rng), self.config.batch, self.rng)
+        """Yield source halves beside a random label of target halves, of about the same length each.
+
+        They are shuffled apart: no link is kept. The side with fewer of them starts again.
+        """
+        number, half = self.labels.one_each(self.rng), max(1, self.config.batch // 2)
+        one = list(batches(self.halves.source.lengths[self.source_rows], half, self.rng))
+        other = list(batches(self.labels.at[number], half, self.rng))
+        for at in range(max(len(one), len(other))):
+            yield self.source_rows[one[at % len(one)]], number[other[at % len(other)]]
 
     def __call__(self, network: DADAN, row_A: Tensor, number_B: Tensor) -> Tensor:
         config, size = self.config, min(len(row_A), len(number_B))

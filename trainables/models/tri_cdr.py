@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import embedding, leaky_relu, normalize, softplus
+from torch.nn.functional import embedding, leaky_relu, normalize, pad, softplus
 from torch.optim import Optimizer
 
 from features.checks import at_least, choice, dropout_share, number, refuse, step_size
@@ -35,6 +35,7 @@ from trainables.sequence_tools import (
     Range,
     Scorer,
     Unseen,
+    batches,
     contrast,
     distinct,
     draw_shared,
@@ -144,15 +145,18 @@ class TriCDR(nn.Module):
         """The encoders of the mixed, the source and the target sequence."""
         return [encoder for encoder in self.encoders if isinstance(encoder, sasrec.SASRec)]
 
-    def read(self, bags: Sequence[Bag], vectors: Sequence[Tensor]) -> list[Tensor]:
-        """What attention reads of the mixed, source and target sequence, [B, D] each.
+    def states(self, bags: Sequence[Bag], vectors: Sequence[Tensor]) -> list[Tensor]:
+        """States of the mixed, source and target sequence, [B, L, D] each.
 
         `bags` hold places in `vectors`, one table [U, D] an encoder.
         """
-        states = [
+        return [
             encoder.encode(embedding(bag.item, vector_UD), bag.length.clamp(min=1))  # the same bits by any threads
             for encoder, bag, vector_UD in zip(self.readers, bags, vectors, strict=True)
         ]
+
+    def read(self, bags: Sequence[Bag], states: Sequence[Tensor]) -> list[Tensor]:
+        """What attention reads of the states of the bags' real items, [B, D] of each sequence."""
         mixed, target = bags[0], bags[2]
         mean_BD = (states[0] * mixed.real[..., None]).sum(dim=1) / mixed.length.clamp(min=1)[:, None]
         last_B = (target.length - 1).clamp(min=0)
@@ -178,7 +182,7 @@ class TriCDR(nn.Module):
         """Scaled unit vectors of users, [R, D]."""
         whole = (0, len(self.readers[0].item.weight))
         bags = [newest_of_each(history, part, MAX_LENGTH) for part in (whole, self.source, self.target)]
-        return self.joined(self.read(bags, [encoder.item.weight for encoder in self.readers]))
+        return self.joined(self.read(bags, self.states(bags, [encoder.item.weight for encoder in self.readers])))
 
     def items(self, domain: Range) -> Tensor:
         """Unit vectors of a domain's items in the target encoder's table, [J, D]."""
@@ -255,29 +259,26 @@ class Loss:
         self.unseen = Unseen(task.train, [task.target])
 
     def batches(self) -> Iterator[Tensor]:
-        """Yield the numbers of all labels of some users at a time, sorted by user."""
-        users = torch.unique(self.labels.row)
-        order = users[torch.from_numpy(self.rng.permutation(len(users))).to(users.device)]
-        first = torch.searchsorted(self.labels.row, order)
-        last = torch.searchsorted(self.labels.row, order, right=True)
-        for begin, end in zip(torch.split(first, self.config.batch), torch.split(last, self.config.batch), strict=True):
-            count = end - begin
-            start = (count.cumsum(0) - count).repeat_interleave(count)
-            yield begin.repeat_interleave(count) + torch.arange(int(count.sum()), device=count.device) - start
+        """Yield the numbers of all labels of some users at a time, who have about as many items: user by user."""
+        users, count = torch.unique(self.labels.row, return_counts=True)
+        numbers = Sequences(torch.arange(len(self.labels), device=users.device), pad(count.cumsum(0), (1, 0)))
+        for part in batches(self.task.train.lengths[users], self.config.batch, self.rng):
+            yield numbers.rows(part).item
 
     def __call__(self, network: TriCDR, number_N: Tensor) -> Tensor:
         config, labels = self.config, self.labels
         row_N, label_N = labels.row[number_N], labels.item[number_N]
-        mixed = newest(self.task.train, row_N, labels.place[number_N], MAX_LENGTH)
-        bags = (mixed, *self.halves.before(labels, number_N, MAX_LENGTH))
+        windows, bags, which_N = self.windows(number_N)
         if config.loss == "bce":
             drawn = self.unseen.draw(row_N, label_N, 1, self.rng)
         else:
             drawn = draw_shared([self.task.target], config.negatives, self.rng)[0].to(label_N.device)
-        wanted, (*places, label_at, drawn_at) = distinct(self.task.items, *(bag.item for bag in bags), label_N, drawn)
+        wanted, (*places, label_at, drawn_at) = distinct(
+            self.task.items, *(bag.item for bag in windows), label_N, drawn
+        )
         vectors = [encoder.item(wanted) for encoder in network.readers]
-        read = [Bag(place, bag.real) for place, bag in zip(places, bags, strict=True)]
-        parts = network.read(read, vectors)
+        looked_up = [Bag(place, window.real) for place, window in zip(places, windows, strict=True)]
+        parts = network.read(bags, [state[which_N] for state in network.states(looked_up, vectors)])
         user_ND, item_UD = network.joined(parts), normalize(vectors[2], dim=1)
         label_ND, drawn_D = item_UD[label_at], item_UD[drawn_at]
         if config.loss == "bce":
@@ -287,6 +288,24 @@ class Loss:
             low, high = self.task.target
             loss = next_item_loss(user_ND, label_N, label_ND, drawn, drawn_D, high - low) / len(label_N)
         return loss + self._related(network, parts, row_N)
+
+    def windows(self, number_N: Tensor) -> tuple[list[Bag], list[Bag], Tensor]:
+        """What is read for some labels: each of their users' sequences once, [B, L], up to the user's last label.
+
+        Also which items of it stand before each label, [N, L], and whose window each label's is, [N].
+        """
+        labels = self.labels
+        _, which_N, count_B = labels.row[number_N].unique_consecutive(return_inverse=True, return_counts=True)  # type: ignore[no-untyped-call]
+        last_B = number_N[count_B.cumsum(0) - 1]
+        mixed = newest(self.task.train, labels.row[last_B], labels.place[last_B], MAX_LENGTH)
+        windows = [mixed, *self.halves.before(labels, last_B, MAX_LENGTH)]
+        bags = []
+        for window, before in zip(windows, (labels.place, labels.before_source, labels.before_target), strict=True):
+            older_B = before[last_B] - window.length  # items that the window leaves out
+            visible_N = before[number_N] - older_B[which_N]
+            place_L = torch.arange(window.item.shape[1], device=number_N.device)
+            bags.append(Bag(window.item[which_N], place_L < visible_N[:, None]))
+        return windows, bags, which_N
 
     def _related(self, network: TriCDR, parts: Sequence[Tensor], row_N: Tensor) -> Tensor:
         """The coarse and the fine loss, of what is read before each user's last label."""

@@ -49,7 +49,7 @@ ALPHA = 16.0  # of LoRA
 TEMPERATURE, LEAST, MOST = 0.1, 0.05, 0.7  # start and bounds of users' temperatures
 MOVING, MOMENTUM, TEMPERATURE_LR = 0.9, 0.9, 0.01  # gamma, and the temperatures' momentum and step
 POWER_ITERATIONS = 10  # three leave the first singular value at 0.989 instead of 1
-VERSION = 1  # of the decomposition; part of its key
+VERSION = 2  # of the decomposition; part of its key
 
 NAME = "UCLR"
 TASK_TYPE = "sequences"
@@ -110,7 +110,8 @@ def _document(task: SequenceTask, seed: int) -> dict[str, Any]:
 def global_items(task: SequenceTask, seed: int) -> Tensor:
     """Return what each item adds to the global stream, [I, D]: D_i^(-1/2) S^(-1/2) V_i of R~ = U S V'.
 
-    R~ is the user-item matrix over the roots of users' and items' counts; for a training user g = U S^(1/2).
+    R~ is the user-item matrix over the roots of users' and items' counts; for a training user g = U S^(1/2),
+    times the root of the number of users (ours), so that its numbers are about as large as a layer's inputs are wont to be.
     """
 
     def make(kept: Path) -> dict[str, Any]:
@@ -124,7 +125,8 @@ def global_items(task: SequenceTask, seed: int) -> Tensor:
         rank = min(WIDTH, *size)
         with seeded(seed, task.device):
             _, s, v = torch.svd_lowrank(matrix, q=min(rank + 16, *size), niter=POWER_ITERATIONS)
-        vector = items.clamp(min=1).double()[:, None] ** -0.5 * v[:, :rank] / s[:rank].clamp(min=1e-6).sqrt()
+        share = items.clamp(min=1).double()[:, None] / len(task.train)
+        vector = share**-0.5 * v[:, :rank] / s[:rank].clamp(min=1e-6).sqrt()
         return {"item": nn.functional.pad(vector, (0, WIDTH - rank)).float()}
 
     found: Tensor = pretraining.kept_once(task, "uclr", _document(task, seed), make)["item"]

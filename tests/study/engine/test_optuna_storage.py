@@ -80,6 +80,19 @@ def test_a_journal_with_a_torn_tail_goes_on(tmp_path: Path, space: Space, torn: 
     assert [again.ask(number) for number in range(5)] == drawn + more
 
 
+def test_a_journal_with_a_hole_is_one_line_with_its_place(tmp_path: Path, space: Space) -> None:
+    run(open_search(tmp_path, space, spec()), range(2))
+    journal = tmp_path / "optuna" / "study.log"
+    lines = journal.read_bytes().splitlines(keepends=True)
+    lines[3] = lines[3][:20] + bytes(4) + lines[3][24:]
+    journal.write_bytes(b"".join(lines))
+    with pytest.raises(
+        InputError, match=r"study.log:4: is damaged \(.*\); put a copy of the file back, or move it away"
+    ):
+        open_search(tmp_path, space, spec())
+    assert journal.read_bytes() == b"".join(lines)
+
+
 def test_a_lock_of_a_killed_driver_is_broken_within_seconds(tmp_path: Path, space: Space) -> None:
     run(open_search(tmp_path, space, spec()), range(1))
     (tmp_path / "optuna" / "study.log.lock").symlink_to(tmp_path / "optuna" / "study.log")
