@@ -57,7 +57,7 @@ def device(kind: str = "cpu") -> str:
     """
     import torch
 
-    gpu = f", {torch.cuda.get_device_name()}" if kind == "cuda" else ""
+    gpu = f", {torch.cuda.get_device_name()}" if kind == "cuda" and torch.cuda.is_available() else ""
     return f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}{gpu}"
 
 

@@ -18,7 +18,7 @@ from study.labels import Labels, in_group
 from study.report.comparison import over_seeds
 from study.report.statistics import Interval
 from study.report.table import NONE, Table, arrow, caption, count, interval_text, number, scales
-from study.tracking.results import MissingError, Results, compared_split, per_seed
+from study.tracking.results import MissingError, Results, compared_on, per_seed
 
 
 def domains_table(results: Results) -> Table:
@@ -72,7 +72,7 @@ def ablation_table(results: Results) -> Table:
     runs, scores = results.finished("ablate"), results.finished("score")
     if runs.empty:
         raise MissingError("Table 3: no finished run of part ablate; run `study ablate`")
-    split = compared_split(runs, labels.task_type.ablation[0])
+    split = compared_on(run for _, run in runs.iterrows())
     notes: list[str] = []
     records: list[_Ablation] = []
     variants = sorted({str(name) for name in runs["name"]} - {"full"}) + ["full"]
@@ -83,9 +83,10 @@ def ablation_table(results: Results) -> Table:
             named["full"] = at[1].iloc[0]
         place = f"{cell}, {labels.row(row).name}" if len(rows) > 1 else cell
         notes += [f"{place}: no finished run of {name}." for name in variants if name not in named]
-        records += _ablations(labels, {name: named[name] for name in variants if name in named}, split, row == rows[-1])
-    users = {"test": "Test", "val": "Validation"}[split]
-    if any(record.is_printed for record in records) and split == "val":
+        present = {name: named[name] for name in variants if name in named}
+        records += _ablations(labels, present, "test" if split == "test" else "val", row == rows[-1])
+    users = split.capitalize()
+    if any(record.is_printed for record in records) and split == "validation":
         notes.append("Printed numbers are of test users, measured ones of validation users.")
     group_column = labels.task_type.group_column
     flat = [record.flat(group_column) for record in records]
@@ -137,7 +138,7 @@ class _Ablation:
 
 
 def _ablations(
-    labels: Labels, named: Mapping[str, pd.Series], split: str, with_printed: bool
+    labels: Labels, named: Mapping[str, pd.Series], prefix: str, with_printed: bool
 ) -> Iterator[_Ablation]:  # fmt: skip
     """Yield a row's variants in a cell, each metric and group, with what is printed of them after the measured ones."""
     task_type, published = labels.task_type, labels.subject_published if with_printed else None
@@ -148,13 +149,13 @@ def _ablations(
         "cell": str(first["cell"]), "row": str(first["row"]), "task": str(first["task"]), "ratio": float(first["ratio"])
     }  # fmt: skip
     for group, metric in itertools.product(task_type.groups, task_type.metrics):
-        column = f"{split}_{in_group(metric.name, group)}"
+        column = f"{prefix}_{in_group(metric.name, group)}"
         measured = {name: run for name, run in named.items() if per_seed(run, column)}
         if metric.name not in task_type.ablation or not measured:
             continue
         for name, run in measured.items():
             yield _Ablation(
-                **place, group=group, metric=f"{split}_{metric.name}", label=metric.label, variant=name,
+                **place, group=group, metric=f"{prefix}_{metric.name}", label=metric.label, variant=name,
                 interval=over_seeds(run, column),
             )  # fmt: skip
         if published is None or published.paper.group != group:

@@ -12,7 +12,7 @@ import io
 import json
 import math
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -200,22 +200,20 @@ def per_seed(trial: pd.Series, metric: str) -> list[float]:
     return seeds or ([value] if math.isfinite(value) else [])
 
 
-def compared_split(trials: pd.DataFrame, metric: str) -> str:
-    """Return the users that the trials of a part are compared on: `test` where all of them logged the metric there."""
-    column = f"metrics.test_{metric}"
-    on_test = column in trials.columns and bool(trials[column].map(math.isfinite).all())
-    return "test" if on_test else "val"
-
-
 def is_baseline(trial: pd.Series) -> bool:
     """Return whether a line of `Results.trials` is of a simple baseline, which is not trained."""
     return str(trial["model"]) == BASELINE
 
 
-def compared_on(trial: pd.Series) -> str:
-    """Return on which users a line of `Results.trials` was measured last: test or validation."""
-    tested = (trial[name] for name in trial.index if str(name).startswith("metrics.test_"))
-    return "test" if any(math.isfinite(float(value)) for value in tested) else "validation"
+def compared_on(trials: Iterable[pd.Series]) -> str:
+    """Return the users that trials (lines of `Results.trials`) are compared on: `test` if all were measured there, else
+    `validation`.
+    """
+    return "test" if all(map(_is_tested, trials)) else "validation"
+
+
+def _is_tested(trial: pd.Series) -> bool:
+    return any(math.isfinite(float(trial[name])) for name in trial.index if str(name).startswith("metrics.test_"))
 
 
 def read_config(tracking_uri: str, run_id: str) -> Mapping[str, Any]:

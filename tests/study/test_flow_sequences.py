@@ -10,13 +10,13 @@ import yaml
 
 from study.labels import labels_of
 from study.tracking.results import Results, load_results
-from study.tracking.runs import default_uri
+from study.tracking.runs import connect, default_uri
 from trainables.task_types import SEQUENCES
 
 from . import tiny
 from .tiny_sequences import write_raw, write_sequences
 
-WORK = {"search": 2, "sweep:overlap_ratio": 2, "ablate": 2, "score": 4}  # trials of each part, predictors included
+WORK = {"search": 2, "sweep:overlap_ratio": 2, "ablate": 4, "score": 5}  # trials of each part, predictors included
 CELL = "film->song@1"
 
 
@@ -39,8 +39,17 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
     changes = {
         "tasks": [["film", "song"]],
         "sweeps": {"overlap_ratio": {"values": [0.5], "seeds": [0]}},
+        "compare": {
+            "lgcd_paper": {
+                "model": "lgcd", "preset": "paper", "title": "LGCD as printed", "search": {"trials": 0},
+                "base": {"epochs": 1, "encoder_epochs": 1, "steps": 5, "negatives": 16},
+            }
+        },
+        "ablate": {
+            "variants": ["wo_moe"], "seeds": [0], "start": "base", "compare": "test", "models": ["lgcd", "lgcd_paper"]
+        },
         "score": {"seeds": [0]},
-    }
+    }  # fmt: skip
     plan = write_sequences(folder, **changes)
     words = (plan, "--data", raw, "--home", folder / "home")
     ray.shutdown()  # other tests start it with another working directory
@@ -62,8 +71,8 @@ def test_everything_is_finished_once(finished: Finished, results: Results) -> No
     assert " inter" in finished.ran.out
     status = tiny.study("status", finished.plan, "--home", finished.home)
     assert [line.split("│")[-2].strip() for line in status.out.splitlines() if "│" in line] == ["0"] * (
-        len(WORK) + 2
-    ), "baselines stand beside the sweep of the ratio and the scores"
+        len(WORK) + 4
+    ), "baselines stand beside the sweep of the ratio and the scores, the preset beside ablations and scores"
 
 
 def test_the_best_trial_has_the_highest_validation_ndcg(finished: Finished, results: Results) -> None:
@@ -87,12 +96,30 @@ def test_other_ratios_are_trained_with_it(results: Results) -> None:
     assert rows.loc["item_knn", "metrics.val_ndcg10"] > 0
 
 
-def test_only_scores_know_the_test_users(results: Results) -> None:
+def test_only_scores_and_a_part_that_is_compared_on_them_know_the_test_users(results: Results) -> None:
     tests = [name for name in results.trials.columns if str(name).startswith("metrics.test_")]
     assert {f"metrics.test_{metric.name}_inter" for metric in (*SEQUENCES.metrics, *SEQUENCES.full)} <= set(tests)
-    others = results.trials[results.trials["part"] != "score"]
+    others = results.trials[~results.trials["part"].isin(["score", "ablate"])]
     assert others[tests].isna().all(axis=None)
     assert results.finished("score")["metrics.test_full_ndcg10"].notna().all()
+    assert results.finished("ablate")["metrics.test_ndcg10_inter"].notna().all()
+
+
+def test_both_presets_are_trained_and_each_is_compared_with_itself(finished: Finished, results: Results) -> None:
+    runs = results.finished("ablate")
+    client = connect(default_uri(finished.home))
+    presets = {
+        row: client.get_run(run).data.tags["study.preset"] for row, run in zip(runs["row"], runs["run_id"], strict=True)
+    }
+    assert presets == {"lgcd": "ours", "lgcd_paper": "paper+encoder_epochs+epochs+negatives+steps"}
+    assert sorted(zip(runs["row"], runs["name"], strict=True)) == [
+        (row, variant) for row in ("lgcd", "lgcd_paper") for variant in ("full", "wo_moe")
+    ]
+    searched = results.trials[results.trials["part"] == "search"]
+    assert set(searched["row"]) == {"lgcd"}, "a row of no trials is scored with its own setting"
+    table = (finished.home / "reports" / "tiny" / "tables" / "table_3_ablations.md").read_text()
+    assert "Ablations on test users" in table
+    assert "LGCD as printed" in table
 
 
 def test_the_report_is_drawn(finished: Finished, results: Results) -> None:

@@ -113,8 +113,7 @@ class Measured(Source):
         if part == "score":
             return "test"
         runs = [self._runs.get((part, cell, name)) for side in sides for name in side]
-        splits = {compared_on(run) for run in runs if run is not None}
-        return "test" if splits == {"test"} else "validation"
+        return compared_on(run for run in runs if run is not None)
 
     def _arm(self, part: str, cell: str, name: str, split: str) -> _Arm | None:
         run = self._runs.get((part, cell, name))

@@ -13,7 +13,7 @@ from study.papers.reader import Claim, Optimum, Order
 from study.report.claims.margins import KEPT, mean_improvement
 from study.report.figures.common import Head, axis_values, is_log, palette_of, titled, value_text
 from study.report.statistics import Interval, seed_interval
-from study.tracking.results import MissingError, Results, compared_split, per_seed
+from study.tracking.results import MissingError, Results, compared_on, per_seed
 from trainables.interface import Figure as Look
 
 _CUT = 0.75  # an interval may stretch an axis by this share of the span of the means at each end
@@ -112,7 +112,7 @@ def sensitivity(results: Results, parameter: str) -> Sensitivity:
     trials, values = _swept(results, parameter, look)
     groups = labels.task_type.groups
     metrics = look.metrics or tuple(f"val_{in_group(m, g)}" for m in labels.task_type.sensitivity for g in groups)
-    split = compared_split(trials, metrics[0].removeprefix("val_"))
+    split = compared_on(trial for _, trial in trials.iterrows())
     if split == "test":
         metrics = tuple(f"test_{metric.removeprefix('val_')}" for metric in metrics)
     marks = _marks(labels, f"sweep:{parameter}", values)
@@ -132,7 +132,7 @@ def sensitivity(results: Results, parameter: str) -> Sensitivity:
         notes += (
             f"Band: the margin of the claims, {min(shares):.1%}"
             + (f" to {max(shares):.1%}" if max(shares) > 1.01 * min(shares) else "")
-            + f" of the value at the published optimum. Compared on {'test' if split == 'test' else 'validation'} users.",
+            + f" of the value at the published optimum. Compared on {split} users.",
         )
     head = Head(
         labels, look.name or f"sensitivity_{parameter}", titled(title, results), alt, palette_of(results), notes

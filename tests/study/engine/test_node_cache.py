@@ -254,7 +254,7 @@ def test_a_study_on_a_node_that_does_not_see_the_home_folder(tmp_path: Path, mon
         pytest.skip("a node of its own view needs root")
     ray.shutdown()
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    plan = tiny.write_plan(tmp_path, drop=("sweeps", "ablate"), ratios=[0.2])
+    plan = tiny.write_plan(tmp_path, drop=("sweeps", "ablate"), cold_ratios=[0.2])
     home, one, cache = tmp_path / "home", tmp_path / "one", tmp_path / "cache"
     cache.mkdir()
     for verb in ("search", "score"):

@@ -191,7 +191,7 @@ def test_a_job_brings_its_code_and_environment_to_nodes_that_come_for_it(
         shutil.copytree(ROOT / name, shipped / name, ignore=shutil.ignore_patterns("__pycache__"))
     (shipped / "trainables" / "models" / "mine.py").write_text(MINE)
     plan = tiny.write_plan(
-        shipped, model="mine", drop=("sweeps", "ablate", "score"), ratios=[0.5], search={"trials": 3, "seeds": [0]}
+        shipped, model="mine", drop=("sweeps", "ablate", "score"), cold_ratios=[0.5], search={"trials": 3, "seeds": [0]}
     )
     text = plan.read_text().replace(f"{shipped}/space.yaml", "space.yaml")  # as it is found over there
     plan.write_text(text)
