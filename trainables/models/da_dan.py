@@ -67,7 +67,7 @@ class Config:
 
     common: int = 64  # C; 4,500 in the code (ours)
     adversarial: float = 0.1  # gamma (ours)
-    difference: float = 0.1  # lambda (ours)
+    difference: float = 2e-5  # lambda (ours): 0.1 at the code's C, for the loss is over C^2; 0.1 ends all codes here
     reconstruction: float = 0.1  # eta (ours)
     reversal: float = 1.0  # kappa, what the reversed gradient is multiplied by
     bridge: bool = True  # the state of the source sequence beside it is added to every item of a target sequence
