@@ -208,7 +208,7 @@ def _moment(value: str) -> datetime:
     except ValueError:
         for form in _DATES:
             try:
-                return datetime.strptime(value, form)  # noqa: DTZ007: no zone is UTC
+                return datetime.strptime(value, form)  # no zone is UTC
             except ValueError:
                 continue
         raise
