@@ -40,7 +40,7 @@ TABLE = pa.schema([*(field for field in INTERACTIONS if field.name != "words")])
     2, pa.field("rating", pa.float32())
 )
 THREADS = 2  # of DuckDB; each needs its share of the memory
-DUPLICATES = ("mean", "last", "first")
+DUPLICATES = ("mean", "last", "first", "keep")
 FEEDBACK = ("explicit", "implicit")
 CATALOGUES = ("used", "listed")
 
@@ -59,7 +59,9 @@ class DomainSpec:
     where: Mapping[str, str] = field(default_factory=dict)  # the file's column -> the value of rows to read
     feedback: str = "explicit"  # explicit: ratings | implicit: none are read, the rating is null
     duplicates: str = (
-        "mean"  # of the same (user, item): mean rating with the last text | last | first (by time, then line)
+        # of the same (user, item): mean rating with the last text | last | first (by time, then line) | keep: each that
+        # has a time of its own, for sequences
+        "mean"
     )
     catalogue: str = "used"  # used: the items that have an interaction | listed: all that the items file lists
     rating_scale: tuple[float, float] = (1.0, 5.0)  # lowest and highest rating allowed
@@ -353,7 +355,7 @@ def _write_tables(
         _number(spec, database, work, notes)
         raw = profile_raw(database)
         counts = [_count(database, "read")]
-        _merge_duplicates(database, spec.duplicates, notes)
+        repeats = _merge_duplicates(database, spec.duplicates, notes)
         counts.append(_count(database, f"duplicates={spec.duplicates}"))
         for step in apply_filters(spec.filters, database):
             counts.append(_count(database, step))
@@ -368,7 +370,7 @@ def _write_tables(
     first, last = counts[1], counts[-1]
     return {
         "counts": counts,
-        "duplicates": {"rule": spec.duplicates, "rows": counts[0]["interactions"] - first["interactions"]},
+        "duplicates": {"rule": spec.duplicates, "rows": repeats},
         "users_dropped": first["users"] - last["users"],
         "items_dropped": first["items"] - last["items"],
         "notes": notes.lines(),
@@ -450,13 +452,17 @@ def _number(spec: DomainSpec, database: duckdb.DuckDBPyConnection, work: Path, n
     )
 
 
-def _merge_duplicates(database: duckdb.DuckDBPyConnection, rule: str, notes: Notes) -> None:
-    """Leave one row for each (user, item); the mean is over decimals, whose sum does not depend on its order."""
+def _merge_duplicates(database: duckdb.DuckDBPyConnection, rule: str, notes: Notes) -> int:
+    """Leave one row for each (user, item), with `keep` one for each of its times; return how many repeat one.
+
+    The mean is over decimals, whose sum does not depend on its order.
+    """
     way = "ASC" if rule == "first" else "DESC"
     rating = "avg(CAST(rating AS DECIMAL(30, 12))) OVER pair" if rule == "mean" else "rating"
+    one = "u, i, timestamp" if rule == "keep" else "u, i"
     database.execute(
         """
-        CREATE TABLE repeated AS SELECT u, i FROM kept GROUP BY u, i HAVING count(*) > 1;
+        CREATE TABLE repeated AS SELECT u, i, count(*) AS n FROM kept GROUP BY u, i HAVING n > 1;
         """
     )
     without_order = """
@@ -473,11 +479,12 @@ def _merge_duplicates(database: duckdb.DuckDBPyConnection, rule: str, notes: Not
         CREATE TABLE merged AS
             SELECT u, i, {rating} AS rating, words, timestamp, row FROM kept SEMI JOIN repeated USING (u, i)
             WINDOW pair AS (PARTITION BY u, i)
-            QUALIFY row_number() OVER (PARTITION BY u, i ORDER BY timestamp {way} NULLS LAST, row {way}) = 1;
+            QUALIFY row_number() OVER (PARTITION BY {one} ORDER BY timestamp {way} NULLS LAST, row {way}) = 1;
         CREATE OR REPLACE TABLE kept AS
             SELECT u, i, rating, words, timestamp, row FROM kept ANTI JOIN repeated USING (u, i) UNION ALL FROM merged;
         """
     )
+    return one_number(database, "SELECT coalesce(sum(n - 1), 0) FROM repeated")
 
 
 def _count(database: duckdb.DuckDBPyConnection, step: str) -> dict[str, Any]:
@@ -500,7 +507,8 @@ def _export(spec: DomainSpec, database: duckdb.DuckDBPyConnection, work: Path, f
     database.execute(
         f"""
         CREATE TABLE place AS
-            SELECT row, CAST(rating AS FLOAT) AS rating, timestamp, row_number() OVER (ORDER BY u, i) - 1 AS position
+            SELECT row, CAST(rating AS FLOAT) AS rating, timestamp,
+                row_number() OVER (ORDER BY u, i, timestamp) - 1 AS position
             FROM kept ORDER BY row;
         CREATE TABLE item_place AS
             SELECT row, item_id, row_number() OVER (ORDER BY i) - 1 AS position

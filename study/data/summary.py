@@ -192,7 +192,10 @@ def _domain_notes(plan: Plan, domain: Domain) -> Iterator[str]:
     profile, counts = domain.manifest["profile"], domain.manifest["counts"][-1]
     duplicates = domain.manifest["duplicates"]
     if duplicates["rows"]:
-        rule = {"mean": "their mean rating counts", "last": "the last counts", "first": "the first counts"}
+        rule = {
+            "mean": "their mean rating counts", "last": "the last counts", "first": "the first counts",
+            "keep": "each that has a time of its own is kept",
+        }  # fmt: skip
         yield f"{duplicates['rows']:,} interactions repeat a user and item; {rule[duplicates['rule']]} (duplicates)"
     if profile["tied"]:
         yield (

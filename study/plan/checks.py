@@ -79,6 +79,17 @@ def _data_checks(plan: Plan, place: str) -> list[str]:
             faults.append(
                 f"{place}: domains.{spec.name}.catalogue is 'listed', which models of sequences read; leave it out"
             )
+    for spec in plan.domains.values():
+        if spec.duplicates == "keep" and ratings:
+            faults.append(
+                f"{place}: domains.{spec.name}.duplicates is 'keep', for models of sequences, and {plan.model} predicts "
+                "one rating of a user and item; set mean, last or first"
+            )
+        elif spec.duplicates == "keep" and plan.sequences.rank_seen == "last":
+            faults.append(
+                f"{place}: domains.{spec.name}.duplicates is 'keep', so that what is to be predicted may be an item of the "
+                "history, and sequences.rank_seen ranks those last; set sequences.rank_seen: plain"
+            )
     return faults
 
 

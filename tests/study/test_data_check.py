@@ -20,6 +20,8 @@ from study.plan.load import load_plan
 from study.show import describe
 
 from .tiny import study, write_plan
+from .tiny_sequences import PLAN as SEQUENCE_PLAN
+from .tiny_sequences import write_sequences
 
 Row = tuple[str, str, float, int]
 TABLES = {"a": {"reader": "table", "interactions": "a.csv"}, "b": {"reader": "table", "interactions": "b.csv"}}
@@ -108,6 +110,24 @@ def test_implicit_domains_of_rating_models_are_told_once(tmp_path: Path) -> None
         "plan.yaml: domains.b.feedback is implicit, and music predicts ratings; take a model of sequences, or a file with "
         "ratings and feedback: explicit"
     )
+
+
+def test_items_that_come_again_are_for_sequences_that_rank_them_plainly(tmp_path: Path) -> None:
+    ratings = {**TABLES, "b": {**TABLES["b"], "duplicates": "keep"}}
+    with pytest.raises(
+        InputError, match=r"domains.b.duplicates is 'keep', for models of sequences, and music predicts one"
+    ):
+        load_plan(str(plan(tmp_path, domains=ratings)))
+    with pytest.raises(InputError, match=r"domains.song.duplicates is 'keep', .*; set sequences.rank_seen: plain"):
+        load_plan(str(write_sequences(tmp_path, domains=repeated())))
+    kept = write_sequences(tmp_path, domains=repeated(), sequences={"negatives": 19, "rank_seen": "plain"})
+    assert load_plan(str(kept)).domains["song"].duplicates == "keep"
+
+
+def repeated() -> dict[str, Any]:
+    """The domains of a plan of sequences, of which one keeps what comes again."""
+    domains = SEQUENCE_PLAN["domains"]
+    return {**domains, "song": {**domains["song"], "duplicates": "keep"}}
 
 
 def test_filters_show_the_ladder_of_counts(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from features.domains.ties import tie_hash
 from features.errors import InputError
 from features.pseudo.table import write_pseudo
 from features.store.tables import FeatureTable
+from trainables.task_types import SEQUENCES
 from trainables.tasks.arrays import TaskFolders
 from trainables.tasks.sequential import (
     OVERLAPPING,
@@ -28,6 +29,7 @@ from trainables.tasks.sequential import (
     HeldOut,
     Sequences,
     SequenceSpec,
+    SequenceTask,
     load_held_out,
     load_task,
 )
@@ -539,3 +541,38 @@ def test_at_the_same_time_a_seeded_hash_orders_items_and_not_their_numbers(tmp_p
     assert folder.counts["tied_interactions"] > len(rows) / 2
     other = build_world(tied, tmp_path / "other", replace(SPEC, data_seed=1))
     assert sequences_of(other.task_dir) != train
+
+
+def test_items_that_come_again_are_learned_and_found(tmp_path: Path) -> None:
+    """`duplicates: keep`: each user's last song is their first one, so that who expects it again finds every target."""
+    rows = [
+        (f"u{user:02d}", domain, f"{domain[0]}{(user + shift) % 30:03d}", position)
+        for user in range(40)
+        for position, (domain, shift) in enumerate([("song", 0), ("film", 0), ("song", 1), ("song", 0)])
+    ]
+    (data := tmp_path / "raw").mkdir()
+    pd.DataFrame(rows, columns=["user_id", "domain", "item_id", "position"]).to_parquet(data / "all.parquet")
+    film, song = (
+        prepare_domain(
+            DomainSpec(
+                name=name, reader="table", interactions="all.parquet", columns={"timestamp": "position"},
+                where={"domain": name}, feedback="implicit", duplicates="keep",
+            ),
+            data, tmp_path / "domains",
+        )
+        for name in ("film", "song")
+    )  # fmt: skip
+    spec = replace(SPEC, rank_seen="plain", protocols=("as-given",))
+    folders = build_sequences(spec, film, song, None, None, None, tmp_path / "tasks")
+    task, held_out = load_task(folders.task_dir), load_held_out(folders.test_dir)
+    assert set(task.train.lengths.tolist()) == {4}
+    first, last = task.train.item[task.train.starts[:-1]], task.train.item[task.train.starts[1:] - 1]
+    assert first.equal(last)
+
+    def predict(rows: HeldOut, task: SequenceTask, seed: int) -> torch.Tensor:
+        scores = torch.zeros(len(rows), task.target[1] - task.target[0])
+        return scores.scatter(1, rows.history.item[rows.history.starts[:-1], None] - task.target[0], 1.0)
+
+    assert SEQUENCES.measure(held_out, predict, task, 0, full=True).metrics["full_hr5"] == 1.0
+    ranked_last = replace(task, rank_seen="last")
+    assert SEQUENCES.measure(held_out, predict, ranked_last, 0, full=True).metrics["full_hr5"] == 0.0

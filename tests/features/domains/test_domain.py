@@ -98,6 +98,23 @@ def test_without_times_file_order_decides(data: Path, store: Path, rule: str, ra
     assert toy.interactions()["rating"].tolist() == [rating, 5.0]
 
 
+def test_repeats_are_kept_at_their_times_where_the_spec_says_so(tmp_path: Path, store: Path) -> None:
+    """One line for each time; a line that stands twice, at one time, counts once."""
+    (folder := tmp_path / "log").mkdir()
+    rows = "u,a,5\nu,a,9\nu,b,7\nu,a,9\nv,a,1\n"
+    (folder / "all.csv").write_text(f"user_id,item_id,position\n{rows}")
+    spec = DomainSpec(
+        name="log", reader="table", interactions="all.csv", feedback="implicit", columns={"timestamp": "position"},
+        duplicates="keep",
+    )  # fmt: skip
+    log = prepare_domain(spec, folder, store)
+    table = log.interactions()
+    lines = sorted(zip(table["user_id"], table["item_id"], table["timestamp"], strict=True))
+    assert lines == [("u", "a", 5), ("u", "a", 9), ("u", "b", 7), ("v", "a", 1)]
+    assert log.manifest["duplicates"] == {"rule": "keep", "rows": 2}
+    assert [count["interactions"] for count in log.manifest["counts"]] == [5, 4]
+
+
 def test_counts_before_and_after_each_filter(data: Path, store: Path) -> None:
     toy = prepare_domain(replace(SPEC, filters=FilterSpec(min_words=1, min_user_reviews=2)), data, store)
     assert toy.manifest["counts"] == [
@@ -251,7 +268,7 @@ def test_nothing_left_names_the_filter(data: Path, store: Path, filters: FilterS
     [
         ({"name": "a/b"}, r"domain name 'a/b': use letters, digits, - and _ only"),
         ({"reader": "amazon"}, r"domains.toy.reader is 'amazon'; choose from table, recbole, amazon2023, amazon2018, "),
-        ({"duplicates": "max"}, r"domains.toy.duplicates is 'max'; choose from mean, last, first"),
+        ({"duplicates": "max"}, r"domains.toy.duplicates is 'max'; choose from mean, last, first, keep"),
         ({"columns": {"stars": "x"}}, r"domains.toy.columns: unknown 'stars'; choose from user_id, item_id, rating, "),
         ({"columns": {"title": "x"}}, r"domains.toy.columns: title is a column of items, but no items file is given"),
         ({"item_columns": {"rating": "x"}}, r"item_columns: unknown 'rating'; choose from item_id, title, description"),
