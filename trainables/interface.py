@@ -361,7 +361,8 @@ def _preset_faults(module: ModuleType) -> list[str]:
         for preset, values in variant.presets.items()
     ):
         if not isinstance(presets.get(preset), Mapping):
-            faults.append(f"ABLATIONS[{name!r}].presets: unknown preset {preset!r}; {_near(preset, presets)}")
+            remedy = _near(preset, presets) if presets else "declare it in PRESETS"
+            faults.append(f"ABLATIONS[{name!r}].presets: unknown preset {preset!r}; {remedy}")
             continue
         merged = {**presets[preset], **values}
         faults += [f"ABLATIONS[{name!r}].presets[{preset!r}]: {f}" for f in _value_faults(module.Config, merged)]

@@ -295,3 +295,11 @@ def test_every_model_keeps_the_contract(name: str) -> None:
     model = load_model(name)
     assert model.NAME
     assert model.Config() == make_config(name, {}, "here")
+
+
+def test_a_preset_of_an_ablation_alone_is_told_where_to_stand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = CONSTANT.replace(
+        'ABLATIONS = {"three": Variant(config={"value": 3.0})}', 'ABLATIONS = {"three": Variant(presets={"paper": {}})}'
+    )
+    told = "ABLATIONS['three'].presets: unknown preset 'paper'; declare it in PRESETS"
+    assert told in "; ".join(faults("preset", text, tmp_path, monkeypatch))
