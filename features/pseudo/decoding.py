@@ -12,15 +12,15 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, DynamicLayer
 
-from features.pseudo.generator import CausalGenerator, draw_tokens, uniforms
 from features.pseudo.prompts import parse_texts
+from features.pseudo.sampling import draw_tokens, uniforms
 
 _ROOM = 128  # columns that are added to the buffers at a time
 _TRIM = 32  # steps between looks for columns that no row attends to
@@ -78,6 +78,37 @@ class _Columns(DynamicLayer):  # type: ignore[no-untyped-call]
         self.keys, self.values = (buffer[:, :, first:end] for buffer in self.buffers)
 
 
+class LanguageModel(Protocol):
+    """What decoding asks of a generator (`features.pseudo.generator.CausalGenerator`)."""
+
+    model: Any
+    device: torch.device
+    pad: int
+    ends: list[int]  # tokens that end an answer
+    breaks_V: Tensor  # bool [V] tokens that end a line
+    lines_V: Tensor  # bool [V] tokens that are a whole line
+
+    @property
+    def spec(self) -> Limits: ...
+
+    def decode(self, ids: Sequence[Sequence[int]]) -> list[str]: ...
+
+
+class Limits(Protocol):
+    """When an answer is complete, and how its tokens are drawn: what decoding reads of a `GeneratorSpec`."""
+
+    @property
+    def texts(self) -> int: ...
+    @property
+    def max_new_tokens(self) -> int: ...
+    @property
+    def temperature(self) -> float: ...
+    @property
+    def top_p(self) -> float: ...
+    @property
+    def seed(self) -> int: ...
+
+
 class Decoder:
     """The decoding of some prompts (token ids) by a generator, in at most `rows` rows.
 
@@ -85,7 +116,7 @@ class Decoder:
     """
 
     def __init__(
-        self, generator: CausalGenerator, prompts: Sequence[Sequence[int]], users: Sequence[str], rows: int
+        self, generator: LanguageModel, prompts: Sequence[Sequence[int]], users: Sequence[str], rows: int
     ) -> None:
         self.generator, self.prompts, self.users, self.spec = generator, prompts, users, generator.spec
         self.steps = self.row_steps = self.tokens = 0

@@ -435,7 +435,9 @@ def generation(on: Run) -> dict[str, Any]:
                 one = Decoder(generator, tokens, users, rows)
                 found["refilled"][str(rows)] = {
                     **_generated(on, prompts, lambda _, one=one: one.run()),
-                    "full_rows": round(one.tokens / max(1, one.row_steps), 3),
+                    "full_rows": round(
+                        (one.tokens - len(prompts)) / max(1, one.row_steps), 3
+                    ),  # a first token takes no step
                 }
         except torch.OutOfMemoryError as error:
             found["batches"][str(rows)] = f"out of memory: {' '.join(str(error).split())[:120]}"

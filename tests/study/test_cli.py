@@ -190,7 +190,7 @@ def test_an_encoder_that_is_not_installed(tmp_path: Path, home: Path, monkeypatc
 def test_an_unknown_encoder(tmp_path: Path, home: Path) -> None:
     plan = write_plan(tmp_path, features={"text": {"encoder": {"model": "minilm2"}}})
     fault = study("check", plan, "--home", home).fault
-    assert re.fullmatch(r"encoder minilm2: neither a preset \(.*\bminilm,.*\) nor a folder; give one of them", fault)
+    assert re.fullmatch(r"encoder minilm2: neither a preset \(.*\bminilm,.*\) nor a folder nor a GGUF file; .*", fault)
 
 
 def test_a_store_written_by_another_encoder(tmp_path: Path, home: Path) -> None:

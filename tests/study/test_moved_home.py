@@ -73,17 +73,13 @@ def test_the_best_are_read_trained_again_and_served_in_the_copy(finished: Finish
     assert (checked.code, checked.err) == (0, "")
 
 
-def test_mlflow_itself_loads_a_model_of_the_copy(copy: Path, tmp_path: Path) -> None:
+def test_mlflow_itself_loads_a_model_of_the_copy(copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import mlflow
 
     client = connect(default_uri(copy))
     name = min(model.name for model in client.search_registered_models())
-    before = mlflow.get_tracking_uri()
-    mlflow.set_tracking_uri(default_uri(copy))  # as the model's description says
-    try:
-        model = mlflow.pyfunc.load_model(f"models:/{name}@best", dst_path=str(tmp_path))
-    finally:
-        mlflow.set_tracking_uri(before)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", default_uri(copy))  # as the model's description says
+    model = mlflow.pyfunc.load_model(f"models:/{name}@best", dst_path=str(tmp_path))
     assert model.metadata.run_id == client.get_model_version_by_alias(name, "best").run_id
 
 

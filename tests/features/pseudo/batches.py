@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from features.encoders.weights import quiet
-from features.pseudo.generator import CausalGenerator, draw_tokens, uniforms
+from features.pseudo.generator import CausalGenerator
 from features.pseudo.prompts import PseudoPrompt, parse_texts
+from features.pseudo.sampling import draw_tokens, uniforms
 
 
 def answer_in_batches(generator: CausalGenerator, prompts: Sequence[PseudoPrompt]) -> list[str]:
