@@ -20,12 +20,11 @@ from features.errors import InputError
 from features.pseudo.generator import (
     CausalGenerator,
     GeneratorSpec,
-    draw_tokens,
     load_generator,
     resolve_generator,
-    uniforms,
 )
 from features.pseudo.prompts import PseudoPrompt, find_wording, parse_texts, write_prompt
+from features.pseudo.sampling import draw_tokens, uniforms
 from tests.features.conftest import TITLES, save_generator
 
 
