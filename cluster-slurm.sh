@@ -15,7 +15,7 @@ set -euo pipefail
 plan=${1:?name a plan: sbatch cluster-slurm.sh PLAN [OPTIONS of study run]}
 shift
 home=${STUDY_HOME:-$SLURM_SUBMIT_DIR/runs}
-head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | sed -n 1p) # head would end the pipe before scontrol has written
 port=$((20000 + SLURM_JOB_ID % 20000)) # another job may run on the same node
 gpus=${SLURM_GPUS_ON_NODE:-0}
 

@@ -92,17 +92,24 @@ def check_store(database: Path) -> None:
 
 @contextmanager
 def making(database: Path) -> Iterator[bool]:
-    """Let one process at a time make the tables of a new store, because two at once fail; yields whether it is new."""
-    if _has_tables(database):
+    """Let one process at a time make the tables of a new store, because two at once fail; yields whether it is new.
+
+    Who makes them holds the lock until all are there: MLflow makes them in steps, and notes a version after each.
+    """
+    database.parent.mkdir(parents=True, exist_ok=True)
+    lock = database.with_name(".mlflow.lock")
+    if not os.access(lock if lock.exists() else lock.parent, os.W_OK):  # read-only, or another user's
         yield False
         return
-    database.parent.mkdir(parents=True, exist_ok=True)
-    with locked(database.with_name(".mlflow.lock")):
-        yield True
+    with locked(lock):
+        if not _has_tables(database):
+            yield True
+            return
+    yield False
 
 
 def _has_tables(database: Path) -> bool:
-    """Whether MLflow has finished the tables: it notes their version last, in one transaction with the newest ones."""
+    """Whether MLflow has made tables: it notes their version."""
     if not database.is_file():
         return False
     try:

@@ -6,11 +6,14 @@ import os
 import sqlite3
 import subprocess
 import sys
+import threading
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
 from features.errors import InputError
+from features.store.folders import locked
 from study.home import Home
 from study.tracking import local_store
 from study.tracking.local_store import check_store, database_file, default_uri, place_of_artifacts
@@ -121,6 +124,27 @@ def test_a_locked_store_is_waited_for_and_its_holder_named(
         check_store(database)  # the holder ends while it waits
         assert [record.getMessage().partition(": ")[0] for record in caplog.records] == [f"waiting for {database}"]
     check_store(database)
+
+
+def test_tables_that_are_being_made_are_waited_for(tmp_path: Path) -> None:
+    """MLflow notes a version after each of its steps: that one is there says not that all are."""
+    database, told = tmp_path / "mlflow.db", list[bool]()
+    with closing(sqlite3.connect(database)) as base:
+        base.execute("CREATE TABLE alembic_version (version_num TEXT)")
+        base.execute("INSERT INTO alembic_version VALUES ('of the first step')")
+        base.commit()
+
+    def ask() -> None:
+        with local_store.making(database) as new:
+            told.append(new)
+
+    asking = threading.Thread(target=ask)
+    with locked(tmp_path / ".mlflow.lock"):
+        asking.start()
+        asking.join(0.5)
+        assert told == []
+    asking.join()
+    assert told == [False]
 
 
 def test_two_processes_make_one_store(tmp_path: Path) -> None:
