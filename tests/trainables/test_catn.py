@@ -21,7 +21,7 @@ from trainables.tasks.rating import Ratings, Task, Words, load_task
 from trainables.trial import run
 
 from .training import train_seed
-from .worlds import normal, random_task, spoken
+from .worlds import normal, random_task, rewritten, spoken
 
 SMALL: dict[str, Any] = {"aspects": 2, "aspect_width": 3, "filters": 4, "dropout": 0.0}
 
@@ -119,15 +119,6 @@ def test_predictions_and_training_pairs_against_the_slow_reference() -> None:
         for place in (0, 3, 8):
             slow = slow_term(model, int(users[place_P[place]]), int(task.overlapping.item[row[place]]), int(row[place]))
             assert pairs[place].item() == pytest.approx(slow, rel=1e-3, abs=1e-4)
-
-
-def rewritten(task: Task, row: int) -> Task:
-    """The same task, with other words in a target-domain review."""
-    assert task.train.words is not None
-    number = task.train.words.number.clone()
-    first, last = task.train.words.starts[row : row + 2].tolist()
-    number[first:last] = (number[first:last] + 4) % 9
-    return replace(task, train=replace(task.train, words=Words(number, task.train.words.starts)))
 
 
 @pytest.mark.parametrize("exclude_own", [True, False])

@@ -32,7 +32,7 @@ from trainables.tasks.rating import Ratings, Task, Words, load_task
 from trainables.trial import run
 
 from .training import train_seed
-from .worlds import normal, random_task, spoken
+from .worlds import normal, random_task, rewritten, spoken
 
 SMALL: dict[str, Any] = {"filters": 4, "common": 3, "dropout": 0.0}
 
@@ -235,15 +235,6 @@ def test_no_document_holds_a_word_of_a_held_out_target_review(worded: TaskFolder
     lengths = texts.target_users.starts.diff()[len(task.target) + held_out]
     assert (lengths > 5).all()
     assert len(texts.words.starts) == 1 + len(task.source_ratings) + len(task.train) + len(task.items)
-
-
-def rewritten(task: Task, row: int) -> Task:
-    """The same task, with other words in a target-domain review."""
-    assert task.train.words is not None
-    number = task.train.words.number.clone()
-    first, last = task.train.words.starts[row : row + 2].tolist()
-    number[first:last] = (number[first:last] + 4) % 9
-    return replace(task, train=replace(task.train, words=Words(number, task.train.words.starts)))
 
 
 @pytest.mark.parametrize("exclude_own", [True, False])

@@ -303,3 +303,12 @@ def permuted(task: Task, seed: int) -> tuple[Task, Tensor]:
             cold_item=held_out.cold_item,
         ),
     ), place  # fmt: skip
+
+
+def rewritten(task: Task, row: int) -> Task:
+    """The same task, with other words in a target-domain review."""
+    assert task.train.words is not None
+    number = task.train.words.number.clone()
+    first, last = task.train.words.starts[row : row + 2].tolist()
+    number[first:last] = (number[first:last] + 4) % 9
+    return replace(task, train=replace(task.train, words=Words(number, task.train.words.starts)))

@@ -123,21 +123,25 @@ def sensitivity(results: Results, parameter: str) -> Sensitivity:
     title = look.title or f"Sensitivity to {parameter}"
     over = "row" if parameter == labels.ratio_field else f"{labels.task_type.ratio} ratio"
     alt = f"{title}: one line per task and {over} over {', '.join(value_text(value) for value in values)}."
-    notes = tuple(_lacking(results, trials, values, parameter))
-    if any(_is_cut(panel) for panel in panels):
-        notes += ("Intervals wider than the axis are cut at its edge; the CSV holds their ends.",)
-    notes += tuple(_mark_text(mark) for mark in marks)
-    shares = [line.margin / line.reference for panel in panels for line in panel.lines if line.margin > 0]
-    if shares and len({line.row for line in panels[0].lines if line.margin > 0}) > 1:
-        notes += (
-            f"Band: the margin of the claims, {min(shares):.1%}"
-            + (f" to {max(shares):.1%}" if max(shares) > 1.01 * min(shares) else "")
-            + f" of the value at the published optimum. Compared on {split} users.",
-        )
+    notes = (*_lacking(results, trials, values, parameter), *_reading(panels, marks, split))
     head = Head(
         labels, look.name or f"sensitivity_{parameter}", titled(title, results), alt, palette_of(results), notes
     )  # fmt: skip
     return Sensitivity(head, parameter, values, is_log(values), panels, marks)
+
+
+def _reading(panels: Sequence[Panel], marks: Sequence[Mark], split: str) -> Iterator[str]:
+    """Yield how the panels are to be read: cut intervals, marks, and the band of the margin where rows are compared."""
+    if any(_is_cut(panel) for panel in panels):
+        yield "Intervals wider than the axis are cut at its edge; the CSV holds their ends."
+    yield from map(_mark_text, marks)
+    shares = [line.margin / line.reference for panel in panels for line in panel.lines if line.margin > 0]
+    if shares and len({line.row for line in panels[0].lines if line.margin > 0}) > 1:
+        yield (
+            f"Band: the margin of the claims, {min(shares):.1%}"
+            + (f" to {max(shares):.1%}" if max(shares) > 1.01 * min(shares) else "")
+            + f" of the value at the published optimum. Compared on {split} users."
+        )
 
 
 def _swept(results: Results, parameter: str, look: Look) -> tuple[pd.DataFrame, tuple[float | str, ...]]:
