@@ -55,7 +55,8 @@ def save_tokenizer(folder: Path, named: dict[str, str], image: str) -> PreTraine
     return tokenizer
 
 
-def save_qwen3_vl(folder: Path) -> None:
+def save_qwen3_vl(folder: Path, width: int = 48) -> None:
+    """`width`: of the vectors."""
     named = {
         "image_token": "<|image_pad|>",
         "video_token": "<|video_pad|>",
@@ -66,13 +67,19 @@ def save_qwen3_vl(folder: Path) -> None:
     ids = {f"{name}_id": tokenizer.convert_tokens_to_ids(token) for name, token in named.items()}
     rope = {"rope_type": "default", "mrope_section": [2, 1, 1], "rope_theta": 10_000.0}
     config = Qwen3VLConfig(
-        text_config={**LANGUAGE, "vocab_size": len(tokenizer), "head_dim": 8, "rope_parameters": rope},
+        text_config={
+            **LANGUAGE,
+            "hidden_size": width,
+            "vocab_size": len(tokenizer),
+            "head_dim": 8,
+            "rope_parameters": rope,
+        },
         vision_config={
             "depth": 2,
             "hidden_size": 32,
             "num_heads": 2,
             "intermediate_size": 64,
-            "out_hidden_size": 48,
+            "out_hidden_size": width,
             "patch_size": 4,
             "spatial_merge_size": 2,
             "temporal_patch_size": 2,
