@@ -3,6 +3,7 @@
     python tests/benchmarks/bench_generator.py speed --model random --users 32 --rows 8
     python tests/benchmarks/bench_generator.py speed --users 16 --rows 8 --most 200
     python tests/benchmarks/bench_generator.py recall --data ../shared/data/food-kitchen --home HOME --users 40
+    python tests/benchmarks/bench_generator.py tune --data ../shared/data/food-kitchen --home HOME --adapters FOLDER
 
 `speed`: prompts whose answers have unequal lengths, by the product (rows that are refilled) and by batches of
 transformers' own `generate`, which wait for their longest answer. In CPU seconds of one thread.
@@ -10,6 +11,8 @@ transformers' own `generate`, which wait for their longest answer. In CPU second
 `recall`: training overlapping users of Food-Kitchen whom nothing was trained on, half in each direction. Beside the chat
 model in several settings: the local model, the most popular items, random ones, those nearest to the user's mean vector,
 and item-kNN across the domains (cosine of who has both). Only training users are read; no test user takes part.
+
+`tune`: SmolLM2 fine-tuned by LoRA (`pip install peft`) on the other training overlapping users, for `recall --adapters`.
 """
 
 from __future__ import annotations
@@ -17,7 +20,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -38,6 +41,8 @@ from features.pseudo.prompts import PseudoPrompt, find_wording, parse_texts, wri
 from features.pseudo.recall import UserItems, measure_recall
 
 AT = 20
+DOMAINS = ("food", "kitchen")
+LEARNING_RATE, BATCH_USERS = 5e-4, 4  # of LoRA
 SETTINGS: dict[str, dict[str, Any]] = {
     "chat": {},
     "chat, temperature 0": {"temperature": 0.0},
@@ -138,76 +143,74 @@ def item_knn(
     return [[targets[n] for n in np.argsort(-row, kind="stable")[:AT]] for row in scores]
 
 
-def recall(data: Path, home: Path, users: int, settings: Sequence[str], most: int) -> None:
-    """Print a line for each kind of list."""
-    from study.data.domains import given_split, prepare_domains
-    from study.data.pseudo_items import histories
-    from study.data.tables import make_tables
-    from study.home import Home
-    from study.plan.load import load_plan
-    from trainables.tasks.sequential_build import training_users
+class Sample:
+    """Training overlapping users of Food-Kitchen: `held_out`, whom nothing is trained on, and `fit`, the others."""
 
-    plan, place = load_plan("food-kitchen"), Home(home)
+    def __init__(self, data: Path, home: Path) -> None:
+        from study.data.domains import given_split, prepare_domains
+        from study.data.pseudo_items import histories
+        from study.data.tables import make_tables
+        from study.home import Home
+        from study.plan.load import load_plan
+        from trainables.tasks.sequential_build import training_users
 
-    def silent(*_: Any) -> Any:
-        return lambda *_: None
+        def silent(*_: Any) -> Any:
+            return lambda *_: None
 
-    domains = prepare_domains(plan, data, place, silent)
-    tables = {
-        name: table for (name, kind), table in make_tables(plan, domains, place, silent).items() if kind == "items"
-    }
-    pair, spec, encoder = ("food", "kitchen"), plan.features.pseudo, plan.features.text
-    assert spec is not None
-    assert encoder is not None
-    training = training_users(plan.sequences.at(1.0), domains["food"], domains["kitchen"], given_split(plan, data))
-    people: list[History] = sorted(histories(training, pair), key=lambda user: user.user)
-    titles = {name: item_titles(domains[name]) for name in pair}
+        plan, self.place = load_plan("food-kitchen"), Home(home)
+        assert plan.features.pseudo is not None
+        assert plan.features.text is not None
+        self.spec, self.encoder = plan.features.pseudo, plan.features.text.encoder
+        domains = prepare_domains(plan, data, self.place, silent)
+        made = make_tables(plan, domains, self.place, silent)
+        self.tables = {name: table for (name, kind), table in made.items() if kind == "items"}
+        training = training_users(plan.sequences.at(1.0), domains["food"], domains["kitchen"], given_split(plan, data))
+        people: list[History] = sorted(histories(training, DOMAINS), key=lambda user: user.user)
+        self.titles = {name: item_titles(domains[name]) for name in DOMAINS}
+        self.local = self.maker(_PseudoMaker, self.spec)
+        self.held_out, self.fit = self.local.hold_out(
+            [user for user in people if len(self.local.domains_of(user)) == 2]
+        )
 
-    def maker(kind: Any, changed: GeneratorSpec) -> Any:
+    def maker(self, kind: Any, spec: GeneratorSpec) -> Any:
+        """A maker of lists by a generator."""
         from features.encoders.spec import resolve_encoder
 
-        return kind(changed, resolve_encoder(encoder.encoder), titles, tables, place.store, Execution())
+        encoder = resolve_encoder(self.encoder)
+        return kind(spec, encoder, self.titles, self.tables, self.place.store, Execution())
 
-    local = maker(_PseudoMaker, spec)
-    held_out, fit = local.hold_out([user for user in people if len(local.domains_of(user)) == 2])
-    sample = held_out[: users // 2]
-    requests = [(user, target) for target in pair for user in sample]
 
-    def show(name: str, lists: Sequence[Any], more: str = "") -> None:
-        for n, target in enumerate(pair):
-            row = local.recall(sample, fit, target, lists[n * len(sample) :][: len(sample)])[2]
-            print(f"{name} -> {target}: recall@{AT} {row['recall']:.4f}, hit {row['hit']:.3f}, "
-                  f"{row['different']} different items, {row['users']} users{more}", flush=True)  # fmt: skip
+def recall(sample: Sample, users: int, settings: Sequence[str], most: int, adapters: Sequence[Path]) -> None:
+    """Print two lines for each kind of list, a direction each."""
+    held_out = sample.held_out[: users // 2]
+    requests = [(user, target) for target in DOMAINS for user in held_out]
 
-    for target in pair:
-        (source,) = set(pair) - {target}
+    def show(name: str, lists: Sequence[Any]) -> None:
+        for n, target in enumerate(DOMAINS):
+            made = lists[n * len(held_out) :][: len(held_out)]
+            show_row(name, target, sample.local.recall(held_out, sample.fit, target, made)[2])
+
+    for target in DOMAINS:
+        (source,) = set(DOMAINS) - {target}
 
         def items_of(user: History, source: str = source, target: str = target) -> UserItems:
             return UserItems(source=user.items[source], target=user.items[target])
 
-        people_of, fit_of = [items_of(user) for user in sample], [items_of(user) for user in fit]
-        near = item_knn(people_of, fit_of, tables[source].ids, tables[target].ids)
-        rows = measure_recall(people_of, near, fit_of, (tables[source], tables[target]), (source, target), 0)
-        for row in rows:
+        people, fit = [items_of(user) for user in held_out], [items_of(user) for user in sample.fit]
+        tables = sample.tables[source], sample.tables[target]
+        near = item_knn(people, fit, tables[0].ids, tables[1].ids)
+        for row in measure_recall(people, near, fit, tables, (source, target), 0):
             if row["at"] == AT:
-                name = "item-kNN" if row["items"] == "pseudo" else row["items"]
-                print(f"{name} -> {target}: recall@{AT} {row['recall']:.4f}, hit {row['hit']:.3f}, "
-                      f"{row['different']} different items", flush=True)  # fmt: skip
-    show("local model", local.lists(requests, local.generator(fit)))
-    base = GeneratorSpec(model="smollm2", texts=AT, max_new_tokens=most)
+                show_row("item-kNN" if row["items"] == "pseudo" else row["items"], target, row)
+    show("local model", sample.local.lists(requests, sample.local.generator(sample.fit)))
+    base = GeneratorSpec(model="smollm2", texts=AT, max_new_tokens=most, dtype="float32")
     loaded = load_generator(resolve_generator(base))
-    for name in settings:
-        fields = dict(SETTINGS[name])
-        examples = fields.pop("examples", None)
-        changed = replace(base, **fields)
-        asked = maker(Asked, changed)
-        asked.model = (CausalGenerator if examples is None else Examples)(loaded.model, loaded.tokenizer, changed)
+
+    def answer(name: str, kind: type[CausalGenerator], spec: GeneratorSpec, examples: int = 0) -> None:
+        asked = sample.maker(Asked, spec)
+        asked.model = kind(loaded.model, loaded.tokenizer, spec)
         if examples:
-            shown = fit[:examples]
-            asked.model.examples = [
-                (asked.prompt(user, target), asked.distinct_titles(target, user.items[target])[:AT])
-                for target in pair for user in shown
-            ]  # fmt: skip
+            asked.model.examples = [pair for user in sample.fit[:examples] for pair in pairs(asked, user, AT)]
         start, cpu = time.perf_counter(), time.process_time()
         lists = asked.lists(requests, resolve_generator(base))
         seconds, cpu = time.perf_counter() - start, time.process_time() - cpu
@@ -220,10 +223,82 @@ def recall(data: Path, home: Path, users: int, settings: Sequence[str], most: in
               f"{tokens} tokens in {cpu:.0f} s of CPU ({seconds:.0f} s)", flush=True)  # fmt: skip
         print(f"  {asked.answers[0][:300]!r}", flush=True)
 
+    for name in settings:
+        fields = dict(SETTINGS[name])
+        examples = fields.pop("examples", None)
+        answer(name, CausalGenerator if examples is None else Examples, replace(base, **fields), examples or 0)
+    for folder in adapters:
+        from peft import PeftModel
+
+        loaded = load_generator(resolve_generator(base))
+        loaded.model = PeftModel.from_pretrained(loaded.model, folder).merge_and_unload()
+        for temperature in (0.0, 0.3, 1.0):
+            answer(f"{folder.name}, temperature {temperature}", CausalGenerator, replace(base, temperature=temperature))
+
+
+def show_row(name: str, target: str, row: Mapping[str, Any]) -> None:
+    """Print the recall of one kind of list in one direction."""
+    print(f"{name} -> {target}: recall@{AT} {row['recall']:.4f}, hit {row['hit']:.3f}, {row['different']} different "
+          f"items, {row['users']} users", flush=True)  # fmt: skip
+
+
+def pairs(maker: _PseudoMaker, user: History, most: int) -> list[tuple[PseudoPrompt, Sequence[str]]]:
+    """Both directions' prompts of a user who has both domains, and the titles that would be right."""
+    return [
+        (maker.prompt(user, target), maker.distinct_titles(target, user.items[target])[:most]) for target in DOMAINS
+    ]
+
+
+def tune(sample: Sample, out: Path, minutes: float, most: int) -> None:
+    """Fine-tune SmolLM2 by LoRA on what `fit` users have in the other domain, in the chat prompt; keep the adapter.
+
+    Only the answer is learned. Users come in a drawn order, both directions of each, until the time is up.
+    """
+    from peft import LoraConfig, get_peft_model
+
+    generator = load_generator(resolve_generator(GeneratorSpec(model="smollm2", texts=AT, dtype="float32")))
+    maker = sample.maker(Asked, generator.spec)
+    torch.manual_seed(0)
+    layers = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+    model = get_peft_model(
+        generator.model, LoraConfig(r=16, lora_alpha=32, target_modules=layers, task_type="CAUSAL_LM")
+    )
+    optimiser = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=LEARNING_RATE)
+    start, seen, tokens, recent = time.perf_counter(), 0, 0, [0.0]
+    order = np.random.default_rng(0).permutation(len(sample.fit))
+    while time.perf_counter() - start < minutes * 60 and seen < len(order):
+        batch = [pair for n in order[seen : seen + BATCH_USERS] for pair in pairs(maker, sample.fit[n], most)]
+        seen += BATCH_USERS
+        # Warm-up over the first twentieth, then down to 0 by the clock.
+        part = (time.perf_counter() - start) / (minutes * 60)
+        optimiser.param_groups[0]["lr"] = LEARNING_RATE * min(1.0, part * 20, 1.05 - part)
+        rows = []
+        for prompt, titles in batch:
+            asked = generator._tokens(prompt)
+            # No end: a user's list goes on for as many texts as are asked for.
+            rows.append((asked, generator.tokenizer("\n".join([*titles, ""]), add_special_tokens=False)["input_ids"]))
+        width = max(len(asked) + len(answer) for asked, answer in rows)
+        ids = torch.full((len(rows), width), generator.pad)
+        labels = torch.full_like(ids, -100)
+        for n, (asked, answer) in enumerate(rows):
+            ids[n, : len(asked) + len(answer)] = torch.tensor(asked + answer)
+            labels[n, len(asked) : len(asked) + len(answer)] = torch.tensor(answer)
+        mask = (torch.arange(width) < torch.tensor([len(a) + len(b) for a, b in rows])[:, None]).long()
+        loss = model(input_ids=ids, attention_mask=mask, labels=labels).loss
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        tokens, recent = tokens + int(mask.sum()), [*recent[-49:], loss.item()]
+        if seen // BATCH_USERS % 25 == 0:
+            print(f"{seen} users, {tokens} tokens, {(time.perf_counter() - start) / 60:.1f} minutes, "
+                  f"loss {np.mean(recent):.3f}", flush=True)  # fmt: skip
+    model.save_pretrained(str(out))
+    print(f"{seen} of {len(order)} users, {tokens} tokens, loss {np.mean(recent):.3f}: {out}")
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["speed", "recall"])
+    parser.add_argument("what", choices=["speed", "recall", "tune"])
     parser.add_argument("--model", default="smollm2", help="of speed: a generator, or random")
     parser.add_argument("--data", type=Path)
     parser.add_argument("--home", type=Path)
@@ -231,12 +306,19 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=32)
     parser.add_argument("--most", type=int, default=400, help="tokens of an answer")
     parser.add_argument("--settings", nargs="*", default=list(SETTINGS))
+    parser.add_argument(
+        "--adapters", nargs="*", type=Path, default=[], help="folders of LoRA; of tune: the one to write"
+    )
+    parser.add_argument("--minutes", type=float, default=50, help="of tune")
+    parser.add_argument("--titles", type=int, default=10, help="of tune: most titles of an answer")
     given = parser.parse_args()
     torch.set_num_threads(1)
     if given.what == "speed":
         speed(given.model, given.users, given.rows, given.most)
+    elif given.what == "recall":
+        recall(Sample(given.data, given.home), given.users, given.settings, given.most, given.adapters)
     else:
-        recall(given.data, given.home, given.users, given.settings, given.most)
+        tune(Sample(given.data, given.home), given.adapters[0], given.minutes, given.titles)
 
 
 if __name__ == "__main__":
