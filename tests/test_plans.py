@@ -51,6 +51,11 @@ def test_these_plans_are_shipped() -> None:
     assert {"music/paper", "music/continuous", "lgcd/paper"} <= set(VARIANTS)
 
 
+def test_the_documentation_names_every_plan() -> None:
+    told = (Path(__file__).parents[1] / "docs" / "plans.md").read_text()
+    assert set(re.findall(r"\[([\w-]+)\]\(\.\./study/plans/\1\.yaml\)", told)) == set(shipped_plans())
+
+
 @pytest.mark.parametrize("name", shipped_plans())
 def test_a_plan_opens_with_its_command(name: str) -> None:
     first = (FOLDER / f"{name}.yaml").read_text().splitlines()[0]
