@@ -57,6 +57,7 @@ _STYLE: Any = {  # matplotlib types its keys as literals
     "figure.constrained_layout.wspace": 0.04,
     "lines.linewidth": 1.7,
     "lines.markersize": 5.5,
+    "axes.formatter.useoffset": False,
     "svg.hashsalt": "study",
     "svg.fonttype": "path",
 }

@@ -16,7 +16,7 @@ from study.report.statistics import Interval, seed_interval
 from study.tracking.results import MissingError, Results, compared_on, per_seed
 from trainables.interface import Figure as Look
 
-_CUT = 0.75  # an interval may stretch an axis by this share of the span of the means at each end
+_CUT = 0.75  # an interval may stretch an axis by this share of what else it shows, at each end
 
 
 @dataclass(frozen=True)
@@ -131,17 +131,16 @@ def sensitivity(results: Results, parameter: str) -> Sensitivity:
 
 
 def _reading(panels: Sequence[Panel], marks: Sequence[Mark], split: str) -> Iterator[str]:
-    """Yield how the panels are to be read: cut intervals, marks, and the band of the margin where rows are compared."""
+    """Yield how the panels are to be read: cut intervals, marks, and the margin, a band where rows are compared."""
     if any(_is_cut(panel) for panel in panels):
         yield "Intervals wider than the axis are cut at its edge; the CSV holds their ends."
     yield from map(_mark_text, marks)
     shares = [line.margin / line.reference for panel in panels for line in panel.lines if line.margin > 0]
-    if shares and len({line.row for line in panels[0].lines if line.margin > 0}) > 1:
-        yield (
-            f"Band: the margin of the claims, {min(shares):.1%}"
-            + (f" to {max(shares):.1%}" if max(shares) > 1.01 * min(shares) else "")
-            + f" of the value at the published optimum. Compared on {split} users."
-        )
+    if shares:
+        together = len({line.row for line in panels[0].lines if line.margin > 0}) > 1
+        share = f"{min(shares):.1%}" + (f" to {max(shares):.1%}" if max(shares) > 1.01 * min(shares) else "")
+        shown = "Band: the margin of the claims" if together else "Each axis shows at least the margin of the claims"
+        yield f"{shown}, {share} of the value at the published optimum. Compared on {split} users."
 
 
 def _swept(results: Results, parameter: str, look: Look) -> tuple[pd.DataFrame, tuple[float | str, ...]]:
@@ -197,11 +196,16 @@ def _in_groups(labels: Labels, metric: str) -> list[str]:
 
 
 def _limits(lines: Sequence[Line]) -> tuple[float, float]:
-    """Return the ends of the axis: all means, and their intervals as far as they do not flatten the means."""
+    """Return the ends of the axis: all means, the margin on both sides of them, and their intervals up to `_CUT`.
+
+    So differences that the paper's claims would not call any look small, and wide intervals do not flatten the means.
+    """
     intervals = [interval for line in lines for interval in line.y]
     if not intervals:
         return 0.0, 1.0
-    low, high = min(i.value for i in intervals), max(i.value for i in intervals)
+    margins = [line for line in lines if line.margin > 0]
+    low = min([*(i.value for i in intervals), *(line.reference - line.margin for line in margins)])
+    high = max([*(i.value for i in intervals), *(line.reference + line.margin for line in margins)])
     ends = [end for i in intervals for end in (i.low, i.high) if math.isfinite(end)]
     room = _CUT * (high - low) if high > low else math.inf
     bottom = max(min([low, *ends]), low - room)

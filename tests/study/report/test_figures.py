@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -50,7 +51,11 @@ def test_figure_3_holds_rmse_and_ndcg_over_steps_with_t_intervals_over_seeds(res
     assert len(points) == 2 * len(CELLS) * len(STEPS)
     assert set(points["seeds"]) == {3}
     assert "simulated data" in figure.head.title
-    assert figure.head.notes == ("Published optimum: 5 to 20 (every task; 4.4.1, Figure 3).",)
+    assert figure.head.notes == (
+        "Published optimum: 5 to 20 (every task; 4.4.1, Figure 3).",
+        "Each axis shows at least the margin of the claims, 0.7% to 1.4% of the value at the published optimum. "
+        "Compared on validation users.",
+    )
     assert [(mark.tasks, mark.low, mark.high) for mark in figure.marks] == [((), 5.0, 20.0)]
 
 
@@ -300,6 +305,23 @@ def test_the_smallest_study_draws(tmp_path: Path) -> None:
         save(figure, tmp_path)
         assert (tmp_path / f"{figure.head.name}.png").stat().st_size > 5_000
     assert draw(made[0]).legends[0].get_title().get_text().startswith("one seed: no intervals · ")
+
+
+def test_a_curve_that_is_flat_within_the_margin_looks_flat(tmp_path: Path) -> None:
+    store = empty_store(tmp_path)
+    for steps, worse in ((2, 0.0004), (10, 0.0), (50, 0.0001)):
+        values = with_seeds({"test_rmse": [0.93 + worse] * 3, "val_rmse": [0.93] * 3})
+        store.add("sweep:steps", "a->b", 0.5, f"steps={steps}", values, config={**CONFIG, "steps": steps})
+    figure = sensitivity(load_results(store.uri, store.experiment, MUSIC), "steps")
+    (panel,) = figure.panels
+    (line,) = panel.lines
+    assert line.margin > 0.004
+    assert panel.low <= line.reference - line.margin
+    assert panel.high >= line.reference + line.margin
+    assert re.search(r"Each axis shows at least the margin of the claims, \d\.\d% of the value", figure.head.notes[-1])
+    (axes,) = draw(figure).axes
+    assert all("e-" not in text.get_text() for text in axes.get_yticklabels())
+    assert axes.yaxis.get_offset_text().get_text() == ""
 
 
 def test_curves_of_two_presets_stand_in_one_panel_in_percent_of_their_own_value(tmp_path: Path) -> None:
