@@ -53,6 +53,12 @@ class Labels:
     """The paper whose claims are judged: the subject's."""
     note: str = ""
     """What the plan says that readers have to know."""
+    parts: tuple[str, ...] | None = None
+    """Parts of the plan; None: not known, and all that the paper has is asked for."""
+
+    def asks_for(self, part: str) -> bool:
+        """Return whether the study is to have a part, as far as is known."""
+        return self.parts is None or part in self.parts
 
     @property
     def subject(self) -> RowLabels:

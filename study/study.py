@@ -431,4 +431,4 @@ def plan_labels(plan: Plan) -> Labels:
     rivals = {row.name: (row.model, row.title) for row in plan.rows[1:]}
     labels = labels_of(plan.model, plan.published, rivals)
     rows = {row.name: replace(labels.rows[row.name], preset=row.preset_tag) for row in plan.rows}
-    return replace(labels, rows=rows, note=" ".join(plan.note.split()))
+    return replace(labels, rows=rows, note=" ".join(plan.note.split()), parts=tuple(parts.part_names(plan)))

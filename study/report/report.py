@@ -161,7 +161,7 @@ def _figures(results: Results) -> dict[str, Callable[[], Figure]]:
     The search of the subject is drawn in all figures, that of its rivals in its history alone.
     """
     labels = results.labels
-    asked = [name for name, look in labels.figures.items() if look.name]
+    asked = [name for name, look in labels.figures.items() if look.name and labels.asks_for(f"sweep:{name}")]
     swept = [*asked, *(name for name in results.sweeps() if name not in asked)]
     figures: dict[str, Callable[[], Figure]] = {}
     for name in swept:
@@ -203,6 +203,7 @@ def _drawn_from(results: Results) -> str:
             "others": [results.foreign, results.domains, results.cells, results.pseudo, results.lost, results.way],
             "published": [repr(labels.published), repr(labels.paper)],
             "rows": [repr(row) for row in labels.rows.values()],
+            "parts": labels.parts,
             "commit": commit(),
         }
     )
@@ -231,7 +232,7 @@ def _make(results: Results, progress: Callable[[int, int], None], staged: Path) 
         *([less_printed] if labels.published else []),
         partial(tables.domains_table, results),
         partial(tables.splits_table, results),
-        partial(tables.ablation_table, results),
+        *([partial(tables.ablation_table, results)] if labels.asks_for("ablate") else []),
         *([partial(tables.cold_item_table, results)] if labels.task_type.cold_items else []),
         *([partial(full_ranking_table, results)] if labels.task_type.full else []),
         *([partial(tables.pseudo_table, results)] if results.pseudo else []),

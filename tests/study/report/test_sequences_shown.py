@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import itertools
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -209,9 +210,11 @@ def test_a_sweep_has_a_panel_for_each_protocol_and_the_papers_name(results: Resu
     assert figure.head.name == "figure_3b_steps"
     assert [panel.metric for panel in figure.panels] == ["val_ndcg10_as-given", "val_ndcg10_inter"]
     assert draw(figure).axes[1].get_ylabel() == "Validation NDCG@10, inter\n(0 to 1, higher is better)"
-    assert figure.head.notes == ("Published optimum: 100 (every task; Figure 3).",), (
-        "no cell of the ratio sweep is missed"
-    )
+    assert figure.head.notes == (
+        "Published optimum: 100 (every task; Figure 3).",
+        "Each axis shows at least the margin of the claims, 5.0% of the value at the published optimum. "
+        "Compared on validation users.",
+    ), "no cell of the ratio sweep is missed"
     assert figure.head.palette.ratios == (1.0,)
     (legend,) = draw(figure).legends
     assert [text.get_text() for text in legend.get_texts()] == [
@@ -275,6 +278,10 @@ def test_the_report_holds_what_the_kind_has(store: Store, tmp_path: Path) -> Non
     asked = [name for name, look in LGCD.figures.items() if look.name]
     lacking = [name for name in asked if name not in ("steps", "guidance", "overlap_ratio")]
     assert [line.partition(":")[0] for line in made.missing] == [f"sweep of {name}" for name in lacking]
+    planned = replace(LGCD, parts=("search", "sweep:steps", "sweep:guidance", "sweep:predicts", "score"))
+    asked_less = report(store.uri, store.experiment, planned, tmp_path / "planned")
+    assert [line.partition(":")[0] for line in asked_less.missing] == ["sweep of predicts"]
+    assert {path.stem for path in made.figures} == {path.stem for path in asked_less.figures}
     assert {path.stem for path in made.tables} == {
         "table_1_domains", "splits", "table_2_comparison", "table_3_ablations", "table_4_full_ranking",
         "claims", "claims_comparisons", "claims_untested", "measured_less_printed",
