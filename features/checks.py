@@ -36,11 +36,20 @@ def number(
     """Check that the field is a finite number within its bounds; `above` and `below` are excluded."""
     value = getattr(config, name)
     numeric = isinstance(value, int | float) and not isinstance(value, bool)
-    if numeric and math.isfinite(value) and _within(value, least, above, most, below):
+    finite = numeric and is_finite(value)
+    if finite and _within(value, least, above, most, below):
         return ""
     bounded = (least, above) != (None, None) and (most, below) != (None, None)
-    noun = "number" if bounded or not numeric or math.isfinite(value) else "finite number"
+    noun = "number" if bounded or not numeric or finite else "finite number"
     return f"{name} is {value!r}; give a {_described(noun, least, above, most, below)}"
+
+
+def is_finite(value: float) -> bool:
+    """Whether a number is finite as a float: a whole number may be beyond the range of floats."""
+    try:
+        return math.isfinite(value)
+    except OverflowError:
+        return False
 
 
 def whole(config: Any, name: str, *, least: int | None = None, most: int | None = None) -> str:

@@ -70,6 +70,8 @@ Vocabulary = tuple[dict[str, Any], Callable[[], NDArray[np.float32]], Callable[[
 def _of_encoder(name: str) -> Vocabulary:
     from transformers import AutoModel
 
+    if name.count("/") == 1 and not Path(name).exists():
+        raise InputError(f"reviews.vectors {name}: no such folder; give a preset, a folder, or a .vec file")
     resolved = resolve_encoder(EncoderSpec(model=name, dtype="float32"))
     place = f"reviews.vectors {name}"
     tokenizer = load_tokenizer_of(place, resolved.path)
@@ -92,22 +94,26 @@ def _of_file(path: Path) -> Vocabulary:
         raise InputError(f"reviews.vectors {path}: no such file; give a .vec file, or the name of an encoder")
     number: dict[str, int] = {}
     rows: list[list[float]] = []
-    for place, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
-        word, *values = line.split()
-        if place == 1 and len(values) == 1:
-            continue  # counts of words and numbers
-        try:
-            row = [float(value) for value in values]
-        except ValueError as error:
-            raise InputError(
-                f"{path}: line {place} holds {str(error).split(': ')[-1]}, not a number; mend it"
-            ) from error
-        if not row or (rows and len(row) != len(rows[0])):
-            raise InputError(
-                f"{path}: line {place} has {len(row)} numbers, not {len(rows[0]) if rows else 'any'}; mend it"
-            )
-        number.setdefault(word, len(rows))
-        rows.append(row)
+    with path.open(
+        encoding="utf-8", errors="replace", newline="\n"
+    ) as lines:  # some words are no text: none reads them
+        for place, line in enumerate(lines, start=1):
+            # A word may hold blanks; how many numbers stand behind it, the lines before have shown.
+            word, *values = line.rstrip(" \r\n").rsplit(" ", len(rows[0]) if rows else -1)
+            if place == 1 and len(values) == 1:
+                continue  # counts of words and numbers
+            try:
+                row = [float(value) for value in values]
+            except ValueError as error:
+                raise InputError(
+                    f"{path}: line {place} holds {str(error).split(': ')[-1]}, not a number; mend it"
+                ) from error
+            if not row or (rows and len(row) != len(rows[0])):
+                raise InputError(
+                    f"{path}: line {place} has {len(row)} numbers, not {len(rows[0]) if rows else 'any'}; mend it"
+                )
+            number.setdefault(word, len(rows))
+            rows.append(row)
     if not rows:
         raise InputError(f"{path}: it holds no word; give a .vec file of words with their numbers")
 

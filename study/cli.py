@@ -429,7 +429,7 @@ def ui(plan: str | None, home: Path, port: int, host: str) -> None:
     from study.home import Home
     from study.plan.load import load_plan
     from study.study import named_uri, store_uri
-    from study.tracking.runs import is_server, without_password
+    from study.tracking.addresses import is_server, without_password
     from study.tracking.ui import serve
 
     loaded = load_plan(plan) if plan else None
@@ -528,14 +528,14 @@ def _report(study: Study, *, fresh: bool) -> None:
 def _way_to_mlflow(study: Study) -> str:
     """What opens the study's store: a server's address, or a command."""
     from study.study import store_uri
-    from study.tracking.runs import without_password
+    from study.tracking.addresses import without_password
 
     uri = study.tracking_uri
     if uri.startswith("http"):
         return without_password(uri)
     if uri == store_uri(study.home):
         return shlex.join(["study", "ui", study.named, "--home", str(study.home)])
-    return shlex.join(["mlflow", "ui", "--backend-store-uri", uri])
+    return shlex.join(["mlflow", "ui", "--backend-store-uri", without_password(uri)])
 
 
 def _claims(counted: str) -> None:

@@ -193,8 +193,8 @@ def _cost(plan: Plan, home: Home, side_by_side: int) -> Table:
 
     Trials that ask for a GPU are judged by trainings on a GPU, the others by those on a CPU.
     """
-    finished = _finished(plan, home)
-    done = set(finished["part"] + "/" + finished["cell"] + "/" + finished["row"] + "/" + finished["name"])
+    ended = _ended(plan, home)
+    done = set(ended["part"] + "/" + ended["cell"] + "/" + ended["row"] + "/" + ended["name"])
     seconds = _training_seconds(plan, home)
     table = Table("row", "trainings left", "seconds each", "expected minutes", title="cost")
     jobs = [job for jobs in parts.planned(plan).values() for job in jobs if job.trial not in done]
@@ -219,10 +219,10 @@ def _cost(plan: Plan, home: Home, side_by_side: int) -> Table:
     return table
 
 
-def _finished(plan: Plan, home: Home) -> pd.DataFrame:
-    """The plan's finished trials in this home folder; none where nothing of it has run."""
+def _ended(plan: Plan, home: Home) -> pd.DataFrame:
+    """The plan's finished and pruned trials in this home folder; none where nothing of it has run."""
     try:
-        return load_results(store_uri(home, plan), plan.name, plan_labels(plan)).finished()
+        return load_results(store_uri(home, plan), plan.name, plan_labels(plan)).ended()
     except InputError:
         return pd.DataFrame(columns=["part", "cell", "row", "name"], dtype=str)
 

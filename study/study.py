@@ -32,6 +32,7 @@ from study.selection import Best, best_trials
 from study.specs import BASELINE, Cell, Cluster, Job, Recipe, RowRecipe
 from study.tracking import runs as tracking
 from study.tracking import tags
+from study.tracking.addresses import naming
 from study.tracking.marks import mark_best, mark_front, mark_places
 from study.tracking.registry import Recommendation, recommend, register
 from study.tracking.results import Results, load_results, read_config
@@ -385,7 +386,7 @@ class Study:
     def _way(self) -> dict[str, str]:
         """Tags with the words by which a command finds the study: see `Results.command`."""
         return {
-            tags.STORE: tracking.naming(self._server),
+            tags.STORE: naming(self._server),
             tags.PLAN: shlex.join([self.named, "--home", str(self.home)]),
             tags.DATA: shlex.join(["--data", str(self.data.absolute())]) if self.data else "",
         }

@@ -18,7 +18,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from features.store.folders import FULL, atomic_file, locked, whole_folder, write_json
+from features.store.folders import FULL, atomic_file, locked, save_torch, whole_folder, write_json
 from features.store.tables import digest
 from trainables.devices import on_cpu, on_device, random_states, seeded, set_random_states
 from trainables.tasks.sequential import SequenceTask
@@ -59,7 +59,7 @@ def kept_once(task: SequenceTask, kind: str, document: Mapping[str, Any], make: 
             if not (folder / "manifest.json").is_file():  # else another process has made it meanwhile
                 kept = folder.with_suffix(".pt")
                 with whole_folder(folder) as work:
-                    torch.save(on_cpu(make(kept)), work / "state.pt")
+                    save_torch(on_cpu(make(kept)), work / "state.pt")
                     write_json(work / "manifest.json", document)
                 kept.unlink(missing_ok=True)
             lock.unlink(missing_ok=True)  # who locks another file after this one finds the folder
@@ -101,9 +101,9 @@ def keep(
     state |= {"number": number, "rng": rng.bit_generator.state, "torch": random_states(device)}
     try:
         with atomic_file(path) as beside:
-            torch.save(on_cpu(state), beside)
-    except (OSError, RuntimeError) as error:  # torch says RuntimeError where a write comes up short
-        if isinstance(error, OSError) and error.errno not in FULL:
+            save_torch(on_cpu(state), beside)
+    except OSError as error:
+        if error.errno not in FULL:
             raise
 
 

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from features.errors import InputError
-from features.store.folders import atomic_file
+from features.store.folders import atomic_file, save_torch
 from features.store.tables import digest
 from trainables.devices import OwnRandomness, on_cpu, on_device, seeded
 from trainables.interface import Epoch, Model, Part, Setup, Stage, load_model, make_config
@@ -436,7 +436,7 @@ def _keep(trial: Trial, results: Sequence[SeedResult]) -> None:
         "limits": list(trial.task_type.limits(trial.task)),
     }  # fmt: skip
     with atomic_file(path) as beside:
-        torch.save(document, beside)
+        save_torch(document, beside)
 
 
 # --- tasks, baselines, what trials share --------------------------------------------------------------------------

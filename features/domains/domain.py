@@ -10,7 +10,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing, suppress
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from itertools import chain
 from pathlib import Path
@@ -23,7 +23,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from features.checks import choice, refuse
-from features.cores import usable_cores
+from features.domains.database import open_database
 from features.domains.filters import ITEM_FLAGS, FilterSpec, apply_filters, one_number
 from features.domains.layouts import COLUMNS, LAYOUTS
 from features.domains.notes import Notes
@@ -35,11 +35,9 @@ from features.store.external_sort import external_sort
 from features.store.folders import SIMULATED, whole_folder, work_folder, write_json
 
 VERSION = 2  # of the folder's contents; part of the key
-MEMORY_LIMIT = "256MB"  # of DuckDB, which spills to disk what does not fit
 TABLE = pa.schema([*(field for field in INTERACTIONS if field.name != "words")]).set(
     2, pa.field("rating", pa.float32())
 )
-THREADS = 2  # of DuckDB; each needs its share of the memory
 DUPLICATES = ("mean", "last", "first", "keep")
 FEEDBACK = ("explicit", "implicit")
 CATALOGUES = ("used", "listed")
@@ -345,13 +343,7 @@ def _write_tables(
         names = ", ".join(map(str, paths["interactions"]))
         raise InputError(f"{names}: holds no interactions{chosen}; give a file that does")
     _stage(raw_items(spec, paths["items"], notes), ITEMS, work / "meta.parquet", progress)
-    config: dict[str, str | bool | int | float | list[str]] = {
-        "memory_limit": MEMORY_LIMIT,
-        "threads": min(THREADS, usable_cores()),
-        "temp_directory": str(work / "spill"),
-    }
-    with closing(duckdb.connect(str(work / "work.duckdb"), config=config)) as database:
-        database.execute("SET enable_progress_bar = false")
+    with open_database(work) as database:
         _number(spec, database, work, notes)
         raw = profile_raw(database)
         counts = [_count(database, "read")]

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
+import tempfile
 from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import closing
 from dataclasses import dataclass
+from pathlib import Path
 
-import duckdb
-
-from features.domains.domain import MEMORY_LIMIT, THREADS, Domain
+from features.domains.database import open_database
+from features.domains.domain import Domain
 
 _WRITINGS: Mapping[str, Callable[[str], str]] = {  # what two ways of writing one id may differ in
     ".0 at the end": lambda name: re.sub(r"\.0+$", "", name),
@@ -43,7 +43,7 @@ class Overlap:
 
 def compare_domains(source: Domain, target: Domain) -> Overlap:
     """Count what two domains share, and say what of it is odd."""
-    with closing(duckdb.connect(config={"memory_limit": MEMORY_LIMIT, "threads": THREADS})) as database:
+    with tempfile.TemporaryDirectory() as work, open_database(Path(work)) as database:
         for name, domain in (("s", source), ("t", target)):
             path = str(domain.path).replace("'", "''")
             for table in ("users", "items", "interactions"):

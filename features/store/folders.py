@@ -111,6 +111,18 @@ def atomic_file(path: Path, *, durable: bool = False) -> Iterator[Path]:
         beside.unlink(missing_ok=True)
 
 
+def save_torch(content: Any, path: Path) -> None:
+    """Write what `torch.save` takes; a write that comes up short is the OSError of a full disk, not a RuntimeError."""
+    import torch
+
+    try:
+        torch.save(content, path)
+    except RuntimeError as error:
+        if not path.parent.is_dir():
+            raise
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from error
+
+
 def read_json(path: Path) -> Any:
     """Read a file that `write_json` wrote. Raises InputError where it is damaged, and FileNotFoundError."""
     try:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from features.store.folders import FULL, atomic_file
+from features.store.folders import FULL, atomic_file, save_torch
 from study.home import Home
 
 Message = tuple[int, dict[str, float], bool, dict[str, str | bytes], int]
@@ -65,13 +65,11 @@ class CheckpointWriter:
         """Write a checkpoint when the last one is old enough; a full disk costs the checkpoint, not the trial."""
         if time.monotonic() - self._written < self._seconds:
             return
-        import torch
-
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             with atomic_file(self._path) as beside:
-                torch.save({"identity": self._identity, "state": state(), "epochs": list(epochs)}, beside)
-        except (OSError, RuntimeError) as error:  # torch says RuntimeError where a write comes up short
-            if isinstance(error, OSError) and error.errno not in FULL:
+                save_torch({"identity": self._identity, "state": state(), "epochs": list(epochs)}, beside)
+        except OSError as error:
+            if error.errno not in FULL:
                 raise
         self._written = time.monotonic()

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import difflib
+import re
 import types
 import typing
 from collections.abc import Mapping
 from dataclasses import MISSING, fields, is_dataclass
 from typing import Any
 
+from features.checks import is_finite
 from features.errors import InputError
 
 # --- binding ------------------------------------------------------------------------------------------------------
@@ -71,10 +73,10 @@ def _bind_dataclass(kind: Any, value: Any, place: str, faults: list[str]) -> Any
     try:
         return kind(**bound)
     except (InputError, ValueError) as error:
-        path = place.rpartition(": ")[2]  # which the error may name again
-        faults.append(
-            f"{place}{str(error).removeprefix(path)}" if str(error).startswith(f"{path}.") else f"{place}: {error}"
-        )
+        path = place.rpartition(": ")[2]  # which the error may name again, or its end
+        ends = (name for name in (path, path.rpartition(".")[2]) if re.match(rf"{re.escape(name)}[.:]", str(error)))
+        named = next(ends, "")
+        faults.append(f"{place}{str(error).removeprefix(named)}" if named else f"{place}: {error}")
         return None
 
 
@@ -86,8 +88,8 @@ def _bind_scalar(kind: Any, value: Any, place: str, faults: list[str]) -> Any:
         quoted = ", in quotes" if kind is str and not isinstance(value, list | dict) else ""
         faults.append(f"{place} is {shown_value(value)}; give a value of type {kind.__name__}{quoted}")
         return None
-    if kind is float and not float("-inf") < value < float("inf"):
-        faults.append(f"{place} is {value}; give a finite number")
+    if kind is float and not is_finite(value):
+        faults.append(f"{place} is {shown_value(value)}; give a finite number")
         return None
     return value
 

@@ -14,7 +14,7 @@ from study.papers.reader import load_published
 from study.plan.binding import shown_value
 from study.plan.schema import OF_TASK_TYPE, Plan, Row, swept_rows
 from study.plan.start import WORDS, base_faults, fault_of
-from study.specs import Objective, SearchSpec
+from study.specs import BASELINE, Objective, SearchSpec
 from trainables.interface import OURS, load_model, make_config
 
 N_K = "pseudo_items"  # config field
@@ -22,6 +22,9 @@ MOST_TRIALS = 100_000  # of a cell; each is a job in memory
 MOST_SEED = 2**63 - 1  # that all generators take
 COMPARE = ("validation", "test")
 _DRAWS = 200  # configurations of a space that are held against the model's config
+
+
+RESERVED_ROWS = (BASELINE, "baselines", "all")  # which tables call something else
 
 
 def check_plan(plan: Plan, document: Mapping[str, Any], place: str) -> list[str]:
@@ -101,7 +104,7 @@ def _model_checks(plan: Plan, place: str) -> list[str]:
     subject, baselines = load_model(plan.model), plan.task_type.baselines
     for name, rival in plan.compare.items():
         key, model = f"{place}: compare.{name}", rival.model or name
-        if not _is_plain(name) or name == plan.model or name in baselines:
+        if not _is_plain(name) or name == plan.model or name in (*baselines, *RESERVED_ROWS):
             taken = f"{plan.model}, which is the subject" if name == plan.model else shown_value(name)
             faults.append(
                 f"{key} is {taken}; name a row with letters, digits, - and _, and as no other row or baseline"

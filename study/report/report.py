@@ -38,8 +38,8 @@ from study.report.findings import findings
 from study.report.page import Content, page
 from study.report.table import Table
 from study.tracking import tags
+from study.tracking.addresses import without_password
 from study.tracking.results import Results, UnreadError, load_results
-from study.tracking.runs import without_password
 
 PAGE = "report.html"
 _FOLDERS = ("figures", "tables")

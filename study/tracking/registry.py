@@ -33,9 +33,9 @@ from features.store.folders import plain_name, read_json
 from study.home import Home
 from study.specs import Cell
 from study.tracking import tags
+from study.tracking.addresses import without_password
 from study.tracking.local_store import database_file, local_path, place_of_artifacts
 from study.tracking.results import Results, read_config
-from study.tracking.runs import without_password
 from trainables.interface import load_model
 from trainables.queries import item_table
 from trainables.serving import RECOMMENDED

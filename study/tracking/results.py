@@ -30,6 +30,7 @@ from features.errors import InputError, one_line
 from study.labels import Labels
 from study.specs import BASELINE
 from study.tracking import tags
+from study.tracking.addresses import without_password
 from study.tracking.local_store import database_file, place_of_artifacts
 from study.tracking.runs import connect, refuse_deleted
 
@@ -78,9 +79,13 @@ class Results:
         trials = trials if part is None else trials[trials["part"] == part]
         return trials if row is None else trials[trials["row"] == row]
 
+    def ended(self) -> pd.DataFrame:
+        """Return the finished trials, and those that the search gave up (PRUNED), which are to have no result."""
+        return self.trials[self.trials["status"].isin(["FINISHED", "PRUNED"])]
+
     def without_result(self) -> pd.DataFrame:
-        """Return the trials that have none, but for those that the search gave up (PRUNED), which are not to have one."""
-        return self.trials[~self.trials["status"].isin(["FINISHED", "PRUNED"])]
+        """Return the trials that are to have a result, and have none."""
+        return self.trials.drop(self.ended().index)
 
     def validation(self, part: str = "search", row: str | None = None) -> pd.DataFrame:
         """Return the finished trials of a part without any test column: the only thing that selection is given."""
@@ -157,13 +162,13 @@ def load_results(tracking_uri: str, experiment: str, labels: Labels) -> Results:
 
     Raises InputError where the store does not hold the experiment.
     """
-    database = database_file(tracking_uri)
+    database, shown = database_file(tracking_uri), without_password(tracking_uri)
     if database is not None and not database.exists():  # MLflow's client would create the file
-        raise InputError(f"{tracking_uri}: there is no such store; run `study run` on the plan first")
+        raise InputError(f"{shown}: there is no such store; run `study run` on the plan first")
     client = connect(tracking_uri)
     stored = client.get_experiment_by_name(experiment)
     if stored is None:
-        raise InputError(f"{tracking_uri}: holds no experiment {experiment!r}; run `study run` on the plan first")
+        raise InputError(f"{shown}: holds no experiment {experiment!r}; run `study run` on the plan first")
     refuse_deleted(stored)
     runs = [run for run in _all_runs(client, stored.experiment_id) if tags.SUPERSEDED not in run.data.tags]
     ours = [run for run in runs if tags.PART in run.data.tags]
@@ -224,6 +229,8 @@ def read_config(tracking_uri: str, run_id: str) -> Mapping[str, Any]:
         raise InputError(f"run {run_id}: its config.yaml is not YAML ({one_line(error, 200)}); {_REMAKE}") from error
     if not isinstance(loaded, dict):
         raise InputError(f"run {run_id}: its config.yaml must be a mapping, is {type(loaded).__name__}")
+    if lacking := [name for name in ("model", "config", "seeds", "task_dir", "test_dir") if name not in loaded]:
+        raise InputError(f"run {run_id}: its config.yaml has no {', '.join(lacking)}; name a trial of a study")
     return loaded
 
 
@@ -232,7 +239,7 @@ def read_artifact(tracking_uri: str, run_id: str, path: str) -> str:
     try:
         run = connect(tracking_uri).get_run(run_id)
     except MlflowException as error:
-        raise InputError(f"run {run_id}: is not in {tracking_uri}; give the id of a trial") from error
+        raise InputError(f"run {run_id}: is not in {without_password(tracking_uri)}; give the id of a trial") from error
     in_place = urlparse(run.info.artifact_uri).scheme in ("", "file")  # then nothing is copied
     try:
         with tempfile.TemporaryDirectory() as folder:

@@ -9,7 +9,6 @@ are sent in batches: a call per metric costs ten times more than the training of
 from __future__ import annotations
 
 import logging
-import re
 import shlex
 import sqlite3
 import time
@@ -26,6 +25,7 @@ from features.errors import InputError
 from study.home import Home
 from study.specs import Job
 from study.tracking import tags
+from study.tracking.addresses import is_server, naming, without_password
 from study.tracking.local_store import LOCK_S, check_store, database_file, making
 from study.tracking.local_store import default_uri as default_uri
 from study.tracking.spool import Spool, answers
@@ -104,16 +104,6 @@ class _Open:
     """Seconds of earlier attempts."""
 
 
-def without_password(uri: str) -> str:
-    """Return a store's address as readers of a tag or a page may see it."""
-    return re.sub(r"(//[^/:@]*):[^/]*@", r"\1@", uri)
-
-
-def naming(uri: str | None) -> str:
-    """Return the words that a command on a named store begins with; nothing for the file in the home folder."""
-    return f"MLFLOW_TRACKING_URI={shlex.quote(without_password(uri))} " if uri else ""
-
-
 def connect(uri: str) -> MlflowClient:
     """Make a client; a new SQLite store gets its tables here, which takes seconds.
 
@@ -129,11 +119,6 @@ def connect(uri: str) -> MlflowClient:
                 client.search_experiments(max_results=1)  # with the first question, the tables are made
         return client
     return _client(uri)
-
-
-def is_server(uri: str) -> bool:
-    """Whether a store is behind a server."""
-    return uri.startswith(("http://", "https://"))
 
 
 def _client(uri: str) -> MlflowClient:
@@ -208,8 +193,10 @@ def open_part(
     # A run is found by what is at the store, so what an earlier driver could not send goes first.
     spool = Spool(_client(uri), uri, places.spool(experiment)) if uri and is_server(uri) else None
     client = connect(uri or default_uri(home))
-    if spool is not None and not spool.drain(PATIENCE_S):
-        raise InputError(f"MLflow at {uri}: went away again; {spool.waiting} writes are kept; the same command goes on")
+    if uri and spool is not None and not spool.drain(PATIENCE_S):
+        raise InputError(
+            f"MLflow at {without_password(uri)}: went away again; {spool.waiting} writes are kept; the same command goes on"
+        )
     experiment_id = open_experiment(client, experiment, places.artifacts if uri is None else None)
     tracker = PartTracker(
         client=client, experiment_id=experiment_id, part=part, run_tags=run_tags, metric=metric, home=home, uri=uri,

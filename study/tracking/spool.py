@@ -21,9 +21,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote, urlsplit
 
 from features.errors import InputError
 from study.tracking import tags
+from study.tracking.addresses import without_password
 
 if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
@@ -37,8 +39,13 @@ _LOCAL = re.compile(r"spooled-[0-9a-f]{32}")
 
 def answers(uri: str) -> bool:
     """Whether a server is there, whatever it answers; a proxy before one that is down answers 502 to 504."""
+    address = urlsplit(uri.rstrip("/"))
+    user, at, host = address.netloc.rpartition("@")
+    ask = urllib.request.Request(address._replace(netloc=host).geturl() + "/health")
+    if at:
+        ask.add_header("Authorization", f"Basic {base64.b64encode(unquote(user).encode()).decode()}")
     try:
-        with urllib.request.urlopen(f"{uri.rstrip('/')}/health", timeout=ANSWER_S):
+        with urllib.request.urlopen(ask, timeout=ANSWER_S):
             return True
     except urllib.error.HTTPError as error:
         return error.code not in (502, 503, 504)
@@ -70,8 +77,8 @@ class Spool:
             raise InputError(f"{self._sent}: notes more writes than {self._writes.name} has; move both files away")
         if not answers(uri):
             raise InputError(
-                f"MLflow at {uri}: does not answer; {len(self._queue)} writes of an earlier run are kept in {folder}; "
-                "start the server, the same command goes on"
+                f"MLflow at {without_password(uri)}: does not answer; {len(self._queue)} writes of an earlier run are "
+                f"kept in {folder}; start the server, the same command goes on"
             )
         self._thread = threading.Thread(target=self._work, name="spool", daemon=True)
         self._thread.start()

@@ -27,6 +27,22 @@ def test_words_of_a_file_are_its_lower_case_runs_of_letters(tmp_path: Path) -> N
     assert again.key != table.key
 
 
+def test_a_file_may_hold_words_with_blanks_and_words_that_are_no_text(tmp_path: Path) -> None:
+    """As published ones do: no-break spaces, line separators, blanks, bytes of no character."""
+    words = [b"good", "\u00a0".encode(), "a\u2028b".encode(), b"at name@domain.com", b"\xff\xfe", b"", b"bad"]
+    (tmp_path / "some.vec").write_bytes(b"".join(word + f" {n} 2\n".encode() for n, word in enumerate(words)))
+    table = open_words(ReviewSpec(vectors=str(tmp_path / "some.vec")), tmp_path / "store")
+    assert np.load(table.vectors)[:, 0].tolist() == list(range(7))
+    assert table.tokenise(["bad good"]) == [[6, 0]]
+
+
+def test_a_hub_id_is_no_vocabulary(tmp_path: Path) -> None:
+    with pytest.raises(
+        InputError, match=r"^reviews\.vectors org/model: no such folder; give a preset, a folder, or"
+    ):
+        open_words(ReviewSpec(vectors="org/model"), tmp_path)
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

@@ -192,8 +192,15 @@ def test_a_reverse_task_is_a_cell_of_its_own(tmp_path: Path) -> None:
         ),
         (
             {"features__ratings__sweeps": 0},
-            "plan.yaml: features.ratings: ratings.sweeps is 0; give a whole number of at least 1",
+            "plan.yaml: features.ratings.sweeps is 0; give a whole number of at least 1",
         ),
+        (
+            {"domains__books__filters": {"k_core": -1}},
+            "plan.yaml: domains.books.filters.k_core is -1; give a whole number of at least 0",
+        ),
+        ({"simulate__seed": -1}, "plan.yaml: simulate: seed is -1; give a whole number from 0 to 9223372036854775807"),
+        ({"base__lr": 10**400}, f"plan.yaml: base: lr is 1{'0' * 400}; give a finite number above 0"),
+        ({"resources": {"cpus": 10**400}}, f"plan.yaml: resources.cpus is 1{'0' * 56}...; give a finite number"),
         (
             {"features": {"text": {"encoder": {"model": "minilm"}, "users": "sum"}}},
             "plan.yaml: features.text: features.users is 'sum'; choose from review_mean, concat",

@@ -126,6 +126,11 @@ def test_only_takes_rows_of_the_plan(make: MakePlan, tmp_path: Path) -> None:
             "baseline",
         ),
         (
+            {"compare": {"baselines": {"model": "emcdr", "space": "emcdr/paper"}}},
+            "plan.yaml: compare.baselines is 'baselines'; name a row with letters, digits, - and _, and as no other row or "
+            "baseline",
+        ),
+        (
             {"compare": {"lgcd": {"space": "lgcd/paper"}}},
             "plan.yaml: compare.lgcd: lgcd trains on tasks of sequences, and music on ratings; name a model of the "
             "subject's task type",

@@ -21,7 +21,7 @@ from trainables.models.lgcd import presets, retrieval, training
 from trainables.models.lgcd.conditions import RowRules, real_rows
 from trainables.models.lgcd.config import WIDTH, Config
 from trainables.models.lgcd.encoders import DomainEncoders, Encoders, PretrainSpec, represent
-from trainables.models.lgcd.losses import FullSoftmax, SampledSoftmax, log_sum_exp, losses
+from trainables.models.lgcd.losses import FullSoftmax, SampledSoftmax, generated_in_training, log_sum_exp, losses
 from trainables.models.lgcd.pretraining import encoders_folders, pretrained
 from trainables.sequence_tools import within
 from trainables.task_types import task_type_of
@@ -512,3 +512,28 @@ def test_rows_are_kept_within_their_bytes_and_the_last_ones_always(monkeypatch: 
     assert made == ["a", "b", "c", "a"]
     monkeypatch.setattr(training, "ROWS_BYTES", 0)
     assert make("d") is make("d")
+
+
+# --- the reverse process in training (eqs. 18-21) -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("changed", [{}, {"sampler_steps": 3}, {"predicts": "noise"}, {"start_ratio": 0.1}])
+def test_what_training_sees_at_the_end_of_the_chain_is_what_inference_makes(changed: dict[str, Any]) -> None:
+    config = replace(PAPER, **changed)
+    net, rows = network(config), some_rows()
+    calls: list[tuple[int, bool]] = []
+
+    def counted(_: Any, inputs: tuple[Tensor, ...]) -> None:
+        calls.append((len(inputs[0]), torch.is_grad_enabled()))
+
+    net.denoiser.map.register_forward_pre_hook(counted)
+    condition = net.condition(rows.id, rows.text, rows.real)
+    seen = generated_in_training(net, net.guess(condition), condition, seeded_rng())
+    steps = config.sampler_steps or net.first
+    assert [enabled for _, enabled in calls] == [False] * (min(steps, net.first) - 1) + [True]
+    with torch.no_grad():
+        made = net.reverse(net.guess(condition), condition, seeded_rng())
+    assert torch.equal(seen, made)
+    seen.sum().backward()
+    assert net.denoiser.map[0].weight.grad is not None
+    assert all(p.grad is None for p in net.guessers.parameters()), "the guess learns from its own loss alone"

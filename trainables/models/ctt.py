@@ -63,7 +63,7 @@ class Config:
     """Hyperparameters of the reconstruction; all are ours."""
 
     loss: str = "softmax"  # softmax | bce
-    text: bool = True  # False: the semantic intent is left out, and items are ranked by IDs alone
+    text: bool = True  # False: no text is read: no semantic intent, maps of IDs, and items are ranked by IDs alone
     inter: bool = True  # the view between the domains
     align: str = "product"  # product | none: target texts read source items through target texts like them, or directly
     item_text: bool = True  # items are ranked by ID and text, else by ID alone
@@ -111,6 +111,11 @@ class CTT(nn.Module):
         self.cold = nn.Parameter(torch.randn(WIDTH) * DEVIATION)  # query where there is no target text
         self.dropout = nn.Dropout(config.dropout)
 
+    def compared(self, item: Tensor) -> Tensor:
+        """What maps of attention compare: texts of items, or IDs where no text is read, [..., D]."""
+        vector: Tensor = self.text_map(self.texts[item]) if self.config.text else self.item(item)
+        return vector
+
     def intents(self, bag: Bag) -> tuple[Tensor, Tensor, Tensor]:
         """Behaviour and semantic intent after each item of a bag, and the map of its texts: [B, L, D], same, [B, L, L]."""
         x, L = math.sqrt(WIDTH) * self.item(bag.item), bag.item.shape[1]
@@ -118,7 +123,7 @@ class CTT(nn.Module):
         x, mask = self.dropout(x + self.position(place.clamp(0, MAX_LENGTH - 1))), causal(L, bag.item.device)
         for block in self.behaviour:
             x = block(x, mask)
-        text = self.text_map(self.texts[bag.item])
+        text = self.compared(bag.item)
         weights = self.attention(self.query(text), self.key(text), mask[:, 0])
         return x, weights @ self.text_value(text) * float(self.config.text), weights
 
@@ -135,10 +140,10 @@ class CTT(nn.Module):
         """
         if not self.config.inter:
             return self.cold.new_zeros(*reads_BLM.shape[:2], WIDTH)
-        text = self.text_map(self.texts[target.item])
+        text = self.compared(target.item)
         queries = torch.cat([self.cold.expand(len(text), 1, WIDTH), self.query(text)], dim=1)
-        keys = self.key(self.text_map(self.texts[source.item]))
-        if self.config.align == "product" and target.item.shape[1]:
+        keys = self.key(self.compared(source.item))
+        if self.config.align == "product":
             # A label's row of the target's map picks among the rows of its own reads: later source items stay unread.
             logits = (queries @ keys.transpose(1, 2) / math.sqrt(WIDTH)).clamp(-60, 60).exp()
             shared = logits[:, 1:, None] * reads_BLM[:, None, 1:]  # [B, i, label, M]: text i, what this label may read

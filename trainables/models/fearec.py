@@ -67,14 +67,14 @@ class Config:
     time_share: float = (
         0.1  # gamma, weight of the attention over time beside that over lags; `spatial_ratio` in the code
     )
-    topk_factor: float = 1.0  # c; floor(c ln n) lags are read
+    topk_factor: float = 1.0  # c; floor(c ln n) lags are read, n at most
     contrast: float = 0.1  # weight of the contrast of both views
     tau: float = 1.0  # its temperature
     frequency_weight: float = 0.1  # weight of the distance of both views' spectra
     dropout: float = 0.5  # of embeddings, attention and maps (ours: one value)
     negatives: int = 1024  # items of the softmax beside the label, drawn for each batch and domain (ours)
     lr: float = 1e-3  # Adam's
-    batch: int = 128  # histories
+    batch: int = 128  # histories (ours; 256)
     epochs: int = 60  # of one random label a sequence (ours)
     patience: int = 5  # epochs without a better validation NDCG@10 before training ends (ours)
 
@@ -96,10 +96,11 @@ def kept_bins(n: int, layer: int, layers: int, ratio: float) -> tuple[int, int]:
     """Return the first frequency bin that a layer keeps of n // 2 + 1, and the one after the last: highest ones first."""
     bins = n // 2 + 1
     if ratio > 1 / layers:
-        width, stride = ratio, float(math.floor(bins * (1 - ratio) / max(1, layers - 1)))
+        width, stride = ratio, float(math.floor(round(bins * (1 - ratio) / max(1, layers - 1), 9)))
     else:
         width, stride = 1 / layers, bins / layers
-    return int(bins * (1 - width) - layer * stride), int(bins - layer * stride)
+    left, right = bins * (1 - width) - layer * stride, bins - layer * stride
+    return int(round(left, 9)), int(round(right, 9))  # rounded first: 5 * (1 - 0.8) is below 1 in floating point
 
 
 @lru_cache(maxsize=64)
@@ -170,7 +171,7 @@ def over_lags(filtered_BnD: Tensor, key_BnD: Tensor, value_BnD: Tensor, factor: 
     later = (place[:, None] + place) % n  # [t, tau]
     gram = filtered_BnD @ key_BnD.transpose(1, 2)
     correlation_Bn = gram[:, later, place[:, None]].sum(dim=1) / D
-    best, lag = correlation_Bn.topk(max(1, int(factor * math.log(n))), dim=1)
+    best, lag = correlation_Bn.topk(min(n, max(1, int(factor * math.log(n)))), dim=1)
     weight_Bn = torch.zeros_like(correlation_Bn).scatter(1, lag, best.softmax(dim=1))
     return weight_Bn[:, (place - place[:, None]) % n] @ value_BnD  # [t, s]: the weight of lag s - t
 

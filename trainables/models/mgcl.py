@@ -217,8 +217,6 @@ class MGCL(nn.Module):
     def preference(self, target_x: Tensor) -> Tensor:
         """H^t before each target item of a row and after its last one, [B, L + 1, D]: at first the learned query."""
         cold = self.cold.expand(len(target_x), 1, WIDTH)
-        if not target_x.shape[1]:
-            return cold
         state, mask = target_x, causal(target_x.shape[1], target_x.device)
         for block in self.within:
             state = block(state, mask)

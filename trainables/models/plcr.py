@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -50,7 +50,7 @@ from trainables.tasks.sequential import Sequences, SequenceTask
 WIDTH = sasrec.WIDTH  # D; 50 in the authors' code
 POOLING = 16  # hidden width of the pooling
 ROWS = 1024  # items that are described at once without gradients
-VERSION = 1  # of what pretraining makes; part of its key
+VERSION = 2  # of what pretraining makes; part of its key
 READER = sasrec.Config(dropout=0.3)  # of the pretraining (ours: lr and epochs; the code has 1e-4 and 400)
 READER_EPOCHS = 15
 READS = ("own", "merged")
@@ -157,7 +157,12 @@ def _document(task: SequenceTask, seed: int) -> dict[str, Any]:
 
 
 def pretrained(task: SequenceTask, seed: int) -> Mapping[str, Tensor]:
-    """Return the weights of the SASRec over both domains' halves, trained where they are missing."""
+    """Return the weights of the SASRec over both domains' halves, trained where they are missing.
+
+    Domains are taken by their item numbers, so that both directions make and share the same weights.
+    """
+    first, second = sorted((task.source, task.target))
+    task = replace(task, source=first, target=second)
     labels = halved_labels(task)
 
     def epoch(network: nn.Module, optimiser: Optimizer, rng: np.random.Generator) -> None:

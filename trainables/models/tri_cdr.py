@@ -6,7 +6,8 @@ cross-domain attention, prediction, triple contrastive learning (coarse: NT-Xent
 What is ours: all that stands before a label is read, source items after the last target item too; an empty sequence is 0
 (in the authors' code it is a mean over all positions, later ones included); under strict cold start a learned vector
 stands for the target's state; encoders are pre-norm with masked padding, as SASRec here; they are pretrained by fields
-that no trial varies (`prepare`). Training users are those with both domains.
+that no trial varies (`prepare`), with a softmax over the cosine times 5, the default `scale`, whatever a trial's is.
+Training users are those with both domains.
 Shapes: B labels, L positions, C = 3 sequences (mixed, source, target), D vector width, K drawn items, R rows.
 """
 
@@ -30,6 +31,7 @@ from trainables.interface import Epoch, Selection, Setup, Variant
 from trainables.models import sasrec
 from trainables.sequence_tools import (
     Bag,
+    Batch,
     Halves,
     Labels,
     Range,
@@ -43,6 +45,7 @@ from trainables.sequence_tools import (
     newest,
     newest_of_each,
     next_item_loss,
+    softmax_loss,
     step,
     training_labels,
     unpacked,
@@ -55,7 +58,8 @@ TAU = 0.1  # of the contrast
 DECAY = 0.99  # of lr, an epoch
 ENCODER = sasrec.Config(dropout=0.3)  # of the pretraining (ours)
 ENCODER_EPOCHS = 10
-VERSION = 1  # of what pretraining makes; part of its key
+SCALE = 5.0  # of the cosine in the pretraining, and where none is given in the training
+VERSION = 2  # of what pretraining makes; part of its key
 PARTS = ("merged", "source", "target")  # x, s, t
 LOSSES = ("bce", "softmax")
 
@@ -77,13 +81,13 @@ class Config:
 
     loss: str = "bce"  # bce | softmax: one drawn item a label, or many (ours)
     attention: bool = True  # False: the mean of each sequence's states
-    mixed: bool = True  # False: without the mixed sequence
+    mixed: bool = True  # False: without the mixed sequence, its mean in the attention, its contrasts and the fine loss
     pretrained: bool = True  # each encoder starts as a SASRec of all training users
     contrast: float = 1.0  # weight of the coarse loss
     triplet: float = 1.0  # weight of the fine loss
     margin: float = 4.0  # of the fine loss
     rate_mixed_source: float = 1.0  # share of the pair (mixed, source) in the coarse loss; 1 each for the other two
-    scale: float = 5.0  # of the cosine
+    scale: float = SCALE  # of the cosine
     dropout: float = 0.2
     negatives: int = 512  # items of the softmax beside the label, drawn for each batch (ours)
     lr: float = 1e-3  # Adam's; times 0.99 an epoch
@@ -137,7 +141,7 @@ class TriCDR(nn.Module):
         self.attention = Attention()
         self.inner, self.outer = nn.Linear(3 * WIDTH, WIDTH), nn.Linear(WIDTH, WIDTH)
         self.projections = nn.ModuleList(
-            nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.ReLU(), nn.Linear(WIDTH, WIDTH), nn.ReLU()) for _ in PARTS
+            nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.ReLU(), nn.Linear(WIDTH, WIDTH)) for _ in PARTS
         )
 
     @property
@@ -159,6 +163,8 @@ class TriCDR(nn.Module):
         """What attention reads of the states of the bags' real items, [B, D] of each sequence."""
         mixed, target = bags[0], bags[2]
         mean_BD = (states[0] * mixed.real[..., None]).sum(dim=1) / mixed.length.clamp(min=1)[:, None]
+        if not self.config.mixed:
+            mean_BD = torch.zeros_like(mean_BD)
         last_B = (target.length - 1).clamp(min=0)
         state_BD = states[2][torch.arange(len(last_B), device=last_B.device), last_B]
         query_BD = torch.where((target.length > 0)[:, None], state_BD, self.cold)
@@ -198,8 +204,19 @@ def _document(task: SequenceTask, seed: int) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def cosine_loss(network: sasrec.SASRec, batch: Batch, domains: Sequence[Range], drawn_PK: Tensor) -> Tensor:
+    """Return the softmax of a batch's labels among the drawn items of their domain, of SCALE * cosine (the head above)."""
+    items = len(network.item.weight)
+    wanted, (input_BL, label_at, drawn_at) = distinct(items, batch.item, batch.label, drawn_PK)
+    vector_UD = network.item(wanted)
+    state_ND = network.encode(vector_UD[input_BL], batch.length)[batch.row, batch.column]
+    user_ND, unit_UD = SCALE * normalize(state_ND, dim=1), normalize(vector_UD, dim=1)
+    return softmax_loss(user_ND, batch.label, unit_UD[label_at], domains, drawn_PK, unit_UD[drawn_at])
+
+
 def pretrained(task: SequenceTask, seed: int) -> Mapping[str, Tensor]:
     """Return the weights of the three SASRecs, of all training users' sequences, trained where they are missing."""
+    domains = [task.source, task.target]
 
     def make(kept: Path) -> dict[str, Any]:
         out: dict[str, Any] = {}
@@ -210,9 +227,9 @@ def pretrained(task: SequenceTask, seed: int) -> Mapping[str, Tensor]:
                 network: nn.Module, optimiser: Optimizer, rng: np.random.Generator, labels: Labels = labels
             ) -> None:
                 assert isinstance(network, sasrec.SASRec)
-                loss = sasrec.Loss(ENCODER, task, labels, rng)
                 for batch in labels.batches(ENCODER.batch, ENCODER.max_length, rng):
-                    step(optimiser, loss(network, batch))
+                    drawn = draw_shared(domains, ENCODER.negatives, rng).to(batch.label.device)
+                    step(optimiser, cosine_loss(network, batch, domains, drawn))
 
             build = partial(sasrec.SASRec, ENCODER, task.items)
             beside = kept.with_name(f"{kept.stem}-{part}{kept.suffix}")
@@ -314,12 +331,14 @@ class Loss:
         mixed, source, target = (f(part[last_N]) for f, part in zip(network.projections, parts, strict=True))
         loss: Tensor = mixed.new_zeros(())
         if config.contrast and len(mixed) > 1:
-            pairs = ((mixed, source, config.rate_mixed_source), (mixed, target, 1.0), (source, target, 1.0))
+            pairs = [(source, target, 1.0)]
+            if config.mixed:
+                pairs = [(mixed, source, config.rate_mixed_source), (mixed, target, 1.0), *pairs]
             total = sum(rate for _, _, rate in pairs)
             for one, other, rate in pairs:
                 tied = contrast(normalize(one, dim=1), normalize(other, dim=1), TAU)
                 loss = loss + config.contrast * rate / total * tied
-        if config.triplet:
+        if config.triplet and config.mixed:
             loss = loss + config.triplet * triplet_loss(mixed, source, target, config.margin)
         return loss
 

@@ -332,7 +332,7 @@ class Trainer:
             if not config.global_stream:
                 continue
             loss = loss + recovered(global_BD)
-            has = bag.real.any(dim=1)
+            has = read[domain].real.any(dim=1)  # of what the streams read: own_user is 0 for a row without items
             if config.contrast and int(has.sum()) > 1:
                 for kind, (one, other) in enumerate(((global_BD, own_BD), (own_BD, global_BD))):
                     tied = self.temperatures.loss(user_B[has], one[has], other[has], 2 * domain + kind)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import pickle
@@ -17,7 +18,7 @@ from hypothesis import strategies as st
 
 from features.encoders.inputs import EncoderInput, input_key
 from features.errors import InputError
-from features.store.folders import atomic_file
+from features.store.folders import atomic_file, save_torch
 from features.store.shards import KEY_BYTES, KEY_TYPE, VectorStore
 from features.store.tables import FeatureTable, digest, open_table, write_table
 
@@ -206,3 +207,16 @@ def write_file(path: Path, content: bytes) -> Path:
     with atomic_file(path) as beside:
         beside.write_bytes(content)
     return beside
+
+
+def test_a_write_of_torch_that_comes_up_short_is_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch itself says RuntimeError."""
+    torch = pytest.importorskip("torch")
+    (tmp_path / "full").symlink_to("/dev/full")
+    with pytest.raises(OSError, match="No space left on device") as caught:
+        save_torch({"weights": torch.zeros(100_000)}, tmp_path / "full")
+    assert (caught.value.errno, caught.value.filename) == (errno.ENOSPC, str(tmp_path / "full"))
+    with pytest.raises(RuntimeError, match="Parent directory"):
+        save_torch({}, tmp_path / "nowhere" / "file")
+    save_torch({"weights": torch.ones(2)}, tmp_path / "whole")
+    assert torch.load(tmp_path / "whole")["weights"].tolist() == [1, 1]

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import os
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -221,3 +224,32 @@ def test_a_tag_that_is_gone_already_is_removed(tmp_path: Path, there: dict[str, 
     writer = opened(to, tmp_path)
     writer.delete_tag("r1", "a")
     assert writer.close(10)
+
+
+def test_a_server_that_asks_for_a_password_gets_the_one_of_its_address() -> None:
+    asked: list[str | None] = []
+
+    class Guarded(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            asked.append(self.headers["Authorization"])
+            self.send_response(200)
+            self.end_headers()
+
+        def log_message(self, *_: Any) -> None: ...
+
+    with HTTPServer(("127.0.0.1", 0), Guarded) as guarded:
+        threading.Thread(target=guarded.serve_forever, daemon=True).start()
+        try:
+            host = f"127.0.0.1:{guarded.server_port}"
+            assert answers(f"http://me:s%2Fcret@{host}/")
+            assert answers(f"http://{host}")
+        finally:
+            guarded.shutdown()
+    assert asked == [f"Basic {base64.b64encode(b'me:s/cret').decode()}", None]
+
+
+def test_no_message_shows_the_password_of_a_server(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"^MLflow at http://me@127\.0\.0\.1:9: does not answer"):
+        Spool(Server(), "http://me:secret@127.0.0.1:9", tmp_path)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match=r"^MLflow at http://me@127\.0\.0\.1:9: does not answer"):
+        tracking.connect("http://me:secret@127.0.0.1:9")

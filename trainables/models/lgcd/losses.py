@@ -71,22 +71,16 @@ def losses(network: Network, rows: Rows, generator: torch.Generator, way: int = 
 def generated_in_training(
     network: Network, guess_BD: Tensor, condition: Condition, generator: torch.Generator
 ) -> Tensor:
-    """Return h_rev as the experts and L_align see it in training, by `train_reverse`; its last step has a gradient.
+    """Return h_rev as the experts and L_align see it in training, by `train_reverse`.
 
-    `guess`: one prediction from the noised guess at lambda T, where inference starts. `chain`: the whole reverse process.
+    `guess`: one prediction from the noised guess at lambda T, where inference starts. `chain`: the whole reverse process,
+    whose last step has a gradient.
     (`one_step`: the prediction that L_diff is about, which starts from the true feature.)
     """
-    clean = network.cleaner(condition)
-    if network.config.train_reverse == "guess":
-        first, noisy = network.first, network.start(guess_BD, generator)
-    else:
-        with torch.no_grad():
-            generated = network.reverse(guess_BD, condition, generator)
-        first, noise = 1, normal_like(generated, generator)
-        noisy = network.diffusion.noised(
-            generated, torch.ones(len(noise), dtype=torch.int64, device=noise.device), noise
-        )
-    return clean(noisy, torch.full((len(noisy),), first, device=noisy.device))
+    if network.config.train_reverse == "chain":
+        return network.reverse(guess_BD, condition, generator)
+    noisy = network.start(guess_BD, generator)
+    return network.cleaner(condition)(noisy, torch.full((len(noisy),), network.first, device=noisy.device))
 
 
 def _mean_over(chosen_B: Tensor, loss_B: Tensor) -> Tensor:

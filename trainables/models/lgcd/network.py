@@ -265,12 +265,13 @@ class Network(nn.Module):
         return noise if self.from_noise else self.diffusion.noised(guess_BD, t_B, noise)
 
     def reverse(self, guess_BD: Tensor, condition: Condition, generator: Noise) -> Tensor:
-        """h_rev: from the noised guess down to 0 (eqs. 18-20)."""
+        """h_rev: from the noised guess down to 0 (eqs. 18-20). In training the last step alone has a gradient (ours)."""
         clean = self.cleaner(condition)
-        x = self.start(guess_BD, generator)
+        x = self.start(guess_BD.detach(), generator)
 
         def denoise(x_BD: Tensor, t_B: Tensor, _: Tensor | None) -> Tensor:
-            return clean(x_BD, t_B)
+            with torch.set_grad_enabled(torch.is_grad_enabled() and int(t_B[0]) == 1):
+                return clean(x_BD, t_B)
 
         if self.config.sampler_steps:
             return self.diffusion.strided(denoise, None, x, self.first, self.config.sampler_steps)

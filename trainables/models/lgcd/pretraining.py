@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LinearLR
 
-from features.store.folders import locked, whole_folder, write_json
+from features.store.folders import locked, save_torch, whole_folder, write_json
 from features.store.tables import digest
 from trainables.devices import on_cpu, seeded
 from trainables.models.lgcd.encoders import DomainEncoders, Encoders, PretrainSpec
@@ -123,7 +123,7 @@ def _document(task: SequenceTask, spec: PretrainSpec, seed: int, domains: Domain
 def _make(task: SequenceTask, spec: PretrainSpec, seed: int, domains: Domains, folder: Path) -> None:
     kept = folder.with_suffix(".pt")
     with whole_folder(folder) as work:
-        torch.save(on_cpu(pretrain(task, spec, seed, kept, domains).state_dict()), work / "weights.pt")
+        save_torch(on_cpu(pretrain(task, spec, seed, kept, domains).state_dict()), work / "weights.pt")
         write_json(work / "manifest.json", _document(task, spec, seed, domains))
     kept.unlink(missing_ok=True)
 
