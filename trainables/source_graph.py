@@ -50,7 +50,7 @@ class Positives:
 @lru_cache(maxsize=4)
 def positives(task: Task, seed: int) -> Positives:
     """Return the positive ratings of all source users, oldest first where there are times, else in an order drawn once."""
-    ratings, (low, high) = task.source_ratings, task.rating_scale
+    ratings, (low, high) = task.source_ratings, task.source_scale
     kept = (ratings.rating > (low + high) / 2).nonzero().flatten()
     user, users = ratings.user[kept], len(ratings.starts) - 1
     if not task.source_times:

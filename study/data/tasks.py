@@ -19,7 +19,7 @@ from study.data.pseudo_items import pair_name
 from study.plan.schema import Plan
 from study.specs import Cell
 from trainables.tasks.arrays import TaskFolders
-from trainables.tasks.rating_build import TextVectors, build_task, split_document, split_users
+from trainables.tasks.rating_build import TextVectors, build_task, split_users
 from trainables.tasks.sequential_build import build_sequences, sequence_document, sequence_sizes
 
 TableName = tuple[str, str]
@@ -99,7 +99,7 @@ class RatingTasks:
         """Return keys of the tables, and the rules of factors and split."""
         document = {
             "text": dict(materials.table_keys), "ratings": asdict(plan.features.ratings),
-            "split": split_document(plan.split),
+            "split": asdict(plan.split),
         }  # fmt: skip
         return document | ({"reviews": asdict(plan.features.reviews)} if plan.features.reviews else {})
 

@@ -59,7 +59,8 @@ def make_task(spread: int = 1) -> Task:
             source_offset=torch.zeros(HELD_OUT), ratings=held_out,
             cold_item=torch.zeros(len(held_out), dtype=torch.bool),
         ),
-        mean=3.0, item_offset=torch.zeros(ITEMS * spread), slope=0.5, rating_scale=(1.0, 5.0),
+        mean=3.0, item_offset=torch.zeros(ITEMS * spread), slope=0.5,
+        rating_scale=(1.0, 5.0), source_scale=(1.0, 5.0), clip=True,
     )  # fmt: skip
 
 

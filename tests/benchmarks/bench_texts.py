@@ -56,7 +56,8 @@ def make_task() -> Task:
             source=rows(HELD_OUT), source_row=torch.arange(USERS, USERS + HELD_OUT), source_offset=torch.zeros(HELD_OUT),
             ratings=held_out, cold_item=torch.zeros(len(held_out), dtype=torch.bool),
         ),
-        mean=3.0, item_offset=torch.zeros(ITEMS), slope=0.5, rating_scale=(1.0, 5.0), item_words=words(ITEMS),
+        mean=3.0, item_offset=torch.zeros(ITEMS), slope=0.5,
+        rating_scale=(1.0, 5.0), source_scale=(1.0, 5.0), clip=True, item_words=words(ITEMS),
         word_vectors=torch.from_numpy(draw.normal(size=(VOCABULARY, WIDTH)).astype(np.float32)),
     )  # fmt: skip
 

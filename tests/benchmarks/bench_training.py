@@ -68,7 +68,7 @@ def make_task(size: Size, spread: int = 1) -> Task:
             source_offset=torch.zeros(size.held_out),
             ratings=ratings(size.held_out, size.each), cold_item=torch.zeros(size.held_out * size.each, dtype=torch.bool),
         ),
-        mean=3.0, item_offset=torch.zeros(items), slope=0.5, rating_scale=(1.0, 5.0),
+        mean=3.0, item_offset=torch.zeros(items), slope=0.5, rating_scale=(1.0, 5.0), source_scale=(1.0, 5.0), clip=True,
     )  # fmt: skip
 
 

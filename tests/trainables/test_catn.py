@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from features.errors import InputError
+from trainables.base_factors import fitted_offsets, source_interactions
 from trainables.baselines.rating import PREDICTORS
 from trainables.interface import load_model, make_config
 from trainables.mapped_users import rows_of
@@ -133,6 +134,29 @@ def test_a_review_is_not_seen_by_the_prediction_of_its_own_rating(exclude_own: b
             terms.append(model_of(changed).match(0, users, place, task.overlapping.item[row], own))
     same = torch.isclose(terms[0], terms[1], atol=1e-6, rtol=1e-4)
     assert same.tolist() == [True, exclude_own, True, True, True]
+
+
+def test_dropout_is_on_the_aspects_of_every_document() -> None:
+    """Of the user's own, of the auxiliary one (not of their fusion), and of the item's."""
+    task = spoken(random_task(seed=3))
+    plain, dropped = (model_of(task, dropout=rate) for rate in (0.0, 0.5))
+    users, pairs = torch.arange(len(task.source)), torch.arange(4)
+    both = plain.users(0, plain.texts[0], users)
+    for model, changes in ((plain, False), (dropped, True)):
+        model.train()
+        seen = [model.users(0, model.texts[0], users) for _ in range(2)]
+        assert torch.equal(*seen) != changes
+        terms = [model.match(0, users, pairs, task.overlapping.item[:4], None) for _ in range(2)]
+        assert torch.equal(*terms) != changes
+        assert torch.equal(model.eval().users(0, model.texts[0], users), both)
+
+
+def test_both_directions_fit_the_users_bias_where_it_is_part_of_what_is_predicted() -> None:
+    task = spoken(random_task(seed=3))
+    catn = model_of(task, rating_offset="item_mean").wanted[1]
+    offsets = fitted_offsets(source_interactions(task), "item_mean")
+    ratings = task.source_ratings
+    torch.testing.assert_close(catn, ratings.rating - torch.from_numpy(offsets.item).float()[ratings.item])
 
 
 def test_the_order_of_reviews_changes_nothing() -> None:

@@ -13,7 +13,7 @@ from scipy.sparse import csr_matrix
 from trainables.base_factors import base_vectors
 from trainables.baselines.rating import PREDICTORS
 from trainables.models.cmf import CMF, BothDomains, Config, both_domains, objective, solved_items, solved_users, train
-from trainables.tasks.rating import Ratings, Task
+from trainables.tasks.rating import SHRINKAGE, Ratings, Task
 
 from .slow_base import slow_biases
 from .worlds import normal, planted_task, random_task, uneven
@@ -158,6 +158,12 @@ def test_side_users_take_part_unless_they_are_left_out() -> None:
     full, left = (both_domains(Config(side_users=flag), task) for flag in (True, False))
     assert full.by_user.nnz - left.by_user.nnz == int((task.train.user >= len(task.source)).sum())
     assert left.by_user[left.source_users :].nnz == 0
+    known = task.overlapping
+    mean = known.rating.double().mean()
+    for item in range(len(task.items)):
+        of_item = known.rating[known.item == item].double() - mean
+        assert left.item_offset[item] == pytest.approx(float(mean + of_item.sum() / (len(of_item) + SHRINKAGE)), abs=1e-5)
+    assert not np.allclose(left.item_offset, full.item_offset), "nor do side users stand in what the factors are added to"
 
 
 def test_epochs_are_sweeps() -> None:

@@ -47,6 +47,11 @@ def test_positives_are_above_the_middle_of_the_scale_in_the_order_of_time() -> N
     assert liked.starts.tolist() == [0, 2, 2, 4]
 
 
+def test_the_middle_is_that_of_the_source_domains_scale() -> None:
+    task = replace(rated(random_task(), [(0, 3, 5.0), (0, 1, 6.0)]), source_scale=(1.0, 10.0), rating_scale=(1.0, 5.0))
+    assert positives(task, 0).item.tolist() == [1]
+
+
 def test_without_times_the_order_is_drawn_from_the_seed_within_each_user() -> None:
     task = random_task(each=12)
     one, again, other = (positives(task, seed) for seed in (0, 0, 1))

@@ -285,7 +285,6 @@ def test_without_cutting_errors_are_of_predictions_as_they_are(world: World, tmp
     source, target = domains_of(world, tmp_path)
     cut = build_task(SPLIT, source, target, FACTORS, tmp_path / "tasks")
     plain = build_task(replace(SPLIT, clip=False), source, target, FACTORS, tmp_path / "tasks")
-    assert "clip" not in json.loads((cut.task_dir.parent / "manifest.json").read_text())["split"], "its key is as ever"
     assert cut.key != plain.key
     for folders, reached in ((cut, 5.0), (plain, 9.0)):
         task = load_task(folders.task_dir)

@@ -202,6 +202,8 @@ def random_task(
         item_offset=0.2 * normal(items),
         slope=0.5,
         rating_scale=(1.0, 5.0),
+        source_scale=(1.0, 5.0),
+        clip=True,
     )
 
 

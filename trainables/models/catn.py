@@ -40,7 +40,7 @@ from trainables.base_factors import (
 )
 from trainables.interface import Epoch, Selection, Setup, Variant
 from trainables.mapped_users import OffsetAndGain, rows_of, take_step, user_batches
-from trainables.tasks.rating import HeldOut, Ratings, Task
+from trainables.tasks.rating import SHRINKAGE, HeldOut, Ratings, Task
 from trainables.words import documents, local_convolution, review_lengths, word_convolution, words_of
 
 NAME = "CATN"
@@ -75,14 +75,14 @@ class Config:
     correlation: bool = True  # R weighs the matches of aspects
     exclude_own: bool = True  # a review is left out of the document that predicts its rating (ours)
     parameters: str = "per_direction"  # per_direction | shared
-    dropout: float = 0.2  # of the aspects
+    dropout: float = 0.2  # of the aspects of each document
     l2: float = 1e-5  # half of it times the squared weights is added to the loss
     lr: float = 1e-3  # Adam's
     batch: int = 16  # users of a step, with all their ratings (ours; the code: 256 ratings)
     epochs: int = 30
     patience: int = 4  # epochs without a better validation RMSE before training ends
     rating_offset: str = (
-        "source_offset"  # none (the paper's: b_i starts at the item's mean) | item_mean | source_offset
+        "source_offset"  # none (the paper's: b_i starts at the item's shrunken mean) | item_mean | source_offset
     )
     calibrate: bool = True  # text term and b_i are scaled by a gain in [0, 1] fitted on the validation users (ours)
 
@@ -229,7 +229,10 @@ class CATN(OffsetAndGain):
         self.config, self.task = config, task
         self.vectors_WE = task.word_vectors
         source = source_interactions(task)
-        left_N = fitted_offsets(source, config.rating_offset).left(source)
+        offsets = fitted_offsets(source, config.rating_offset)
+        left_N = offsets.left(source)
+        if config.rating_offset == "item_mean":
+            left_N += offsets.user[source.user]  # the user's bias is part of what is predicted, as in the target domain
         wanted_N = wanted_products(task, target, config.rating_offset)
         self.wanted = [torch.from_numpy(left).float().to(device) for left in (wanted_N, left_N)]
         self.texts = [  # of the source domain, of the target domain
@@ -244,14 +247,14 @@ class CATN(OffsetAndGain):
         self.item_bias = nn.ParameterList(self._first_bias(number) for number in (1, 0))
 
     def _first_bias(self, domain: int) -> Tensor:
-        """Zeros, or, where no offset holds it, the mean of the item's ratings."""
+        """Zeros, or, where no offset holds it, the shrunken mean of the item's ratings."""
         ratings, items = self.texts[domain].ratings, (self.task.source_items, len(self.task.items))[domain]
         if self.config.rating_offset != "none":
             return torch.zeros(items)
         mean = ratings.rating.mean()
         count = torch.bincount(ratings.item.cpu(), minlength=items)
         total = torch.bincount(ratings.item.cpu(), (ratings.rating - mean).double().cpu(), minlength=items)
-        return (mean.cpu() + total / (count + 5)).float() * (count > 0)
+        return (mean.cpu() + total / (count + SHRINKAGE)).float() * (count > 0)
 
     def loss(self, user_B: Tensor) -> Tensor:
         """Squares of both directions' ratings of these overlapping users, each a mean, and the penalty."""
@@ -278,8 +281,7 @@ class CATN(OffsetAndGain):
         item_I, item_of_P = item_P.unique(return_inverse=True)  # type: ignore[no-untyped-call]
         user_BMk = self.users(direction, user_text, user_B)
         item_PMk = self.items(direction, item_text, item_I, item_of_P, own_P)
-        rate, training = self.config.dropout, self.training
-        user_PMk = dropout(user_BMk, rate, training)[place_P]
+        user_PMk, item_PMk = user_BMk[place_P], self.dropped(item_PMk)
         source_PMk, target_PMk = (user_PMk, item_PMk) if direction == 0 else (item_PMk, user_PMk)
         match_PMM = source_PMk @ self.correlate @ target_PMk.transpose(1, 2)
         if self.config.correlation:
@@ -291,13 +293,13 @@ class CATN(OffsetAndGain):
         """Return u of these users, [B, M, k]."""
         network = self._network(direction)
         row_K, user_K = text.by_user.of(user_B)
-        own_BMk = document(*self.read(network, text, row_K, direction), user_K, len(user_B))
+        own_BMk = self.dropped(document(*self.read(network, text, row_K, direction), user_K, len(user_B)))
         beside_K = text.beside_N[row_K]
         if not self.config.auxiliary:
             return network.fused(own_BMk, torch.zeros_like(own_BMk))
         kept_K = beside_K >= 0
         read = self.read(network, text, beside_K[kept_K], direction, beside=True)
-        return network.fused(own_BMk, document(*read, user_K[kept_K], len(user_B)))
+        return network.fused(own_BMk, self.dropped(document(*read, user_K[kept_K], len(user_B))))
 
     def items(self, direction: int, text: Texts, item_I: Tensor, item_of_P: Tensor, own_P: Tensor | None) -> Tensor:
         """Return the aspects of each pair's item, less the pair's own review, [P, M, k]; zeros for an item without text."""
@@ -316,6 +318,10 @@ class CATN(OffsetAndGain):
             empty_PM = left_PM <= 1e-5 * weight_PM  # nothing is left but rounding
             return (sum_PMk / left_PM.masked_fill(empty_PM, 1.0)[..., None]).masked_fill(empty_PM[..., None], 0.0)
         return sum_PMk / weight_PM.clamp(min=1e-30)[..., None]
+
+    def dropped(self, aspects: Tensor) -> Tensor:
+        """Drop aspects in training."""
+        return dropout(aspects, self.config.dropout, self.training)
 
     def read(
         self, network: Direction, text: Texts, row_R: Tensor, side: int, *, beside: bool = False

@@ -15,7 +15,7 @@ Shapes: N ratings, P source users, S side users, J source-domain items, I target
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -36,7 +36,7 @@ from trainables.base_factors import (
 )
 from trainables.interface import Epoch, Selection, Setup, Variant
 from trainables.mapped_users import MappedUsers
-from trainables.tasks.rating import SHRINKAGE, Task
+from trainables.tasks.rating import SHRINKAGE, Task, overlapping_offsets
 
 NAME = "CMF"
 TASK_TYPE = "ratings"
@@ -60,7 +60,7 @@ class Config:
     ridge: float = 15.0  # penalty on the factors' squares, in ratings, above 0 (ours)
     ridge_by_count: bool = False  # the penalty of a user or item is multiplied by the number of its ratings (ours)
     source_weight: float = 0.5  # a, weight of the source domain; 0.5: every rating of both domains counts alike
-    side_users: bool = True  # users of the target domain alone take part
+    side_users: bool = True  # users of the target domain alone take part; without them the slope still knows them
     epochs: int = 15  # sweeps
     patience: int = 15  # epochs without a better validation RMSE before training ends (ours)
     rating_offset: str = "source_offset"  # see trainables.base_factors: none (the paper's) | item_mean | source_offset
@@ -103,6 +103,9 @@ class BothDomains:
 
 def both_domains(config: Config, task: Task) -> BothDomains:
     """Lay the ratings of both domains into one matrix, less their offsets."""
+    if not config.side_users:
+        mean, items_of_overlapping = overlapping_offsets(task)
+        task = replace(task, mean=mean, item_offset=items_of_overlapping)
     source, target = source_interactions(task), target_interactions(task)
     row_N = np.where(target.user < len(task.source), target.user, target.user + source.users - len(task.source))
     users = source.users + len(task.side_users)

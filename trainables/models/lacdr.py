@@ -37,6 +37,7 @@ LAYERS = ("linear", "mlp")
 ABLATIONS = {
     "plain": Variant(config={"rating_offset": "none", "calibrate": False}),  # as published: a rating is a dot product
     "wo_single": Variant(config={"single_users": False}),  # overlapping users only, as public code has it
+    # Its target decoder has nothing to learn from: what predicts is a random map, and the gain takes it to about nothing.
     "wo_reconstruction": Variant(config={"reconstruction": False}),
     "full_rank": Variant(config={"hidden_share": 1.0}),
 }

@@ -32,7 +32,7 @@ from trainables.diffusion import (
     variances,
 )
 from trainables.interface import KEEP, Epoch, Figure, Place, Selection, Setup, Stage, Variant
-from trainables.tasks.rating import HeldOut, RatingQuery, Ratings, Task, shrunken_means
+from trainables.tasks.rating import HeldOut, RatingQuery, Ratings, Task, overlapping_offsets, shrunken_means
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "tanh": torch.tanh,
@@ -248,9 +248,7 @@ def constants_of(config: Config, task: Task) -> Constants:
     """The constants of a task, as far as the config lets training see it; but the slope, which side users helped to fit."""
     mean, item_offset = task.mean, task.item_offset
     if not config.side:  # rating-based vectors alone still know side users: they are made once for all trials
-        known = task.overlapping
-        mean = float(known.rating.double().mean())
-        item_offset = _means(known.item, known.rating - mean, len(task.items))
+        mean, item_offset = overlapping_offsets(task)
     widths = {"user_width": task.target.width, "item_width": task.items.width}
     return Constants(mean=mean, item_offset=item_offset, slope=task.slope, **widths)
 

@@ -97,9 +97,10 @@ class Task(OnDevice):
     item_offset: Tensor  # float32 [I] shrunken mean of the item's training ratings, less `mean`
     slope: float  # of the target rating on `source_offset`, fitted on the training overlapping users
     rating_scale: tuple[float, float]
+    source_scale: tuple[float, float]
     word_vectors: Tensor | None = None  # float32 [W, E] of the vocabulary, where the ratings have words
     item_words: Words | None = None  # of each target-domain item's title, categories and description, beside these
-    clip: bool = True  # whether predictions are cut to the rating scale before their errors are taken
+    clip: bool  # whether predictions are cut to the rating scale before their errors are taken
 
     @property
     def side_users(self) -> Tensor:
@@ -128,8 +129,9 @@ def load_task(task_dir: Path) -> Task:
         mean=meta["mean"],
         item_offset=load_array(task_dir, "item_offset"),
         slope=meta["slope"],
-        rating_scale=(meta["rating_scale"][0], meta["rating_scale"][1]),
-        clip=meta.get("clip", True),
+        rating_scale=tuple(meta["rating_scale"]),
+        source_scale=tuple(meta["source_scale"]),
+        clip=meta["clip"],
         word_vectors=load_linked(task_dir, "words") if worded else None,
         item_words=_load_words(task_dir, "item_") if worded else None,
     )
@@ -155,6 +157,14 @@ def _load_ratings(folder: Path, prefix: str = "", *, worded: bool = False) -> Ra
 
 def _load_words(folder: Path, prefix: str) -> Words:
     return Words(load_array(folder, f"{prefix}word"), load_array(folder, f"{prefix}word_starts"))
+
+
+def overlapping_offsets(task: Task) -> tuple[float, Tensor]:
+    """Return the mean, and the items' offsets float32 [I], that the overlapping users' ratings alone give."""
+    known, mean = task.overlapping, float(task.overlapping.rating.double().mean())
+    left_N = (known.rating - mean).double().cpu().numpy()
+    means = shrunken_means(known.item.cpu().numpy(), left_N, len(task.items))
+    return mean, torch.from_numpy(means).float().to(task.device)
 
 
 def shrunken_means(code_N: Ints, value_N: NDArray[np.float64], size: int) -> NDArray[np.float64]:

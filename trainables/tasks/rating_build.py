@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -25,11 +23,11 @@ from features.extraction.prompts import find_prompt, item_text
 from features.factorisation import FactorSpec, Interactions, biases, factorise
 from features.reviews import WordTable
 from features.store.folders import mapped_array, read_json, store_errors, whole_folder, write_json
-from features.store.tables import FeatureTable
+from features.store.tables import FeatureTable, digest
 from trainables.tasks.arrays import Floats, Ints, TaskFolders, centre_of, save_arrays, save_places, table_rows
 from trainables.tasks.rating import SHRINKAGE, shrunken_means
 
-VERSION = 5  # of what is written; part of the key
+VERSION = 6  # of what is written; part of the key
 _WORDS_VERSION = 2  # of the words that are written; part of the key of tasks that have them
 _COPY_ROWS = 4096  # rows copied at once
 
@@ -46,11 +44,6 @@ class SplitSpec:
     def __post_init__(self) -> None:
         shares = (number(self, name, above=0, below=1) for name in ("cold_ratio", "validation_share"))
         refuse(*shares, flag(self, "clip"), place="split.")
-
-
-def split_document(spec: Any) -> dict[str, Any]:
-    """What tasks are keyed by. Cutting to the scale is left out: tasks made before there was a choice keep theirs."""
-    return {name: value for name, value in asdict(spec).items() if (name, value) != ("clip", True)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,12 +95,12 @@ def build_task(
 ) -> TaskFolders:
     """Build the task, or find it built; the folder appears whole or not at all."""
     document = {
-        "version": VERSION, "split": split_document(spec), "source": source.key, "target": target.key,
+        "version": VERSION, "split": asdict(spec), "source": source.key, "target": target.key,
         "shrinkage": SHRINKAGE, "vectors": _vectors_key(vectors),
     }  # fmt: skip
     if words is not None:
         document["words"] = [words.key, _WORDS_VERSION]
-    key = hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()
+    key = digest(document)
     folder = store / f"{source.name}-{target.name}-{key[:12]}"
     if not (folder / "manifest.json").is_file():
         with store_errors(folder.parent), whole_folder(folder) as work:
@@ -221,7 +214,8 @@ class _Builder:
         write_json(
             folder / "task.json",
             {
-                "mean": mean, "slope": slope, "rating_scale": self.rating_scale, "source_items": self._size[1],
+                "mean": mean, "slope": slope, "rating_scale": self.rating_scale,
+                "source_scale": self.domains[0].rating_scale, "source_items": self._size[1],
                 "source_times": bool((self.source.time >= 0).any()), "clip": self.spec.clip,
             },
         )  # fmt: skip

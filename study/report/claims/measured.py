@@ -2,7 +2,7 @@
 
 A system is found by the name that its paper gives it (a model's `NAME`), in the scores and in sweeps of the ratio;
 ablations and swept values are the subject's. A claim about ablations may name a system too: that is then the system's
-selected configuration on validation users, on whom its score was measured as well.
+selected configuration, from its score, on the users that the ablations are compared on.
 """
 
 from __future__ import annotations

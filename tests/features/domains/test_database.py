@@ -14,8 +14,7 @@ from features.errors import InputError
 @pytest.mark.parametrize("kind", [duckdb.IOException, duckdb.OutOfMemoryException])
 def test_a_full_disk_and_too_little_memory_are_one_line(tmp_path: Path, kind: type[duckdb.Error]) -> None:
     told = rf"^{tmp_path}: DuckDB cannot go on there \(no room left\); make room on that disk and run it again$"
-    with pytest.raises(InputError, match=told), open_database(tmp_path) as database:
-        assert database.execute("SELECT current_setting('temp_directory')").fetchone() == (str(tmp_path / "spill"),)
+    with pytest.raises(InputError, match=told), open_database(tmp_path):
         raise kind("no room\nleft")
 
 

@@ -210,7 +210,7 @@ def write_file(path: Path, content: bytes) -> Path:
 
 
 def test_a_write_of_torch_that_comes_up_short_is_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """torch itself says RuntimeError."""
+    """The library itself says RuntimeError."""
     torch = pytest.importorskip("torch")
     (tmp_path / "full").symlink_to("/dev/full")
     with pytest.raises(OSError, match="No space left on device") as caught:
