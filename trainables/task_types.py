@@ -83,7 +83,7 @@ class TaskType:
     reference: str  # the one among them that a useful model has to pass
     metrics: tuple[Metric, ...]  # in the order of tables
     full: tuple[Metric, ...] = ()  # those of the full ranking, named full_<metric>; test alone has them
-    cold_items: bool = False  # whether scores know test items that never occur in training
+    cold_items: tuple[Metric, ...] = ()  # of scores, over test items that never occur in training; not of every user
     groups: tuple[str, ...] = ("",)  # of rows that are averaged apart; their metrics are named <metric>_<group>
     group_column: str = ""  # column of `per_user.csv` that holds the group
     headline: str  # the metric that marks a cell's best row, and whose difference to the reference is shown
@@ -131,14 +131,17 @@ def _measure_ratings(
     cold_N = held_out.cold_item.cpu()
     if full:
         metrics["cold_item_n"] = float(cold_N.sum())
-    if full and cold_N.any():
-        error = (predicted_N.clamp(*bounds) - ratings.rating)[cold_N].double()
-        metrics["cold_item_mae"] = float(error.abs().mean())
-        metrics["cold_item_rmse"] = float(error.square().mean().sqrt())
     columns = {
         "user": errors.user, "n": errors.n, "sum_abs_error": errors.sum_abs_error,
         "sum_squared_error": errors.sum_squared_error, "ndcg20": errors.ndcg,
     }  # fmt: skip
+    if full and cold_N.any():
+        error_C = (predicted_N.clamp(*bounds) - ratings.rating)[cold_N].double().numpy()
+        metrics["cold_item_mae"] = float(np.abs(error_C).mean())
+        metrics["cold_item_rmse"] = float(np.sqrt(np.square(error_C).mean()))
+        place_C = np.searchsorted(errors.user, ratings.user[cold_N].numpy())
+        sums = {"cold_n": None, "cold_sum_abs_error": np.abs(error_C), "cold_sum_squared_error": np.square(error_C)}
+        columns |= {name: np.bincount(place_C, each, len(errors.user)) for name, each in sums.items()}
     return Measured(columns, metrics)
 
 
@@ -182,7 +185,16 @@ RATINGS = TaskType(
         ),
         Metric(name="ndcg20", label="NDCG@20", unit="0 to 1", better="higher", total="ndcg20"),
     ),
-    cold_items=True,
+    cold_items=(
+        Metric(
+            name="cold_item_mae", label="MAE", unit="rating points", better="lower", total="cold_sum_abs_error",
+            count="cold_n",
+        ),
+        Metric(
+            name="cold_item_rmse", label="RMSE", unit="rating points", better="lower", total="cold_sum_squared_error",
+            count="cold_n", root=True,
+        ),
+    ),
     headline="rmse",
     sensitivity=("rmse", "ndcg20"),
     ablation=("mae", "rmse"),

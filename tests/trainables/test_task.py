@@ -23,7 +23,7 @@ from trainables.tasks.rating import SHRINKAGE, HeldOut, Task, load_held_out, loa
 from trainables.tasks.rating_build import SplitSpec, build_task, split_users
 
 from .sequence_worlds import make_sequence_world, sequence_domains
-from .worlds import FACTORS, SPLIT, World, build, domains_of, make_world, text_vectors
+from .worlds import FACTORS, SPLIT, World, build, domains_of, make_world, random_task, text_vectors
 
 
 @pytest.fixture(scope="module")
@@ -278,6 +278,29 @@ def test_a_build_is_found_again_and_another_split_is_another_task(world: World, 
         build_task(SPLIT, source, target, replace(FACTORS, factors=2), tmp_path / "tasks").key,
     }
     assert len(others - {first.key}) == 3
+
+
+def test_what_users_add_to_the_errors_on_cold_items_is_their_own() -> None:
+    task = random_task(seed=4)
+    known = task.validation.ratings
+    held_out = replace(task.validation, cold_item=torch.arange(len(known)) % 7 == 0)
+
+    def predict(held_out: HeldOut, task: Task, seed: int) -> torch.Tensor:
+        return torch.linspace(0, 7, len(held_out.ratings))  # beyond the scale on both sides
+
+    measured = RATINGS.measure(held_out, predict, task, 0, full=True)
+    totals = dict.fromkeys(map(int, measured.columns["user"]), (0, 0.0, 0.0))
+    for place in held_out.cold_item.nonzero().flatten().tolist():
+        user, error = int(known.user[place]), min(5, max(1, 7 * place / (len(known) - 1))) - float(known.rating[place])
+        n, absolute, square = totals[user]
+        totals[user] = n + 1, absolute + abs(error), square + error**2
+    names = ("cold_n", "cold_sum_abs_error", "cold_sum_squared_error")
+    for name, expected in zip(names, zip(*totals.values(), strict=True), strict=True):
+        assert measured.columns[name] == pytest.approx(expected, abs=1e-5)
+    n, absolute, square = (measured.columns[name].sum() for name in names)
+    assert n == measured.metrics["cold_item_n"]
+    assert measured.metrics["cold_item_mae"] == pytest.approx(absolute / n)
+    assert measured.metrics["cold_item_rmse"] == pytest.approx((square / n) ** 0.5)
 
 
 def test_without_cutting_errors_are_of_predictions_as_they_are(world: World, tmp_path: Path) -> None:

@@ -137,10 +137,13 @@ class Measured(Source):
             frame = self._results.per_user(str(run["run_id"]), arm.path)
             if self._group and column in frame.columns:
                 frame = frame[frame[column] == self._group]
-            totals = UserTotals.from_frame(frame, self._task_type.metrics)
+            totals = [UserTotals.from_frame(frame, self._task_type.metrics)]
+            if (cold := self._task_type.cold_items) and cold[0].count in frame.columns:
+                totals.append(UserTotals.from_frame(frame[frame[cold[0].count] > 0], cold))
         except InputError:  # the report lists it, see `judge.unread`
             return f"{run['part']}/{run['cell']}/{run['row']}/{run['name']}: {arm.path} {UNREAD}"
-        return samples(totals, fixed=is_baseline(run), resamples=0)
+        found = (samples(each, fixed=is_baseline(run), resamples=0) for each in totals)
+        return {name: sample for each in found for name, sample in each.items()}
 
     def _spread(self, cell: str, column: str, rows: Sequence[str]) -> Spread | None:
         """Return how seeds vary in a cell, by all trials of the rows that are compared."""

@@ -33,7 +33,7 @@ from study.report.statistics import pooled_spread
 from study.tracking.results import MissingError, load_results
 
 from ..sequences_store import LGCD, per_row, sequences_store
-from ..store import CONFIG, Store, empty_store, pooled, with_seeds
+from ..store import CONFIG, Store, empty_store, pooled, rival, with_rivals, with_seeds
 
 pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy:DeprecationWarning")
 TASK, RATIOS = "books->movies", (0.2, 0.8)
@@ -232,6 +232,25 @@ def test_each_preset_is_judged_and_a_part_on_test_users_reads_their_rows(tmp_pat
         "ours: 0 hold, 1 does not hold (1 reversed), 0 undecided; 0 not tested | "
         "paper: 1 holds, 0 do not hold, 0 undecided; 0 not tested"
     )
+
+
+def test_claims_on_cold_items_read_the_users_that_have_some(tmp_path: Path) -> None:
+    store = empty_store(tmp_path)
+    for row, sigma in (("music", 0.90), ("emcdr", 0.99)):
+        frame = rows(150, sigma, range(3))
+        cold = frame["user"] % 5 == 0  # the others have no rating of a cold item
+        frame["cold_n"] = np.where(cold, 2, 0)
+        for name in ("sum_abs_error", "sum_squared_error"):
+            frame[f"cold_{name}"] = np.where(cold, 0.4 * frame[name], 0.0)
+        values = [pooled(of_seed)["test_rmse"] for _, of_seed in frame.groupby("seed")]
+        artifacts = {"per_user.csv": frame.to_csv(index=False)}
+        store.add("score", TASK, 0.2, "test", with_seeds({"test_rmse": values}), row=row, artifacts=artifacts)
+    found = verdicts(store, with_rivals(AMAZON, rival("emcdr", system="EMCDR")))["robust-on-cold-items"]
+    (contrast,) = [c for c in found.contrasts if (c.worse, c.metric) == ("EMCDR", "cold_item_rmse")]
+    assert contrast.effect is not None
+    assert (contrast.effect.users, contrast.split) == (30, "test")
+    assert contrast.level == pytest.approx(0.9 * 2**0.5, abs=0.15)
+    assert contrast.effect.value == pytest.approx(0.1 * contrast.level, rel=0.05)
 
 
 def test_a_mean_that_hides_a_reversed_cell_does_not_hold_the_claim(tmp_path: Path) -> None:
