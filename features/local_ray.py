@@ -34,7 +34,8 @@ def start_ray(**options: Any) -> None:
             with contextlib.chdir(ROOT):
                 ray.init(
                     address="local",  # else Ray joins a cluster that another user of this machine has started
-                    num_cpus=usable_cores(), _temp_dir=ray_folder(), log_to_driver=False, **options,
+                    num_cpus=usable_cores(), _temp_dir=ray_folder(), log_to_driver=False,
+                    include_dashboard=False, **options,
                 )  # fmt: skip
         except InputError:
             raise

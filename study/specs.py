@@ -195,8 +195,6 @@ class Cluster:
 
     address: str | None = None
     """Address of a running cluster (`auto`: the one on this machine); None: start Ray here, with all cores."""
-    dashboard: bool = False
-    """Ray's dashboard; only for a Ray that is started here."""
     max_concurrent: int | None = None
     """Trials side by side; None: as many as the resources hold."""
     log: Path | None = None

@@ -84,7 +84,7 @@ class Picture:
     """A figure of the report; a notebook shows it where it is the last value of a cell."""
 
     path: Path
-    """Its PNG; PDF and SVG lie beside it."""
+    """Its PNG; SVG and CSV lie beside it."""
 
     def _repr_png_(self) -> bytes:
         return self.path.read_bytes()

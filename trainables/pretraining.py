@@ -73,6 +73,7 @@ def pretrain(
     *,
     epochs: int,
     lr: float,
+    betas: tuple[float, float] = (0.9, 0.999),
     seed: int,
     task: SequenceTask,
     kept: Path,
@@ -84,7 +85,7 @@ def pretrain(
     """
     with seeded(seed, task.device):
         network, rng = build().to(task.device), np.random.default_rng(seed)
-        optimiser = torch.optim.Adam(network.parameters(), lr=lr, fused=True)
+        optimiser = torch.optim.Adam(network.parameters(), lr=lr, betas=betas, fused=True)
         network.train()
         parts: dict[str, Stateful] = {"network": network, "optimiser": optimiser}
         for number in range(restored(kept, parts, rng, task.device) + 1, epochs + 1):

@@ -290,6 +290,8 @@ class TargetLabels:
         """Return what is read of these users."""
         halves, device = self.halves, row_B.device
         target = newest(halves.target, row_B, halves.target.lengths[row_B], self.most)
+        if target.item.shape[1] == 1:  # a label each and nothing before it: a column of padding is shown
+            target = Bag(*(functional.pad(part, (0, 1)) for part in (target.item, target.real)))
         source = newest(halves.source, row_B, halves.source.lengths[row_B], self.most)
         place_L = torch.arange(target.item.shape[1], device=device)
         first_B = halves.target.starts[row_B] + halves.target.lengths[row_B] - target.length

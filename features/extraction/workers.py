@@ -244,7 +244,7 @@ def _ray_session() -> Iterator[None]:
     level = logger.level
     try:
         if start:
-            start_ray(include_dashboard=False, logging_level=logging.ERROR)
+            start_ray(logging_level=logging.ERROR)
         logger.setLevel(logging.ERROR)
         context = DataContext.get_current()
         bars, context.enable_progress_bars = context.enable_progress_bars, False

@@ -61,7 +61,7 @@ class TaskRules(Protocol):
 class RatingTasks:
     """Tasks of ratings, such as MuSiC's."""
 
-    previewed = False  # domains of ratings are large: reading them takes minutes
+    previewed = False  # what language models have to do is told by their tables
 
     def table_names(self, plan: Plan) -> list[TableName]:
         """Users of every domain, items of the target domains."""

@@ -98,7 +98,7 @@ def connect(cluster: Cluster) -> None:
             except ConnectionError as error:
                 raise InputError(f"--address {cluster.address}: {_refusal(error)}") from error
         else:
-            start_ray(include_dashboard=cluster.dashboard)
+            start_ray()
     if cluster.resume is not None:
         address = ray.get_runtime_context().gcs_address
         watch_head(address, cluster.resume, going=ray.is_initialized)

@@ -90,11 +90,6 @@ class Ledger:
         """Jobs that this call started."""
 
     @property
-    def todo(self) -> tuple[Job, ...]:
-        """Jobs that had to be trained at the beginning, in their order."""
-        return self._decision.todo
-
-    @property
     def complete(self) -> bool:
         """Whether every job has ended, but for those that a spent budget has kept from starting."""
         return not self._running and all(self.exhausted(job.row) for job in self._waiting.values())

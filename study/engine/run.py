@@ -12,7 +12,6 @@ import hashlib
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from features.errors import InputError
 from study.engine.fingerprint import fingerprints
@@ -39,8 +38,6 @@ class RunSummary:
     """All planned trials that failed, in this call or before."""
     stopped: str | None
     """Why trials of the plan were not started: the budgets that are spent."""
-    log: Path
-    """File with Ray's own messages."""
 
 
 def run_jobs(
@@ -93,7 +90,7 @@ def run_jobs(
         raise KeyboardInterrupt
     return RunSummary(
         planned=len(jobs), ran=ledger.ran, superseded=tracker.superseded, failures=ledger.failures,
-        stopped=ledger.stopped, log=home.ray_log(recipe.experiment),
+        stopped=ledger.stopped,
     )  # fmt: skip
 
 

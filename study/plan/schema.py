@@ -313,11 +313,6 @@ class Plan:
         return "text" if self.features.text else {"ratings": "ratings", "sequences": "ids"}[self.task_type.name]
 
     @property
-    def needs(self) -> frozenset[str]:
-        """What the rows' models need of a task beside ids and interactions."""
-        return frozenset(need for row in self.rows for need in load_model(row.model).NEEDS)
-
-    @property
     def task_type(self) -> TaskType:
         """That of the subject's tasks, hence of all rows'."""
         return TASK_TYPES[load_model(self.model).TASK_TYPE]

@@ -87,9 +87,9 @@ class Results:
         """Return the trials that are to have a result, and have none."""
         return self.trials.drop(self.ended().index)
 
-    def validation(self, part: str = "search", row: str | None = None) -> pd.DataFrame:
-        """Return the finished trials of a part without any test column: the only thing that selection is given."""
-        trials = self.finished(part, row)
+    def validation(self, row: str | None = None) -> pd.DataFrame:
+        """Return the finished search trials without any test column: the only thing that selection is given."""
+        trials = self.finished("search", row)
         return trials[[name for name in trials.columns if not str(name).startswith("metrics.test_")]]
 
     def rows_in(self, part: str) -> list[str]:

@@ -37,9 +37,7 @@ def test_a_file_may_hold_words_with_blanks_and_words_that_are_no_text(tmp_path: 
 
 
 def test_a_hub_id_is_no_vocabulary(tmp_path: Path) -> None:
-    with pytest.raises(
-        InputError, match=r"^reviews\.vectors org/model: no such folder; give a preset, a folder, or"
-    ):
+    with pytest.raises(InputError, match=r"^reviews\.vectors org/model: no such folder; give a preset, a folder, or"):
         open_words(ReviewSpec(vectors="org/model"), tmp_path)
 
 

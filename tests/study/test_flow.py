@@ -108,6 +108,7 @@ def test_names_and_configurations(results: Results) -> None:
 
 def test_the_best_trial_has_the_least_validation_error(results: Results) -> None:
     search = results.finished("search")
+    assert sorted(search["cell"].unique()) == CELLS
     for _, rows in search.groupby("cell"):
         assert rows["best"].sum() == 1
         assert rows.loc[rows["best"], "metrics.val_rmse"].item() == rows["metrics.val_rmse"].min()

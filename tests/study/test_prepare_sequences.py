@@ -121,7 +121,6 @@ def test_a_plan_whose_models_read_no_titles_needs_no_encoder(
     make: Callable[..., Plan], raw: Path, tmp_path: Path
 ) -> None:
     plan, home = make(features={}), Home(tmp_path / "home")
-    assert "titles" not in plan.needs
     inputs = prepare(plan, raw, home, no_progress)
     assert not home.store.exists()
     assert (dict(inputs.tables), dict(inputs.pseudo)) == ({}, {})

@@ -162,8 +162,12 @@ def test_side_users_take_part_unless_they_are_left_out() -> None:
     mean = known.rating.double().mean()
     for item in range(len(task.items)):
         of_item = known.rating[known.item == item].double() - mean
-        assert left.item_offset[item] == pytest.approx(float(mean + of_item.sum() / (len(of_item) + SHRINKAGE)), abs=1e-5)
-    assert not np.allclose(left.item_offset, full.item_offset), "nor do side users stand in what the factors are added to"
+        assert left.item_offset[item] == pytest.approx(
+            float(mean + of_item.sum() / (len(of_item) + SHRINKAGE)), abs=1e-5
+        )
+    assert not np.allclose(left.item_offset, full.item_offset), (
+        "nor do side users stand in what the factors are added to"
+    )
 
 
 def test_epochs_are_sweeps() -> None:

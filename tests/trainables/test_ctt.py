@@ -95,6 +95,37 @@ def test_a_label_is_predicted_from_what_stands_before_it(task: SequenceTask, ali
         torch.testing.assert_close(states[row, column], alone, atol=1e-4, rtol=1e-4)
 
 
+def test_users_of_one_target_item_may_fill_a_batch(task: SequenceTask) -> None:
+    """Nothing of theirs is shown before it but source items: the same vectors as beside users who have more."""
+    model, made = network(task, dropout=0.0), Loss(Config(dropout=0.0), task, np.random.default_rng(0))
+    captured: list[Any] = []
+    made.rated = lambda user, row, label, vectors: captured.append((user, row)) or user.sum()  # type: ignore[assignment, func-returns-value]
+    rows = made.labels.rows
+    alone = rows[made.labels.halves.target.lengths[rows] == 1]
+    assert len(alone)
+    for chosen in (alone, rows):
+        assert made(model, chosen).isfinite()
+    (few, which), (all_of, row) = captured
+    assert which.equal(alone)
+    found = torch.stack([all_of[row == user][0] for user in alone])
+    torch.testing.assert_close(few, found, atol=1e-5, rtol=1e-5)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("align", ["product", "none"])
+@pytest.mark.parametrize("text", [True, False])
+def test_without_texts_none_is_read(task: SequenceTask, align: str, text: bool) -> None:
+    model, history = network(task, text=text, align=align), task.validation.history
+    found = []
+    for _ in range(2):
+        made = Loss(Config(text=text, align=align), task, np.random.default_rng(0))
+        value = made(model, made.labels.rows[:8])
+        found.append((model.users(history), model.items(task.target), value))
+        model.texts = model.texts[torch.randperm(len(model.texts), generator=torch.Generator().manual_seed(0))]
+    for before, after in zip(*found, strict=True):
+        assert before.equal(after) is not text
+
+
 def test_the_contrast_of_two_users() -> None:
     two = torch.eye(2, WIDTH)
     assert float(contrast_of_users(two, two, 0.1)) == pytest.approx(4.5399e-5, rel=2e-3)  # log(1 + e^-10)

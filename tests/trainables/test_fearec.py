@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import numpy as np
 import pytest
 import torch
+from optuna.distributions import CategoricalDistribution
 from torch import Tensor
 
 from features.errors import InputError
+from search_spaces import load_space
+from trainables.interface import field_types
 from trainables.models.fearec import LENGTHS, WIDTH, Config, FEARec, Loss, band_filter, kept_bins, over_lags
 from trainables.sequence_tools import training_labels
 from trainables.tasks.sequential import Sequences, SequenceTask
@@ -38,6 +42,7 @@ def by_hand(signal: Tensor, kept: range) -> Tensor:
         (50, 2, 0.6, [(10, 26), (0, 16)]),
         (50, 4, 0.6, [(10, 26), (7, 23), (4, 20), (1, 17)]),
         (50, 2, 0.4, [(13, 26), (0, 13)]),
+        (8, 2, 0.8, [(1, 5), (0, 4)]),  # 5 * (1 - 0.8) is 0.9999999999999998
     ],
 )
 def test_the_ramp_of_kept_frequencies(n: int, layers: int, ratio: float, bins: list[tuple[int, int]]) -> None:
@@ -69,6 +74,21 @@ def test_t3_lags_are_read_by_their_correlation(n: int) -> None:
     weight = correlation[lags].softmax(0)
     wanted = sum(w * value[0].roll(-int(lag), 0) for w, lag in zip(weight, lags, strict=True))
     torch.testing.assert_close(over_lags(band @ query, key, value, 3.0)[0], wanted, atol=1e-13, rtol=0)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("variant", ["paper", "wide"])
+def test_a_history_of_any_length_is_read_by_all_choices_of_the_spaces(variant: str) -> None:
+    space = load_space(f"fearec/{variant}", field_types(Config))
+    choices = {
+        parameter.name: parameter.distribution.choices
+        for parameter in space.parameters
+        if isinstance(parameter.distribution, CategoricalDistribution)
+    }
+    for ratio, factor in itertools.product(choices["global_ratio"], choices["topk_factor"]):
+        model = FEARec(Config(global_ratio=ratio, topk_factor=factor), 60).eval()  # type: ignore[arg-type]
+        for n in LENGTHS:
+            assert model.users(Sequences(torch.arange(n), torch.tensor([0, n]))).isfinite().all()
 
 
 @torch.no_grad()

@@ -11,6 +11,7 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from features.errors import InputError
+from trainables import pretraining
 from trainables.models import llmcdsr, sasrec
 from trainables.models.llmcdsr import BETAS, Config, Loss, Meta, Recall, Texts, inserted, step_derivative, text_contrast
 from trainables.sequence_tools import Batch, training_labels
@@ -163,7 +164,10 @@ def test_the_meta_gradient_is_that_of_a_step_that_is_differentiated(
     values = dict(network.named_parameters())
     query, _ = made.query(users)
     vectors = network.item.weight.detach()[recalled] + ((query - query.detach()) / 3)[:, None]
-    inner = loss(network, batch, drawn[0]) + loss(network, augmented.batch, drawn[1], augmented.slot, vectors)
+    inner = torch.zeros((), dtype=torch.float64)  # the mean over the labels of X and X' together
+    total = len(batch.label) + len(augmented.batch.label)
+    for given, part in ((batch, (drawn[0],)), (augmented.batch, (drawn[1], augmented.slot, vectors))):
+        inner = inner + loss(network, given, *part) * len(given.label) / total
     slopes = torch.autograd.grad(inner, [values[name] for name in names], create_graph=True)
     moved = {}
     for name, slope in zip(names, slopes, strict=True):
@@ -186,6 +190,32 @@ def test_the_meta_gradient_is_that_of_a_step_that_is_differentiated(
     exact = torch.autograd.grad(outer, made.pooling)[0]
     assert float(exact.abs().max()) > 0
     assert float((found - exact).norm() / exact.norm()) < error
+
+
+def test_a_step_is_down_the_mean_over_all_labels_and_every_adam_has_the_same_betas(
+    task: SequenceTask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Real sequences lose 2 a label and augmented ones 5; half of them stand for how many labels there are."""
+    counts: list[int] = []
+    stepped: list[float] = []
+    betas: list[Any] = []
+    pretrain = pretraining.pretrain
+
+    def loss(self: Any, network: Any, batch: Batch, drawn: Any, *_: Any) -> torch.Tensor:
+        counts.append(len(batch.label))
+        return torch.tensor(2.0 if len(counts) % 2 else 5.0)
+
+    monkeypatch.setattr(pretraining, "pretrain", lambda *a, **k: betas.append(k["betas"]) or pretrain(*a, **k))
+    places = llmcdsr.train(Config(meta=False, batch=16, aug_batch=6, recalled=3), task, 77)
+    setup: Any = next(places)
+    monkeypatch.setattr(Loss, "__call__", loss)
+    monkeypatch.setattr(llmcdsr, "step", lambda optimiser, value: stepped.append(float(value)) or stepped[-1])
+    next(places)
+    wanted = [(2 * n + 5 * m) / (n + m) for n, m in zip(counts[::2], counts[1::2], strict=True)]
+    assert stepped == pytest.approx(wanted)
+    assert len(set(counts)) > 2
+    assert betas == [BETAS]
+    assert [setup.parts[name].defaults["betas"] for name in ("optimiser", "pooling")] == [BETAS, BETAS]
 
 
 def test_texts_are_asked_of_a_task_that_has_them(task: SequenceTask) -> None:

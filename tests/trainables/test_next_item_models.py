@@ -78,6 +78,13 @@ def kept(sequence_folders: tuple[Path, Path], request: pytest.FixtureRequest) ->
     return Kept(final.metrics, score)
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_an_ablation_changes_something(name: str) -> None:
+    default = make_config(name, {}, "config")
+    for variant in load_model(name).ABLATIONS.values():
+        assert make_config(name, variant.config, "config") != default
+
+
 @torch.no_grad()
 @pytest.mark.parametrize("kept", NAMES, indirect=True)
 def test_t2_a_row_alone_and_beside_longer_ones_gives_the_same(task: SequenceTask, kept: Kept) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -125,6 +126,22 @@ def test_trials_share_one_pretraining(sequence_folders: tuple[Path, Path], monke
     for lr in (1e-3, 2e-3):
         *_, _ = run("plcr", {**config, "lr": lr}, search, [11])
     assert made == [11]
+
+
+def test_both_directions_make_the_same_weights(
+    task: SequenceTask, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    documents: list[Any] = []
+
+    def kept_once(task: SequenceTask, kind: str, document: Any, make: Any) -> Any:
+        documents.append(document)
+        return make(tmp_path / f"{len(documents)}.pt")
+
+    monkeypatch.setattr(pretraining, "kept_once", kept_once)
+    back = replace(task, source=task.target, target=task.source)
+    one, other = (plcr.pretrained(given, 0) for given in (task, back))
+    assert documents[0] == documents[1]
+    assert all(value.equal(other[name]) for name, value in one.items())
 
 
 def test_faults_of_a_config_are_told_together() -> None:

@@ -52,6 +52,18 @@ def test_a_damaged_file_is_begun_anew(task: SequenceTask, tmp_path: Path) -> Non
     assert all(value.equal(whole[name]) for name, value in trained(task, kept).items())
 
 
+def test_adam_has_the_betas_that_are_asked_for(task: SequenceTask, tmp_path: Path) -> None:
+    found = []
+
+    def epoch(network: nn.Module, optimiser: Any, rng: np.random.Generator) -> None:
+        found.append(optimiser.defaults["betas"])
+
+    common: dict[str, Any] = {"epochs": 1, "lr": 0.1, "seed": 0, "task": task}
+    pretrain(lambda: nn.Linear(3, 2), epoch, kept=tmp_path / "one.pt", **common)
+    pretrain(lambda: nn.Linear(3, 2), epoch, kept=tmp_path / "two.pt", betas=(0.9, 0.98), **common)
+    assert found == [(0.9, 0.999), (0.9, 0.98)]
+
+
 def test_of_several_that_ask_at_once_one_makes_it(task: SequenceTask) -> None:
     made, got, together = [], [], threading.Barrier(4)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,9 +11,10 @@ import torch
 from torch.nn.functional import normalize
 
 from features.errors import InputError
-from trainables.models import tri_cdr
-from trainables.models.tri_cdr import TAU, WIDTH, Attention, Config, Loss, TriCDR, triplet_loss
-from trainables.sequence_tools import Bag, contrast
+from trainables import pretraining
+from trainables.models import sasrec, tri_cdr
+from trainables.models.tri_cdr import TAU, WIDTH, Attention, Config, Loss, TriCDR, cosine_loss, triplet_loss
+from trainables.sequence_tools import Bag, Batch, contrast, draw_shared, training_labels
 from trainables.tasks.sequential import OVERLAPPING, Sequences, SequenceTask
 
 
@@ -104,6 +106,72 @@ def test_under_strict_cold_start_a_learned_vector_asks(task: SequenceTask) -> No
         parts[1], model.attention(source, bag.real, model.cold[None], mean), atol=1e-5, rtol=1e-5
     )
     assert parts[2].abs().max() == 0
+
+
+@torch.no_grad()
+def test_a_projection_is_linear_relu_linear(task: SequenceTask) -> None:
+    x = torch.randn(5, WIDTH, generator=torch.Generator().manual_seed(0))
+    for projection in network(task).projections:
+        first, last = [part for part in projection if isinstance(part, torch.nn.Linear)]  # type: ignore[attr-defined]
+        wanted = (x @ first.weight.T + first.bias).clamp(min=0) @ last.weight.T + last.bias
+        torch.testing.assert_close(projection(x), wanted, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("attention", [True, False])
+def test_without_the_mixed_sequence_nothing_depends_on_it(task: SequenceTask, attention: bool) -> None:
+    config = Config(mixed=False, attention=attention, dropout=0.0)
+    model = network(task, mixed=False, attention=attention, dropout=0.0)
+    history = task.validation.history
+    found = []
+    for _ in range(2):
+        made = Loss(config, task, np.random.default_rng(0))
+        value = made(model, next(made.batches()))
+        value.backward()  # type: ignore[no-untyped-call]
+        found.append((model.users(history).detach(), float(value.detach())))
+        with torch.no_grad():
+            for parameter in (*model.readers[0].parameters(), *model.projections[0].parameters()):
+                assert parameter.grad is None or parameter.grad.abs().max() == 0
+                torch.nn.init.normal_(parameter)
+    assert found[0][0].equal(found[1][0])
+    assert found[0][1] == found[1][1]
+    assert model.readers[1].item.weight.grad is not None
+    assert model.readers[1].item.weight.grad.abs().max() > 0
+
+
+@torch.no_grad()
+def test_the_pretraining_has_the_head_of_the_training(task: SequenceTask) -> None:
+    """The softmax of 5 cos, over all items of the label's domain: 20,000 drawn ones stand for them."""
+    torch.manual_seed(0)
+    reader, domains = sasrec.SASRec(sasrec.Config(), task.items).eval(), [task.source, task.target]
+    torch.nn.init.normal_(reader.item.weight, std=0.3)
+    batch = next(training_labels(task, "merged").batches(8, 50, np.random.default_rng(0)))
+    drawn = draw_shared(domains, 20_000, np.random.default_rng(1))
+    states = reader.encode(reader.item(batch.item), batch.length)[batch.row, batch.column]
+    wanted = 0.0
+    for state, label in zip(states, batch.label.tolist(), strict=True):
+        low, high = task.target if task.target[0] <= label < task.target[1] else task.source
+        scores = [5 * float(torch.cosine_similarity(state, row, dim=0)) for row in reader.item.weight[low:high]]
+        wanted -= float(torch.tensor(scores).log_softmax(0)[label - low]) / len(states)
+    assert float(cosine_loss(reader, batch, domains, drawn)) == pytest.approx(wanted, rel=0.01)
+    assert Config().scale == 5
+
+
+def test_each_encoder_is_pretrained_by_it(
+    task: SequenceTask, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:  # fmt: skip
+    labels: list[set[int]] = []
+
+    def counted(network: sasrec.SASRec, batch: Batch, domains: Any, drawn: Any) -> torch.Tensor:
+        labels.append(set(batch.label.tolist()))
+        return cosine_loss(network, batch, domains, drawn)
+
+    monkeypatch.setattr(tri_cdr, "ENCODER_EPOCHS", 1)
+    monkeypatch.setattr(tri_cdr, "cosine_loss", counted)
+    monkeypatch.setattr(pretraining, "kept_once", lambda task, kind, document, make: make(tmp_path / "kept.pt"))
+    weights = tri_cdr.pretrained(task, 0)
+    for place, part in enumerate(tri_cdr.PARTS):
+        assert set(training_labels(task, part).item.tolist()) in labels
+        assert weights[f"{place}.item.weight"].isfinite().all()
 
 
 @torch.no_grad()

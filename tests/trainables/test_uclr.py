@@ -11,7 +11,7 @@ import torch
 from features.errors import InputError
 from trainables.interface import Epoch, Setup, Stage
 from trainables.models import uclr
-from trainables.models.uclr import UCLR, WIDTH, Config, Recovered, Temperatures, global_items, train
+from trainables.models.uclr import UCLR, WIDTH, Config, Recovered, Temperatures, Trainer, global_items, train
 from trainables.sequence_tools import Bag
 from trainables.tasks.sequential import SequenceTask
 
@@ -116,6 +116,25 @@ def test_the_fine_tuning_moves_low_rank_parts_alone(task: SequenceTask) -> None:
     moved = {name for name, value in setup.network.state_dict().items() if not value.equal(staged[name])}
     assert moved
     assert all(name == "bias" or name.endswith((".left", ".right")) for name in moved)
+
+
+def test_users_are_tied_in_the_domains_of_which_the_streams_read_something(task: SequenceTask) -> None:
+    """At a high dropout many a domain is left without an item: such a user is in no contrast of it."""
+    torch.manual_seed(0)
+    config = Config(dropout=0.7, negatives=20)
+    model = UCLR(config, global_items(task, 0), task.source, task.target)
+    trainer, tied = Trainer(config, task, np.random.default_rng(0)), []
+
+    def loss(user_B: torch.Tensor, one_BD: torch.Tensor, other_BD: torch.Tensor, kind: int) -> torch.Tensor:
+        tied.append(len(user_B))
+        for vectors in (one_BD, other_BD):
+            assert (vectors.norm(dim=1) > 0).all()
+        return one_BD.sum()
+
+    trainer.temperatures.loss = loss  # type: ignore[method-assign]
+    trainer.autoencoder(model, torch.arange(len(task.train)))
+    present = [int((part.lengths > 0).sum()) for part in (trainer.halves.source, trainer.halves.target)]
+    assert [0 < tied[2 * domain] < present[domain] for domain in range(2)] == [True, True]
 
 
 @torch.no_grad()

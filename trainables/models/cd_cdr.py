@@ -4,9 +4,9 @@ One diffusion model generates item vectors of both domains. Its condition holds 
 by attention and mixed by the indicator of the wanted domain; items are ranked by what is generated. Built on DreamRec.
 In the paper's order: aggregates and condition, diffusion, guidance, training, recommendation.
 What is ours, where text and code are silent or contradict each other: the pool is a mean, so that length does not scale
-it; DreamRec's exponential variances, whose sum is the same for every T; the squared error moves the network alone and a
-softmax (`rank_weight`) trains the table, for the squared error alone is best when all items are equal; `hide_own` rows
-train as strict cold start scores; an epoch is a random quarter of the rows.
+it; DreamRec's exponential variances, whose product of 1 - beta is the same for every T; the squared error moves the network
+alone and a softmax (`rank_weight`) trains the table, for the squared error alone is best when all items are equal;
+`hide_own` rows train as strict cold start scores; an epoch is a random quarter of the rows.
 Shapes: B rows, L items of a row, D vector width, T steps, K drawn items, R rows that are scored.
 """
 

@@ -5,7 +5,7 @@ encoded apart and pulled into one code, by two discriminators behind a reversed 
 difference; items are scored from the code. The labelled domain is the one whose items are recommended, the target.
 The formulas are those of the authors' repository (LiuHao-sdnu/DA-DAN); the weights of the losses are not in it, so they
 are searched (0.1 each is ours). Other than there: norms are trained, the reconstruction is linear, all users' halves
-train, the label is a random item of a half, and a softmax is over drawn items.
+train, the label is a random item of a half, a softmax is over drawn items, and feed-forward maps have biases (ours).
 Shapes: B halves, L positions, D vector width, C width of the code, J target-domain items, K drawn items, R rows.
 """
 

@@ -47,7 +47,7 @@ ABLATIONS = {
     "target_only": Variant(config={"sequences": "target"}),
     "paper_loss": Variant(config={"loss": "bpr_max"}),
     "untied": Variant(config={"tied": False}),
-    "uniform_negatives": Variant(config={"sample_alpha": 0.0}),
+    "popular_negatives": Variant(config={"sample_alpha": 0.5}),
 }
 
 

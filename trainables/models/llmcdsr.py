@@ -4,8 +4,9 @@ doi 10.1145/3715099. What a language model writes for a user of one domain (the 
 the space of the other domain's items, pooled into one query, and the nearest real items are inserted into the user's
 sequence; a SASRec learns from both. The pooling is learned by a meta gradient: a step on sequences with recalled items is
 to help the users who are really in both domains. In the paper's order: contrastive pretraining (stage 2), recall, training.
-What is ours: the language model and its prompt are this project's; the meta gradient is a difference of two gradients
-instead of a differentiated optimiser, takes the moments of the main one, and is taken without dropout. In the authors'
+What is ours: the language model and its prompt are this project's; in stage 2 one SASRec reads the halves of both domains;
+blocks are pre-norm, as in SASRec here; the meta gradient is a difference of two gradients instead of a differentiated
+optimiser, takes the moments of the main one, and is taken without dropout. In the authors'
 code the text of an item meets the embedding of the one before it, the meta users are all overlapping users whatever the
 ratio, and the inner optimiser is new in each step, which makes its derivative vanish; here they are as the paper says.
 Pretraining depends on one searched field, `contrast`, and is kept for each of its values (`prepare`).
@@ -49,11 +50,11 @@ from trainables.sequence_tools import (
 from trainables.tasks.sequential import OVERLAPPING, SOURCE_ONLY, Sequences, SequenceTask
 
 WIDTH = sasrec.WIDTH  # D
-BETAS = (0.9, 0.98)
+BETAS = (0.9, 0.98)  # of every Adam
 MAX_LENGTH = 50  # newest items of a sequence that are read
 TEXT_EPOCHS, TEXT_LR, TEXT_BATCH = 10, 1e-3, 128  # of the contrastive pretraining
 DIFFERENCE = 1e-3  # h |v| of the difference that stands for the second derivative; 0.01 errs by half in the tests
-VERSION = 1  # of what pretraining makes; part of its key
+VERSION = 2  # of what pretraining makes; part of its key
 LOSSES, SOURCES = ("bce", "softmax"), ("titles", "texts")
 
 NAME = "LLMCDSR"
@@ -155,8 +156,8 @@ def pretrained(task: SequenceTask, contrast: float, seed: int) -> Mapping[str, T
 
     def make(kept: Path) -> dict[str, Any]:
         return pretraining.pretrain(
-            lambda: Texts(task.items, titles.shape[1]), epoch, epochs=TEXT_EPOCHS, lr=TEXT_LR, seed=seed, task=task,
-            kept=kept,
+            lambda: Texts(task.items, titles.shape[1]), epoch, epochs=TEXT_EPOCHS, lr=TEXT_LR, betas=BETAS, seed=seed,
+            task=task, kept=kept,
         )  # fmt: skip
 
     return pretraining.kept_once(task, "llmcdsr", _document(task, contrast, seed), make)
@@ -296,6 +297,12 @@ class Loss:
         return softmax_loss(state_ND, batch.label, vector_UD[label_at], self.domains, drawn, vector_UD[drawn_at])
 
 
+def mean_over_both(one: Tensor, other: Tensor, batch: Batch, augmented: Batch) -> Tensor:
+    """Return the mean over all labels of X and X' (BCE(X u X')), from the mean over the labels of either."""
+    n, m = len(batch.label), len(augmented.label)
+    return (n * one + m * other) / (n + m)
+
+
 def step_derivative(gradient: Tensor, state: Mapping[str, Any], lr: float, eps: float) -> tuple[Tensor, Tensor]:
     """Return what Adam's next step subtracts for a gradient, and its diagonal derivative with respect to the gradient.
 
@@ -342,7 +349,8 @@ class Meta:
             found = torch.autograd.grad(loss, parameters, allow_unused=True)
             return [torch.zeros_like(p) if g is None else g for p, g in zip(parameters, found, strict=True)]
 
-        inner = gradients(self.loss(network, batch, drawn[0]) + augmented_loss(query_BD.detach()))
+        plain, inserted_loss = self.loss(network, batch, drawn[0]), augmented_loss(query_BD.detach())
+        inner = gradients(mean_over_both(plain, inserted_loss, batch, augmented.batch))
         eps, lr = optimiser.defaults["eps"], optimiser.param_groups[0]["lr"]
         steps = [step_derivative(g, optimiser.state[p], lr, eps) for p, g in zip(parameters, inner, strict=True)]
         with moved(parameters, [-away for away, _ in steps], 1.0):
@@ -356,7 +364,8 @@ class Meta:
             with moved(parameters, v, sign * h):
                 query, _ = self.recall.query(user_B)
                 sides.append(torch.autograd.grad(augmented_loss(query), self.recall.pooling)[0])
-        return -(sides[0] - sides[1]) / (2 * h)
+        share = len(augmented.batch.label) / (len(batch.label) + len(augmented.batch.label))  # of X', which reads phi
+        return -share * (sides[0] - sides[1]) / (2 * h)
 
     def _overlapping(self, rng: np.random.Generator) -> Batch:
         batch = next(self.waiting, None)
@@ -391,7 +400,7 @@ def train(config: Config, task: SequenceTask, seed: int) -> Iterator[Setup | Epo
     recall = Recall(config, task, texts.to(task.device))
     network, rng = sasrec.SASRec(sasrec.Config(dropout=config.dropout), task.items), np.random.default_rng(seed)
     optimiser = Adam(network.parameters(), lr=config.lr, betas=BETAS)
-    pooling = Adam(recall.parameters(), lr=config.lr)
+    pooling = Adam(recall.parameters(), lr=config.lr, betas=BETAS)
     both = nn.ModuleDict({"network": network, "recall": recall})
     yield Setup(both, optimiser=optimiser, pooling=pooling, rng=rng)
     labels, loss = training_labels(task, "merged"), Loss(config, task, rng)
@@ -418,7 +427,7 @@ def train(config: Config, task: SequenceTask, seed: int) -> Iterator[Setup | Epo
                     recalled_BR, _ = recall.items(user_B)
                 augmented = inserted(task, user_B, recalled_BR, rng)
                 drawn = loss.drawn(augmented.batch.number, augmented.batch.label)
-                total = total + loss(network, augmented.batch, drawn)
+                total = mean_over_both(total, loss(network, augmented.batch, drawn), batch, augmented.batch)
             losses.append(step(optimiser, total))
         yield Epoch(predict=scorer, metrics={"train_loss": sum(losses) / len(losses)}, pack=scorer.pack)
 

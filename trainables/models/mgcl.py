@@ -3,9 +3,9 @@
 An item has a static vector from a graph of all users and items of both domains, and a dynamic one from the user's own
 sequence; a contrast ties them. Self-attention over the target's items and cross-attention to the source's give two
 preferences, tied by another contrast. The paper's text was not at hand: equations are those of a public copy of its code.
-What is ours: the sequence graph has no edge to the item after the next one's state, which in the code is the label
-(`graph: both` has it, and is trained as the code does); the graph is walked with its gradient (`refresh: step`), not once
-an epoch without; all source items before a label are read; under strict cold start a learned vector is the query.
+What is ours: in the sequence graph no item hears the one after it, which is the label of its own position (`graph: both`
+trains with that edge, as the code does, and scores without it); the graph is walked with its gradient (`refresh: step`),
+not once an epoch without; all source items before a label are read; under strict cold start a learned vector is the query.
 Shapes: B users, L positions, M source positions, N labels, I items of both domains, D vector width, R rows.
 """
 
@@ -53,6 +53,7 @@ ABLATIONS = {
     "wo_item_contrast": Variant(config={"beta": 0.0, "gamma": 0.0}),
     "wo_user_contrast": Variant(config={"alpha": 0.0}),
     "wo_inter": Variant(config={"inter": False}),
+    "graph_both": Variant(config={"graph": "both"}),
 }
 
 
