@@ -46,6 +46,12 @@ def test_the_head_serves_the_driver_alone(name: str) -> None:
     assert "--dashboard-host=127.0.0.1" in config["head_start_ray_commands"][-1]
 
 
+def test_the_image_is_not_the_one_that_ray_names_by_itself() -> None:
+    """`latest_dlami` is Ubuntu 18.04 in Ray 2.60, whose Python cannot install this package."""
+    types = yaml.safe_load((ROOT / "cluster.yaml").read_text())["available_node_types"].values()
+    assert {node["node_config"]["ImageId"] for node in types} == {"ami-REPLACE_ME"}
+
+
 def changed(folder: Path, name: str, **changes: Any) -> Path:
     config = yaml.safe_load((ROOT / name).read_text())
     path = folder / name
