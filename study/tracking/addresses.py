@@ -11,6 +11,11 @@ def is_server(uri: str) -> bool:
     return uri.startswith(("http://", "https://"))
 
 
+def is_database(uri: str) -> bool:
+    """Whether a store is a database that a server holds; a SQLite file is none."""
+    return re.match(r"(postgresql|mysql|mssql)(\+\w+)?://", uri) is not None
+
+
 def without_password(uri: str) -> str:
     """Return a store's address as readers of a tag or a page may see it."""
     return re.sub(r"(//[^/:@]*):[^/]*@", r"\1@", uri)

@@ -21,14 +21,14 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from features.errors import InputError
+from features.errors import InputError, one_line
 from study.home import Home
 from study.specs import Job
 from study.tracking import tags
-from study.tracking.addresses import is_server, naming, without_password
+from study.tracking.addresses import is_database, is_server, naming, without_password
 from study.tracking.local_store import LOCK_S, check_store, database_file, making
 from study.tracking.local_store import default_uri as default_uri
-from study.tracking.spool import Spool, answers
+from study.tracking.spool import ANSWER_S, Spool, answers
 
 if TYPE_CHECKING:
     from mlflow.entities import Experiment, Run
@@ -111,6 +111,8 @@ def connect(uri: str) -> MlflowClient:
     """
     if is_server(uri) and not answers(uri):
         raise InputError(f"MLflow at {without_password(uri)}: does not answer; start the server, or name another store")
+    if is_database(uri):
+        _check_database(uri)
     if (database := database_file(uri)) is not None:
         check_store(database)
         with making(database) as new:
@@ -119,6 +121,23 @@ def connect(uri: str) -> MlflowClient:
                 client.search_experiments(max_results=1)  # with the first question, the tables are made
         return client
     return _client(uri)
+
+
+def _check_database(uri: str) -> None:
+    """Raise InputError where a database does not answer, which MLflow would ask again and again for minutes."""
+    from sqlalchemy import create_engine
+    from sqlalchemy.exc import SQLAlchemyError
+
+    try:
+        with create_engine(uri, connect_args={"connect_timeout": int(ANSWER_S)}).connect():
+            pass
+    except ImportError as error:
+        raise InputError(f"MLflow at {without_password(uri)}: needs the Python package {error.name}; install it") from error
+    except (SQLAlchemyError, OSError) as error:
+        reason = one_line(getattr(error, "orig", None) or error, 200)
+        raise InputError(
+            f"MLflow at {without_password(uri)}: cannot be used ({reason}); start the database or correct its address"
+        ) from error
 
 
 def _client(uri: str) -> MlflowClient:

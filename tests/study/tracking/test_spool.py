@@ -253,3 +253,10 @@ def test_no_message_shows_the_password_of_a_server(tmp_path: Path) -> None:
         Spool(Server(), "http://me:secret@127.0.0.1:9", tmp_path)  # type: ignore[arg-type]
     with pytest.raises(InputError, match=r"^MLflow at http://me@127\.0\.0\.1:9: does not answer"):
         tracking.connect("http://me:secret@127.0.0.1:9")
+
+
+def test_a_database_that_does_not_answer_is_one_line(capfd: pytest.CaptureFixture[str]) -> None:
+    told = r"^MLflow at postgresql\+psycopg://me@127\.0\.0\.1:9/runs: cannot be used \(.*refused.*\); start the database or"
+    with pytest.raises(InputError, match=told):
+        tracking.connect("postgresql+psycopg://me:secret@127.0.0.1:9/runs")
+    assert capfd.readouterr() == ("", ""), "and MLflow's own warnings are not on the terminal"
