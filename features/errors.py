@@ -20,6 +20,11 @@ class InputError(ValueError):
     """Bad input from outside; the message is one line: place, rule, value, remedy."""
 
 
+def named_line(error: BaseException) -> str:
+    """Return the class and the message of an error on one line."""
+    return one_line(f"{type(error).__name__}: {error}")
+
+
 def one_line(error: object, longest: int | None = None) -> str:
     """Return the message of an error (or any text) on one line, cut at `longest` characters."""
     return " ".join(str(error).split())[:longest]

@@ -13,7 +13,6 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 _OURS = ("study", "search_spaces", "trainables", "features")
 PACKAGES = ("torch", "ray", "optuna", "mlflow", "transformers", "numpy", "pandas")
-_ROOT = ROOT
 
 
 def packages_first() -> None:
@@ -31,7 +30,7 @@ def commit() -> str:
     """Git commit of the code, with `+` and a hash of the files if they differ; outside a checkout `files:` and the hash."""
 
     def git(*words: str) -> str:
-        command = ["git", "-C", str(_ROOT), *words]
+        command = ["git", "-C", str(ROOT), *words]
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
     try:
@@ -45,8 +44,8 @@ def commit() -> str:
 def _hash_of_files() -> str:
     """Code that was shipped to a cluster has no history, but it is not just any code."""
     digest = hashlib.sha256()
-    for path in sorted(path for name in _OURS for path in (_ROOT / name).rglob("*.py")):
-        digest.update(f"{path.relative_to(_ROOT)} {hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
+    for path in sorted(path for name in _OURS for path in (ROOT / name).rglob("*.py")):
+        digest.update(f"{path.relative_to(ROOT)} {hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
     return digest.hexdigest()[:40]
 
 

@@ -46,6 +46,8 @@ def rerun(run_id: str, home: Home) -> Rerun:
         )
     client = tracking.connect(store_uri(home))
     document = read_config(client.tracking_uri, run_id)
+    if lacking := [name for name in ("model", "config", "seeds", "task_dir", "test_dir") if name not in document]:
+        raise InputError(f"run {run_id}: its config.yaml has no {', '.join(lacking)}; name a trial of a study")
     task_dir, test_dir = (home.task_folder(at) if (at := document[name]) else None for name in ("task_dir", "test_dir"))
     for folder in filter(None, (task_dir, test_dir)):
         if not Path(folder).is_dir():

@@ -38,7 +38,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from features.errors import InputError
+from features.errors import InputError, named_line
 from trainables import models
 from trainables.task_types import TASK_TYPES, Predict
 
@@ -178,7 +178,7 @@ def load_model(name: str) -> Model:
     try:
         module = importlib.import_module(f"{models.__name__}.{name}")
     except Exception as error:
-        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        reason = named_line(error)
         raise InputError(f"model {name}: its file cannot be imported ({reason}); correct it") from error
     return check_model(module, name)
 

@@ -33,6 +33,7 @@ from features.errors import InputError
 from features.progress import AdvanceBy
 from features.store.external_sort import external_sort
 from features.store.folders import SIMULATED, whole_folder, work_folder, write_json
+from features.store.tables import digest
 
 VERSION = 2  # of the folder's contents; part of the key
 TABLE = pa.schema([*(field for field in INTERACTIONS if field.name != "words")]).set(
@@ -186,7 +187,7 @@ def domain_key(spec: DomainSpec, sources: Sequence[Mapping[str, Any]], simulated
         "sources": [source["sha256"] for source in sources],
         "simulated": simulated,
     }
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    return digest(content)
 
 
 def find_sources(spec: DomainSpec, data: Path, store: Path) -> list[dict[str, Any]]:
@@ -240,10 +241,10 @@ def _file_hash(path: Path, store: Path) -> str:
         if {name: remembered.get(name) for name in stamp} == stamp:
             return str(remembered["sha256"])
     with path.open("rb") as stream:
-        digest = hashlib.file_digest(stream, "sha256").hexdigest()
+        sha256 = hashlib.file_digest(stream, "sha256").hexdigest()
     note.parent.mkdir(parents=True, exist_ok=True)
-    write_json(note, {**stamp, "sha256": digest})
-    return digest
+    write_json(note, {**stamp, "sha256": sha256})
+    return sha256
 
 
 def _simulated(spec: DomainSpec, data: Path) -> bool:

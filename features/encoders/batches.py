@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from features.encoders.inputs import EncoderInput
-from features.errors import one_line
+from features.errors import named_line
 
 T = TypeVar("T")
 Vectors = NDArray[np.float32]
@@ -160,7 +160,7 @@ def run_batch(
         out_of_memory = is_out_of_memory(error)
         if isinstance(error, torch.AcceleratorError) and not out_of_memory:
             raise  # the device's fault, not the text's: after an illegal access, all that this process asks of it fails
-        reason = f"{type(error).__name__}: {one_line(error)}"
+        reason = named_line(error)
     if out_of_memory:
         if len(batch) > 1 or size(batch) <= budget.tokens:  # a text above the budget says nothing of those within it
             budget.halve(size(batch))

@@ -23,7 +23,7 @@ from features.encoders.batches import Encoded, RunningMeans, TokenBudget, padded
 from features.encoders.inputs import EncoderInput
 from features.encoders.spec import EncoderSpec
 from features.encoders.weights import quiet
-from features.errors import one_line
+from features.errors import named_line
 from features.images.gather import open_image
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ class ImageTextEncoder:
             try:
                 prompts[i] = self._prompt(text, image)
             except (OSError, ValueError) as error:
-                means.fail({i: f"{type(error).__name__}: {one_line(error)}"})
+                means.fail({i: named_line(error)})
         for with_image in (True, False):  # the library takes images for all texts of a batch, or for none
             candidates = [i for i, prompt in prompts.items() if (prompt.image is not None) == with_image]
             lengths = np.array([len(prompts[i]) for i in candidates], np.int64)

@@ -13,7 +13,7 @@ from typing import Any
 import optuna
 from optuna.trial import TrialState
 
-from features.errors import InputError
+from features.errors import InputError, named_line
 from search_spaces import Space
 from study.engine.optuna_storage import check_database
 from study.engine.samplers import PRUNERS, SAMPLERS, fixed_points, make_pruner, make_sampler
@@ -145,7 +145,7 @@ def _probe(spec: SearchSpec, space: Space) -> None:
     except InputError:
         raise
     except Exception as error:
-        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        reason = named_line(error)
         raise InputError(f"search.sampler: {spec.sampler} cannot draw as it is set up here ({reason})") from error
     finally:
         optuna.logging.set_verbosity(level)

@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
+from features.errors import named_line
 from features.store.folders import FULL
 from study.engine.checkpoints import CheckpointWriter, Message, read_checkpoint
 from study.engine.node_cache import bring_home, cached, locate
@@ -224,7 +225,7 @@ class Outbox:
 
     def fail(self, error: Exception) -> None:
         """Note the exception that ended the training; `full`: a full disk did, which says nothing about the trial."""
-        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        reason = named_line(error)
         detail = "".join(traceback.format_exception(error))
         self._failure = {"reason": reason, "detail": detail, "full": full_disk(error)}
 

@@ -373,9 +373,7 @@ def _search_checks(plan: Plan, row: Row, search: SearchSpec) -> list[str]:
 
 def _objective_faults(plan: Plan, objectives: Sequence[Objective]) -> list[str]:
     """Metrics that the task type measures on validation, each in its own direction, the selecting one among them."""
-    ways = {"lower": "minimize", "higher": "maximize"}
-    groups = ["", *(f"_{group}" for group in plan.task_type.groups if group)]
-    known = {f"val_{metric.name}{group}": ways[metric.better] for metric in plan.task_type.metrics for group in groups}
+    known = plan.task_type.validation_directions
     known |= {plan.selection.metric: plan.selection.direction, "seconds": "minimize"}
     faults = []
     for number, objective in enumerate(objectives):

@@ -34,7 +34,6 @@ from study.tracking.addresses import without_password
 from study.tracking.local_store import database_file, place_of_artifacts
 from study.tracking.runs import connect, refuse_deleted
 
-NOT_CONFIG = frozenset({"row", "model", "task", "source", "target", "ratio", "seeds", "feature_set"})
 COLUMNS = (
     "run_id", "status", "part", "cell", "task", "source", "target", "ratio", "row", "model", "name", "variant", "best",
     "error",
@@ -124,7 +123,7 @@ class Results:
         trials = self.finished("search", row)
         names = [str(name) for name in trials.columns if str(name).startswith("params.")]
         varied = [name.removeprefix("params.") for name in names if trials[name].nunique(dropna=False) > 1]
-        return sorted(set(varied) - NOT_CONFIG)
+        return sorted(set(varied) - tags.NOT_CONFIG)
 
     def command(self, verb: str, *options: str) -> str:
         """Return what `study VERB` on this study is in a terminal, on the machine that it last ran on."""
@@ -229,8 +228,6 @@ def read_config(tracking_uri: str, run_id: str) -> Mapping[str, Any]:
         raise InputError(f"run {run_id}: its config.yaml is not YAML ({one_line(error, 200)}); {_REMAKE}") from error
     if not isinstance(loaded, dict):
         raise InputError(f"run {run_id}: its config.yaml must be a mapping, is {type(loaded).__name__}")
-    if lacking := [name for name in ("model", "config", "seeds", "task_dir", "test_dir") if name not in loaded]:
-        raise InputError(f"run {run_id}: its config.yaml has no {', '.join(lacking)}; name a trial of a study")
     return loaded
 
 

@@ -97,3 +97,8 @@ VIEW = "mlflow.sharedViewState."
 """Prefix of an experiment's saved views."""
 EXPERIMENT_KIND = "mlflow.experimentKind"
 """Whether the UI opens the experiment on runs or on traces."""
+
+# --- params -----------------------------------------------------------------------------------------------------------
+
+NOT_CONFIG = frozenset({"row", "model", "task", "source", "target", "ratio", "seeds", "feature_set"})
+"""Names of a trial's params that are no fields of its configuration."""

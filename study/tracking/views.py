@@ -25,7 +25,6 @@ _COUNTS = f'tags."{tags.SUPERSEDED}" IS NULL'
 _BEST = f"tags.\"{tags.BEST}\" = 'true'"
 _ALL = f"tags.\"{tags.TRIAL}\" LIKE 'search/%' AND {_COUNTS}"  # the part's own run has no trial
 _SCORES = f"tags.\"{tags.TRIAL}\" LIKE 'score/%' AND {_COUNTS}"
-_NOT_CONFIG = frozenset({"row", "model", "task", "source", "target", "ratio", "seeds", "feature_set"})
 
 _WIDTHS = {f"tags.`{tags.CELL}`": 180, f"tags.`{tags.ROW}`": 130}  # pixels: a usual name is not cut
 
@@ -130,7 +129,7 @@ def _fitting(text: str, lines: Sequence[str]) -> str:
 
 def _varied(runs: Sequence[Run]) -> list[str]:
     """Config fields that took more than one value over the trials of one row, sorted."""
-    names = {name for run in runs for name in run.data.params} - _NOT_CONFIG
+    names = {name for run in runs for name in run.data.params} - tags.NOT_CONFIG
     return sorted(name for name in names if len({run.data.params.get(name) for run in runs}) > 1)
 
 

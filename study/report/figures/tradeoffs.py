@@ -106,8 +106,5 @@ def _cloud(trials: pd.DataFrame, columns: Sequence[str], higher: Sequence[bool],
 
 
 def _is_higher(results: Results, column: str) -> bool:
-    task_type = results.labels.task_type
-    names = {
-        in_group(metric.name, group): metric.better for metric in task_type.metrics for group in ("", *task_type.groups)
-    }
-    return names.get(column.removeprefix("metrics.val_"), "lower") == "higher"
+    directions = results.labels.task_type.validation_directions
+    return directions.get(column.removeprefix("metrics.")) == "maximize"
