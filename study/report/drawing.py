@@ -548,13 +548,19 @@ def _cell_legend(
 def _legend(
     canvas: Canvas, named: Sequence[tuple[str, str, Mapping[str, Any]]], lines: bool = True, title: str | None = None
 ) -> None:
-    """Draw the entries (column, label, look), one column per task."""
+    """Draw the entries (column, label, look), one column per task, or fewer where so many are wider than the figure."""
     handles = [
         Line2D([], [], label=label, **(look if lines else {**look, "linestyle": ""})) for _, label, look in named
     ]
     columns = max(1, min(3, len({column for column, _, _ in named})))
     length = None if lines else 1.2
-    canvas.legend(handles=handles, loc="outside lower center", ncols=columns, title=title, handlelength=length)
+    for count in range(columns, 0, -1):
+        legend = canvas.legend(
+            handles=handles, loc="outside lower center", ncols=count, title=title, handlelength=length
+        )
+        if count == 1 or legend.get_window_extent().width <= canvas.bbox.width:
+            return
+        legend.remove()
 
 
 def _bars(figure: Sensitivity) -> str:

@@ -345,5 +345,15 @@ def test_curves_of_two_presets_stand_in_one_panel_in_percent_of_their_own_value(
     (axes,) = canvas.axes
     curves = [line.get_ydata() for line in axes.get_lines() if len(line.get_xdata()) == 3]
     assert curves[1] == pytest.approx([100 * 0.02 / 0.97, 0.0, 100 * 0.01 / 0.97])
-    texts = [text.get_text() for text in canvas.legends[0].get_texts()]
-    assert texts == ["ours: MuSiC (0.930)", "paper: MuSiC as printed (0.970)"]
+    (legend,) = canvas.legends
+    assert [text.get_text() for text in legend.get_texts()] == [
+        "ours: MuSiC (0.930)", "paper: MuSiC as printed (0.970)",
+    ]  # fmt: skip
+    assert legend._ncols == 2
+    long = replace(paper, row="music_long", name="MuSiC as printed " * 6)
+    store.add("sweep:steps", "a->b", 0.5, "steps=2", with_seeds({"test_rmse": [0.9] * 2, "val_rmse": [2.0] * 2}),
+              row="music_long", config={**CONFIG, "steps": 2})  # fmt: skip
+    labels = replace(labels, rows={**labels.rows, "music_long": long})
+    canvas = draw(sensitivity(load_results(store.uri, store.experiment, labels), "steps"))
+    (legend,) = canvas.legends
+    assert legend._ncols == 1, "what is too wide stands in fewer columns"
