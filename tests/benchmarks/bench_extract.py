@@ -17,12 +17,11 @@ from __future__ import annotations
 
 import argparse
 import random
-import resource
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +29,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
+from measure import cpu_seconds
 
 from features.domains.domain import Domain
 from features.encoders.batches import pool
@@ -76,16 +76,6 @@ def review_like(words: list[str], count: int, median: float, sigma: float = 0.7,
     draw = random.Random(0)
     lengths = np.random.default_rng(0).lognormal(np.log(median), sigma, count).clip(4, longest).round().astype(int)
     return [" ".join(draw.choices(words, k=int(length) - 2)) for length in lengths]
-
-
-def cpu_seconds(work: Callable[[], object]) -> float:
-    def used() -> float:
-        usage = resource.getrusage(resource.RUSAGE_SELF)
-        return usage.ru_utime + usage.ru_stime
-
-    start = used()
-    work()
-    return used() - start
 
 
 def usual(encoder: TextEncoder, texts: Sequence[str]) -> Any:

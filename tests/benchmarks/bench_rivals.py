@@ -15,13 +15,13 @@ import argparse
 import math
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as functional
+from measure import cpu_seconds, rate
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -227,15 +227,6 @@ USUAL: dict[str, type[Usual]] = {
 # --- measuring ----------------------------------------------------------------------------------------------------
 
 
-def rate(work: Iterator[int], seconds: float) -> float:
-    """Samples per CPU second of this process (other work on the machine does not count), after one warm-up."""
-    next(work)
-    began, done = time.process_time(), 0
-    while time.process_time() - began < seconds:
-        done += next(work)
-    return done / (time.process_time() - began)
-
-
 def sampler() -> tuple[float, float]:
     """Seconds for x_0 of 10,240 users by the chain of network calls, and by the affine identity."""
     network, z = NoiseNetwork(Config(), DIM, torch.Generator().manual_seed(0)), torch.randn(10_240, DIM)
@@ -243,7 +234,8 @@ def sampler() -> tuple[float, float]:
 
     with torch.no_grad():
         wide = z.double()
-        return cpu_seconds(lambda: sample(chain(single, z), z, 30)), cpu_seconds(lambda: network.generate(wide, wide))
+        slow = cpu_seconds(lambda: sample(chain(single, z), z, 30), best_of=4)
+        return slow, cpu_seconds(lambda: network.generate(wide, wide), best_of=4)
 
 
 def texts(most: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -275,7 +267,7 @@ def convolutions() -> tuple[float, float]:
     def tables() -> None:
         word_convolution(vectors, weight, words, document).sum().backward()  # type: ignore[no-untyped-call]
 
-    return cpu_seconds(usual), cpu_seconds(tables)
+    return cpu_seconds(usual, best_of=4), cpu_seconds(tables, best_of=4)
 
 
 def encoders() -> tuple[float, float]:
@@ -303,17 +295,7 @@ def encoders() -> tuple[float, float]:
         feature = encoder(table, number.view(-1, 16))
         largest_of_documents(feature, review, document, 166, pairs, None).sum().backward()  # type: ignore[no-untyped-call]
 
-    return cpu_seconds(usual, times=2), cpu_seconds(tables)
-
-
-def cpu_seconds(work: Callable[[], object], times: int = 4) -> float:
-    """The least CPU seconds of some runs."""
-    seconds = []
-    for _ in range(times):
-        began = time.process_time()
-        work()
-        seconds.append(time.process_time() - began)
-    return min(seconds)
+    return cpu_seconds(usual, best_of=2), cpu_seconds(tables, best_of=4)
 
 
 FACTORISE = """

@@ -22,7 +22,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from bench_sequences import make_task, rate
+from bench_sequences import make_task
+from measure import rate
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.data import DataLoader, Dataset

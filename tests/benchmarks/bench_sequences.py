@@ -11,13 +11,13 @@ like length and draws 1,024 items for the softmax. Sequences have Food-Kitchen's
 from __future__ import annotations
 
 import argparse
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as functional
+from measure import rate
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -118,16 +118,6 @@ def diffusion(task: SequenceTask) -> Iterator[int]:
         yield 2 * trainer.config.batch
 
 
-def rate(work: Iterator[int], seconds: float) -> float:
-    """Sequences or rows per CPU second of this process (other work on the machine does not count), after 3 warm-ups."""
-    for _ in range(3):
-        next(work)
-    began, done = time.process_time(), 0
-    while time.process_time() - began < seconds:
-        done += next(work)
-    return done / (time.process_time() - began)
-
-
 def main() -> None:
     """Measure and print a Markdown table."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -145,7 +135,7 @@ def main() -> None:
     ]  # fmt: skip
     first = 0.0
     for name, work in loops:
-        measured = rate(work(task), arguments.seconds)
+        measured = rate(work(task), arguments.seconds, warm_ups=3)
         first = first or measured
         ratio = f"{measured / first:.1f}" if "sequences" in name else ""
         print(f"| {name} | {measured:,.0f} | {ratio} |", flush=True)

@@ -12,11 +12,11 @@ them.
 from __future__ import annotations
 
 import argparse
-import time
 from collections.abc import Iterator
 
 import numpy as np
 import torch
+from measure import rate
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, normalize
 
@@ -172,15 +172,6 @@ def usual_steps(name: str, task: Task) -> Iterator[int]:
         for row in torch.randperm(len(ratings)).split(usual.batch):
             take_step(adam, usual.loss(ratings.user[row], ratings.item[row], ratings.rating[row]))
             yield len(row)
-
-
-def rate(work: Iterator[int], seconds: float) -> float:
-    """Ratings per CPU second of this process (other work on the machine does not count), after one warm-up."""
-    next(work)
-    began, done = time.process_time(), 0
-    while time.process_time() - began < seconds:
-        done += next(work)
-    return done / (time.process_time() - began)
 
 
 def main() -> None:

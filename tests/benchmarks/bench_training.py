@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as functional
+from measure import rate
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -125,15 +126,6 @@ def our_epochs(task: Task) -> Iterator[int]:
     while True:
         trainer._joint_epoch()
         yield len(task.overlapping)
-
-
-def rate(work: Iterator[int], seconds: float) -> float:
-    """Ratings per CPU second of this process (other work on the machine does not count), after one warm-up."""
-    next(work)
-    began, done = time.process_time(), 0
-    while time.process_time() - began < seconds:
-        done += next(work)
-    return done / (time.process_time() - began)
 
 
 def evaluation(task: Task) -> float:
