@@ -146,6 +146,16 @@ def _coded(domain: Domain) -> _Coded:
     return _Coded(users, items, user.astype(np.int64), item.astype(np.int64), rating, time)
 
 
+@dataclass(frozen=True)
+class _Offsets:
+    """Levels of the training ratings; P users of the source domain, I items of the target domain."""
+
+    mean: float
+    source: NDArray[np.float64]  # [P] shrunken mean of what item offsets leave of a user's source ratings
+    item: NDArray[np.float64]  # [I] shrunken mean of an item's ratings, less `mean`
+    slope: float  # of the overlapping users' target ratings on `source`
+
+
 class _Builder:
     """Writes one task into a folder."""
 
@@ -171,58 +181,73 @@ class _Builder:
         seen = ~hidden[self.target.user]
         known = np.array([*self.split.train, *self._side(hidden)], dtype=object)
         user, item, rating = self._ratings(known, seen)
-        mean = float(rating.mean(dtype=np.float64))
-        _, source_item_offset = biases(SHRINKAGE, self.source.user, self.source.item, self._source_centred, *self._size)
-        source_offset = shrunken_means(
-            self.source.user, self._source_centred - source_item_offset[self.source.item], self._size[0]
-        )
-        item_offset = shrunken_means(item, rating.astype(np.float64) - mean, len(self.target.items))
-        over = user < len(self.split.train)
-        x = self._of_users(source_offset, self.split.train)[user[over]]
-        y = rating[over].astype(np.float64) - mean - item_offset[item[over]]
-        slope = float((x * y).sum() / max((x * x).sum(), 1e-12))
+        offsets = self._offsets(user, item, rating)
 
         folder = self.out / "search"
         folder.mkdir(parents=True)
         _save_ratings(folder, user, item, rating)
         source_rows = self._save_source_ratings(folder)
         if self.words is not None:
-            _save_words(folder, "source_", _texts(self.domains[0], source_rows), self.words)
-            _save_words(folder, "", _texts(self.domains[1], self._rows(known, seen)[0]), self.words)
-            _save_words(folder, "item_", _item_texts(self.domains[1], self.target.items), self.words)
-            # Relative: a home folder may move. The folder that is being built lies beside its final place.
-            path = os.path.relpath(self.words.vectors.resolve(), folder.resolve())
-            write_json(folder / "words.json", {"vectors": path})
-        save_arrays(folder, item_offset=item_offset.astype(np.float32))
+            self._save_texts(folder, source_rows, self._rows(known, seen)[0], self.words)
         self._save_vectors(folder, known, user, item, rating)
+        self._save_offsets(folder, offsets.source, self.split.train)
+        save_arrays(
+            folder, item_offset=offsets.item.astype(np.float32), item_id=self.target.items.astype(np.str_),
+            user_id=known.astype(np.str_),
+        )  # fmt: skip
+        write_json(
+            folder / "task.json",
+            {
+                "mean": offsets.mean, "slope": offsets.slope, "rating_scale": self.rating_scale,
+                "source_scale": self.domains[0].rating_scale, "source_items": self._size[1],
+                "source_times": bool((self.source.time >= 0).any()), "clip": self.spec.clip,
+            },
+        )  # fmt: skip
         in_training = np.bincount(item, minlength=len(self.target.items)) > 0
-        self._save_offsets(folder, source_offset, self.split.train)
         counts = {"overlapping": sum(map(len, (self.split.train, self.split.validation, self.split.test)))}
         for name, ids, place in (
             ("validation", self.split.validation, folder / "validation"),
             ("test", self.split.test, self.out / "test"),
         ):
-            self._save_offsets(place, source_offset, ids)
-            held_user, held_item, held_rating = self._ratings(np.array(ids, dtype=object), ~seen)
-            _save_ratings(place, held_user, held_item, held_rating)
-            save_arrays(
-                place, cold_item=~in_training[held_item], source_row=self._of_users(self._source_row, ids),
-                user_id=np.array(ids, dtype=np.str_),
-            )  # fmt: skip
-            counts |= {f"{name}_users": len(ids), f"{name}_ratings": len(held_user)}
-        save_arrays(folder, item_id=self.target.items.astype(np.str_), user_id=known.astype(np.str_))
-        write_json(
-            folder / "task.json",
-            {
-                "mean": mean, "slope": slope, "rating_scale": self.rating_scale,
-                "source_scale": self.domains[0].rating_scale, "source_items": self._size[1],
-                "source_times": bool((self.source.time >= 0).any()), "clip": self.spec.clip,
-            },
-        )  # fmt: skip
+            self._save_offsets(place, offsets.source, ids)
+            ratings = self._save_held_out(place, ids, ~seen, ~in_training)
+            counts |= {f"{name}_users": len(ids), f"{name}_ratings": ratings}
         return counts | {
             "train_users": len(self.split.train), "side_users": len(known) - len(self.split.train),
             "train_ratings": len(user), "items": len(self.target.items), "train_items": int(in_training.sum()),
         }  # fmt: skip
+
+    def _offsets(self, user: Ints, item: Ints, rating: Floats) -> _Offsets:
+        """Return what training knows of levels: user numbers in `known`, of whom the overlapping ones come first."""
+        mean = float(rating.mean(dtype=np.float64))
+        _, source_item = biases(SHRINKAGE, self.source.user, self.source.item, self._source_centred, *self._size)
+        source = shrunken_means(self.source.user, self._source_centred - source_item[self.source.item], self._size[0])
+        of_item = shrunken_means(item, rating.astype(np.float64) - mean, len(self.target.items))
+        over = user < len(self.split.train)
+        x = self._of_users(source, self.split.train)[user[over]]
+        y = rating[over].astype(np.float64) - mean - of_item[item[over]]
+        return _Offsets(mean, source, of_item, float((x * y).sum() / max((x * x).sum(), 1e-12)))
+
+    def _save_texts(self, folder: Path, source_rows: Ints, target_rows: Ints, words: WordTable) -> None:
+        """Write the words of the reviews and of the target domain's items, and where their vectors are."""
+        _save_words(folder, "source_", _texts(self.domains[0], source_rows), words)
+        _save_words(folder, "", _texts(self.domains[1], target_rows), words)
+        _save_words(folder, "item_", _item_texts(self.domains[1], self.target.items), words)
+        # Relative: a home folder may move. The folder that is being built lies beside its final place.
+        path = os.path.relpath(words.vectors.resolve(), folder.resolve())
+        write_json(folder / "words.json", {"vectors": path})
+
+    def _save_held_out(
+        self, place: Path, ids: Sequence[str], hidden: NDArray[np.bool_], cold: NDArray[np.bool_]
+    ) -> int:
+        """Write the hidden ratings of validation or test users; return how many there are."""
+        user, item, rating = self._ratings(np.array(ids, dtype=object), hidden)
+        _save_ratings(place, user, item, rating)
+        save_arrays(
+            place, cold_item=cold[item], source_row=self._of_users(self._source_row, ids),
+            user_id=np.array(ids, dtype=np.str_),
+        )  # fmt: skip
+        return len(user)
 
     @property
     def _size(self) -> tuple[int, int]:
