@@ -10,12 +10,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import torch
 
 from features.domains.domain import Domain, DomainSpec, prepare_domain
 from features.pseudo.table import SCHEMA, PseudoTable, write_pseudo
 from features.store.tables import FeatureTable, digest
 from trainables.tasks.arrays import TaskFolders
-from trainables.tasks.sequential import OVERLAPPING, SOURCE_ONLY, TARGET_ONLY, SequenceSpec
+from trainables.tasks.sequential import OVERLAPPING, SOURCE_ONLY, TARGET_ONLY, Sequences, SequenceSpec
 from trainables.tasks.sequential_build import build_sequences, training_users
 
 GENRES = 4  # of items; a user stays with one of them most of the time
@@ -133,3 +134,14 @@ def make_sequence_task(
     """Folders of a small task: what a search may see, and its test rows."""
     folders = build_world(make_sequence_world(seed), folder, spec, pseudo, direction)
     return folders.task_dir, folders.test_dir
+
+
+def histories(*rows: list[int]) -> Sequences:
+    """Sequences of these items."""
+    starts = torch.tensor([0, *np.cumsum([len(row) for row in rows])])
+    return Sequences(torch.tensor([item for row in rows for item in row], dtype=torch.int64), starts)
+
+
+def lists(sequences: Sequences) -> list[list[int]]:
+    """The items of each sequence."""
+    return [sequences.item[a:b].tolist() for a, b in zip(sequences.starts[:-1], sequences.starts[1:], strict=True)]

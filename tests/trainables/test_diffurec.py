@@ -4,19 +4,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import numpy as np
 import pytest
 import torch
 
 from features.errors import InputError
 from trainables.diffusion import Diffusion
 from trainables.models.diffurec import ABLATIONS, MAX_LENGTH, WIDTH, Config, DiffuRec, truncated_linear
-from trainables.tasks.sequential import Sequences
 
-
-def histories(*rows: list[int]) -> Sequences:
-    starts = torch.tensor([0, *np.cumsum([len(row) for row in rows])])
-    return Sequences(torch.tensor([item for row in rows for item in row], dtype=torch.int64), starts)
+from .sequence_worlds import histories
 
 
 def network(config: Config, seed: int = 0) -> DiffuRec:

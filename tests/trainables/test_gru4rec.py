@@ -14,14 +14,11 @@ from features.errors import InputError
 from trainables.interface import Setup, load_model
 from trainables.models.gru4rec import ABLATIONS, Config, GRU4Rec, Loss, bpr_max, train
 from trainables.sequence_tools import draw_weighted, training_labels
-from trainables.tasks.sequential import Sequences, SequenceTask
+from trainables.tasks.sequential import SequenceTask
+
+from .sequence_worlds import histories
 
 QUICK = {"negatives": 20, "batch": 16, "epochs": 3, "max_length": 8, "width": 16}
-
-
-def histories(*rows: list[int]) -> Sequences:
-    starts = torch.tensor([0, *np.cumsum([len(row) for row in rows])])
-    return Sequences(torch.tensor([item for row in rows for item in row], dtype=torch.int64), starts)
 
 
 def network(config: Config, items: int = 40) -> GRU4Rec:

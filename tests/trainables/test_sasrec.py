@@ -16,18 +16,13 @@ from trainables.interface import Setup, load_model
 from trainables.models import sasrec
 from trainables.models.sasrec import ABLATIONS, WIDTH, Config, Loss, SASRec, train
 from trainables.sequence_tools import training_labels
-from trainables.tasks.sequential import Sequences, SequenceTask
+from trainables.tasks.sequential import SequenceTask
 from trainables.tasks.sequential_build import build_sequences
 from trainables.trial import run
 
-from .sequence_worlds import SPEC, make_sequence_world, sequence_domains
+from .sequence_worlds import SPEC, histories, make_sequence_world, sequence_domains
 
 QUICK = {"negatives": 20, "batch": 16, "epochs": 1, "max_length": 8}
-
-
-def histories(*rows: list[int]) -> Sequences:
-    starts = torch.tensor([0, *np.cumsum([len(row) for row in rows])])
-    return Sequences(torch.tensor([item for row in rows for item in row], dtype=torch.int64), starts)
 
 
 def network(config: Config | None = None, items: int = 40) -> SASRec:

@@ -20,7 +20,9 @@ from trainables.models.lgcd import pretraining
 from trainables.models.lgcd.encoders import Encoders, PretrainSpec, represent
 from trainables.models.lgcd.pretraining import encoders_folders, pretrain, pretrained, pretraining_loss
 from trainables.pretraining import keep
-from trainables.tasks.sequential import Sequences, SequenceTask, load_task
+from trainables.tasks.sequential import SequenceTask, load_task
+
+from .sequence_worlds import histories
 
 QUICK = PretrainSpec(width=8, epochs=2, batch=16, negatives=10, max_length=6)
 
@@ -34,11 +36,6 @@ def both(task: SequenceTask) -> tuple[tuple[int, int], ...]:
     return task.source, task.target
 
 
-def sequences(*rows: list[int]) -> Sequences:
-    starts = np.concatenate([[0], np.cumsum([len(row) for row in rows])])
-    return Sequences(torch.tensor([item for row in rows for item in row]), torch.from_numpy(starts))
-
-
 def random_encoders(items: int = 12) -> Encoders:
     torch.manual_seed(0)
     return Encoders(QUICK, torch.randn(items, 5)).eval()
@@ -46,18 +43,18 @@ def random_encoders(items: int = 12) -> Encoders:
 
 def test_a_representation_depends_on_its_own_past_alone() -> None:
     encoders = random_encoders()
-    whole = represent(encoders, sequences([1, 2, 3, 4, 5]), last=False)
+    whole = represent(encoders, histories([1, 2, 3, 4, 5]), last=False)
     for length in range(1, 6):
         for full, prefix in zip(
-            whole, represent(encoders, sequences([1, 2, 3, 4, 5][:length]), last=True), strict=True
+            whole, represent(encoders, histories([1, 2, 3, 4, 5][:length]), last=True), strict=True
         ):
             torch.testing.assert_close(full[length - 1], prefix[0])
 
 
 def test_a_representation_does_not_depend_on_its_batch() -> None:
     encoders = random_encoders()
-    alone = represent(encoders, sequences([3, 1]), last=True)
-    beside = represent(encoders, sequences([5, 6, 7, 8, 9], [3, 1], []), last=True)
+    alone = represent(encoders, histories([3, 1]), last=True)
+    beside = represent(encoders, histories([5, 6, 7, 8, 9], [3, 1], []), last=True)
     for one, many in zip(alone, beside, strict=True):
         torch.testing.assert_close(one[0], many[1])
         assert not many[2].any()  # an empty history has the zero vector
@@ -65,7 +62,7 @@ def test_a_representation_does_not_depend_on_its_batch() -> None:
 
 def test_only_the_newest_items_are_read() -> None:
     encoders = random_encoders()
-    long, cut = sequences([9, 8, 1, 2, 3, 4, 5, 6]), sequences([1, 2, 3, 4, 5, 6])
+    long, cut = histories([9, 8, 1, 2, 3, 4, 5, 6]), histories([1, 2, 3, 4, 5, 6])
     for one, other in zip(represent(encoders, long, last=True), represent(encoders, cut, last=True), strict=True):
         torch.testing.assert_close(one, other)
 
@@ -78,7 +75,7 @@ def test_pretraining_loss_is_that_of_every_position_among_its_own_domain(task: S
     real_BL = torch.tensor([[True] * len(row) + [False] * (3 - len(row)) for row in rows])
     losses = []
     for row in rows:
-        states = encoders.fuse(*represent(encoders, sequences(row), last=False))
+        states = encoders.fuse(*represent(encoders, histories(row), last=False))
         for k, item in enumerate(row[1:]):
             low, high = task.source if item < task.source[1] else task.target
             vectors = encoders.fuse_items(*encoders.look_up(torch.arange(low, high)))

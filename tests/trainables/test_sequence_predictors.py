@@ -29,11 +29,7 @@ from trainables.tasks.sequential import (
 )
 from trainables.tasks.sequential_build import build_sequences
 
-from .sequence_worlds import build_world, make_sequence_world
-
-
-def lists(sequences: Sequences) -> list[list[int]]:
-    return [sequences.item[a:b].tolist() for a, b in zip(sequences.starts[:-1], sequences.starts[1:], strict=True)]
+from .sequence_worlds import build_world, lists, make_sequence_world
 
 
 def candidate_scores(name: str, task: SequenceTask, rows: HeldOut) -> Tensor:

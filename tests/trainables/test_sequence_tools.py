@@ -36,27 +36,19 @@ from trainables.sequence_tools import (
 )
 from trainables.tasks.sequential import OVERLAPPING, HeldOut, Sequences, SequenceTask
 
-
-def sequences(*rows: list[int]) -> Sequences:
-    starts = np.concatenate([[0], np.cumsum([len(row) for row in rows])])
-    return Sequences(torch.tensor([item for row in rows for item in row], dtype=torch.int64), torch.from_numpy(starts))
-
-
-def lists(given: Sequences) -> list[list[int]]:
-    return [given.item[a:b].tolist() for a, b in zip(given.starts[:-1], given.starts[1:], strict=True)]
-
+from .sequence_worlds import histories, lists
 
 # --- sequences and batches ----------------------------------------------------------------------------------------
 
 
 def test_items_of_one_domain_keep_their_order() -> None:
-    part = within(sequences([1, 7, 2], [8], [], [9, 3]), (0, 5))
+    part = within(histories([1, 7, 2], [8], [], [9, 3]), (0, 5))
     assert part.item.tolist() == [1, 2, 3]
     assert part.starts.tolist() == [0, 2, 2, 2, 3]
 
 
 def test_the_newest_items_side_by_side() -> None:
-    given = sequences([1, 2, 3], [], [4], [5, 6])
+    given = histories([1, 2, 3], [], [4], [5, 6])
     first, length = windows(given.starts, 2)
     assert first.tolist() == [1, 3, 3, 4]
     assert length.tolist() == [2, 0, 1, 2]
@@ -79,7 +71,7 @@ def test_batches_hold_every_sequence_once_and_pad_little() -> None:
 
 def test_histories_are_read_in_order_whatever_their_length(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("trainables.sequence_tools._ROWS", 2)
-    given = sequences([1, 2, 3], [4], [5, 6], [7, 8, 9, 10], [11])
+    given = histories([1, 2, 3], [4], [5, 6], [7, 8, 9, 10], [11])
     read = by_length(given, 3, lambda item_BL, length_B: item_BL.gather(1, length_B[:, None] - 1).float())
     assert read.squeeze(1).tolist() == [3, 4, 6, 10, 11]
     first = by_length(given, 3, lambda item_BL, length_B: item_BL[:, :1].float())
@@ -237,7 +229,7 @@ def test_losses_against_loops_over_labels_and_drawn_items() -> None:
 
 @pytest.mark.parametrize("domains", [[(0, 6), (6, 14)], [(6, 14), (0, 6)], [(6, 14)]])
 def test_negatives_are_all_items_of_the_domain_but_those_of_the_sequence_and_alike_likely(domains: list[Range]) -> None:
-    train = sequences([0, 13, 3, 6], [], [5, 7, 8, 9, 10, 11, 12, 13], [1, 2, 6])
+    train = histories([0, 13, 3, 6], [], [5, 7, 8, 9, 10, 11, 12, 13], [1, 2, 6])
     row, label = torch.tensor([0, 0, 2, 3]), torch.tensor([13, 6, 7, 6])
     drawn = Unseen(train, domains).draw(row, label, 6000, np.random.default_rng(0))
     free = [[7, 8, 9, 10, 11, 12], [7, 8, 9, 10, 11, 12], [6], [7, 8, 9, 10, 11, 12, 13]]
@@ -377,7 +369,7 @@ def test_scores_are_inner_products_and_popularity_ranks_what_shows_nothing(task:
     low, high = task.target
     histories = lists(scored.history)
     histories[0] = []
-    emptied = replace(scored, history=sequences(*histories))
+    emptied = replace(scored, history=histories(*histories))
     popular = [int((task.train.item == item).sum()) for item in range(low, high)]
     for reads in ("merged", "target"):
         scores = Scorer.of_task(network, task, reads)(emptied, task, 0)

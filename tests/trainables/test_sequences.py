@@ -40,6 +40,7 @@ from .sequence_worlds import (
     WIDTH,
     SequenceWorld,
     build_world,
+    lists,
     make_sequence_world,
     sequence_domains,
     text_of,
@@ -51,10 +52,6 @@ DIRECTIONS = ("film-song", "song-film")
 
 def names(path: Path) -> list[str]:
     return [str(name) for name in np.load(path)]
-
-
-def lists(sequences: Sequences) -> list[list[int]]:
-    return [sequences.item[a:b].tolist() for a, b in zip(sequences.starts[:-1], sequences.starts[1:], strict=True)]
 
 
 def sequences_of(folder: Path) -> dict[str, list[str]]:
