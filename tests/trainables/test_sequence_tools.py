@@ -367,15 +367,15 @@ def test_scores_are_inner_products_and_popularity_ranks_what_shows_nothing(task:
     torch.manual_seed(0)
     network = Mean(task.items)
     low, high = task.target
-    histories = lists(scored.history)
-    histories[0] = []
-    emptied = replace(scored, history=histories(*histories))
+    shown = lists(scored.history)
+    shown[0] = []
+    emptied = replace(scored, history=histories(*shown))
     popular = [int((task.train.item == item).sum()) for item in range(low, high)]
     for reads in ("merged", "target"):
         scores = Scorer.of_task(network, task, reads)(emptied, task, 0)
         assert scores.shape == (len(scored), high - low)
         assert not scores.requires_grad
-        for row, history in enumerate(histories):
+        for row, history in enumerate(shown):
             visible = history if reads == "merged" else [item for item in history if low <= item < high]
             if visible:
                 user = network.item.weight[visible].mean(dim=0)
