@@ -110,8 +110,10 @@ def write_task(folder: Path, size: Size = TASK_1) -> Path:
         search, np.full(size.source_users, size.source_ratings // size.source_users), size.source_items, draw, "source_"
     )
     np.save(search / "item_offset.npy", np.zeros(size.items, np.float32))
-    meta: dict[str, Any] = {"mean": 3.0, "slope": 0.5, "rating_scale": [1.0, 5.0], "source_items": size.source_items}
-    meta["source_times"] = False
+    meta: dict[str, Any] = {
+        "mean": 3.0, "slope": 0.5, "rating_scale": [1.0, 5.0], "source_scale": [1.0, 5.0], "clip": True,
+        "source_items": size.source_items, "source_times": False,
+    }  # fmt: skip
     (search / "task.json").write_text(json.dumps(meta))
     return search
 

@@ -65,7 +65,7 @@ def test_other_code_and_packages_are_named(tmp_path: Path, monkeypatch: pytest.M
 def test_code_without_a_history_is_known_by_its_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "study").mkdir()
     (tmp_path / "study" / "a.py").write_text("x = 1\n")
-    monkeypatch.setattr("study.provenance._ROOT", tmp_path)
+    monkeypatch.setattr("study.provenance.ROOT", tmp_path)
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
     before = commit()
     assert re.fullmatch(r"files:[0-9a-f]{40}", before)
@@ -79,7 +79,7 @@ def test_changed_code_has_a_name_of_its_own(tmp_path: Path, monkeypatch: pytest.
     model.write_text("x = 1\n")
     for words in (["init", "-q"], ["add", "."], ["-c", "user.name=a", "-c", "user.email=a@b", "commit", "-qm", "a"]):
         subprocess.run(["git", "-C", str(tmp_path), *words], check=True)
-    monkeypatch.setattr("study.provenance._ROOT", tmp_path)
+    monkeypatch.setattr("study.provenance.ROOT", tmp_path)
     head = commit()
     assert re.fullmatch(r"[0-9a-f]{40}", head)
     (tmp_path / "README.md").write_text("no code")

@@ -70,7 +70,7 @@ def test_stopped_trials_are_pruned_in_both_stores(space: Space, pruner: dict[str
     cell = ledger._cells[inline.KEY]
     assert (cell.best, cell.planned, cell.ended, cell.failed) == (best, 16, 16, 0), "no pruned trial is ever the best"
     again, _, _ = search(space, spec(**pruner), tracker=tracker, storage=ledger._studies.cells[inline.KEY]._storage)
-    assert again.todo == ()
+    assert again._decision.todo == ()
     assert again._cells == ledger._cells
 
 
