@@ -132,7 +132,9 @@ def _check_database(uri: str) -> None:
         with create_engine(uri, connect_args={"connect_timeout": int(ANSWER_S)}).connect():
             pass
     except ImportError as error:
-        raise InputError(f"MLflow at {without_password(uri)}: needs the Python package {error.name}; install it") from error
+        raise InputError(
+            f"MLflow at {without_password(uri)}: needs the Python package {error.name}; install it"
+        ) from error
     except (SQLAlchemyError, OSError) as error:
         reason = one_line(getattr(error, "orig", None) or error, 200)
         raise InputError(
