@@ -145,3 +145,18 @@ def histories(*rows: list[int]) -> Sequences:
 def lists(sequences: Sequences) -> list[list[int]]:
     """The items of each sequence."""
     return [sequences.item[a:b].tolist() for a, b in zip(sequences.starts[:-1], sequences.starts[1:], strict=True)]
+
+
+def check_users_of_one_target_item(model: Any, loss: Any) -> None:
+    """A batch of them alone, of which nothing is shown but source items, has the vectors that it has beside others."""
+    captured: list[Any] = []
+    loss.rated = lambda user, row, label, vectors: captured.append((user, row)) or user.sum()
+    rows = loss.labels.rows
+    alone = rows[loss.labels.halves.target.lengths[rows] == 1]
+    assert len(alone)
+    for chosen in (alone, rows):
+        assert loss(model, chosen).isfinite()
+    (few, which), (all_of, row) = captured
+    assert which.equal(alone)
+    found = torch.stack([all_of[row == user][0] for user in alone])
+    torch.testing.assert_close(few, found, atol=1e-5, rtol=1e-5)

@@ -14,6 +14,8 @@ from trainables.models.ctt import CTT, WIDTH, Config, Loss, contrast_of_users
 from trainables.sequence_tools import Bag, TargetLabels
 from trainables.tasks.sequential import OVERLAPPING, Sequences, SequenceTask
 
+from .sequence_worlds import check_users_of_one_target_item
+
 
 def network(task: SequenceTask, **changes: Any) -> CTT:
     torch.manual_seed(0)
@@ -96,19 +98,8 @@ def test_a_label_is_predicted_from_what_stands_before_it(task: SequenceTask, ali
 
 
 def test_users_of_one_target_item_may_fill_a_batch(task: SequenceTask) -> None:
-    """Nothing of theirs is shown before it but source items: the same vectors as beside users who have more."""
     model, made = network(task, dropout=0.0), Loss(Config(dropout=0.0), task, np.random.default_rng(0))
-    captured: list[Any] = []
-    made.rated = lambda user, row, label, vectors: captured.append((user, row)) or user.sum()  # type: ignore[assignment, func-returns-value]
-    rows = made.labels.rows
-    alone = rows[made.labels.halves.target.lengths[rows] == 1]
-    assert len(alone)
-    for chosen in (alone, rows):
-        assert made(model, chosen).isfinite()
-    (few, which), (all_of, row) = captured
-    assert which.equal(alone)
-    found = torch.stack([all_of[row == user][0] for user in alone])
-    torch.testing.assert_close(few, found, atol=1e-5, rtol=1e-5)
+    check_users_of_one_target_item(model, made)
 
 
 @torch.no_grad()

@@ -14,6 +14,8 @@ from trainables.models.mgcl import MGCL, WIDTH, Config, Loss, SequenceGraph, nor
 from trainables.sequence_tools import Bag
 from trainables.tasks.sequential import Sequences, SequenceTask
 
+from .sequence_worlds import check_users_of_one_target_item
+
 
 def network(task: SequenceTask, **changes: Any) -> MGCL:
     torch.manual_seed(0)
@@ -91,19 +93,8 @@ def test_a_label_is_predicted_from_all_source_items_before_it(task: SequenceTask
 
 
 def test_users_of_one_target_item_may_fill_a_batch(task: SequenceTask) -> None:
-    """Nothing of theirs is shown before it but source items: the same vectors as beside users who have more."""
     model, made = network(task, dropout=0.0), Loss(Config(dropout=0.0), task, np.random.default_rng(0))
-    captured: list[Any] = []
-    made.rated = lambda user, row, label, vectors: captured.append((user, row)) or user.sum()  # type: ignore[assignment, func-returns-value]
-    rows = made.labels.rows
-    alone = rows[made.labels.halves.target.lengths[rows] == 1]
-    assert len(alone)
-    for chosen in (alone, rows):
-        assert made(model, chosen).isfinite()
-    (few, which), (all_of, row) = captured
-    assert which.equal(alone)
-    found = torch.stack([all_of[row == user][0] for user in alone])
-    torch.testing.assert_close(few, found, atol=1e-5, rtol=1e-5)
+    check_users_of_one_target_item(model, made)
 
 
 def test_the_contrast_by_a_loop() -> None:
