@@ -9,6 +9,7 @@ Shapes: N ratings, U users, B users of a batch, O training overlapping users, D 
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Protocol
 
@@ -31,7 +32,7 @@ class Calibrated(Protocol):
         """Whether z . x is scaled by a gain fitted on the validation users."""
 
 
-class OffsetAndGain(nn.Module):
+class OffsetAndGain(nn.Module, ABC):
     """Predicts ratings by offset + gain * term; a model says what the term is in `term`."""
 
     gain: Tensor
@@ -41,9 +42,9 @@ class OffsetAndGain(nn.Module):
         self.calibrate, self.offset = config.calibrate, offset
         self.register_buffer("gain", torch.ones((), device=device))
 
+    @abstractmethod
     def term(self, held_out: HeldOut) -> Tensor:
         """Return what is added to the offset of each rating, [N]."""
-        raise NotImplementedError
 
     def predict(self, held_out: HeldOut, task: Task, seed: int) -> Tensor:
         """Return ratings [N] of cold-start users, not cut to the scale."""
@@ -76,9 +77,9 @@ class MappedUsers(OffsetAndGain):
         super().__init__(config, base.offset, base.item_offset.device)
         self.base = base
 
+    @abstractmethod
     def mapped(self, row_U: Tensor) -> Tensor:
         """Return the target-domain vectors of users by their number in the task's source_ratings, float64 [U, D]."""
-        raise NotImplementedError
 
     def term(self, held_out: HeldOut) -> Tensor:
         """Return z . x of each rating, [N]."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from typing import Any
@@ -97,13 +98,11 @@ def text(chunk: Chunk, name: str, separator: str = " ") -> pa.Array:
         return column
     if pa.types.is_binary(kind):
         return _utf8(chunk, name, column)
-    try:
+    with suppress(*_FAULTS):  # else value by value
         if pa.types.is_list(kind) or pa.types.is_large_list(kind):
             return pc.binary_join(column.cast(pa.list_(pa.string())), separator)
         if not pa.types.is_nested(kind):
             return column.cast(pa.string())
-    except _FAULTS:
-        pass
     try:
         values = [joined(value, separator) for value in column.to_pylist()]
         return pa.array(values, pa.string())
@@ -171,10 +170,8 @@ def times(chunk: Chunk, name: str) -> pa.Array:
 def _times_of_text(chunk: Chunk, name: str, column: pa.Array) -> pa.Array:
     if pc.all(pc.match_substring_regex(column, r"^-?\d{1,18}$")).as_py() is not False:
         return column.cast(pa.int64())
-    try:
+    with suppress(pa.ArrowInvalid):  # else there are zones, other ways of writing, or numbers between
         return column.cast(pa.timestamp("ms")).cast(pa.int64())
-    except pa.ArrowInvalid:  # with zones, other ways of writing, or numbers between
-        pass
     seen: dict[str | None, int | None] = {None: None}
     values: list[int | None] = []
     for row, value in enumerate(column.to_pylist()):
