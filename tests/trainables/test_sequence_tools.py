@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from trainables.sequence_tools import (
     AttentionBlock,
+    Dropout,
     Labels,
     Range,
     Scorer,
@@ -27,6 +28,7 @@ from trainables.sequence_tools import (
     draw_weighted,
     next_item_loss,
     padded,
+    picked,
     principal_components,
     softmax_loss,
     step,
@@ -330,6 +332,37 @@ def test_a_block_against_loops(norm: str, activation: str, joined: bool, crossed
         y = block.attention_norm(x[0] + read(x[0]))
         expected = block.map_norm(y + block.map(y))
     torch.testing.assert_close(found, expected, atol=1e-12, rtol=0)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("norm", ["pre", "post"])
+@pytest.mark.parametrize("joined", [False, True])
+def test_a_block_at_the_newest_places_alone(norm: str, joined: bool) -> None:
+    torch.manual_seed(0)
+    block = AttentionBlock(6, 2, 10, 0.0, norm=norm, joined=joined).double()
+    x, length = torch.randn(4, 5, 6, dtype=torch.float64), torch.tensor([5, 1, 3, 0])
+    found, whole = block.newest(x, length), block(x, causal(5, x.device))
+    torch.testing.assert_close(found[:3], whole[torch.arange(3), length[:3] - 1], atol=1e-12, rtol=0)
+    assert found[3].isfinite().all()
+
+
+def test_dropout_keeps_the_mean_and_its_gradient_the_places() -> None:
+    torch.manual_seed(0)
+    dropout, x = Dropout(0.3), torch.ones(1001, 101, requires_grad=True)
+    dropped = dropout(x)
+    dropped.sum().backward()
+    assert x.grad is not None
+    assert x.grad.equal(dropped)
+    assert float((dropped == 0).float().mean()) == pytest.approx(0.3, abs=0.005)
+    assert dropped.unique().tolist() == pytest.approx([0.0, 1 / 0.7], rel=1e-4)
+    assert dropout.eval()(x) is x
+    assert Dropout(0.0)(x) is x
+
+
+def test_picked_rows_are_those_of_indexing() -> None:
+    vectors, place = torch.randn(7, 3), torch.tensor([[0, 6, 2, 2], [5, 0, 1, 6]])
+    assert picked(vectors, place).equal(vectors[place])
+    assert picked(vectors, place[:, :0]).shape == (2, 0, 3)
 
 
 def test_components_start_items_beside_those_that_read_alike() -> None:

@@ -33,7 +33,7 @@ def test_scores_and_discriminators_of_zero_cost_two_logs_of_two(task: SequenceTa
         tie.bias.zero_()
     made = Loss(config, task, np.random.default_rng(0))
     wanted = 2 * math.log(2)
-    assert float(made(model, 1, made.numbers[1])) == pytest.approx(wanted, rel=1e-6)
+    assert float(made(model, made.rows(1, made.numbers[1]))) == pytest.approx(wanted, rel=1e-6)
 
 
 @torch.no_grad()
@@ -69,7 +69,7 @@ def test_the_loss_of_rows_by_hand(task: SequenceTask) -> None:
     model = network(config, task)
     made = Loss(config, task, np.random.default_rng(5))
     numbers = made.numbers[1][:6]
-    found = float(made(model, 1, numbers))
+    found = float(made(model, made.rows(1, numbers)))
     draw: Any = np.random.default_rng(5)
     draw.random(6)
     draw.random(made.halves.before(made.labels, numbers, 10)[1].real.shape)

@@ -24,6 +24,7 @@ from features.checks import at_least, choice, dropout_share, number, refuse, ste
 from trainables.interface import Epoch, Selection, Setup, Variant
 from trainables.sequence_tools import (
     Bag,
+    Dropout,
     Halves,
     Range,
     Scorer,
@@ -32,6 +33,7 @@ from trainables.sequence_tools import (
     inside,
     newest_of_each,
     paired,
+    picked,
     step,
     training_labels,
     unpacked,
@@ -126,17 +128,18 @@ class UniCDR(nn.Module):
         )  # source, target, shared; unknown last
         if self.user is not None:
             nn.init.normal_(self.user.weight, std=DEVIATION)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
 
     def aggregated(
         self, domain: int, visible: Bag, read: Bag, vector_UD: Tensor, user_B: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """The domain's own vector of each row, and the shared one, [B, D] each.
 
-        `own`, `read`: items as places in `vector_UD`; `user_B`: sequences of training users, None: unknown users.
+        `visible`, `read`: items as places in `vector_UD`; `user_B`: sequences of training users, None: unknown users.
         """
-        specific_BD = self.specific[domain](vector_UD[visible.item], visible.real)
-        shared_BD = self.all(vector_UD[read.item], read.real)
+        vector_BLD = picked(vector_UD, torch.cat([visible.item, read.item], dim=1))
+        own_BLD, read_BLD = vector_BLD.tensor_split([visible.item.shape[1]], dim=1)
+        specific_BD, shared_BD = self.specific[domain](own_BLD, visible.real), self.all(read_BLD, read.real)
         if self.user is None:
             return specific_BD, shared_BD
         share, unknown = self.config.id_share, (self.user.num_embeddings - 3) // 3
@@ -169,8 +172,19 @@ def both(one: Bag, other: Bag) -> Bag:
     return Bag(torch.cat([one.item, other.item], dim=1), torch.cat([one.real, other.real], dim=1))
 
 
+@dataclass(frozen=True, kw_only=True)
+class Rows:
+    """What some labels of one domain are learned from."""
+
+    domain: int
+    user_B: Tensor | None  # int64, whose ID vectors are read; None: of nobody
+    visible: Bag  # [B, L] items of the domain before the label
+    read: Bag  # [B, L] what the shared aggregator reads
+    offered_BK: Tensor  # int64 [B, 1 + K] the label, then the drawn items
+
+
 class Loss:
-    """Loss of rows of one domain: their labels against drawn items, and own vectors against shared ones."""
+    """Loss of rows of each domain: their labels against drawn items, and own vectors against shared ones."""
 
     def __init__(self, config: Config, task: SequenceTask, rng: np.random.Generator) -> None:
         self.config, self.rng, self.items = config, rng, task.items
@@ -181,7 +195,8 @@ class Loss:
         in_target = inside(self.labels.item, task.target)
         self.numbers = ((~in_target).nonzero().squeeze(1), in_target.nonzero().squeeze(1))  # labels of each domain
 
-    def __call__(self, network: UniCDR, domain: int, number_B: Tensor) -> Tensor:
+    def rows(self, domain: int, number_B: Tensor) -> Rows:
+        """Draw what is masked and what is offered beside these labels of a domain."""
         config, device = self.config, number_B.device
         row_B, label_B = self.labels.row[number_B], self.labels.item[number_B]
         parts = self.halves.before(self.labels, number_B, config.max_length)
@@ -191,22 +206,27 @@ class Loss:
         visible = visible.kept(self._random(visible.real.shape, device) >= config.mask_rate)
         read = other if config.domain_mask else both(other, visible)
         drawn_BK = self.unseen.draw(row_B, label_B, config.negatives, self.rng)
-        wanted, (own_at, read_at, label_at, drawn_at) = distinct(self.items, visible.item, read.item, label_B, drawn_BK)
-        vector_UD = network.item(wanted)
         user_B = None
-        if network.user is not None:
-            unknown = (network.user.num_embeddings - 3) // 3
-            user_B = torch.where(self._random(len(row_B), device) < 0.5, unknown, row_B)
-        specific_BD, shared_BD = network.aggregated(
-            domain, Bag(own_at, visible.real), Bag(read_at, read.real), vector_UD, user_B
+        if config.id_share:
+            user_B = torch.where(self._random(len(row_B), device) < 0.5, len(self.overlapping), row_B)
+        offered_BK = torch.cat([label_B[:, None], drawn_BK], dim=1)
+        return Rows(domain=domain, user_B=user_B, visible=visible, read=read, offered_BK=offered_BK)
+
+    def __call__(self, network: UniCDR, *rows: Rows) -> Tensor:
+        """Sum over domains; items are looked up once for all of them, for the gradient of a look-up is a whole table."""
+        wanted, places = distinct(
+            self.items, *(item for row in rows for item in (row.visible.item, row.read.item, row.offered_BK))
         )
-        item_UD, user_BD = network.dropout(vector_UD), network.joined(specific_BD, shared_BD)
-        score_B = (user_BD * item_UD[label_at]).sum(dim=1)
-        drawn_score_BK = torch.einsum("bd,bkd->bk", user_BD, item_UD[drawn_at])
-        rated = softplus(-score_B).mean() + softplus(drawn_score_BK).mean()
-        return config.mix * rated + (1 - config.mix) * self._tied(
-            network, domain, visible, read, specific_BD, shared_BD
-        )
+        vector_UD = picked(network.item.weight, wanted)
+        item_UD, losses = network.dropout(vector_UD), []
+        for row, own_at, read_at, offered_at in zip(rows, places[::3], places[1::3], places[2::3], strict=True):
+            visible, read = Bag(own_at, row.visible.real), Bag(read_at, row.read.real)
+            vectors = network.aggregated(row.domain, visible, read, vector_UD, row.user_B)
+            score_BK = torch.einsum("bd,bkd->bk", network.joined(*vectors), picked(item_UD, offered_at))
+            rated = softplus(-score_BK[:, 0]).mean() + softplus(score_BK[:, 1:]).mean()
+            tied = self._tied(network, row.domain, visible, read, *vectors)
+            losses.append(self.config.mix * rated + (1 - self.config.mix) * tied)
+        return torch.stack(losses).sum()
 
     def _tied(
         self, network: UniCDR, domain: int, visible: Bag, read: Bag, specific_BD: Tensor, shared_BD: Tensor
@@ -215,9 +235,11 @@ class Loss:
         rows = ((visible.length > 0) & (read.length > 0)).nonzero().squeeze(1)
         if len(rows) < 2 or self.config.mix == 1:
             return specific_BD.new_zeros(())
-        tie, specific, shared = network.tie[domain], specific_BD[rows], shared_BD[rows]
-        true: Tensor = softplus(-tie(specific, shared)).mean() + softplus(tie(specific.roll(1, 0), shared)).mean()
-        return true
+        tie, specific, shared = network.tie[domain], picked(specific_BD, rows), picked(shared_BD, rows)
+        assert isinstance(tie, nn.Bilinear)
+        mapped = specific @ tie.weight[0]  # x'W of x'W y + b, once for the user's own y and for another's
+        true, false = ((part * shared).sum(dim=1) + tie.bias for part in (mapped, mapped.roll(1, 0)))
+        return softplus(-true).mean() + softplus(false).mean()
 
     def _random(self, shape: Any, device: torch.device) -> Tensor:
         return torch.from_numpy(self.rng.random(shape)).to(device)
@@ -235,7 +257,7 @@ def train(config: Config, task: SequenceTask, seed: int) -> Iterator[Setup | Epo
 
     while True:
         losses = [
-            step(optimiser, loss(network, 0, source_B) + loss(network, 1, target_B))
+            step(optimiser, loss(network, loss.rows(0, source_B), loss.rows(1, target_B)))
             for source_B, target_B in paired(*loss.numbers, config.batch, rng)
         ]
         yield Epoch(predict=scorer, metrics={"train_loss": sum(losses) / len(losses)}, pack=pack)
