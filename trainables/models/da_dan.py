@@ -27,16 +27,17 @@ from trainables.interface import Epoch, Selection, Setup, Variant
 from trainables.sequence_tools import (
     AttentionBlock,
     Bag,
+    Dropout,
     Halves,
     Range,
     Scorer,
     batches,
-    causal,
     distinct,
     draw_shared,
     newest,
     newest_of_each,
     next_item_loss,
+    picked,
     step,
     training_labels,
     unpacked,
@@ -129,7 +130,7 @@ class DADAN(nn.Module):
         self.encoders = nn.ModuleList(
             AttentionBlock(WIDTH, 1, 4 * WIDTH, config.dropout, norm="post") for _ in range(2)
         )  # source, target
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
         self.code, self.decode = nn.Linear(WIDTH, config.common), nn.Linear(config.common, WIDTH)
         self.shared = nn.Linear(config.common, config.common)
         self.to_target, self.to_source = (nn.Linear(config.common, config.common) for _ in range(2))
@@ -138,14 +139,13 @@ class DADAN(nn.Module):
 
     def state(self, bag: Bag, vector_UD: Tensor, domain: int, beside_BD: Tensor | None = None) -> Tensor:
         """State of the last item of each half, [B, D]; 0 for an empty one. `beside`: the source states (the bridge)."""
-        vector_BLD, L = vector_UD[bag.item], bag.item.shape[1]
+        vector_BLD, length_B, L = picked(vector_UD, bag.item), bag.length, bag.item.shape[1]
         if beside_BD is not None:
             vector_BLD = vector_BLD + beside_BD[:, None]
         place = timestep_embedding(torch.arange(L, device=bag.item.device), WIDTH)
-        x = self.encoders[domain](self.dropout(vector_BLD + place), causal(L, bag.item.device))
-        last_B = (bag.length - 1).clamp(min=0)
-        out: Tensor = x[torch.arange(len(x), device=x.device), last_B] * (bag.length > 0)[:, None]
-        return out
+        encoder = self.encoders[domain]
+        assert isinstance(encoder, AttentionBlock)
+        return encoder.newest(self.dropout(vector_BLD + place), length_B) * (length_B > 0)[:, None]
 
     def common(self, state_BD: Tensor) -> tuple[Tensor, Tensor]:
         """Z and c of states, [B, C] each."""
@@ -206,16 +206,19 @@ class Loss:
         item_BL, length_B = self.labels.histories(number_B, MAX_LENGTH)
         target = Bag(item_BL, torch.arange(item_BL.shape[1], device=item_BL.device) < length_B[:, None])
         wanted, (source_at, target_at) = distinct(self.task.items, source.item, target.item)
-        vector_UD = network.item(wanted)
+        vector_UD = picked(network.item.weight, wanted)
         source_BD = network.state(Bag(source_at, source.real), vector_UD, 0)
         beside = source_BD if config.bridge else None
         target_BD = network.state(Bag(target_at, target.real), vector_UD, 1, beside)
         (source_z, source_c), (target_z, target_c) = network.common(source_BD), network.common(target_BD)
         low, high = self.task.target
         drawn_K = draw_shared([(low, high)], config.negatives, self.rng)[0].to(label_B.device)
-        vectors = network.items((low, high))
+        wanted = torch.cat([label_B, drawn_K]) - low
+        scored = torch.cat(
+            [network.score.weight.index_select(0, wanted), network.score.bias.index_select(0, wanted)[:, None]], dim=1
+        )
         user = torch.cat([target_c, target_c.new_ones(size, 1)], dim=1)
-        loss = next_item_loss(user, label_B, vectors[label_B - low], drawn_K, vectors[drawn_K - low], high - low) / size
+        loss = next_item_loss(user, label_B, scored[:size], drawn_K, scored[size:], high - low) / size
         if config.adversarial:
             codes = (
                 network.is_target.loss(target_z, 1, config.reversal)
