@@ -249,6 +249,11 @@ class Bag:
         return self.real.sum(dim=1)
 
 
+def both(one: Bag, other: Bag) -> Bag:
+    """Return the items of two bags in one."""
+    return Bag(torch.cat([one.item, other.item], dim=1), torch.cat([one.real, other.real], dim=1))
+
+
 @dataclass(frozen=True, kw_only=True)
 class Read:
     """What training reads of some users: their target items but the last, their source items, and their labels.

@@ -43,8 +43,12 @@ def test_the_pool_is_self_attention_and_a_mean() -> None:
     e = model.item.weight[torch.tensor(items)]
     query, key, value = (e @ linear.weight.T for linear in (model.query, model.key, model.value))
     read = [((query[i] @ key.T) / math.sqrt(WIDTH)).softmax(0) @ value for i in range(3)]
-    found = model.pooled(bags(model, items)[0], model.item.weight)[0]
+    found = model.pooled(bags(model, items)[:1], model.item.weight)[0, 0]
     torch.testing.assert_close(found, torch.stack(read).mean(dim=0), atol=1e-5, rtol=1e-5)
+    several = Sequences(torch.tensor([9, 3, 7, 11]), torch.tensor([0, 1, 1, 4]))
+    pools = model.pooled([newest_of_each(several, SOURCE, 10)], model.item.weight)[:, 0]
+    wanted = torch.stack([model.value(model.item.weight[9]), torch.zeros(WIDTH), found])
+    torch.testing.assert_close(pools, wanted, atol=1e-5, rtol=1e-5)
 
 
 @torch.no_grad()
@@ -52,8 +56,8 @@ def test_the_condition_of_one_domain_is_its_pool_and_of_both_is_weighed_by_the_i
     model = network()
     (source, target), weights = bags(model, [3, 7, 22, 31]), model.item.weight
     (alone, none) = bags(model, [3, 7])
-    torch.testing.assert_close(model.condition(alone, none, 1, weights), model.pooled(alone, weights))
-    pools = torch.cat([model.pooled(source, weights), model.pooled(target, weights)])
+    torch.testing.assert_close(model.condition(alone, none, 1, weights), model.pooled([alone], weights)[:, 0])
+    pools = model.pooled([source, target], weights)[0]
     share = (pools @ model.wanted[1] / math.sqrt(WIDTH)).softmax(0)
     torch.testing.assert_close(model.condition(source, target, 1, weights)[0], share @ pools)
     plain = network(attention=False)

@@ -13,7 +13,7 @@ Shapes: B rows, L items of a row, D vector width, T steps, K drawn items, R rows
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,16 +26,18 @@ from trainables.diffusion import Diffusion, SameForAll, normal_like, random_step
 from trainables.interface import Epoch, Selection, Setup, Variant
 from trainables.sequence_tools import (
     Bag,
+    Dropout,
     Halves,
     Range,
     Scorer,
-    attend,
+    both,
     distinct,
     draw_shared,
     inside,
     newest_of_each,
+    next_item_loss,
     paired,
-    softmax_loss,
+    picked,
     step,
     training_labels,
     unpacked,
@@ -125,31 +127,34 @@ class CDCDR(nn.Module):
             if config.denoiser == "mlp1"
             else nn.Sequential(nn.Linear(3 * WIDTH, hidden), nn.GELU(), nn.Linear(hidden, WIDTH))
         )
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
         self.diffusion = Diffusion(exponential(config.steps))
 
-    def pooled(self, bag: Bag, vector_UD: Tensor) -> Tensor:
-        """h: mean over a row's items of what each reads of all of them, [B, D]; 0 for a row without items.
+    def pooled(self, bags: Sequence[Bag], vector_UD: Tensor) -> Tensor:
+        """Return h of each bag: mean over a row's items of what each reads of all of them, [B, P, D]; 0 without items.
 
-        (W_Q e)'(W_K e') = e'W_Q'W_K e', and W_V goes behind the sums: one map of each item in the place of three.
+        (W_Q e)'(W_K e') = e'W_Q'W_K e' maps distinct items, once in the place of twice. W_V goes behind the sums, and
+        mean_i sum_j a_ij e_j = sum_j (mean_i a_ij) e_j adds a row's items up once.
         """
-        vector_BLD, real_BL = vector_UD[bag.item], bag.real
-        query_BLD = vector_BLD @ (self.query.weight.T @ self.key.weight)
-        vector = vector_BLD[:, None]
-        read_BLD = attend(query_BLD[:, None], vector, vector, real_BL[:, None, None])[:, 0]
-        total_BD = (read_BLD * real_BL[..., None]).sum(dim=1)
-        pool: Tensor = self.value(total_BD / real_BL.sum(dim=1, keepdim=True).clamp(min=1))
+        asked_UD = vector_UD @ (self.query.weight.T @ self.key.weight / math.sqrt(WIDTH))
+        pools = []
+        for bag in bags:
+            rows = bag.real.any(dim=1).nonzero().squeeze(1)  # most have no item of the other domain
+            item_RL, real_RL = bag.item[rows], bag.real[rows]
+            vector_RLD, asked_RLD = picked(vector_UD, item_RL), picked(asked_UD, item_RL)
+            # keys j before queries i: a softmax over a short last dimension is four times as dear
+            logits_RJI = (vector_RLD @ asked_RLD.mT).masked_fill(~real_RL[..., None], -torch.inf)
+            share_RI1 = (real_RL / real_RL.sum(dim=1, keepdim=True))[..., None].to(logits_RJI.dtype)
+            read_RD = ((logits_RJI.softmax(dim=1) @ share_RI1).mT @ vector_RLD).squeeze(1)
+            pools.append(read_RD.new_zeros(len(bag.item), WIDTH).index_copy(0, rows, read_RD))
+        pool: Tensor = self.value(torch.stack(pools, dim=1))
         return pool
 
     def condition(self, source: Bag, target: Bag, domain: int, vector_UD: Tensor) -> Tensor:
         """c: both domains' pools, weighed by the indicator of the wanted domain, [B, D]; Phi where both are empty."""
-        if self.config.mixed_history:
-            both = Bag(torch.cat([source.item, target.item], dim=1), torch.cat([source.real, target.real], dim=1))
-            pool_BPD, present_BP = self.pooled(both, vector_UD)[:, None], both.real.any(dim=1, keepdim=True)
-        else:
-            bags = (source, target)
-            pool_BPD = torch.stack([self.pooled(bag, vector_UD) for bag in bags], dim=1)
-            present_BP = torch.stack([bag.real.any(dim=1) for bag in bags], dim=1)
+        bags = [both(source, target)] if self.config.mixed_history else [source, target]
+        pool_BPD = self.pooled(bags, vector_UD)
+        present_BP = torch.stack([bag.real.any(dim=1) for bag in bags], dim=1)
         indicator = self.wanted[domain if self.config.indicator else 0]
         logits_BP = pool_BPD @ indicator / math.sqrt(WIDTH) * float(self.config.attention)
         weight_BP = logits_BP.masked_fill(~present_BP, torch.finfo(logits_BP.dtype).min).softmax(dim=1)
@@ -158,7 +163,8 @@ class CDCDR(nn.Module):
 
     def predicted(self, xt_BD: Tensor, t_B: Tensor, condition_BD: Tensor) -> Tensor:
         """f: prediction of x_0, [B, D]."""
-        time_BD = self.time(timestep_embedding(t_B, WIDTH))
+        step_T, place_B = torch.unique(t_B, return_inverse=True)  # no more than T of them
+        time_BD = picked(self.time(timestep_embedding(step_T, WIDTH)), place_B)
         out: Tensor = self.denoiser(torch.cat([xt_BD, condition_BD.expand_as(xt_BD), time_BD], dim=1))
         return out
 
@@ -183,8 +189,19 @@ class CDCDR(nn.Module):
         return nn.functional.normalize(vector_JD, dim=1) if self.config.score == "cosine" else vector_JD
 
 
+@dataclass(frozen=True, kw_only=True)
+class Rows:
+    """What some labels of one domain are learned from."""
+
+    domain: int
+    source: Bag  # [B, L] source items before the label, and
+    target: Bag  # target items
+    label_B: Tensor  # int64 [B] item number
+    drawn_K: Tensor  # int64 [K] items of the softmax beside the label
+
+
 class Loss:
-    """Loss of rows of one domain: the squared error of the prediction, and its softmax among drawn items."""
+    """Loss of rows of each domain: the squared error of the prediction, and its softmax among drawn items."""
 
     def __init__(
         self, config: Config, task: SequenceTask, rng: np.random.Generator, generator: torch.Generator
@@ -207,40 +224,55 @@ class Loss:
             )
         yield from paired(parts[0], parts[1], self.config.batch, self.rng)
 
-    def __call__(self, network: CDCDR, domain: int, number_B: Tensor) -> Tensor:
+    def rows(self, domain: int, number_B: Tensor) -> Rows:
+        """Draw what is hidden and what is offered beside these labels of a domain."""
         config, label_B = self.config, self.labels.item[number_B]
         parts = list(self.halves.before(self.labels, number_B, config.max_length))
         hidden_B = (
             self._random(len(label_B), label_B.device) < self.hidden * self.overlapping[self.labels.row[number_B]]
         )
         parts[domain] = parts[domain].kept(~hidden_B[:, None])
-        drawn_PK = draw_shared([self.domains[domain]], config.negatives, self.rng).to(label_B.device)
-        wanted, (source_at, target_at, label_at, drawn_at) = distinct(
-            self.items, parts[0].item, parts[1].item, label_B, drawn_PK
+        drawn_K = draw_shared([self.domains[domain]], config.negatives, self.rng)[0].to(label_B.device)
+        return Rows(domain=domain, source=parts[0], target=parts[1], label_B=label_B, drawn_K=drawn_K)
+
+    def __call__(self, network: CDCDR, *rows: Rows) -> Tensor:
+        """Sum over domains by their weights; items are looked up once, for the gradient of a look-up is a whole table."""
+        wanted, places = distinct(
+            self.items, *(item for row in rows for item in (row.source.item, row.target.item, row.label_B, row.drawn_K))
         )
-        vector_UD = network.item(wanted)
-        condition_BD = network.condition(
-            Bag(source_at, parts[0].real), Bag(target_at, parts[1].real), domain, vector_UD
-        )
-        label_BD = vector_UD[label_at]
+        vector_UD, losses = picked(network.item.weight, wanted), []
+        for row, *at in zip(rows, places[::4], places[1::4], places[2::4], places[3::4], strict=True):
+            source, target = Bag(at[0], row.source.real), Bag(at[1], row.target.real)
+            condition_BD = network.condition(source, target, row.domain, vector_UD)
+            loss = self._loss(network, row, condition_BD, picked(vector_UD, at[2]), picked(vector_UD, at[3]))
+            losses.append(DOMAIN_WEIGHTS[row.domain] * loss)
+        return torch.stack(losses).sum()
+
+    def _loss(self, network: CDCDR, row: Rows, condition_BD: Tensor, label_BD: Tensor, drawn_KD: Tensor) -> Tensor:
+        config, device = self.config, label_BD.device
+
+        def ranked(user_BD: Tensor) -> Tensor:
+            low, high = self.domains[row.domain]
+            return next_item_loss(user_BD, row.label_B, label_BD, row.drawn_K, drawn_KD, high - low) / len(label_BD)
+
         if not config.diffusion:
-            return softmax_loss(
-                condition_BD, label_B, label_BD, [self.domains[domain]], drawn_PK, vector_UD[drawn_at]
-            )  # fmt: skip
-        dropped_B = self._random(len(label_B), label_B.device) < config.drop
+            return ranked(condition_BD)
+        dropped_B = self._random(len(label_BD), device) < config.drop
         condition_BD = torch.where(dropped_B[:, None], network.nothing, condition_BD)
         x0_BD = label_BD.detach()
-        t_B = random_steps(len(label_B), config.steps, self.generator, label_B.device)
+        t_B = random_steps(len(label_BD), config.steps, self.generator, device)
         noised_BD = network.diffusion.noised(x0_BD, t_B, normal_like(x0_BD, self.generator))
         found_BD = network.predicted(noised_BD, t_B, condition_BD)
         loss: Tensor = (found_BD - x0_BD).square().mean()
-        if config.rank_weight:
-            ranked = softmax_loss(found_BD, label_B, label_BD, [self.domains[domain]], drawn_PK, vector_UD[drawn_at])
-            loss = loss + config.rank_weight * ranked
-        return loss
+        return loss + config.rank_weight * ranked(found_BD) if config.rank_weight else loss
 
     def _random(self, rows: int, device: torch.device) -> Tensor:
         return torch.from_numpy(self.rng.random(rows)).to(device)
+
+
+def variance(vector_ID: Tensor) -> float:
+    """Return the mean of the columns' variances; `var(dim=0)` takes as long as a step."""
+    return float((vector_ID - vector_ID.mean(dim=0)).square_().mean())
 
 
 def train(config: Config, task: SequenceTask, seed: int) -> Iterator[Setup | Epoch]:
@@ -257,11 +289,10 @@ def train(config: Config, task: SequenceTask, seed: int) -> Iterator[Setup | Epo
     while True:
         losses = []
         for halves in loss.quarter():
-            parts = [weight * loss(network, k, halves[k]) for k, weight in enumerate(DOMAIN_WEIGHTS)]
-            losses.append(step(optimiser, parts[0] + parts[1]))
+            losses.append(step(optimiser, loss(network, *(loss.rows(k, halves[k]) for k in range(2)))))
         metrics = {
             "train_loss": sum(losses) / len(losses),
-            "item_variance": float(network.item.weight.detach().var(dim=0).mean()),  # 0: all items have become equal
+            "item_variance": variance(network.item.weight.detach()),  # 0: all items have become equal
         }
         yield Epoch(predict=scorer, metrics=metrics, pack=pack)
 

@@ -29,6 +29,7 @@ from trainables.sequence_tools import (
     Range,
     Scorer,
     Unseen,
+    both,
     distinct,
     inside,
     newest_of_each,
@@ -165,11 +166,6 @@ class UniCDR(nn.Module):
     def items(self, domain: Range) -> Tensor:
         """Vectors of a domain's items, [J, D]."""
         return self.item.weight[domain[0] : domain[1]]
-
-
-def both(one: Bag, other: Bag) -> Bag:
-    """The items of two bags in one."""
-    return Bag(torch.cat([one.item, other.item], dim=1), torch.cat([one.real, other.real], dim=1))
 
 
 @dataclass(frozen=True, kw_only=True)
