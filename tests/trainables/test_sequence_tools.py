@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from trainables.sequence_tools import (
     AttentionBlock,
+    Dropout,
     Labels,
     Range,
     Scorer,
@@ -285,6 +286,25 @@ def attention_by_hand(query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -
     return out
 
 
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.9])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_dropout_leaves_out_a_share_and_scales_the_rest(share: float, dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    made, x = Dropout(share), torch.full((3, 7, 20_001), 2.0, dtype=dtype, requires_grad=True)
+    found = made(x)
+    left_out = found == 0
+    assert float(left_out.double().mean()) == pytest.approx(share, abs=0.003)
+    assert found[~left_out].unique().tolist() == pytest.approx([2 / (1 - share)], rel=2e-4)
+    one, other = (part.double() - share for part in (left_out[..., :-1], left_out[..., 1:]))  # of the same 64 bits
+    assert float((one * other).mean()) == pytest.approx(0, abs=0.003)
+    found.sum().backward()  # type: ignore[no-untyped-call]
+    torch.testing.assert_close(x.grad, (found / 2).detach(), rtol=1e-6, atol=0)
+    assert not made(x).equal(found)
+    torch.manual_seed(0)
+    assert made(x).equal(found)
+    assert made.eval()(x).equal(x)
+
+
 def test_attention_against_loops_and_nothing_read_where_nothing_is_allowed() -> None:
     torch.manual_seed(0)
     query, key, value = (torch.randn(2, 3, 4, 5, dtype=torch.float64) for _ in range(3))
@@ -330,6 +350,8 @@ def test_a_block_against_loops(norm: str, activation: str, joined: bool, crossed
         y = block.attention_norm(x[0] + read(x[0]))
         expected = block.map_norm(y + block.map(y))
     torch.testing.assert_close(found, expected, atol=1e-12, rtol=0)
+    asked = block(x, mask[:, :, 2:3], memory if crossed else None, torch.tensor([2]))[0]
+    torch.testing.assert_close(asked, expected[2:3], atol=1e-12, rtol=0)
 
 
 def test_components_start_items_beside_those_that_read_alike() -> None:
