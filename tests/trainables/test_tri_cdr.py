@@ -179,6 +179,16 @@ def test_each_encoder_is_pretrained_by_it(
         assert weights[f"{place}.item.weight"].isfinite().all()
 
 
+def test_the_pretraining_has_the_moments_of_sasrec(
+    task: SequenceTask, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:  # fmt: skip
+    betas: list[tuple[float, float]] = []
+    monkeypatch.setattr(pretraining, "pretrain", lambda *a, **k: betas.append(k["betas"]) or {})
+    monkeypatch.setattr(pretraining, "kept_once", lambda task, kind, document, make: make(tmp_path / "kept.pt"))
+    tri_cdr.pretrained(task, 0)
+    assert betas == [(0.9, 0.98)] * 3
+
+
 @torch.no_grad()
 @pytest.mark.parametrize("loss", ["bce", "softmax"])
 def test_the_loss_by_hand(task: SequenceTask, loss: str) -> None:

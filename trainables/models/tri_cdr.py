@@ -55,11 +55,12 @@ from trainables.tasks.sequential import OVERLAPPING, Sequences, SequenceTask
 WIDTH = sasrec.WIDTH  # D
 MAX_LENGTH = 50  # newest items of each sequence that are read
 TAU = 0.1  # of the contrast
+BETAS = 0.9, 0.98  # Adam's, in both stages: each encoder is pretrained as a SASRec
 DECAY = 0.99  # of lr, an epoch
 ENCODER = sasrec.Config(dropout=0.3)  # of the pretraining (ours)
 ENCODER_EPOCHS = 10
 SCALE = 5.0  # of the cosine in the pretraining, and where none is given in the training
-VERSION = 2  # of what pretraining makes; part of its key
+VERSION = 3  # of what pretraining makes; part of its key
 PARTS = ("merged", "source", "target")  # x, s, t
 LOSSES = ("bce", "softmax")
 
@@ -252,7 +253,7 @@ def pretrained(task: SequenceTask, seed: int) -> Mapping[str, Tensor]:
             build = partial(sasrec.SASRec, ENCODER, task.items)
             beside = kept.with_name(f"{kept.stem}-{part}{kept.suffix}")
             state = pretraining.pretrain(
-                build, epoch, epochs=ENCODER_EPOCHS, lr=ENCODER.lr, seed=seed, task=task, kept=beside
+                build, epoch, epochs=ENCODER_EPOCHS, lr=ENCODER.lr, betas=BETAS, seed=seed, task=task, kept=beside
             )  # fmt: skip
             out |= {f"{place}.{name}": value for name, value in state.items()}
         for part in PARTS:
@@ -366,7 +367,7 @@ def train(config: Config, task: SequenceTask, seed: int) -> Iterator[Setup | Epo
     network, rng = TriCDR(config, task.items, task.source, task.target), np.random.default_rng(seed)
     if config.pretrained:
         network.encoders.load_state_dict(dict(pretrained(task, seed)))
-    optimiser = torch.optim.Adam(network.parameters(), lr=config.lr, betas=(0.9, 0.98), fused=True)
+    optimiser = torch.optim.Adam(network.parameters(), lr=config.lr, betas=BETAS, fused=True)
     schedule = torch.optim.lr_scheduler.ExponentialLR(optimiser, DECAY)
     yield Setup(network, optimiser=optimiser, schedule=schedule, rng=rng)
     loss, scorer = Loss(config, task, rng), Scorer.of_task(network, task, "merged")
