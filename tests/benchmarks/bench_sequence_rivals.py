@@ -20,6 +20,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -47,6 +48,9 @@ class Code:
     cell: str = "attention"  # attention | frequency | gru | mean
     passes: int = 1  # over an encoder of its own
     blocks: int = 2
+    heads: int = 1
+    inner: int = 1  # width of a block's maps, in D; with more than 1 they have a tanh-GELU, else ReLU
+    causal: bool = True
     loss: str = "softmax"  # softmax over all items | bce
     negatives: int = 1  # of bce
     walked: str = ""  # titles | prompts: what is worked out for all items in each step
@@ -56,7 +60,7 @@ CODE = {
     "gru4rec": Code(cell="gru"),
     "sasrec": Code(loss="bce"),
     "fearec": Code(cell="frequency", passes=3),
-    "diffurec": Code(blocks=4),
+    "diffurec": Code(blocks=4, heads=4, inner=4, causal=False),
     "unisrec": Code(walked="titles"),
     "tri_cdr": Code(passes=3, loss="bce"),
     "mgcl": Code(passes=2, loss="bce"),
@@ -152,7 +156,10 @@ class Encoder(nn.Module):
         elif code.cell == "frequency":
             self.cell = nn.Sequential(*(Frequency(layer, code.blocks) for layer in range(code.blocks)))
         elif code.cell == "attention":
-            block = nn.TransformerEncoderLayer(WIDTH, 1, WIDTH, batch_first=True, norm_first=True)
+            activation = partial(functional.gelu, approximate="tanh") if code.inner > 1 else functional.relu
+            block = nn.TransformerEncoderLayer(
+                WIDTH, code.heads, code.inner * WIDTH, activation=activation, batch_first=True, norm_first=True
+            )
             self.cell = nn.TransformerEncoder(block, code.blocks, enable_nested_tensor=False)
         else:
             self.cell = nn.Linear(WIDTH, WIDTH)
@@ -165,8 +172,8 @@ class Encoder(nn.Module):
             return self.cell(vector_BLD)[0][:, -1]  # type: ignore[no-any-return]
         if self.code.cell == "frequency":
             return self.cell(vector_BLD + self.position)[:, -1]  # type: ignore[no-any-return]
-        mask = nn.Transformer.generate_square_subsequent_mask(LENGTH)
-        return self.cell(vector_BLD + self.position, mask=mask, is_causal=True)[:, -1]  # type: ignore[no-any-return]
+        mask = nn.Transformer.generate_square_subsequent_mask(LENGTH) if self.code.causal else None
+        return self.cell(vector_BLD + self.position, mask=mask, is_causal=self.code.causal)[:, -1]  # type: ignore[no-any-return]
 
 
 def usual(task: SequenceTask, code: Code) -> Iterator[int]:
