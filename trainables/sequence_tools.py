@@ -534,20 +534,21 @@ def step(optimiser: Optimizer, loss: Tensor) -> float:
 # --- blocks -------------------------------------------------------------------------------------------------------
 
 
-class Dropout(nn.Module):
-    """Dropout by 16 random bits for each number, so its rate is a multiple of 2^-16; a quarter of the cost of torch's."""
+class Dropout(nn.Dropout):
+    """nn.Dropout at a tenth of its time on a CPU, where torch draws a number of 32 bits for each coordinate, one by one.
 
-    def __init__(self, rate: float) -> None:
-        super().__init__()
-        self.dropped = min(round(rate * 2**16), 2**16 - 1)  # of 2^16
+    Here 16 bits decide, so that the share left out is a multiple of 1 / 65,536; the rest is scaled by that share.
+    """
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return x with random places 0, and the others divided by the chance to be kept."""
-        if not self.training or not self.dropped:
+        """Return x where coordinates that are drawn anew each time are 0, of the same shape."""
+        if not self.training or self.p == 0:
             return x
-        bits = torch.empty(-(-x.numel() // 4), dtype=torch.int64, device=x.device).random_(-(2**63), None)
-        kept = bits.view(torch.int16)[: x.numel()].view(x.shape) >= self.dropped - 2**15
-        return x * kept.to(x.dtype).mul_(1 / (1 - self.dropped / 2**16))
+        values = 2**16
+        left_out = min(round(self.p * values), values - 1)
+        drawn = torch.empty(-(-x.numel() // 4), dtype=torch.int64, device=x.device).random_(-(2**63), None)
+        kept = drawn.view(torch.int16)[: x.numel()].view(x.shape) >= left_out - values // 2
+        return x * kept.to(x.dtype).mul_(values / (values - left_out))
 
 
 def attend(query_BHLK: Tensor, key_BHMK: Tensor, value_BHMK: Tensor, mask: Tensor) -> Tensor:
@@ -577,7 +578,7 @@ class AttentionBlock(nn.Module):
     ) -> None:  # fmt: skip
         super().__init__()
         self.heads, self.post = heads, norm == "post"
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.attention_norm, self.map_norm = nn.LayerNorm(width), nn.LayerNorm(width)
         self.query = nn.Linear(width, width, bias=joined)
         self.key_value = nn.Linear(width, 2 * width, bias=joined)

@@ -5,8 +5,9 @@
 The usual loop: every label is a sample of its own, its history padded to 50 items by a Dataset and collated by a
 DataLoader, 128 samples a batch, dense Adam. What it computes follows each system's public code: a recurrent or a
 Transformer encoder of 2 blocks (CODE: passes over it, or a mean of items for systems that read sets), then a softmax over
-all items of both domains, or a few negatives, drawn until they are none of the user's. Two systems walk all items in each
-step: UniSRec's adaptor of titles, PLCR's prompts. CTT and UCLR have no public code; theirs is the loop of their kin. Ours
+all items of both domains, or a few negatives, drawn until they are none of the user's. FEARec's layers are `Frequency`:
+Fourier transforms over the 50 places, and values rolled by each lag in turn. Two systems walk all items in each step:
+UniSRec's adaptor of titles, PLCR's prompts. CTT and UCLR have no public code; theirs is the loop of their kin. Ours
 is an epoch of the model as it is trained, with all that it does beside the labels: contrasts, graphs, augmented sequences.
 Sequences have Food-Kitchen's lengths and numbers of items.
 """
@@ -14,10 +15,12 @@ Sequences have Food-Kitchen's lengths and numbers of items.
 from __future__ import annotations
 
 import argparse
+import math
 import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +33,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from trainables.interface import Epoch, load_model, make_config
 from trainables.models import llmcdsr, plcr, sscdr_sequences, tri_cdr
+from trainables.models.fearec import kept_bins
 from trainables.models.unisrec import Adaptor
 from trainables.sequence_tools import halved_labels, inside, training_labels
 from trainables.tasks.sequential import OVERLAPPING, SequenceTask
@@ -41,9 +45,12 @@ LENGTH, WIDTH, BATCH = 50, 64, 128
 class Code:
     """What a system's public code computes for a batch."""
 
-    cell: str = "attention"  # attention | gru | mean
+    cell: str = "attention"  # attention | frequency | gru | mean
     passes: int = 1  # over an encoder of its own
     blocks: int = 2
+    heads: int = 1
+    inner: int = 1  # width of a block's maps, in D; with more than 1 they have a tanh-GELU, else ReLU
+    causal: bool = True
     loss: str = "softmax"  # softmax over all items | bce
     negatives: int = 1  # of bce
     walked: str = ""  # titles | prompts: what is worked out for all items in each step
@@ -52,8 +59,8 @@ class Code:
 CODE = {
     "gru4rec": Code(cell="gru"),
     "sasrec": Code(loss="bce"),
-    "fearec": Code(passes=3),
-    "diffurec": Code(blocks=4),
+    "fearec": Code(cell="frequency", passes=3),
+    "diffurec": Code(blocks=4, heads=4, inner=4, causal=False),
     "unisrec": Code(walked="titles"),
     "tri_cdr": Code(passes=3, loss="bce"),
     "mgcl": Code(passes=2, loss="bce"),
@@ -97,6 +104,47 @@ class Prefixes(Dataset[tuple[Tensor, int, Tensor]]):
         return padded, int(self.sequences.item[end]), torch.tensor(others)
 
 
+class Frequency(nn.Module):
+    """A layer of FEARec's code (sudaada/FEARec and its port in RecBole, with the published script's settings).
+
+    Spectra of query, key and value over the places, those of padding too; bins of the layer's band are kept. Attention of
+    two heads over the filtered signals, and beside it values as they stand some lags later: the best floor(ln 50) = 3 lags
+    of the batch's mean auto-correlation, weighted by the softmax of each row's own. Then maps of width 4 D. LayerNorm
+    after each.
+    """
+
+    def __init__(self, layer: int, layers: int) -> None:
+        super().__init__()
+        self.band = slice(*kept_bins(LENGTH, layer, layers, 0.6))
+        self.maps = nn.ModuleList(nn.Linear(WIDTH, WIDTH) for _ in range(3))
+        self.out, self.norm, self.map_norm = nn.Linear(WIDTH, WIDTH), nn.LayerNorm(WIDTH), nn.LayerNorm(WIDTH)
+        self.map = nn.Sequential(nn.Linear(WIDTH, 4 * WIDTH), nn.GELU(), nn.Linear(4 * WIDTH, WIDTH))
+        self.dropout = nn.Dropout(0.5)
+
+    def forward(self, x_BLD: Tensor) -> Tensor:
+        """[B, L, D] -> [B, L, D]."""
+        B, L, D = x_BLD.shape
+        parts = [linear(x_BLD).view(B, L, 2, D // 2).permute(0, 2, 3, 1) for linear in self.maps]  # [B, H, K, L]
+        spectra = []
+        for part in parts:
+            whole = torch.fft.rfft(part)
+            kept = torch.zeros_like(whole)
+            kept[..., self.band] = whole[..., self.band]
+            spectra.append(kept)
+        query, key, value = (torch.fft.irfft(spectrum, n=L).transpose(2, 3) for spectrum in spectra)  # [B, H, L, K]
+        correlation_BL = torch.fft.irfft(spectra[0] * spectra[1].conj(), n=L).mean(dim=(1, 2))
+        lags = correlation_BL.mean(dim=0).topk(int(math.log(L))).indices
+        weight_BK, later = correlation_BL[:, lags].softmax(dim=1), torch.zeros_like(parts[2])
+        for place, lag in enumerate(lags.tolist()):
+            later = later + parts[2].roll(-lag, dims=3) * weight_BK[:, place, None, None, None]
+        mask = nn.Transformer.generate_square_subsequent_mask(L)
+        attention = self.dropout((query @ key.transpose(2, 3) / math.sqrt(D / 2) + mask).softmax(dim=3))
+        read = 0.1 * (attention @ value) + 0.9 * later.transpose(2, 3)
+        x = self.norm(x_BLD + self.dropout(self.out(read.transpose(1, 2).reshape(B, L, D))))
+        out: Tensor = self.map_norm(x + self.dropout(self.map(x)))
+        return out
+
+
 class Encoder(nn.Module):
     """State of the last of 50 places."""
 
@@ -105,8 +153,13 @@ class Encoder(nn.Module):
         self.code, self.position = code, nn.Parameter(torch.zeros(LENGTH, WIDTH))
         if code.cell == "gru":
             self.cell: nn.Module = nn.GRU(WIDTH, WIDTH, batch_first=True)
+        elif code.cell == "frequency":
+            self.cell = nn.Sequential(*(Frequency(layer, code.blocks) for layer in range(code.blocks)))
         elif code.cell == "attention":
-            block = nn.TransformerEncoderLayer(WIDTH, 1, WIDTH, batch_first=True, norm_first=True)
+            activation = partial(functional.gelu, approximate="tanh") if code.inner > 1 else functional.relu
+            block = nn.TransformerEncoderLayer(
+                WIDTH, code.heads, code.inner * WIDTH, activation=activation, batch_first=True, norm_first=True
+            )
             self.cell = nn.TransformerEncoder(block, code.blocks, enable_nested_tensor=False)
         else:
             self.cell = nn.Linear(WIDTH, WIDTH)
@@ -117,8 +170,10 @@ class Encoder(nn.Module):
             return self.cell(vector_BLD.mean(dim=1))  # type: ignore[no-any-return]
         if self.code.cell == "gru":
             return self.cell(vector_BLD)[0][:, -1]  # type: ignore[no-any-return]
-        mask = nn.Transformer.generate_square_subsequent_mask(LENGTH)
-        return self.cell(vector_BLD + self.position, mask=mask, is_causal=True)[:, -1]  # type: ignore[no-any-return]
+        if self.code.cell == "frequency":
+            return self.cell(vector_BLD + self.position)[:, -1]  # type: ignore[no-any-return]
+        mask = nn.Transformer.generate_square_subsequent_mask(LENGTH) if self.code.causal else None
+        return self.cell(vector_BLD + self.position, mask=mask, is_causal=self.code.causal)[:, -1]  # type: ignore[no-any-return]
 
 
 def usual(task: SequenceTask, code: Code) -> Iterator[int]:

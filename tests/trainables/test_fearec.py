@@ -14,7 +14,18 @@ from torch import Tensor
 from features.errors import InputError
 from search_spaces import load_space
 from trainables.interface import field_types
-from trainables.models.fearec import LENGTHS, WIDTH, Config, FEARec, Loss, band_filter, kept_bins, over_lags
+from trainables.models.fearec import (
+    HEADS,
+    LENGTHS,
+    WIDTH,
+    Config,
+    FEARec,
+    Loss,
+    band_filter,
+    correlation,
+    kept_bins,
+    lag_weights,
+)
 from trainables.sequence_tools import training_labels
 from trainables.tasks.sequential import Sequences, SequenceTask
 
@@ -34,6 +45,28 @@ def by_hand(signal: Tensor, kept: range) -> Tensor:
     return torch.tensor(
         [sum(complex(whole[f]) * np.exp(2j * math.pi * f * t / n) for f in bins).real / n for t in range(n)]
     )
+
+
+def read_whole(model: FEARec, item: Tensor) -> Tensor:
+    """States of all positions of one history at its length n, [n, D]: filtered signals, head by head and lag by lag."""
+    newest = item[-50:]
+    n = next(size for size in LENGTHS if size >= len(newest))
+    x, real = torch.zeros(n, WIDTH, dtype=torch.float64), torch.arange(n) >= n - len(newest)
+    x[real] = model.norm(model.item(newest) + model.position.weight[50 - len(newest) :])
+    past = torch.ones(n, n, dtype=torch.bool).tril() & real
+    for number, layer in enumerate(model.layers):
+        band = band_filter(n, number, 0.6)
+        query, key, value = (layer.query_key_value(x) * real[:, None]).chunk(3, dim=1)  # type: ignore[operator]
+        heads = []
+        for q, k, v in zip(*((band @ part).chunk(HEADS, dim=1) for part in (query, key, value)), strict=True):
+            logits = (q @ k.T / math.sqrt(WIDTH / HEADS)).masked_fill(~past, -1e300)
+            heads.append(logits.softmax(1) @ v)
+        correlated = torch.stack([((band @ query).roll(-lag, 0) * key).sum() / WIDTH for lag in range(n)])
+        best, lags = correlated.topk(int(math.log(n)))
+        delayed = sum(w * value.roll(-int(lag), 0) for w, lag in zip(best.softmax(0), lags, strict=True))
+        x = layer.norm(x + layer.out(0.1 * torch.cat(heads, dim=1) + 0.9 * delayed))  # type: ignore[operator]
+        x = layer.map_norm(x + layer.map(x))  # type: ignore[operator]
+    return x
 
 
 @pytest.mark.parametrize(
@@ -63,17 +96,20 @@ def test_t3_lags_are_read_by_their_correlation(n: int) -> None:
     draw = torch.Generator().manual_seed(1)
     query, key, value = (torch.randn(1, n, 3, dtype=torch.float64, generator=draw) for _ in range(3))
     band = band_filter(n, 0, 0.6)
-    correlation = torch.zeros(n, dtype=torch.float64)
+    correlated = torch.zeros(n, dtype=torch.float64)
     for d in range(3):
         product = spectrum(band @ query[0, :, d]) * spectrum(key[0, :, d]).conj()
-        correlation += torch.tensor(
+        correlated += torch.tensor(
             [sum(complex(product[f]) * np.exp(2j * math.pi * f * t / n) for f in range(n)).real / n for t in range(n)]
         )
-    correlation /= 3
-    lags = correlation.argsort(descending=True)[: int(3 * math.log(n))]
-    weight = correlation[lags].softmax(0)
+    correlated /= 3
+    lags = correlated.argsort(descending=True)[: int(3 * math.log(n))]
+    weight = correlated[lags].softmax(0)
     wanted = sum(w * value[0].roll(-int(lag), 0) for w, lag in zip(weight, lags, strict=True))
-    torch.testing.assert_close(over_lags(band @ query, key, value, 3.0)[0], wanted, atol=1e-13, rtol=0)
+    found = correlation(query @ key.transpose(1, 2), band) / 3
+    torch.testing.assert_close(found[0], correlated, atol=1e-13, rtol=0)
+    read = lag_weights(found, 3.0).transpose(1, 2) @ value
+    torch.testing.assert_close(read[0], wanted, atol=1e-13, rtol=0)
 
 
 @torch.no_grad()
@@ -96,16 +132,10 @@ def test_training_at_all_positions_would_leak() -> None:
     """A later item changes the states before it, so that only the last state of a pass may predict anything."""
     torch.manual_seed(0)
     model = FEARec(Config(), 40).double().eval()
-    item = torch.randint(40, (1, 8))
+    item = torch.randint(40, (8,))
     other = item.clone()
-    other[0, 7] = (item[0, 7] + 1) % 40
-    states = []
-    for given in (item, other):
-        x, real = model.norm(model.item(given) + model.position.weight[-8:]), torch.ones(1, 8, dtype=torch.bool)
-        for layer in model.layers:
-            x = layer(x, real)
-        states.append(x[0, 3])
-    assert float((states[0] - states[1]).abs().max()) > 1e-6
+    other[7] = (item[7] + 1) % 40
+    assert float((read_whole(model, item)[3] - read_whole(model, other)[3]).abs().max()) > 1e-6
 
 
 @torch.no_grad()
@@ -114,8 +144,8 @@ def test_padding_is_in_no_filter() -> None:
     torch.manual_seed(0)
     model = FEARec(Config(), 40).double().eval()
     item, length = torch.randint(40, (1, 11)), torch.tensor([11])
-    longer = torch.cat([item, torch.randint(40, (1, 20))], dim=1)
-    assert model.encode(model.item(longer), length).equal(model.encode(model.item(item), length))
+    longer, table = torch.cat([item, torch.randint(40, (1, 20))], dim=1), model.item.weight
+    assert model.encode(table, longer, length).equal(model.encode(table, item, length))
 
 
 @torch.no_grad()
@@ -126,14 +156,7 @@ def test_a_history_is_read_at_the_shortest_length_that_holds_it() -> None:
     starts = torch.tensor([0, *np.cumsum([len(row) for row in rows])])
     states = model.users(Sequences(torch.cat(rows), starts))
     for state, row in zip(states, rows, strict=True):
-        newest = row[-50:]
-        n = next(size for size in LENGTHS if size >= len(newest))
-        x = torch.zeros(1, n, WIDTH, dtype=torch.float64)
-        real = torch.arange(n)[None] >= n - len(newest)
-        x[0, n - len(newest) :] = model.norm(model.item(newest) + model.position.weight[50 - len(newest) :])
-        for layer in model.layers:
-            x = layer(x, real)
-        torch.testing.assert_close(state, x[0, -1], atol=1e-12, rtol=0)
+        torch.testing.assert_close(state, read_whole(model, row)[-1], atol=1e-12, rtol=0)
 
 
 @torch.no_grad()
@@ -143,16 +166,16 @@ def test_the_loss_is_a_softmax_a_contrast_of_views_and_a_distance_of_spectra(tas
     model = FEARec(config, task.items).eval()
     labels = training_labels(task, "merged")
     chosen = labels.one_each(np.random.default_rng(0))[:6]
-    item, length = labels.histories(chosen, 50)
     made = Loss(config, task, labels, np.random.default_rng(1))
-    found = float(made(model, item, length, labels.item[chosen], chosen))
+    found = float(made(model, chosen))
 
     draw = np.random.default_rng(1)
     for low, high in (task.source, task.target):
         draw.integers(low, high, 20_000)
     assert made.twins is not None
-    other = labels.histories(made.twins.draw(chosen, draw), 50)
-    one, two = model.encode(model.item(item), length), model.encode(model.item(other[0]), other[1])
+    one, two = (
+        model.encode(model.item.weight, *labels.histories(read, 50)) for read in (chosen, made.twins.draw(chosen, draw))
+    )
     main = 0.0
     for state, label in zip(one, labels.item[chosen].tolist(), strict=True):
         low, high = task.target if task.target[0] <= label < task.target[1] else task.source

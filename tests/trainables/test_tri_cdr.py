@@ -40,8 +40,12 @@ def test_attention_against_the_concatenation_it_stands_for() -> None:
         logits.append(made.rest(whole @ x + made.product.bias))
     wanted = torch.cat(logits).softmax(0) @ h[:3]
     real = torch.arange(5)[None] < 3
-    torch.testing.assert_close(made(h[None], real, q, m)[0], wanted, atol=1e-12, rtol=0)
-    assert made(h[None], ~torch.ones_like(real), q, m).abs().max() == 0
+    row = torch.zeros(1, dtype=torch.int64)
+    torch.testing.assert_close(made(h[None], row, real, q, m)[0], wanted, atol=1e-12, rtol=0)
+    assert made(h[None], row, ~torch.ones_like(real), q, m).abs().max() == 0
+    two = [torch.cat([part, part]) for part in (row, real, q, m)]  # labels that are shown nothing change no others
+    two[1][0] = False
+    torch.testing.assert_close(made(h[None], *two)[1], wanted, atol=1e-12, rtol=0)
 
 
 def test_nt_xent_of_two_users_and_the_triplet() -> None:
@@ -79,9 +83,9 @@ def test_nothing_at_or_after_a_label_is_read(task: SequenceTask) -> None:
     model, made = network(task), Loss(Config(), task, np.random.default_rng(0))
     without_positions(model)
     numbers = torch.arange(0, len(made.labels), 3)
-    windows, bags, which = made.windows(numbers)
+    windows, reals, which = made.windows(numbers)
     states = model.states(windows, [reader.item.weight for reader in model.readers])
-    users = model.joined(model.read(bags, [state[which] for state in states]))
+    users = model.joined(model.read(states, which, reals))
     assert len(windows[0].item) < len(users)
     for row, number in enumerate(numbers.tolist()):
         start = int(task.train.starts[made.labels.row[number]])
@@ -99,11 +103,12 @@ def test_under_strict_cold_start_a_learned_vector_asks(task: SequenceTask) -> No
         Bag(items[None], torch.zeros(1, 4, dtype=torch.bool)),
     )
     bags = (bag, bag, none)
-    parts = model.read(bags, model.states(bags, [reader.item.weight for reader in model.readers]))
+    states, row = model.states(bags, [reader.item.weight for reader in model.readers]), torch.tensor([0])
+    parts = model.read(states, row, [each.real for each in bags])
     mixed, source = (reader.encode(reader.item(items[None]), torch.tensor([4])) for reader in model.readers[:2])
     mean = mixed.mean(dim=1)
     torch.testing.assert_close(
-        parts[1], model.attention(source, bag.real, model.cold[None], mean), atol=1e-5, rtol=1e-5
+        parts[1], model.attention(source, row, bag.real, model.cold[None], mean), atol=1e-5, rtol=1e-5
     )
     assert parts[2].abs().max() == 0
 
@@ -174,6 +179,16 @@ def test_each_encoder_is_pretrained_by_it(
         assert weights[f"{place}.item.weight"].isfinite().all()
 
 
+def test_the_pretraining_has_the_moments_of_sasrec(
+    task: SequenceTask, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:  # fmt: skip
+    betas: list[tuple[float, float]] = []
+    monkeypatch.setattr(pretraining, "pretrain", lambda *a, **k: betas.append(k["betas"]) or {})
+    monkeypatch.setattr(pretraining, "kept_once", lambda task, kind, document, make: make(tmp_path / "kept.pt"))
+    tri_cdr.pretrained(task, 0)
+    assert betas == [(0.9, 0.98)] * 3
+
+
 @torch.no_grad()
 @pytest.mark.parametrize("loss", ["bce", "softmax"])
 def test_the_loss_by_hand(task: SequenceTask, loss: str) -> None:
@@ -191,7 +206,7 @@ def test_the_loss_by_hand(task: SequenceTask, loss: str) -> None:
     tables, unit = [reader.item.weight for reader in model.readers], normalize(model.readers[2].item.weight, dim=1)
     mixed = tri_cdr.newest(task.train, rows, made.labels.place[numbers], 50)
     bags = (mixed, *made.halves.before(made.labels, numbers, 50))
-    parts = model.read(bags, model.states(bags, tables))
+    parts = model.read(model.states(bags, tables), torch.arange(9), [bag.real for bag in bags])
     users, wanted = model.joined(parts), 0.0
     softplus = torch.nn.functional.softplus
     if loss == "bce":

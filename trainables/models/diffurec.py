@@ -24,6 +24,7 @@ from trainables.interface import Epoch, Selection, Setup, Variant
 from trainables.sequence_tools import (
     SEQUENCES_READ,
     AttentionBlock,
+    Dropout,
     Range,
     Scorer,
     by_length,
@@ -106,7 +107,7 @@ class DiffuRec(nn.Module):
             for _ in range(config.blocks)
         )
         self.norm, self.out_norm = nn.LayerNorm(WIDTH), nn.LayerNorm(WIDTH)
-        self.dropout_embed, self.dropout = nn.Dropout(config.dropout_embed), nn.Dropout(config.dropout)
+        self.dropout_embed, self.dropout = Dropout(config.dropout_embed), Dropout(config.dropout)
         self.diffusion = Diffusion(truncated_linear(config.steps))
 
     def weights(self, like_BLD: Tensor, noise: torch.Generator | SameForAll) -> Tensor:
@@ -114,8 +115,10 @@ class DiffuRec(nn.Module):
         delta = self.config.delta
         if not self.config.random_lambda or delta == 0:
             return torch.full_like(like_BLD[:1, :1], delta)
-        longest = like_BLD.new_zeros(1, 1, 1).expand(len(like_BLD), MAX_LENGTH, WIDTH)  # draws do not depend on L
-        return delta + delta * normal_like(longest, noise)[:, : like_BLD.shape[1]]
+        if isinstance(noise, SameForAll):  # as many draws whatever the length of the other rows
+            longest = like_BLD.new_zeros(1, 1, 1).expand(len(like_BLD), MAX_LENGTH, WIDTH)
+            return delta + delta * normal_like(longest, noise)[:, : like_BLD.shape[1]]
+        return delta + delta * normal_like(like_BLD, noise)
 
     def denoise(
         self, vector_BLD: Tensor, length_B: Tensor, xt_BD: Tensor, t_B: Tensor, noise: torch.Generator | SameForAll
@@ -129,9 +132,11 @@ class DiffuRec(nn.Module):
         step_BD = self.time(timestep_embedding(t_B * (1000 / self.config.steps), WIDTH))
         x = x + self.weights(x, noise) * (xt_BD + step_BD)[:, None]
         mask = (place_L < length_B[:, None])[:, None, None]
-        for block in self.blocks:
+        *blocks, last = self.blocks
+        for block in blocks:
             x = self.dropout(block(x, mask))
-        last_BD: Tensor = self.out_norm(self.dropout(x[torch.arange(len(x), device=x.device), length_B - 1]))
+        assert isinstance(last, AttentionBlock)
+        last_BD: Tensor = self.out_norm(self.dropout(self.dropout(last.newest(x, length_B))))
         return last_BD
 
     def users(self, history: Sequences) -> Tensor:

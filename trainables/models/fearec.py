@@ -6,13 +6,15 @@ into earlier positions, so a pass reads one history and predicts the one item af
 What is ours: padding is 0 in every filter; lags are chosen for each row, in training as in scoring; a history is read at
 the shortest of LENGTHS that holds it; the recommendation's own pass is the first view; rows of the same label are no
 negatives of each other.
-Shapes: B histories, n positions, D vector width, H heads, U distinct items of a batch, K drawn items, R rows.
+What saves time: maps are taken of items alone, not of padding, and in the last layer of each history's last item.
+Shapes: B histories, n positions, N items of some histories, D vector width, H heads, U distinct items of a batch, K drawn
+items, R rows.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -20,15 +22,18 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import embedding, one_hot
 
 from features.checks import at_least, choice, dropout_share, number, refuse, step_size
 from trainables.interface import Epoch, Selection, Setup, Variant
 from trainables.sequence_tools import (
     SEQUENCES_READ,
+    Dropout,
     Labels,
     Range,
     SameLabel,
     Scorer,
+    batches,
     by_length,
     contrast,
     distinct,
@@ -118,62 +123,90 @@ def band_filter(n: int, layer: int, ratio: float) -> Tensor:
     return (angle.cos() * weight).sum(dim=-1) / n
 
 
+@lru_cache(maxsize=8)
+def lag_of_pairs(n: int) -> Tensor:
+    """Return which lag s - t mod n each pair (s, t) of places has, 1 there and else 0: [n n, n]."""
+    place = torch.arange(n)
+    return one_hot((place[:, None] - place) % n, n).flatten(0, 1).double()
+
+
+@dataclass(frozen=True)
+class Frame:
+    """Histories that are read at one length n: each ends at the last of n places."""
+
+    real_Bn: Tensor  # bool, places that hold an item
+    place_N: Tensor  # int64, place of each item among the B n
+
+    def spread(self, x_ND: Tensor) -> Tensor:
+        """[N, D] of the items -> [B, n, D], 0 where there is none."""
+        (B, n), D = self.real_Bn.shape, x_ND.shape[1]
+        return x_ND.new_zeros(B * n, D).index_copy_(0, self.place_N, x_ND).view(B, n, D)
+
+    def packed(self, x_BnD: Tensor) -> Tensor:
+        """[B, n, D] -> [N, D] of the items."""
+        return x_BnD.flatten(0, 1).index_select(0, self.place_N)
+
+
 class FrequencyLayer(nn.Module):
     """Both attentions of one band, then two maps of each position, each within LayerNorm(x + Dropout(g(x)))."""
 
     def __init__(self, config: Config, layer: int) -> None:
         super().__init__()
-        self.config, self.layer = config, layer
-        self.query, self.key, self.value = (nn.Linear(WIDTH, WIDTH) for _ in range(3))
+        self.config, self.layer, self.last = config, layer, layer == LAYERS - 1
+        self.query_key_value = nn.Linear(WIDTH, 3 * WIDTH)
         self.out = nn.Linear(WIDTH, WIDTH)
         self.map = nn.Sequential(nn.Linear(WIDTH, 4 * WIDTH), nn.GELU(), nn.Linear(4 * WIDTH, WIDTH))
         self.norm, self.map_norm = nn.LayerNorm(WIDTH), nn.LayerNorm(WIDTH)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
 
-    def forward(self, x_BnD: Tensor, real_Bn: Tensor) -> Tensor:
-        """[B, n, D] -> [B, n, D]; padding stands before the history."""
-        config, n = self.config, x_BnD.shape[1]
-        query, key, value = (
-            linear(x_BnD).masked_fill(~real_Bn[..., None], 0.0) for linear in (self.query, self.key, self.value)
-        )
-        band = band_filter(n, self.layer, config.global_ratio).to(x_BnD)
-        filtered = band @ query
-        read = x_BnD.new_zeros(())
-        if config.time_share > 0:
-            read = config.time_share * self._over_time(filtered, band @ key, band @ value, real_Bn)
-        if config.time_share < 1:
-            read = read + (1 - config.time_share) * over_lags(filtered, key, value, config.topk_factor)
-        x = self.norm(x_BnD + self.dropout(self.out(read)))
+    def forward(self, x_ND: Tensor, frames: Sequence[Frame], last_B: Tensor) -> Tensor:
+        """States of the frames' items, [N, D] -> [N, D], or of the histories' last ones alone, `last`: [B, D]."""
+        parts = self.query_key_value(x_ND).split([len(frame.place_N) for frame in frames])
+        read = torch.cat([self._read(part, frame) for part, frame in zip(parts, frames, strict=True)])
+        x = self.norm((x_ND[last_B] if self.last else x_ND) + self.dropout(self.out(read)))
         out: Tensor = self.map_norm(x + self.dropout(self.map(x)))
         return out
 
-    def _over_time(self, query_BnD: Tensor, key_BnD: Tensor, value_BnD: Tensor, real_Bn: Tensor) -> Tensor:
-        """Causal attention of the filtered signals, [B, n, D]."""
-        B, n, D = query_BnD.shape
-        query, key, value = (
-            part.view(B, n, HEADS, D // HEADS).transpose(1, 2) for part in (query_BnD, key_BnD, value_BnD)
-        )  # fmt: skip
-        past = torch.ones(n, n, dtype=torch.bool, device=real_Bn.device).tril()
-        logits = query @ key.transpose(2, 3) / math.sqrt(D / HEADS)
-        logits = logits.masked_fill(~(past & real_Bn[:, None, None, :]), torch.finfo(logits.dtype).min)
-        read: Tensor = (self.dropout(logits.softmax(dim=-1)) @ value).transpose(1, 2).reshape(B, n, D)
-        return read
+    def _read(self, part_ND: Tensor, frame: Frame) -> Tensor:
+        """What both attentions read, [N, D] or [B, D]. P, the filter, is applied to n x n: P K (P Q)' = P (K Q') P.
+
+        Matrices [s, t] hold what position t reads of position s: a softmax is quicker over s than over a short last axis.
+        """
+        config, (B, n) = self.config, frame.real_Bn.shape
+        query, key, value = frame.spread(part_ND).view(B, n, 3, HEADS, -1).permute(2, 0, 3, 1, 4)
+        band = band_filter(n, self.layer, config.global_ratio).to(part_ND)
+        asking = slice(n - 1, n) if self.last else slice(n)
+        gram = key @ query.transpose(2, 3)  # [B, H, n, n]
+        weight = part_ND.new_zeros(())
+        if config.time_share > 0:
+            past = torch.ones(n, n, dtype=torch.bool, device=part_ND.device).triu()[:, asking]
+            logits = band @ (gram @ band[:, asking]) / math.sqrt(WIDTH / HEADS)
+            unread = ~(past & frame.real_Bn[:, None, :, None])
+            attention = logits.masked_fill(unread, torch.finfo(logits.dtype).min).softmax(dim=2)
+            weight = config.time_share * (band @ self.dropout(attention))
+        if config.time_share < 1:
+            correlation_Bn = correlation(gram.sum(dim=1).transpose(1, 2), band) / WIDTH
+            weight = (
+                weight + (1 - config.time_share) * lag_weights(correlation_Bn, config.topk_factor)[:, None, :, asking]
+            )
+        read = (weight.transpose(2, 3) @ value).transpose(1, 2).flatten(2)
+        return read[:, 0] if self.last else frame.packed(read)
 
 
-def over_lags(filtered_BnD: Tensor, key_BnD: Tensor, value_BnD: Tensor, factor: float) -> Tensor:
-    """Return the values that stand each of the best lags later, weighted by the lags' softmax, [B, n, D].
+def correlation(gram_Bnn: Tensor, band: Tensor) -> Tensor:
+    """Return sum_t (P Q)[(t + tau) mod n] . k[t] for each lag tau, from Q K' (eqs. 13-15): [B, n].
 
-    R(tau) = (1/D) sum_t q~[(t + tau) mod n] . k[t], the correlation of the filtered query and key (eqs. 13-15); position t
-    reads V[(t + tau) mod n].
+    P is circulant, so that it may as well filter the sums over the diagonals of Q K'.
     """
-    n, D = filtered_BnD.shape[1:]
-    place = torch.arange(n, device=filtered_BnD.device)
-    later = (place[:, None] + place) % n  # [t, tau]
-    gram = filtered_BnD @ key_BnD.transpose(1, 2)
-    correlation_Bn = gram[:, later, place[:, None]].sum(dim=1) / D
+    return gram_Bnn.flatten(1) @ lag_of_pairs(len(band)).to(band) @ band.T
+
+
+def lag_weights(correlation_Bn: Tensor, factor: float) -> Tensor:
+    """Return with what weight position t reads position s, [B, s, t]: the softmax of the best lags, s - t mod n."""
+    n = correlation_Bn.shape[1]
     best, lag = correlation_Bn.topk(min(n, max(1, int(factor * math.log(n)))), dim=1)
     weight_Bn = torch.zeros_like(correlation_Bn).scatter(1, lag, best.softmax(dim=1))
-    return weight_Bn[:, (place - place[:, None]) % n] @ value_BnD  # [t, s]: the weight of lag s - t
+    return (weight_Bn @ lag_of_pairs(n).to(weight_Bn).T).view(-1, n, n)
 
 
 class FEARec(nn.Module):
@@ -185,34 +218,39 @@ class FEARec(nn.Module):
         for table in (self.item, self.position):
             nn.init.normal_(table.weight, std=DEVIATION)
         self.layers = nn.ModuleList(FrequencyLayer(config, layer) for layer in range(LAYERS))
-        self.norm, self.dropout = nn.LayerNorm(WIDTH), nn.Dropout(config.dropout)
+        self.norm, self.dropout = nn.LayerNorm(WIDTH), Dropout(config.dropout)
 
-    def encode(self, vector_BLD: Tensor, length_B: Tensor) -> Tensor:
-        """State of the last item of each history, [B, D]; items begin at the first place, padding is after them."""
-        state_BD = vector_BLD.new_zeros(len(vector_BLD), WIDTH)
-        shorter = 0
-        for n in LENGTHS:
-            chosen = ((length_B > shorter) & (length_B <= n)).nonzero().squeeze(1)
-            if len(chosen):
-                state_BD = state_BD.index_copy(0, chosen, self._encode(vector_BLD[chosen], length_B[chosen], n))
-            shorter = n
+    def encode(self, vector_UD: Tensor, item_BL: Tensor, length_B: Tensor) -> Tensor:
+        """State of the last item of each history, [B, D]; `item`: places in the table `vector`, padded at the end."""
+        order_B = length_B.argsort(stable=True)  # then the items of a frame are neighbours
+        item_BL, length_B = item_BL[order_B], length_B[order_B]
+        place_L = torch.arange(item_BL.shape[1], device=length_B.device)
+        real_BL = place_L < length_B[:, None]
+        position_N = (place_L + LENGTHS[-1] - length_B[:, None])[real_BL]
+        x = self.dropout(self.norm(embedding(item_BL[real_BL], vector_UD) + self.position(position_N)))
+        frames, last_B = self._frames(length_B), length_B.cumsum(0) - 1
+        for layer in self.layers:
+            x = layer(x, frames, last_B)
+        state_BD: Tensor = x.index_select(0, order_B.argsort())
         return state_BD
 
-    def _encode(self, vector_BLD: Tensor, length_B: Tensor, n: int) -> Tensor:
-        """The same at one length: every history ends at place n - 1, and positions are counted from there."""
-        place_n = torch.arange(n, device=length_B.device)
-        from_Bn = place_n - (n - length_B[:, None])
-        real_Bn = from_Bn >= 0
-        vector = vector_BLD.gather(1, from_Bn.clamp(min=0)[..., None].expand(-1, -1, WIDTH))
-        x = self.dropout(self.norm(vector + self.position.weight[LENGTHS[-1] - n :]))
-        for layer in self.layers:
-            x = layer(x, real_Bn)
-        last: Tensor = x[:, -1]
-        return last
+    @staticmethod
+    def _frames(length_B: Tensor) -> list[Frame]:
+        """Return the frames of histories by ascending length, each history in the shortest that holds it."""
+        frames, shorter = [], 0
+        for n in LENGTHS:
+            length = length_B[(length_B > shorter) & (length_B <= n)]
+            if len(length):
+                real_Bn = torch.arange(n, device=length.device) >= n - length[:, None]
+                frames.append(Frame(real_Bn, real_Bn.flatten().nonzero().squeeze(1)))
+            shorter = n
+        return frames
 
     def users(self, history: Sequences) -> Tensor:
         """State after the last item of each history, [R, D]."""
-        return by_length(history, LENGTHS[-1], lambda item_BL, length_B: self.encode(self.item(item_BL), length_B))
+        return by_length(
+            history, LENGTHS[-1], lambda item_BL, length_B: self.encode(self.item.weight, item_BL, length_B)
+        )
 
     def items(self, domain: Range) -> Tensor:
         """The table serves input and output, [J, D]."""
@@ -227,22 +265,19 @@ class Loss:
         self.domains = [task.target] if config.sequences == "target" else [task.source, task.target]
         self.twins = SameLabel(labels) if config.contrast > 0 or config.frequency_weight > 0 else None
 
-    def __call__(self, network: FEARec, item_BL: Tensor, length_B: Tensor, label_B: Tensor, number_B: Tensor) -> Tensor:
+    def __call__(self, network: FEARec, number_B: Tensor) -> Tensor:
+        label_B = self.labels.item[number_B]
         drawn = draw_shared(self.domains, self.config.negatives, self.rng).to(label_B.device)
-        other_BL, other_length_B = (
-            self.labels.histories(self.twins.draw(number_B, self.rng), LENGTHS[-1])
-            if self.twins
-            else (item_BL[:0], length_B[:0])
-        )
-        wanted, (item_at, other_at, label_at, drawn_at) = distinct(self.items, item_BL, other_BL, label_B, drawn)
+        read = torch.cat([number_B, self.twins.draw(number_B, self.rng)]) if self.twins else number_B
+        item_BL, length_B = self.labels.histories(read, LENGTHS[-1])
+        wanted, (item_at, label_at, drawn_at) = distinct(self.items, item_BL, label_B, drawn)
         vector_UD = network.item(wanted)
-        state_BD = network.encode(vector_UD[item_at], length_B)
+        state_BD, other_BD = network.encode(vector_UD, item_at, length_B).tensor_split([len(label_B)])
         loss = softmax_loss(state_BD, label_B, vector_UD[label_at], self.domains, drawn, vector_UD[drawn_at])
         if self.twins is None:
             return loss
-        other_BD = network.encode(vector_UD[other_at], other_length_B)
         tied = contrast(state_BD, other_BD, self.config.tau, label_B)
-        spectrum = torch.fft.rfft(state_BD, norm="ortho") - torch.fft.rfft(other_BD, norm="ortho")
+        spectrum = torch.fft.rfft(state_BD - other_BD, norm="ortho")
         apart = self.config.frequency_weight * spectrum.abs().mean()
         return loss + self.config.contrast * tied + apart  # type: ignore[no-any-return]
 
@@ -256,9 +291,8 @@ def train(config: Config, task: SequenceTask, seed: int) -> Iterator[Setup | Epo
     loss, scorer = Loss(config, task, labels, rng), Scorer.of_task(network, task, config.sequences)
     while True:
         chosen, losses = labels.one_each(rng), []
-        for batch in labels[chosen].batches(config.batch, LENGTHS[-1], rng):
-            number_B = chosen[batch.number]
-            losses.append(step(optimiser, loss(network, batch.item, batch.length, batch.label, number_B)))
+        for part in batches(labels.at[chosen].clamp(max=LENGTHS[-1]), config.batch, rng):
+            losses.append(step(optimiser, loss(network, chosen[part])))
         yield Epoch(predict=scorer, metrics={"train_loss": sum(losses) / len(losses)}, pack=scorer.pack)
 
 

@@ -28,6 +28,7 @@ from trainables.interface import Epoch, Selection, Setup, Variant
 from trainables.sequence_tools import (
     AttentionBlock,
     Bag,
+    Dropout,
     Range,
     Scorer,
     TargetLabels,
@@ -138,8 +139,8 @@ class SequenceGraph(nn.Module):
         """[B, L, D] -> [B, L, D]: o = (1 - z) e + z n."""
         shown_BLD, nothing = vector_BLD * real_BL[..., None], vector_BLD.new_zeros(len(vector_BLD), 1, WIDTH)
         before = self.before(torch.cat([nothing, shown_BLD[:, :-1]], dim=1))
-        after = torch.cat([shown_BLD[:, 1:], nothing], dim=1) if both else torch.zeros_like(shown_BLD)
-        heard = self.from_neighbours(torch.cat([before, self.after(after)], dim=2)).chunk(3, dim=2)
+        after = self.after(torch.cat([shown_BLD[:, 1:], nothing], dim=1) if both else nothing).expand_as(before)
+        heard = self.from_neighbours(torch.cat([before, after], dim=2)).chunk(3, dim=2)
         own = self.from_item(vector_BLD).chunk(3, dim=2)
         reset, update = (heard[0] + own[0]).sigmoid(), (heard[1] + own[1]).sigmoid()
         new = (heard[2] + reset * own[2]).tanh()
@@ -178,7 +179,7 @@ class MGCL(nn.Module):
             nn.Linear(WIDTH, WIDTH),
             nn.ModuleList(nn.Linear(WIDTH, WIDTH) for _ in range(2)),
         )
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
 
     def walked(self) -> Tensor:
         """C of all items: the mean over the layers of what the graph carries, [I, D] (LightGCN)."""
@@ -276,10 +277,10 @@ class Loss:
         source_c, source_o, source_x = network.views(source, 0, static, both)
         target_c, target_o, target_x = network.views(shown, 1, static, both)
         within, across = network.preference(target_x), network.crossed(source_x, read.reads)
-        user_ND = network.joined(within, across)[row, column]
-        loss = self.rated(user_ND, row_B[row], read.label, network.item)
+        within_ND, across_ND = within[row, column], across[row, column]
+        loss = self.rated(network.joined(within_ND, across_ND), row_B[row], read.label, network.item)
         if config.alpha:
-            loss = loss + config.alpha * self._tied(within[row, column], across[row, column])
+            loss = loss + config.alpha * self._tied(within_ND, across_ND)
         for weight, domain, bag, c, o in (
             (config.beta, 1, shown, target_c, target_o), (config.gamma, 0, source, source_c, source_o),
         ):  # fmt: skip
@@ -307,8 +308,8 @@ def train(config: Config, task: SequenceTask, seed: int) -> Iterator[Setup | Epo
     def pack() -> dict[str, Any]:
         return {**scorer.pack(), "source": list(task.source)}
 
+    network.refresh()
     while True:
-        network.refresh()
         losses = [step(optimiser, loss(network, row_B)) for row_B in loss.batches()]
         network.refresh()
         yield Epoch(predict=scorer, metrics={"train_loss": sum(losses) / len(losses)}, pack=pack)

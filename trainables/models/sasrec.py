@@ -23,6 +23,7 @@ from trainables.sequence_tools import (
     SEQUENCES_READ,
     AttentionBlock,
     Batch,
+    Dropout,
     Labels,
     Range,
     Scorer,
@@ -103,7 +104,7 @@ class SASRec(nn.Module):
         self.blocks = nn.ModuleList(
             AttentionBlock(WIDTH, config.heads, WIDTH, config.dropout) for _ in range(config.blocks)
         )
-        self.norm, self.dropout = nn.LayerNorm(WIDTH), nn.Dropout(config.dropout)
+        self.norm, self.dropout = nn.LayerNorm(WIDTH), Dropout(config.dropout)
 
     def encode(self, vector_BLD: Tensor, length_B: Tensor) -> Tensor:
         """State after each item, [B, L, D] (eqs. 1-5); the last real item of a row has the last position."""

@@ -8,7 +8,7 @@ What is ours: all that stands before a label is read, source items after the las
 stands for the target's state; encoders are pre-norm with masked padding, as SASRec here; they are pretrained by fields
 that no trial varies (`prepare`), with a softmax over the cosine times 5, the default `scale`, whatever a trial's is.
 Training users are those with both domains.
-Shapes: B labels, L positions, C = 3 sequences (mixed, source, target), D vector width, K drawn items, R rows.
+Shapes: B users, N labels, L positions, P pairs of a label and a position before it, D vector width, K drawn items, R rows.
 """
 
 from __future__ import annotations
@@ -55,11 +55,12 @@ from trainables.tasks.sequential import OVERLAPPING, Sequences, SequenceTask
 WIDTH = sasrec.WIDTH  # D
 MAX_LENGTH = 50  # newest items of each sequence that are read
 TAU = 0.1  # of the contrast
+BETAS = 0.9, 0.98  # Adam's, in both stages: each encoder is pretrained as a SASRec
 DECAY = 0.99  # of lr, an epoch
 ENCODER = sasrec.Config(dropout=0.3)  # of the pretraining (ours)
 ENCODER_EPOCHS = 10
 SCALE = 5.0  # of the cosine in the pretraining, and where none is given in the training
-VERSION = 2  # of what pretraining makes; part of its key
+VERSION = 3  # of what pretraining makes; part of its key
 PARTS = ("merged", "source", "target")  # x, s, t
 LOSSES = ("bce", "softmax")
 
@@ -118,15 +119,30 @@ class Attention(nn.Module):
         self.product = nn.Linear(WIDTH, 80)
         self.rest = nn.Sequential(nn.PReLU(), nn.Linear(80, 40), nn.PReLU(), nn.Linear(40, 1))
 
-    def forward(self, state_BLD: Tensor, real_BL: Tensor, query_BD: Tensor, mean_BD: Tensor) -> Tensor:
-        """Return sum_i softmax(a)_i h_i, [B, D]; 0 for an empty sequence.
+    def forward(
+        self, state_BLD: Tensor, row_N: Tensor, real_NL: Tensor, query_ND: Tensor, mean_ND: Tensor
+    ) -> Tensor:  # fmt: skip
+        """Return sum_i softmax(a)_i h_i over the states that `real` shows each label of a row, [N, D]; 0 where none is.
 
         `state` and `query` are W_a - W_d and W_b + W_d of the concatenation's map: nothing is lost by learning them so.
+        Pairs of a label and a state that it reads are worked out one after the other, without the others.
         """
-        fixed_BH = self.query(query_BD) + self.mean(mean_BD)
-        hidden = self.state(state_BLD) + self.product(state_BLD * query_BD[:, None]) + fixed_BH[:, None]
-        logits_BL = self.rest(hidden).squeeze(2).masked_fill(~real_BL, torch.finfo(torch.float32).min)
-        return torch.einsum("bl,bld->bd", logits_BL.softmax(dim=1) * real_BL, state_BLD)
+        label_P, place_P = real_NL.nonzero(as_tuple=True)
+        state_P = row_N[label_P] * state_BLD.shape[1] + place_P
+        read_PD = state_BLD.flatten(0, 1).index_select(0, state_P)
+        hidden = self.product(read_PD * query_ND.index_select(0, label_P))
+        hidden = hidden + self.state(state_BLD).flatten(0, 1).index_select(0, state_P)
+        hidden = hidden + (self.query(query_ND) + self.mean(mean_ND)).index_select(0, label_P)
+        lowest = torch.full_like(real_NL, torch.finfo(hidden.dtype).min, dtype=hidden.dtype)
+        logits_NL = lowest.masked_scatter(real_NL, self.rest(hidden))
+        weight_P = logits_NL.softmax(dim=1)[label_P, place_P]
+        return torch.zeros_like(query_ND).index_add(0, label_P, weight_P[:, None] * read_PD)
+
+
+def mean_before(state_BLD: Tensor, row_N: Tensor, length_N: Tensor) -> Tensor:
+    """Return the mean of the first states of each label's row, [N, D]; 0 for none."""
+    sum_ND = state_BLD.cumsum(dim=1)[row_N, (length_N - 1).clamp(min=0)]
+    return sum_ND * (length_N > 0)[:, None] / length_N.clamp(min=1)[:, None]
 
 
 class TriCDR(nn.Module):
@@ -159,36 +175,39 @@ class TriCDR(nn.Module):
             for encoder, bag, vector_UD in zip(self.readers, bags, vectors, strict=True)
         ]
 
-    def read(self, bags: Sequence[Bag], states: Sequence[Tensor]) -> list[Tensor]:
-        """What attention reads of the states of the bags' real items, [B, D] of each sequence."""
-        mixed, target = bags[0], bags[2]
-        mean_BD = (states[0] * mixed.real[..., None]).sum(dim=1) / mixed.length.clamp(min=1)[:, None]
+    def read(self, states: Sequence[Tensor], row_N: Tensor, reals: Sequence[Tensor]) -> list[Tensor]:
+        """What attention reads of each sequence for some labels, [N, D] each.
+
+        Label n reads the states that `reals`, bool [N, L] of each sequence, shows it of row `row_N[n]`: the first ones.
+        """
+        length_N, *_, target_N = (real.sum(dim=1) for real in reals)
+        mean_ND = mean_before(states[0], row_N, length_N)
         if not self.config.mixed:
-            mean_BD = torch.zeros_like(mean_BD)
-        last_B = (target.length - 1).clamp(min=0)
-        state_BD = states[2][torch.arange(len(last_B), device=last_B.device), last_B]
-        query_BD = torch.where((target.length > 0)[:, None], state_BD, self.cold)
-        if self.config.attention:
-            parts = [self.attention(h, bag.real, query_BD, mean_BD) for h, bag in zip(states, bags, strict=True)]
-        else:
-            parts = [
-                (h * bag.real[..., None]).sum(dim=1) / bag.length.clamp(min=1)[:, None]
-                for h, bag in zip(states, bags, strict=True)
-            ]
+            mean_ND = torch.zeros_like(mean_ND)
+        state_ND = states[2][row_N, (target_N - 1).clamp(min=0)]
+        query_ND = torch.where((target_N > 0)[:, None], state_ND, self.cold)
+        parts = [
+            self.attention(h, row_N, real, query_ND, mean_ND)
+            if self.config.attention
+            else mean_before(h, row_N, real.sum(dim=1))
+            for h, real in zip(states, reals, strict=True)
+        ]
         if not self.config.mixed:
             parts[0] = torch.zeros_like(parts[0])
         return parts
 
     def joined(self, parts: Sequence[Tensor]) -> Tensor:
         """U times the scale at length 1, so that its product with a unit vector is scale * cosine: [B, D]."""
-        out_BD = self.outer(leaky_relu(self.inner(torch.cat(list(parts), dim=1))))
-        return self.config.scale * normalize(out_BD, dim=1)
+        out_ND = self.outer(leaky_relu(self.inner(torch.cat(list(parts), dim=1))))
+        return self.config.scale * normalize(out_ND, dim=1)
 
     def users(self, history: Sequences) -> Tensor:
         """Scaled unit vectors of users, [R, D]."""
         whole = (0, len(self.readers[0].item.weight))
         bags = [newest_of_each(history, part, MAX_LENGTH) for part in (whole, self.source, self.target)]
-        return self.joined(self.read(bags, self.states(bags, [encoder.item.weight for encoder in self.readers])))
+        states = self.states(bags, [encoder.item.weight for encoder in self.readers])
+        rows = torch.arange(len(history), device=history.device)
+        return self.joined(self.read(states, rows, [bag.real for bag in bags]))
 
     def items(self, domain: Range) -> Tensor:
         """Unit vectors of a domain's items in the target encoder's table, [J, D]."""
@@ -234,7 +253,7 @@ def pretrained(task: SequenceTask, seed: int) -> Mapping[str, Tensor]:
             build = partial(sasrec.SASRec, ENCODER, task.items)
             beside = kept.with_name(f"{kept.stem}-{part}{kept.suffix}")
             state = pretraining.pretrain(
-                build, epoch, epochs=ENCODER_EPOCHS, lr=ENCODER.lr, seed=seed, task=task, kept=beside
+                build, epoch, epochs=ENCODER_EPOCHS, lr=ENCODER.lr, betas=BETAS, seed=seed, task=task, kept=beside
             )  # fmt: skip
             out |= {f"{place}.{name}": value for name, value in state.items()}
         for part in PARTS:
@@ -285,7 +304,7 @@ class Loss:
     def __call__(self, network: TriCDR, number_N: Tensor) -> Tensor:
         config, labels = self.config, self.labels
         row_N, label_N = labels.row[number_N], labels.item[number_N]
-        windows, bags, which_N = self.windows(number_N)
+        windows, reals, which_N = self.windows(number_N)
         if config.loss == "bce":
             drawn = self.unseen.draw(row_N, label_N, 1, self.rng)
         else:
@@ -295,7 +314,7 @@ class Loss:
         )
         vectors = [encoder.item(wanted) for encoder in network.readers]
         looked_up = [Bag(place, window.real) for place, window in zip(places, windows, strict=True)]
-        parts = network.read(bags, [state[which_N] for state in network.states(looked_up, vectors)])
+        parts = network.read(network.states(looked_up, vectors), which_N, reals)
         user_ND, item_UD = network.joined(parts), normalize(vectors[2], dim=1)
         label_ND, drawn_D = item_UD[label_at], item_UD[drawn_at]
         if config.loss == "bce":
@@ -306,23 +325,23 @@ class Loss:
             loss = next_item_loss(user_ND, label_N, label_ND, drawn, drawn_D, high - low) / len(label_N)
         return loss + self._related(network, parts, row_N)
 
-    def windows(self, number_N: Tensor) -> tuple[list[Bag], list[Bag], Tensor]:
+    def windows(self, number_N: Tensor) -> tuple[list[Bag], list[Tensor], Tensor]:
         """What is read for some labels: each of their users' sequences once, [B, L], up to the user's last label.
 
-        Also which items of it stand before each label, [N, L], and whose window each label's is, [N].
+        Also which items of it stand before each label, bool [N, L], and whose window each label's is, [N].
         """
         labels = self.labels
         _, which_N, count_B = labels.row[number_N].unique_consecutive(return_inverse=True, return_counts=True)  # type: ignore[no-untyped-call]
         last_B = number_N[count_B.cumsum(0) - 1]
         mixed = newest(self.task.train, labels.row[last_B], labels.place[last_B], MAX_LENGTH)
         windows = [mixed, *self.halves.before(labels, last_B, MAX_LENGTH)]
-        bags = []
+        reals = []
         for window, before in zip(windows, (labels.place, labels.before_source, labels.before_target), strict=True):
             older_B = before[last_B] - window.length  # items that the window leaves out
             visible_N = before[number_N] - older_B[which_N]
             place_L = torch.arange(window.item.shape[1], device=number_N.device)
-            bags.append(Bag(window.item[which_N], place_L < visible_N[:, None]))
-        return windows, bags, which_N
+            reals.append(place_L < visible_N[:, None])
+        return windows, reals, which_N
 
     def _related(self, network: TriCDR, parts: Sequence[Tensor], row_N: Tensor) -> Tensor:
         """The coarse and the fine loss, of what is read before each user's last label."""
@@ -348,7 +367,7 @@ def train(config: Config, task: SequenceTask, seed: int) -> Iterator[Setup | Epo
     network, rng = TriCDR(config, task.items, task.source, task.target), np.random.default_rng(seed)
     if config.pretrained:
         network.encoders.load_state_dict(dict(pretrained(task, seed)))
-    optimiser = torch.optim.Adam(network.parameters(), lr=config.lr, betas=(0.9, 0.98), fused=True)
+    optimiser = torch.optim.Adam(network.parameters(), lr=config.lr, betas=BETAS, fused=True)
     schedule = torch.optim.lr_scheduler.ExponentialLR(optimiser, DECAY)
     yield Setup(network, optimiser=optimiser, schedule=schedule, rng=rng)
     loss, scorer = Loss(config, task, rng), Scorer.of_task(network, task, "merged")
