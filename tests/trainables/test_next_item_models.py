@@ -41,6 +41,7 @@ LEARNING: dict[str, dict[str, Any]] = {  # what a model needs beside the default
     "mgcl": {"epochs": 40, "patience": 40, "alpha": 0.0, "beta": 0.0, "gamma": 0.0},
     "fearec": {"dropout": 0.1, "contrast": 0.0, "frequency_weight": 0.0},
     "unisrec": {"batch": 32},
+    "ctt": {"lr": 1e-3, "epochs": 30, "patience": 8},
     "da_dan": {
         "epochs": 60,
         "patience": 60,
