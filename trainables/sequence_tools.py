@@ -284,7 +284,10 @@ class TargetLabels:
         self.before_source = (before[:-1] - first[task.train.row])[in_target]  # of each target item
         target, source = self.halves.target.lengths, self.halves.source.lengths
         wanted = (target > 0) & (task.group == OVERLAPPING) if overlapping else target > 0
-        self.rows = (wanted & ((target > 1) | (source > 0))).nonzero().squeeze(1)
+        before_first = torch.zeros_like(target)  # source items that are read before the first target item
+        before_first[target > 0] = self.before_source[self.halves.target.starts[:-1][target > 0]]
+        begins = before_first > (source - most).clamp(min=0)
+        self.rows = (wanted & ((target > 1) | begins)).nonzero().squeeze(1)
 
     def batches(self, size: int, rng: np.random.Generator) -> Iterator[Tensor]:
         """Yield the users, those of about the same number of target items together."""
@@ -427,7 +430,10 @@ def distinct(items: int, *numbers: Tensor) -> tuple[Tensor, list[Tensor]]:
 
 
 def picked(vector_UD: Tensor, place: Tensor) -> Tensor:
-    """Return `vector_UD[place]`, [..., D], at less than half the cost of indexing and its gradient."""
+    """Return `vector_UD[place]`, [..., D], at less than half the cost of indexing and its gradient.
+
+    On a GPU the gradient's sums are in no fixed order: last bits may differ from run to run.
+    """
     return vector_UD.index_select(0, place.flatten()).view(*place.shape, vector_UD.shape[1])
 
 
@@ -537,7 +543,7 @@ def step(optimiser: Optimizer, loss: Tensor) -> float:
 class Dropout(nn.Dropout):
     """nn.Dropout at a tenth of its time on a CPU, where torch draws a number of 32 bits for each coordinate, one by one.
 
-    Here 16 bits decide, so that the share left out is a multiple of 1 / 65,536; the rest is scaled by that share.
+    Here 16 bits decide, so that the share left out is a multiple of 1 / 65,536, below 1; the rest is scaled by that share.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -598,11 +604,12 @@ class AttentionBlock(nn.Module):
         """
         B, L, D = x_BLD.shape
         x_ND, normed_BLD, place_L = x_BLD.flatten(0, 1), self._normed(x_BLD), torch.arange(L, device=x_BLD.device)
-        last_B = torch.arange(B, device=x_BLD.device) * L + (length_B - 1).clamp(min=0)
+        column_B = (length_B - 1).clamp(min=0)  # an empty row reads its first place
+        last_B = torch.arange(B, device=x_BLD.device) * L + column_B
         key_HKD, value_HKD = self.key_value.weight.view(2, self.heads, -1, D)
         query_BHK = self.query(picked(normed_BLD.flatten(0, 1), last_B)).view(B, self.heads, -1)
         asked_BHD = torch.einsum("bhk,hkd->bhd", query_BHK, key_HKD) / math.sqrt(query_BHK.shape[2])
-        beyond = place_L > (length_B - 1).clamp(min=0)[:, None, None]  # an empty row reads its first place
+        beyond = place_L > column_B[:, None, None]
         read_BHD = (asked_BHD @ normed_BLD.mT).masked_fill(beyond, -torch.inf).softmax(dim=2) @ normed_BLD
         read_BD = torch.einsum("bhd,hkd->bhk", read_BHD, value_HKD).reshape(B, D)
         if self.key_value.bias is not None:

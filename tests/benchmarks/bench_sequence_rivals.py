@@ -4,7 +4,7 @@
 
 The usual loop: every label is a sample of its own, its history padded to 50 items by a Dataset and collated by a
 DataLoader, 128 samples a batch, dense Adam. What it computes follows each system's public code: a recurrent or a
-Transformer encoder of 2 blocks (CODE: passes over it, or a mean of items for systems that read sets), then a softmax over
+Transformer encoder (CODE: its blocks, passes over it, or a mean of items for systems that read sets), then a softmax over
 all items of both domains, or a few negatives, drawn until they are none of the user's. FEARec's layers are `Frequency`:
 Fourier transforms over the 50 places, and values rolled by each lag in turn. Two systems walk all items in each step:
 UniSRec's adaptor of titles, PLCR's prompts. CTT and UCLR have no public code; theirs is the loop of their kin. Ours

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -45,6 +46,21 @@ def test_what_is_read_before_each_label(task: SequenceTask) -> None:
         if place and task.target[0] <= item < task.target[1]
     }
     assert seen == wanted
+
+
+@pytest.mark.parametrize("overlapping", [True, False])
+@pytest.mark.parametrize("most", [50, 2])
+def test_every_user_that_is_read_has_a_label(task: SequenceTask, most: int, overlapping: bool) -> None:
+    """A user whose only target item comes first has none, nor one whose source items before it are no longer read."""
+    target = task.target[0]
+    item = torch.cat([task.train.item, torch.tensor([target, 0, target, 0, 1, 0, target, 1, 2])])
+    starts = torch.cat([task.train.starts, len(task.train.item) + torch.tensor([2, 5, 9])])
+    added = replace(task, train=Sequences(item, starts), group=torch.cat([task.group, torch.full((3,), OVERLAPPING)]))
+    labels = TargetLabels(added, most, overlapping=overlapping)
+    read = labels.read(labels.rows)
+    assert set(read.row.tolist()) == set(range(len(labels.rows)))
+    new = [number - len(task.train) for number in labels.rows.tolist() if number >= len(task.train)]
+    assert new == ([2] if most == 50 else [])
 
 
 @torch.no_grad()

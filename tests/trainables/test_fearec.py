@@ -20,6 +20,7 @@ from trainables.models.fearec import (
     WIDTH,
     Config,
     FEARec,
+    FrequencyLayer,
     Loss,
     band_filter,
     correlation,
@@ -49,22 +50,25 @@ def by_hand(signal: Tensor, kept: range) -> Tensor:
 
 def read_whole(model: FEARec, item: Tensor) -> Tensor:
     """States of all positions of one history at its length n, [n, D]: filtered signals, head by head and lag by lag."""
-    newest = item[-50:]
+    newest, first = item[-50:], model.layers[0]
+    assert isinstance(first, FrequencyLayer)
+    config = first.config
     n = next(size for size in LENGTHS if size >= len(newest))
     x, real = torch.zeros(n, WIDTH, dtype=torch.float64), torch.arange(n) >= n - len(newest)
     x[real] = model.norm(model.item(newest) + model.position.weight[50 - len(newest) :])
     past = torch.ones(n, n, dtype=torch.bool).tril() & real
     for number, layer in enumerate(model.layers):
-        band = band_filter(n, number, 0.6)
+        band = band_filter(n, number, config.global_ratio)
         query, key, value = (layer.query_key_value(x) * real[:, None]).chunk(3, dim=1)  # type: ignore[operator]
         heads = []
         for q, k, v in zip(*((band @ part).chunk(HEADS, dim=1) for part in (query, key, value)), strict=True):
             logits = (q @ k.T / math.sqrt(WIDTH / HEADS)).masked_fill(~past, -1e300)
             heads.append(logits.softmax(1) @ v)
         correlated = torch.stack([((band @ query).roll(-lag, 0) * key).sum() / WIDTH for lag in range(n)])
-        best, lags = correlated.topk(int(math.log(n)))
+        best, lags = correlated.topk(min(n, int(config.topk_factor * math.log(n))))
         delayed = sum(w * value.roll(-int(lag), 0) for w, lag in zip(best.softmax(0), lags, strict=True))
-        x = layer.norm(x + layer.out(0.1 * torch.cat(heads, dim=1) + 0.9 * delayed))  # type: ignore[operator]
+        both = config.time_share * torch.cat(heads, dim=1) + (1 - config.time_share) * delayed
+        x = layer.norm(x + layer.out(both))  # type: ignore[operator]
         x = layer.map_norm(x + layer.map(x))  # type: ignore[operator]
     return x
 
@@ -149,9 +153,12 @@ def test_padding_is_in_no_filter() -> None:
 
 
 @torch.no_grad()
-def test_a_history_is_read_at_the_shortest_length_that_holds_it() -> None:
+@pytest.mark.parametrize(
+    "fields", [{}, {"time_share": 1.0}, {"time_share": 0.0, "topk_factor": 3.0}, {"global_ratio": 0.8}]
+)
+def test_a_history_is_read_at_the_shortest_length_that_holds_it(fields: dict[str, float]) -> None:
     torch.manual_seed(0)
-    model = FEARec(Config(), 40).double().eval()
+    model = FEARec(Config(**fields), 40).double().eval()
     rows = [torch.randint(40, (size,)) for size in (1, 8, 9, 16, 31, 50, 60)]
     starts = torch.tensor([0, *np.cumsum([len(row) for row in rows])])
     states = model.users(Sequences(torch.cat(rows), starts))

@@ -144,7 +144,8 @@ class CDCDR(nn.Module):
             vector_RLD, asked_RLD = picked(vector_UD, item_RL), picked(asked_UD, item_RL)
             # keys j before queries i: a softmax over a short last dimension is four times as dear
             logits_RJI = (vector_RLD @ asked_RLD.mT).masked_fill(~real_RL[..., None], -torch.inf)
-            share_RI1 = (real_RL / real_RL.sum(dim=1, keepdim=True))[..., None].to(logits_RJI.dtype)
+            weight_RL = real_RL.to(logits_RJI.dtype)
+            share_RI1 = (weight_RL / weight_RL.sum(dim=1, keepdim=True))[..., None]
             read_RD = ((logits_RJI.softmax(dim=1) @ share_RI1).mT @ vector_RLD).squeeze(1)
             pools.append(read_RD.new_zeros(len(bag.item), WIDTH).index_copy(0, rows, read_RD))
         pool: Tensor = self.value(torch.stack(pools, dim=1))
@@ -176,7 +177,9 @@ class CDCDR(nn.Module):
     def users(self, history: Sequences) -> Tensor:
         """What is generated for the target domain, [R, D]; all rows have the same noise, drawn from the seed."""
         source, target = (newest_of_each(history, part, self.config.max_length) for part in (self.source, self.target))
-        condition_RD = self.condition(source, target, 1, self.item.weight)
+        wanted, (source_at, target_at) = distinct(len(self.item.weight), source.item, target.item)
+        vector_UD = picked(self.item.weight, wanted)
+        condition_RD = self.condition(Bag(source_at, source.real), Bag(target_at, target.real), 1, vector_UD)
         if not self.config.diffusion:
             return condition_RD
         noise = SameForAll(torch.Generator().manual_seed(self.seed))
@@ -272,7 +275,7 @@ class Loss:
 
 def variance(vector_ID: Tensor) -> float:
     """Return the mean of the columns' variances; `var(dim=0)` takes as long as a step."""
-    return float((vector_ID - vector_ID.mean(dim=0)).square_().mean())
+    return float((vector_ID - vector_ID.mean(dim=0)).square_().sum() / ((len(vector_ID) - 1) * vector_ID.shape[1]))
 
 
 def train(config: Config, task: SequenceTask, seed: int) -> Iterator[Setup | Epoch]:

@@ -27,6 +27,7 @@ from trainables.interface import Epoch, Selection, Setup, Variant
 from trainables.sequence_tools import (
     AttentionBlock,
     Bag,
+    Dropout,
     Range,
     Scorer,
     TargetLabels,
@@ -109,7 +110,7 @@ class CTT(nn.Module):
         self.between = nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.ReLU(), nn.Linear(WIDTH, WIDTH))
         self.join, self.norm = nn.Linear(2 * WIDTH, WIDTH), nn.LayerNorm(WIDTH)
         self.cold = nn.Parameter(torch.randn(WIDTH) * DEVIATION)  # query where there is no target text
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
 
     def compared(self, item: Tensor) -> Tensor:
         """What maps of attention compare: texts of items, or IDs where no text is read, [..., D]."""

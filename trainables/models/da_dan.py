@@ -213,9 +213,9 @@ class Loss:
         (source_z, source_c), (target_z, target_c) = network.common(source_BD), network.common(target_BD)
         low, high = self.task.target
         drawn_K = draw_shared([(low, high)], config.negatives, self.rng)[0].to(label_B.device)
-        wanted = torch.cat([label_B, drawn_K]) - low
+        column = torch.cat([label_B, drawn_K]) - low
         scored = torch.cat(
-            [network.score.weight.index_select(0, wanted), network.score.bias.index_select(0, wanted)[:, None]], dim=1
+            [network.score.weight.index_select(0, column), network.score.bias.index_select(0, column)[:, None]], dim=1
         )
         user = torch.cat([target_c, target_c.new_ones(size, 1)], dim=1)
         loss = next_item_loss(user, label_B, scored[:size], drawn_K, scored[size:], high - low) / size

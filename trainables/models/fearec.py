@@ -291,7 +291,7 @@ def train(config: Config, task: SequenceTask, seed: int) -> Iterator[Setup | Epo
     loss, scorer = Loss(config, task, labels, rng), Scorer.of_task(network, task, config.sequences)
     while True:
         chosen, losses = labels.one_each(rng), []
-        for part in batches(labels.at[chosen].clamp(max=LENGTHS[-1]), config.batch, rng):
+        for part in batches(labels.at[chosen].clamp(max=LENGTHS[-1] - 1), config.batch, rng):
             losses.append(step(optimiser, loss(network, chosen[part])))
         yield Epoch(predict=scorer, metrics={"train_loss": sum(losses) / len(losses)}, pack=scorer.pack)
 

@@ -24,6 +24,7 @@ from trainables.interface import Epoch, Selection, Setup, Variant
 from trainables.sequence_tools import (
     SEQUENCES_READ,
     Batch,
+    Dropout,
     Range,
     Scorer,
     by_length,
@@ -97,7 +98,7 @@ class GRU4Rec(nn.Module):
         # torch's GRU resets after the product with the state, r * (U h + c), and keeps h by z: h' = (1 - z) n + z h.
         # The paper resets before it, U (r * h), and keeps h by 1 - z (eqs. 2-5): of equal use.
         self.layers = nn.ModuleList(nn.GRU(config.width, config.width, batch_first=True) for _ in range(config.layers))
-        self.dropout_embed, self.dropout_hidden = nn.Dropout(config.dropout_embed), nn.Dropout(config.dropout_hidden)
+        self.dropout_embed, self.dropout_hidden = Dropout(config.dropout_embed), Dropout(config.dropout_hidden)
 
     def encode(self, vector_BLD: Tensor) -> Tensor:
         """State after each item beside a 1 that takes the item's bias, [B, L, D + 1]; padding is at the end, unread."""

@@ -31,6 +31,7 @@ from trainables.interface import Epoch, Selection, Setup, Variant
 from trainables.models import sasrec
 from trainables.sequence_tools import (
     AttentionBlock,
+    Dropout,
     Labels,
     Range,
     Scorer,
@@ -104,7 +105,7 @@ class PromptEncoder(nn.Module):
         self.blocks = nn.ModuleList(AttentionBlock(WIDTH, 1, WIDTH, 0.0) for _ in range(config.prompt_blocks))
         self.norm = nn.LayerNorm(WIDTH)
         self.inner, self.outer = nn.Linear(2 * WIDTH, POOLING), nn.Linear(POOLING, 1)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
 
     def forward(self, item_UD: Tensor, shared_MD: Tensor) -> Tensor:
         """Items' embeddings -> what states are matched with, [U, D]."""

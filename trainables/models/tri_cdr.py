@@ -197,7 +197,7 @@ class TriCDR(nn.Module):
         return parts
 
     def joined(self, parts: Sequence[Tensor]) -> Tensor:
-        """U times the scale at length 1, so that its product with a unit vector is scale * cosine: [B, D]."""
+        """U times the scale at length 1, so that its product with a unit vector is scale * cosine: [N, D]."""
         out_ND = self.outer(leaky_relu(self.inner(torch.cat(list(parts), dim=1))))
         return self.config.scale * normalize(out_ND, dim=1)
 

@@ -175,7 +175,7 @@ class Rows:
     domain: int
     user_B: Tensor | None  # int64, whose ID vectors are read; None: of nobody
     visible: Bag  # [B, L] items of the domain before the label
-    read: Bag  # [B, L] what the shared aggregator reads
+    read: Bag  # [B, M] what the shared aggregator reads
     offered_BK: Tensor  # int64 [B, 1 + K] the label, then the drawn items
 
 

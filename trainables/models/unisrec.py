@@ -25,6 +25,7 @@ from trainables.sequence_tools import (
     SEQUENCES_READ,
     AttentionBlock,
     Batch,
+    Dropout,
     Labels,
     Range,
     Scorer,
@@ -105,7 +106,7 @@ class Adaptor(nn.Module):
             nn.Parameter(torch.zeros(features, experts)),
             nn.Parameter(torch.zeros(features, experts)),
         )
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(self, x_UF: Tensor) -> Tensor:
         """[U, F] -> [U, D]; the gate is noisy in training alone."""
@@ -135,7 +136,7 @@ class UniSRec(nn.Module):
             AttentionBlock(WIDTH, HEADS, INNER, config.dropout, norm="post", activation="gelu", joined=True)
             for _ in range(BLOCKS)
         )
-        self.norm, self.dropout = nn.LayerNorm(WIDTH), nn.Dropout(config.dropout)
+        self.norm, self.dropout = nn.LayerNorm(WIDTH), Dropout(config.dropout)
 
     def vectors(self, item_U: Tensor) -> Tensor:
         """v_i + e_i of these items, [U, D]."""
