@@ -6,6 +6,7 @@ import errno
 import math
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ import torch
 import torch.nn.functional as functional
 
 from tests.trainables.sequence_worlds import make_sequence_task
-from trainables.models.lgcd import pretraining
+from trainables.models.lgcd import PRESETS, Config, pretraining
 from trainables.models.lgcd.encoders import Encoders, PretrainSpec, represent
 from trainables.models.lgcd.pretraining import encoders_folders, pretrain, pretrained, pretraining_loss
 from trainables.pretraining import keep
@@ -98,6 +99,17 @@ def test_pretraining_learns(task: SequenceTask, tmp_path: Path) -> None:
         loss = functional.cross_entropy(logits, history.item[inside + 1] - low)
         chance.append(float(loss.detach()) / math.log(high - low))
     assert max(chance) < 0.9  # 1 is what a guess among all items of the domain reaches
+
+
+def test_the_config_says_how_long_the_optimiser_remembers_squares(task: SequenceTask, tmp_path: Path) -> None:
+    """An item that is seen once moves by sum_k 0.9^k (1 - 0.9) / sqrt(1 - beta2) steps, four times as far with 0.999."""
+    for preset, beta2 in ((Config(), 0.98), (Config(**PRESETS["paper"]), 0.999)):
+        assert preset.pretraining.beta2 == beta2
+        spec = replace(preset.pretraining, sequences="merged", epochs=1, negatives=40)
+        pretrain(task, spec, 3, kept := tmp_path / f"{beta2}.pt", both(task))
+        (group,) = torch.load(kept, weights_only=True)["optimiser"]["param_groups"]
+        assert group["betas"] == (0.9, beta2)
+    assert len(set(encoders_folders(task, spec, 3) + encoders_folders(task, replace(spec, beta2=0.98), 3))) == 2
 
 
 def test_pretraining_that_was_killed_goes_on_to_the_last_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

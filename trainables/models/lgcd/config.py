@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from features.checks import at_least, choice, dropout_share, refuse, step_size, variance_range
+from features.checks import at_least, choice, dropout_share, number, refuse, step_size, variance_range
 from trainables.models.lgcd.encoders import ID_STARTS, ITEM_FUSIONS, SEQUENCES, PretrainSpec
 
 WIDTH = 64  # D (settings: hidden dimension)
@@ -85,6 +85,7 @@ class Config:
     cyclic: bool = True  # False: a batch holds as many real rows as chance gives it
     encoder_sequences: str = "merged"  # merged | separate | per_domain (see trainables.models.lgcd.encoders)
     encoder_epochs: int = 10  # of pretraining (ours)
+    encoder_beta2: float = 0.98  # of pretraining's Adam, as SASRec has it (ours); 0.999 is Adam's own
     id_start: str = (
         "titles"  # ID embeddings before pretraining: from titles (ours) | random; `guidance: id` reads no title
     )
@@ -96,6 +97,7 @@ class Config:
             *(at_least(self, name, 1) for name in ("heads", "experts", "batch", "epochs", "patience")),
             *(at_least(self, name, 0) for name in ("pseudo_items", "sampler_steps", "active_experts", "negatives")),
             *(at_least(self, "steps", 2), at_least(self, "encoder_epochs", 1)),
+            number(self, "encoder_beta2", least=0, below=1),
             "" if self.condition_tokens in (1, 2) else f"condition_tokens is {self.condition_tokens}; give 1 or 2",
             "" if -1 <= self.min_similarity <= 1 else f"min_similarity is {self.min_similarity}; give a cosine",
             "" if 0 < self.start_ratio <= 1 else f"start_ratio is {self.start_ratio}; give a number in (0, 1]",
@@ -122,6 +124,6 @@ class Config:
     def pretraining(self) -> PretrainSpec:
         """What makes the encoders; nothing else in the config does. An ID condition must not have started from titles."""
         return PretrainSpec(
-            width=WIDTH, epochs=self.encoder_epochs, sequences=self.encoder_sequences,
+            width=WIDTH, epochs=self.encoder_epochs, beta2=self.encoder_beta2, sequences=self.encoder_sequences,
             id_start="random" if self.guidance == "id" else self.id_start, item_fusion=self.item_fusion,
         )  # fmt: skip

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from trainables.diffusion import Diffusion, Noise, normal_like, timestep_embedding, variances
 from trainables.models.lgcd.config import WIDTH, Config
+from trainables.sequence_tools import Dropout
 
 Predicted = Callable[[Tensor, Tensor], Tensor]
 """(x_t [B, D], t [B]) -> prediction [B, D], under a condition that is given already."""
@@ -41,7 +42,7 @@ class Conditioner(nn.Module):
             self.id_map.weight.copy_(fusion.weight[:, :WIDTH])
             self.id_map.bias.copy_(fusion.bias)
             self.text_map.weight.copy_(fusion.weight[:, WIDTH:])
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
 
     def forward(self, id_BD: Tensor, text_BD: Tensor, real_B: Tensor) -> Condition:
         """[B, D] each; a row that is not real has no text part."""
@@ -105,7 +106,7 @@ class Denoiser(nn.Module):
         self.attention = CrossAttention(config.heads) if attends else None
         self.linear = None if attends else nn.Linear(WIDTH, WIDTH)
         self.map = nn.Sequential(
-            nn.Linear(WIDTH, 4 * WIDTH), nn.GELU(), nn.Dropout(config.dropout), nn.Linear(4 * WIDTH, WIDTH)
+            nn.Linear(WIDTH, 4 * WIDTH), nn.GELU(), Dropout(config.dropout), nn.Linear(4 * WIDTH, WIDTH)
         )
 
     def forward(self, x_BD: Tensor, t_B: Tensor, condition: Condition) -> Tensor:

@@ -11,6 +11,7 @@ PRESETS = {
         "encoder_sequences": "per_domain",  # eq. 1
         "id_start": "random",  # eq. 1
         "item_fusion": "shared",  # eq. 3
+        "encoder_beta2": 0.999,  # Adam as its paper has it; LGCD names no other
         "retrieval": "per_user",  # eqs. 5-6
         "rows": "last",  # 3.2: the last item of the target domain, and what precedes it
         "condition_from": "source",  # eq. 8

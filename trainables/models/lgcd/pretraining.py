@@ -28,7 +28,7 @@ from trainables.pretraining import Stateful, keep, restored
 from trainables.sequence_tools import Range, batches, distinct, draw_shared, padded, softmax_loss, windows, within
 from trainables.tasks.sequential import Sequences, SequenceTask
 
-VERSION = 2  # of what pretraining makes; part of its key
+VERSION = 3  # of what pretraining makes; part of its key
 
 Domains = tuple[Range, ...]
 """The domains that a pair of encoders reads."""
@@ -60,7 +60,7 @@ def _pretrain(
     task: SequenceTask, spec: PretrainSpec, rng: np.random.Generator, kept: Path, domains: Domains
 ) -> Encoders:
     encoders = _new_encoders(task, spec, domains)
-    optimiser = torch.optim.Adam(encoders.parameters(), lr=spec.lr, fused=True)
+    optimiser = torch.optim.Adam(encoders.parameters(), lr=spec.lr, betas=(0.9, spec.beta2), fused=True)
     sequences = _pretraining_sequences(task, domains, merged=spec.sequences == "merged")
     first, length = windows(sequences.starts, spec.max_length + 1)
     steps = spec.epochs * math.ceil(len(length) / spec.batch)
