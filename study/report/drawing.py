@@ -176,7 +176,7 @@ def _presets(figure: Sensitivity) -> Canvas:
             _mark(axes, figure, (of_task,), _GREY)
             axes.set_title(labels.cell(of_task, ratio))
         name = labels.label(panel.metric).partition("\n")[0]
-        axes_row[0].set_ylabel(f"{name}\n(% from its value at the published best)")
+        axes_row[0].set_ylabel(f"{name}\n(% from the published best)")
     for axes in grid[-1]:
         axes.set_xlabel(labels.label(figure.parameter))
     named = [(row, _preset_text(figure, row), _preset_look(figure, row)) for row in figure.presets]
