@@ -19,7 +19,7 @@ from study.specs import Cluster, Resources
 from .test_docs import check_click
 
 ROOT = Path(__file__).parents[1]
-FILES = ("cluster.yaml", "cluster-onprem.yaml")
+FILES = ("cluster.yaml", "docs/cluster/onprem.yaml")
 
 
 @pytest.mark.parametrize(
@@ -29,7 +29,7 @@ FILES = ("cluster.yaml", "cluster-onprem.yaml")
             "cluster.yaml",
             "cluster.yaml: valid; provider aws, up to 8 workers; trials on gpu_worker, up to 64 side by side",
         ),
-        ("cluster-onprem.yaml", "valid; provider local, up to 2 workers; trials on local.cluster.node"),
+        ("docs/cluster/onprem.yaml", "valid; provider local, up to 2 workers; trials on local.cluster.node"),
     ],
 )
 def test_a_shipped_file_is_valid_for_ray(name: str, says: str) -> None:
@@ -54,7 +54,7 @@ def test_the_image_is_not_the_one_that_ray_names_by_itself() -> None:
 
 def changed(folder: Path, name: str, **changes: Any) -> Path:
     config = yaml.safe_load((ROOT / name).read_text())
-    path = folder / name
+    path = folder / Path(name).name
     path.write_text(yaml.safe_dump({key: value for key, value in {**config, **changes}.items() if value is not None}))
     return path
 
@@ -65,7 +65,7 @@ def changed(folder: Path, name: str, **changes: Any) -> Path:
         ("cluster.yaml", {"max_wokers": 8}, r"cluster.yaml: the file: .*'max_wokers' was unexpected.*; see Ray's"),
         ("cluster.yaml", {"max_workers": "8"}, r"cluster.yaml: max_workers: '8' is not of type 'integer'; see Ray's"),
         ("cluster.yaml", {"head_node_type": "boss"}, r"cluster.yaml: Ray refuses it: ValueError: .*head_node_type"),
-        ("cluster-onprem.yaml", {"provider": {"type": "local"}}, r"cluster-onprem.yaml: Ray refuses it: .*head_ip"),
+        ("docs/cluster/onprem.yaml", {"provider": {"type": "local"}}, r"onprem.yaml: Ray refuses it: .*head_ip"),
     ],
 )
 def test_a_fault_is_one_short_line(name: str, changes: dict[str, Any], says: str, tmp_path: Path) -> None:
@@ -206,7 +206,7 @@ def at(document: Any, place: str) -> list[dict[str, Any]]:
 
 
 def test_the_job_for_kubernetes_has_the_fields_of_kuberay() -> None:
-    job = yaml.safe_load((ROOT / "cluster-kuberay.yaml").read_text())
+    job = yaml.safe_load((ROOT / "docs/cluster/kuberay.yaml").read_text())
     assert (job["apiVersion"], job["kind"]) == ("ray.io/v1", "RayJob")
     for place, names in KUBERAY.items():
         fields = {name.rstrip("!") for name in names.split()}
@@ -241,7 +241,7 @@ def test_the_batch_script_for_slurm_starts_the_study_on_all_nodes(tmp_path: Path
         **os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_JOB_NODELIST": "node[7-8]",
         "SLURM_JOB_ID": "20017", "SLURM_JOB_NUM_NODES": "2", "SLURM_CPUS_PER_TASK": "8", "SLURM_SUBMIT_DIR": "/work/a b",
     }  # fmt: skip
-    script = ["bash", str(ROOT / "cluster-slurm.sh"), "my plan.yaml", "--max-concurrent", "3"]
+    script = ["bash", str(ROOT / "docs/cluster/slurm.sh"), "my plan.yaml", "--max-concurrent", "3"]
     ran = subprocess.run(script, env=environment, capture_output=True, text=True, check=False)
     assert (ran.returncode, ran.stderr) == (0, "")
     made, words = (part.splitlines() for part in ran.stdout.split("token 64 token /tmp/ray-20017\n")[:2])

@@ -256,7 +256,7 @@ def test_the_batch_script_for_slurm_runs_a_study_on_two_nodes(hosts: Hosts, tmp_
     }  # fmt: skip
     try:
         ran = subprocess.run(
-            ["bash", str(ROOT / "cluster-slurm.sh"), str(plan)], env=environment, cwd=tmp_path, capture_output=True,
+            ["bash", str(ROOT / "docs/cluster/slurm.sh"), str(plan)], env=environment, cwd=tmp_path, capture_output=True,
             text=True, check=False, timeout=PATIENCE_S,
         )  # fmt: skip
     finally:

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# sbatch cluster-slurm.sh quickstart
+# sbatch docs/cluster/slurm.sh quickstart
 #
 # A study on Slurm: one Ray node per Slurm node for the time of the job, the driver on the first one. Set partition, time
 # and sizes. STUDY_HOME is a folder that all nodes see. A job that ends too early is submitted again: what is done is kept.
@@ -12,7 +12,7 @@
 #SBATCH --signal=TERM@120
 set -euo pipefail
 
-plan=${1:?name a plan: sbatch cluster-slurm.sh PLAN [OPTIONS of study run]}
+plan=${1:?name a plan: sbatch docs/cluster/slurm.sh PLAN [OPTIONS of study run]}
 shift
 home=${STUDY_HOME:-$SLURM_SUBMIT_DIR/runs}
 head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | sed -n 1p) # head would end the pipe before scontrol has written
