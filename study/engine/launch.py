@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from features.errors import InputError
 from features.extraction.workers import Actors
@@ -25,6 +25,9 @@ from study.engine.ray_tune import JobCallback, JobScheduler, JobSearcher, Ledger
 from study.engine.worker import train
 from study.home import Home
 from study.specs import Cluster, Job, Recipe, Resources
+
+if TYPE_CHECKING:
+    from ray.runtime_context import RuntimeContext
 
 
 def launch(recipe: Recipe, jobs: Sequence[Job], ledger: Ledger, *, name: str) -> None:
@@ -100,8 +103,17 @@ def connect(cluster: Cluster) -> None:
         else:
             start_ray()
     if cluster.resume is not None:
-        address = ray.get_runtime_context().gcs_address
-        watch_head(address, cluster.resume, going=ray.is_initialized)
+        here = ray.get_runtime_context()
+        address = here.gcs_address
+        watch_head(address, cluster.resume, going=lambda: _joined(here, address))
+
+
+def _joined(here: RuntimeContext, address: str) -> bool:
+    """Whether this process is in the cluster of that head; it may have left it, and be in another one since."""
+    try:
+        return bool(here.gcs_address == address)
+    except Exception:  # of whatever kind while it leaves: Ray takes its state apart attribute by attribute
+        return False
 
 
 _redirected: Path | None = None

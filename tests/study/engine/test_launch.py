@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -23,6 +24,24 @@ def test_without_an_address_no_cluster_that_happens_to_run_is_joined(monkeypatch
     connect(Cluster())
     try:
         assert len(ray.nodes()) == 1
+    finally:
+        ray.shutdown()
+
+
+def test_a_head_is_watched_until_this_process_leaves_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else the watch of a cluster that was left ends the process 40 s later, though it is in another one by then."""
+    ray.shutdown()
+    watched: list[tuple[str, Callable[[], bool]]] = []
+    monkeypatch.setattr("study.engine.launch.watch_head", lambda head, resume, *, going: watched.append((head, going)))
+    connect(Cluster(resume="study resume tiny"))
+    try:
+        ((first, going),) = watched
+        assert going()
+        ray.shutdown()
+        assert not going()
+        connect(Cluster(resume="study resume tiny"))
+        assert watched[1][0] != first
+        assert [still() for _, still in watched] == [False, True]
     finally:
         ray.shutdown()
 
