@@ -248,7 +248,7 @@ def search(plan: str, **where: Any) -> None:
 @cli.command()
 @_places
 def sweep(plan: str, **where: Any) -> None:
-    """Sweeps: one field varied, everything else at the best configuration."""
+    """Sweeps: one field varied, everything else at the best configuration, or at the plan's `base`."""
     with _study(plan, **where) as study:
         if not study.plan.sweeps:
             raise click.UsageError(f"plan {study.plan.name} has no sweeps; add `sweeps` to it")
@@ -258,7 +258,7 @@ def sweep(plan: str, **where: Any) -> None:
 @cli.command()
 @_places
 def ablate(plan: str, **where: Any) -> None:
-    """Ablations: variants of the subject's best configuration."""
+    """Ablations: variants of the best configuration, or of the plan's `base`."""
     with _study(plan, **where) as study:
         _say(study.ablate())
 
@@ -267,7 +267,7 @@ def ablate(plan: str, **where: Any) -> None:
 @_places
 @REGISTER
 def score(plan: str, register: tuple[str, ...], **where: Any) -> None:
-    """Score: each row's best configuration and the simple baselines on test; the only verb that opens test data."""
+    """Score: each row's best configuration and the simple baselines on test users."""
     from study.report.claims.judge import counts
 
     with _study(plan, **where) as study:

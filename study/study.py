@@ -168,18 +168,18 @@ class Study:
         return summary
 
     def sweep(self, parameter: str) -> Summary:
-        """One field varied, everything else at the best configuration."""
+        """One field varied, everything else as where the sweep starts: at the best configuration, or at the row's base."""
         part, rows = f"sweep:{parameter}", swept_rows(self.plan, parameter)
         return self._run(part, self._start_configs(part, self.plan.sweeps[parameter].start, rows))
 
     def ablate(self) -> Summary:
-        """Variants of the subject's best configuration."""
+        """Variants of the configuration that the ablations start from: the best one, or the row's base."""
         if self.plan.ablate is None:
             raise InputError(f"plan {self.plan.name}: has no ablate part; add it to the plan")
         return self._run("ablate", self._start_configs("ablate", self.plan.ablate.start, ablated_rows(self.plan)))
 
     def score(self, registered: Collection[str] = ()) -> Summary:
-        """Each row's best configuration and the simple baselines on test; the only verb that opens test data.
+        """Each row's best configuration and the simple baselines on test users.
 
         The subject's winner becomes a registered model, and those of the rows in `registered`.
         """

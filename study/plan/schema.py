@@ -144,7 +144,7 @@ class AblationPlan:
 
 @dataclass(frozen=True, kw_only=True)
 class ScorePlan:
-    """The only part that reads test data."""
+    """Scores on test users; sweeps and ablations read them where they say `compare: test`."""
 
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from trainables.interface import Selection
 
 SEARCH = "search"  # the part that is searched
-SCORE = "score"  # the part that reads test data
+SCORE = "score"  # the part that scores on test users
 
 
 def mark_best(client: MlflowClient, experiment_id: str, selection: Selection) -> dict[tuple[str, str], str]:
