@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
@@ -140,7 +141,7 @@ def plans(copy: str | None) -> None:
         console.print(str(copy_plan(copy, Path.cwd())), markup=False, highlight=False, soft_wrap=True)
         return
     for name in shipped_plans():
-        console.print(f"{name}  [dim]{FOLDER / f'{name}.yaml'}[/dim]", soft_wrap=True)
+        console.print(f"{name}  [dim]{escape(str(FOLDER / f'{name}.yaml'))}[/dim]", soft_wrap=True)
 
 
 @cli.command()

@@ -213,7 +213,7 @@ def _cost(plan: Plan, home: Home, side_by_side: int) -> Table:
     table.add_row("all", f"{trainings:,}", "", "not known" if unknown else f"{total:.1f}", style="bold")
     kind = "a GPU" if plan.resources.gpus else "a CPU"
     held = f"{side_by_side} side by side" if side_by_side else "this machine has no GPU for them (see --cluster)"
-    table.caption = f"{held}; seconds are means over the model's trainings on {kind} in {home}" + (
+    table.caption = f"{held}; seconds are means over the model's trainings on {kind} in {escape(str(home))}" + (
         "; a model that has not been trained so has no known time" if unknown and side_by_side else ""
     )
     return table
