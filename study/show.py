@@ -167,10 +167,10 @@ def _favoured(plan: Plan) -> Iterator[str]:
     """A line where parts that start from the search's best train its seeds again."""
     if plan.search is None:
         return
-    parts: dict[str, SweepPlan | AblationPlan] = {f"sweeps.{name}": sweep for name, sweep in plan.sweeps.items()}
-    parts |= {"ablate": plan.ablate} if plan.ablate else {}
+    starting: dict[str, SweepPlan | AblationPlan] = {f"sweeps.{name}": sweep for name, sweep in plan.sweeps.items()}
+    starting |= {"ablate": plan.ablate} if plan.ablate else {}
     searched = set(plan.search.seeds)
-    names = [name for name, part in parts.items() if part.start == "best" and searched & set(part.seeds)]
+    names = [name for name, part in starting.items() if part.start == "best" and searched & set(part.seeds)]
     if names:
         yield (
             f"seeds: {', '.join(names)} train seeds of the search again, from the best that it found with them on the same"

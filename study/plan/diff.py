@@ -101,7 +101,7 @@ def _fields(plan: Plan) -> dict[str, Any]:
 
 
 def _code() -> dict[str, str]:
-    return {"commit": commit()} | {f"versions.{name}": of for name, of in (v.split("=") for v in versions().split())}
+    return {"commit": commit()} | dict(f"versions.{package}".split("=") for package in versions().split())
 
 
 def _flat(value: Mapping[str, Any], place: str) -> Iterator[tuple[str, Any]]:
