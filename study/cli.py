@@ -6,17 +6,19 @@ import logging
 import shlex
 import sys
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
 if TYPE_CHECKING:
+    from features.domains.domain import Domain
     from study.data.prepare import Inputs
     from study.plan.schema import Plan
     from study.progress import ProgressDisplay, ProgressLines
@@ -59,7 +61,7 @@ def main() -> None:
     debug = "--debug" in sys.argv
     prepare_streams()
     for package in ("study", "features"):
-        logging.getLogger(package).handlers = [_Said()]
+        logging.getLogger(package).handlers = [_WarningLines()]
     direct_to_this_machine()
     try:
         cli(prog_name="study", standalone_mode=False)
@@ -85,8 +87,8 @@ def main() -> None:
         sys.exit(2)
 
 
-class _Said(logging.Handler):
-    """Shows what a person should know before a command ends, a line each."""
+class _WarningLines(logging.Handler):
+    """Prints the warnings of our packages, a line each."""
 
     def __init__(self) -> None:
         super().__init__(logging.WARNING)
@@ -96,7 +98,7 @@ class _Said(logging.Handler):
 
 
 def _known_lines(error: Exception) -> list[str] | None:
-    """What to say of an error whose message is for users: of bad input, a store's or the system's own word; else None."""
+    """Return the lines of an error that users can act on: bad input, what a store or the system says; else None."""
     from features.errors import InputError, one_line
     from search_spaces import SpaceError
 
@@ -104,20 +106,22 @@ def _known_lines(error: Exception) -> list[str] | None:
         return str(error).splitlines()  # a line for each fault
     if isinstance(error, OSError):
         return [one_line(error)]
-    if isinstance(error, _kind("mlflow.exceptions", "MlflowException")):  # a store that is not there, or refuses
+    if isinstance(
+        error, _class_if_imported("mlflow.exceptions", "MlflowException")
+    ):  # a store that is not there, or refuses
         return [_without_statement(one_line(error))]
-    if isinstance(error, _kind("sqlalchemy.exc", "SQLAlchemyError")):
+    if isinstance(error, _class_if_imported("sqlalchemy.exc", "SQLAlchemyError")):
         return [f"the store refuses: {_without_statement(one_line(error))}; the same command goes on from here"]
     return None
 
 
-def _kind(module: str, name: str) -> type[Exception] | tuple[()]:
-    """A class of a module that may not have been imported; then nothing is of it."""
+def _class_if_imported(module: str, name: str) -> type[Exception] | tuple[()]:
+    """Return an error class of a module; () where nothing has imported the module, so that no error is of the class."""
     return getattr(sys.modules[module], name) if module in sys.modules else ()
 
 
 def _without_statement(text: str) -> str:
-    """A database's message without the statement that it refused, which is of the store's inside."""
+    """Return a database's message without the SQL that it refused."""
     return text.partition(" [SQL: ")[0]
 
 
@@ -137,10 +141,10 @@ def plans(copy: str | None) -> None:
     from study.plan.load import FOLDER, copy_plan, shipped_plans
 
     if copy is not None:
-        console.print(str(copy_plan(copy, Path.cwd())), markup=False, highlight=False, soft_wrap=True)
+        _line(str(copy_plan(copy, Path.cwd())))
         return
     for name in shipped_plans():
-        console.print(f"{name}  [dim]{FOLDER / f'{name}.yaml'}[/dim]", soft_wrap=True)
+        console.print(f"{name}  [dim]{escape(str(FOLDER / f'{name}.yaml'))}[/dim]", soft_wrap=True)
 
 
 @cli.command()
@@ -196,7 +200,7 @@ def check(plan: str, data: Path | None, home: Path, cluster: Path | None) -> Non
         console.print(part, soft_wrap=True)
 
 
-def _places(command: Any) -> Any:
+def _training_options(command: Any) -> Any:
     """The arguments and options of every verb that trains."""
     for option in (CONCURRENT, ADDRESS, ONLY, REPLACE, HOME, DATA, PLAN):
         command = option(command)
@@ -213,32 +217,29 @@ def _places(command: Any) -> Any:
 def extract(plan: str, data: Path | None, home: Path, address: str | None, replace: bool, dry_run: bool) -> None:
     """Make the domains, feature tables and tasks that the plan needs."""
     from study.data.domains import data_folder, given_split, prepare_domains
+    from study.data.preview import extraction_lines
+    from study.data.pseudo_items import users_to_generate_for
     from study.data.summary import data_tables
 
     with _study(plan, data=data, home=home, address=address, replace=replace) as study:
         if dry_run:
-            from study.data.preview import extraction_lines
-            from study.data.pseudo_items import users_to_generate_for
-
-            domains = prepare_domains(study.plan, data, study.home, study.start_progress)
+            domains: Mapping[str, Domain] = prepare_domains(study.plan, data, study.home, study.start_progress)
             for line in extraction_lines(study.plan, domains, study.home, study.cluster):
-                console.print(line, soft_wrap=True, highlight=False, markup=False)
-            split = given_split(study.plan, data_folder(study.plan, data, study.home, study.start_progress))
-            for part in data_tables(study.plan, domains, split):
-                console.print(part, soft_wrap=True)
-            for name, users in users_to_generate_for(study.plan, domains, split).items():
-                console.print(f"pseudo-items of {name}: {users:,} users to generate for")
-            return
-        inputs = _extract(study)
-        for (cell, feature_set), task in inputs.tasks.items():
-            console.print(f"{cell} ({feature_set}): {task.task_dir}", markup=False, soft_wrap=True)
+                _line(line)
+        else:
+            inputs = _extract(study)
+            domains = inputs.domains
+            for (cell, feature_set), task in inputs.tasks.items():
+                _line(f"{cell} ({feature_set}): {task.task_dir}")
         split = given_split(study.plan, data_folder(study.plan, data, study.home, study.start_progress))
-        for part in data_tables(study.plan, inputs.domains, split):
+        for part in data_tables(study.plan, domains, split):
             console.print(part, soft_wrap=True)
+        for name, users in users_to_generate_for(study.plan, domains, split).items() if dry_run else ():
+            _line(f"pseudo-items of {name}: {users:,} users to generate for")
 
 
 @cli.command()
-@_places
+@_training_options
 def search(plan: str, **where: Any) -> None:
     """Search: trials by Optuna through Ray Tune in every cell, for every row, selected on validation."""
     with _study(plan, **where) as study:
@@ -246,7 +247,7 @@ def search(plan: str, **where: Any) -> None:
 
 
 @cli.command()
-@_places
+@_training_options
 def sweep(plan: str, **where: Any) -> None:
     """Sweeps: one field varied, everything else at the best configuration, or at the plan's `base`."""
     with _study(plan, **where) as study:
@@ -256,7 +257,7 @@ def sweep(plan: str, **where: Any) -> None:
 
 
 @cli.command()
-@_places
+@_training_options
 def ablate(plan: str, **where: Any) -> None:
     """Ablations: variants of the best configuration, or of the plan's `base`."""
     with _study(plan, **where) as study:
@@ -264,7 +265,7 @@ def ablate(plan: str, **where: Any) -> None:
 
 
 @cli.command()
-@_places
+@_training_options
 @REGISTER
 def score(plan: str, register: tuple[str, ...], **where: Any) -> None:
     """Score: each row's best configuration and the simple baselines on test users."""
@@ -278,7 +279,7 @@ def score(plan: str, register: tuple[str, ...], **where: Any) -> None:
 
 
 @cli.command()
-@_places
+@_training_options
 def run(plan: str, **where: Any) -> None:
     """Run all parts of a plan in order; what is done is skipped."""
     with _study(plan, **where) as study:
@@ -286,7 +287,7 @@ def run(plan: str, **where: Any) -> None:
 
 
 @cli.command()
-@_places
+@_training_options
 def resume(plan: str, **where: Any) -> None:
     """Go on with a study that was begun here: what `run` does, refused where there is nothing to go on with."""
     from features.errors import InputError
@@ -316,7 +317,7 @@ def _redraw(plan: str, home: Path, only: str | None) -> None:
         if only is None:
             _report(study, fresh=True)
         else:
-            console.print(f"figure  {study.redraw(only)}", markup=False, soft_wrap=True, highlight=False)
+            _line(f"figure  {study.redraw(only)}")
 
 
 @cli.command()
@@ -357,7 +358,7 @@ def best(plan: str, home: Path, row: str | None, export: Path | None) -> None:
         command = shlex.join(["study", "search", plan, "--home", str(home)])
         raise InputError(f"plan {study.plan.name}: no search trial of {name} is finished in {home}; run `{command}`")
     text = fragment(study.plan.name, study.plan.selection.metric, trials)
-    console.print(text, markup=False, highlight=False, soft_wrap=True)
+    _line(text)
     if export:
         export.write_text(text)
 
@@ -384,7 +385,7 @@ def rerun(run_id: str, home: Path) -> None:
     for line in found.differences or (
         "commit, device and versions are as they were logged; the data are not compared",
     ):
-        console.print(f"differs: {line}", markup=False, highlight=False, soft_wrap=True)
+        _line(f"differs: {line}")
     sys.exit(1)
 
 
@@ -408,10 +409,10 @@ def recommend(plan: str, home: Path, user: str, cell: str | None, count: int, ro
     known = Table("item", "title", title=Text(f"{user} has, in the source domain (oldest first)"))
     for item, title in found.history.itertuples(index=False):
         known.add_row(Text(item), Text(title))
-    told = Table("", "item", "title", "score", title=f"{found.cell}: the best {len(found.items)}")
+    recommended = Table("", "item", "title", "score", title=f"{found.cell}: the best {len(found.items)}")
     for number, (item, title, score) in enumerate(found.items.itertuples(index=False), start=1):
-        told.add_row(str(number), Text(item), Text(title), f"{score:.3f}")
-    for table in (known, told):
+        recommended.add_row(str(number), Text(item), Text(title), f"{score:.3f}")
+    for table in (known, recommended):
         console.print(table, markup=False)
     console.print(f"model  models:/{found.model}@best (version {found.version})", markup=False, soft_wrap=True)
 
@@ -454,7 +455,7 @@ def _extract(study: Study) -> Inputs:
     inputs = study.extract()
     for name, table in inputs.tables.items():
         if (missing := shortfall(table)) is not None:
-            console.print(f"features of {name}: {missing}", markup=False, soft_wrap=True, highlight=False)
+            _line(f"features of {name}: {missing}")
     return inputs
 
 
@@ -479,7 +480,7 @@ def _shown(summary: Summary) -> Summary:
     if summary.stopped:
         console.print(f"  {summary.stopped}; a larger budget goes on where this one stopped", soft_wrap=True)
     for note in summary.notes:
-        console.print(f"  {note}", markup=False, soft_wrap=True, highlight=False)
+        _line(f"  {note}")
     if summary.superseded:
         console.print(
             f"  {summary.superseded} runs that the plan no longer asks for are left out; they count again when it does"
@@ -515,14 +516,12 @@ def _report(study: Study, *, fresh: bool) -> None:
     except InputError as missing:
         console.print(str(missing), markup=False, soft_wrap=True)
     for path in sorted((study.report_folder / "figures").glob("*.png")):
-        console.print(f"figure  {path}", markup=False, soft_wrap=True, highlight=False)
-    console.print(f"report  {page}", markup=False, soft_wrap=True, highlight=False)
-    console.print(f"MLflow  {_way_to_mlflow(study)}", markup=False, soft_wrap=True, highlight=False)
+        _line(f"figure  {path}")
+    _line(f"report  {page}")
+    _line(f"MLflow  {_way_to_mlflow(study)}")
     journal = study.home.journal(study.plan.name)
     if journal.is_file():
-        console.print(
-            f"Optuna  optuna-dashboard {shlex.quote(str(journal))}", markup=False, soft_wrap=True, highlight=False
-        )
+        _line(f"Optuna  optuna-dashboard {shlex.quote(str(journal))}")
 
 
 def _way_to_mlflow(study: Study) -> str:
@@ -559,6 +558,7 @@ def _watching(selection: Selection | None = None) -> Iterator[ProgressDisplay | 
 
 
 def _line(text: str) -> None:
+    """Print a line as it is, however long."""
     console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
@@ -566,7 +566,7 @@ def _show_changes(plan: Plan, home: Path) -> None:
     from study.plan.diff import changes
 
     for line in changes(plan, home):
-        console.print(f"changed since the last run: {line}", markup=False, highlight=False, soft_wrap=True)
+        _line(f"changed since the last run: {line}")
 
 
 @contextmanager

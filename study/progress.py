@@ -68,7 +68,7 @@ class LiveBars(Progress):
 
     def __init__(self, console: Console) -> None:
         columns = (
-            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
+            TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
             TextColumn("{task.fields[speed]}"),
         )  # fmt: skip
         super().__init__(*columns, console=console, transient=True, disable=not console.is_terminal)

@@ -167,10 +167,10 @@ def _favoured(plan: Plan) -> Iterator[str]:
     """A line where parts that start from the search's best train its seeds again."""
     if plan.search is None:
         return
-    parts: dict[str, SweepPlan | AblationPlan] = {f"sweeps.{name}": sweep for name, sweep in plan.sweeps.items()}
-    parts |= {"ablate": plan.ablate} if plan.ablate else {}
+    starting: dict[str, SweepPlan | AblationPlan] = {f"sweeps.{name}": sweep for name, sweep in plan.sweeps.items()}
+    starting |= {"ablate": plan.ablate} if plan.ablate else {}
     searched = set(plan.search.seeds)
-    names = [name for name, part in parts.items() if part.start == "best" and searched & set(part.seeds)]
+    names = [name for name, part in starting.items() if part.start == "best" and searched & set(part.seeds)]
     if names:
         yield (
             f"seeds: {', '.join(names)} train seeds of the search again, from the best that it found with them on the same"
@@ -213,7 +213,7 @@ def _cost(plan: Plan, home: Home, side_by_side: int) -> Table:
     table.add_row("all", f"{trainings:,}", "", "not known" if unknown else f"{total:.1f}", style="bold")
     kind = "a GPU" if plan.resources.gpus else "a CPU"
     held = f"{side_by_side} side by side" if side_by_side else "this machine has no GPU for them (see --cluster)"
-    table.caption = f"{held}; seconds are means over the model's trainings on {kind} in {home}" + (
+    table.caption = f"{held}; seconds are means over the model's trainings on {kind} in {escape(str(home))}" + (
         "; a model that has not been trained so has no known time" if unknown and side_by_side else ""
     )
     return table

@@ -169,6 +169,9 @@ class Study:
 
     def sweep(self, parameter: str) -> Summary:
         """One field varied, everything else as where the sweep starts: at the best configuration, or at the row's base."""
+        if parameter not in self.plan.sweeps:
+            known = ", ".join(self.plan.sweeps) or "none"
+            raise InputError(f"plan {self.plan.name}: has no sweep of {parameter!r}; it has {known}")
         part, rows = f"sweep:{parameter}", swept_rows(self.plan, parameter)
         return self._run(part, self._start_configs(part, self.plan.sweeps[parameter].start, rows))
 

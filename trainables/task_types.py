@@ -103,7 +103,8 @@ class TaskType:
 
 
 def task_type_at(task_dir: Path) -> TaskType:
-    """The type of the task in a folder; InputError where there is none."""
+    """Return the type of the task in a folder; InputError where there is none."""
+    # `task.json` of ratings says no kind. To write one is another VERSION: other keys, and all trials trained again.
     return TASK_TYPES[read_meta(task_dir).get("kind", "ratings")]
 
 

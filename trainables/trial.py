@@ -29,8 +29,6 @@ from trainables.devices import OwnRandomness, on_cpu, on_device, seeded
 from trainables.interface import Epoch, Model, Part, Setup, Stage, load_model, make_config
 from trainables.task_types import Measured, Predict, TaskType, task_type_at, task_type_of
 
-CPU = torch.device("cpu")
-
 
 @dataclass(frozen=True, kw_only=True)
 class Report:

@@ -84,9 +84,7 @@ def _trial_name(trial: Any) -> str:
 def connect(cluster: Cluster) -> None:
     """Join the cluster, or start Ray here; one that this process already has is used as it is.
 
-    Workers import our packages from where this process has them: Ray puts the working directory in front of all else, in
-    which anyone may have a `study.py`, so for the time of its start that is the folder of our packages. Raises InputError
-    where no cluster answers, or Ray does not start.
+    Raises InputError where no cluster answers, or Ray does not start.
     """
     import ray
 
@@ -94,14 +92,15 @@ def connect(cluster: Cluster) -> None:
         return
     if cluster.log is not None:
         _redirect_native_output(cluster.log)
-    with _quiet(cluster.log), contextlib.chdir(ROOT):
-        if cluster.address is not None:
+    with _quiet(cluster.log):
+        if cluster.address is None:
+            start_ray()
+        else:
             try:
-                ray.init(address=cluster.address, log_to_driver=False)
+                with contextlib.chdir(ROOT):  # as `start_ray` does
+                    ray.init(address=cluster.address, log_to_driver=False)
             except ConnectionError as error:
                 raise InputError(f"--address {cluster.address}: {_refusal(error)}") from error
-        else:
-            start_ray()
     if cluster.resume is not None:
         here = ray.get_runtime_context()
         address = here.gcs_address
@@ -116,21 +115,14 @@ def _joined(here: RuntimeContext, address: str) -> bool:
         return False
 
 
-_redirected: Path | None = None
-
-
 def _redirect_native_output(log: Path) -> None:
-    """Send to a file what libraries write to the standard error of this process, for the rest of its life.
+    """Send to a file what libraries write to file number 2 of this process, from now on: Ray writes there until it ends.
 
     Python's own `sys.stderr` is not meant: the command line has put it elsewhere, see `study.terminal`.
     """
-    global _redirected
-    if _redirected == log:
-        return
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("ab") as file:
         os.dup2(file.fileno(), 2)
-    _redirected = log
 
 
 def _refusal(error: ConnectionError) -> str:

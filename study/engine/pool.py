@@ -26,11 +26,14 @@ def run_calls(
         processes = max(1, min(len(calls), usable_cores() // resources.threads))
         if resources.gpus > 0:
             processes = min(processes, max(1, int(1 / resources.gpus)))
-        with ProcessPoolExecutor(
+        pool = ProcessPoolExecutor(
             processes, mp_context=get_context("spawn"), initializer=_begin, initargs=(resources.threads,)
-        ) as pool:
+        )
+        try:
             for future in [pool.submit(function, *call) for call in calls]:
                 yield future.result()
+        finally:
+            pool.shutdown(cancel_futures=True)  # else an error, or Ctrl-C, waits for all calls that are left
         return
     import ray
 

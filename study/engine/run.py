@@ -67,6 +67,7 @@ def run_jobs(
             home=recipe.home, uri=recipe.tracking_uri, experiment=recipe.experiment, part=part, run_tags=recipe.tags,
             metric=recipe.selection.metric,
         )  # fmt: skip
+        resources.callback(tracker.stop)
         studies = open_studies(recipe, jobs, hashes, owner=_owner(recipe), resources=resources)
         drawn = {key: study.trials() for key, study in studies.cells.items()}
         decision = decide(recipe, jobs, hashes, runs=tracker.runs, drawn=drawn)

@@ -24,7 +24,7 @@ _EFFECTS = (  # the first that a field begins with
         "results stay; a trial that was in progress begins anew: checkpoints of other code are not used",
     ),
     (("tracking_uri",), "the study begins anew in that store"),
-    (("resources", "faults", "published"), "no trial is trained again"),
+    (("resources", "faults", "published", "note", "most_shared"), "no trial is trained again"),
     (("search.trials", "search.budget"), "trials that are finished stay, the search goes on"),
     (("search", "space"), "where it changes what is drawn, the search starts anew; best configurations may change"),
     (("sweeps", "ablate", "score"), "of this part, trials of other configurations or seeds are trained; others stay"),
@@ -33,7 +33,7 @@ _EFFECTS = (  # the first that a field begins with
         "cells that stay keep their trials; those of others are left out, and kept",
     ),
     (("compare",), "rows that stay as they are keep their trials; those of a dropped row are left out, and kept"),
-    (("base", "model"), "trials whose configuration it changes are trained again"),
+    (("base", "model", "preset"), "trials whose configuration it changes are trained again"),
     (("",), "data or vectors that it changes are made again, and their trials trained again"),
 )
 
@@ -101,7 +101,7 @@ def _fields(plan: Plan) -> dict[str, Any]:
 
 
 def _code() -> dict[str, str]:
-    return {"commit": commit()} | {f"versions.{name}": of for name, of in (v.split("=") for v in versions().split())}
+    return {"commit": commit()} | dict(f"versions.{package}".split("=") for package in versions().split())
 
 
 def _flat(value: Mapping[str, Any], place: str) -> Iterator[tuple[str, Any]]:

@@ -36,8 +36,9 @@ from study.tracking.runs import connect, refuse_deleted
 
 COLUMNS = (
     "run_id", "status", "part", "cell", "task", "source", "target", "ratio", "row", "model", "name", "variant", "best",
-    "error",
+    "error", "ended", "spent", "gpus",
 )  # fmt: skip
+"""`ended`: milliseconds since 1970; `spent`: seconds, see `_spent`; `gpus`: of one trial, as text."""
 _PAGE = 1_000
 _SHOWN_TAGS = (tags.DATA_KEY, tags.FEATURE_KEY, tags.COMMIT, tags.VERSIONS, tags.DEVICE)
 _REMAKE = "put the file back, or delete the run in MLflow (study ui): `study run` then makes it again"

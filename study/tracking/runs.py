@@ -213,17 +213,23 @@ def open_part(
     places = Home(home)
     # A run is found by what is at the store, so what an earlier driver could not send goes first.
     spool = Spool(_client(uri), uri, places.spool(experiment)) if uri and is_server(uri) else None
-    client = connect(uri or default_uri(home))
-    if uri and spool is not None and not spool.drain(PATIENCE_S):
-        raise InputError(
-            f"MLflow at {without_password(uri)}: went away again; {spool.waiting} writes are kept; the same command goes on"
-        )
-    experiment_id = open_experiment(client, experiment, places.artifacts if uri is None else None)
-    tracker = PartTracker(
-        client=client, experiment_id=experiment_id, part=part, run_tags=run_tags, metric=metric, home=home, uri=uri,
-        spool=spool,
-    )  # fmt: skip
-    tracker.load()
+    try:
+        client = connect(uri or default_uri(home))
+        if uri and spool is not None and not spool.drain(PATIENCE_S):
+            raise InputError(
+                f"MLflow at {without_password(uri)}: went away again; {spool.waiting} writes are kept; the same command "
+                "goes on"
+            )
+        experiment_id = open_experiment(client, experiment, places.artifacts if uri is None else None)
+        tracker = PartTracker(
+            client=client, experiment_id=experiment_id, part=part, run_tags=run_tags, metric=metric, home=home, uri=uri,
+            spool=spool,
+        )  # fmt: skip
+        tracker.load()
+    except BaseException:
+        if spool is not None:
+            spool.stop()
+        raise
     return tracker
 
 
@@ -289,6 +295,11 @@ class PartTracker:
                 f"MLflow: the server is away; {self._spool.waiting} writes are kept in the home folder and nothing is "
                 "lost; the same command sends them once it is back"
             )
+
+    def stop(self) -> None:
+        """Send no more to a server, whatever has kept the part from its end."""
+        if self._spool is not None:
+            self._spool.stop()
 
     def supersede(self, run: TrialRun, why: str) -> None:
         """Tag a run that the plan does not ask for any more: nothing counts, selects or shows it from now on."""

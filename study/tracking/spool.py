@@ -135,18 +135,22 @@ class Spool:
             return not self._queue
 
     def close(self, seconds: float) -> bool:
-        """`drain`, and stop; what is not sent stays on disk for the next driver."""
+        """`drain`, and `stop`; what is not sent stays on disk for the next driver."""
         try:
             done = self.drain(seconds)
         finally:
-            with self._changed:
-                self._closing = True
-                self._changed.notify_all()
+            self.stop()
         if done:
             self._thread.join()
             self._writes.unlink(missing_ok=True)
             self._sent.unlink(missing_ok=True)
         return done
+
+    def stop(self) -> None:
+        """Send and note no more: the next driver, which may be in this very process, goes on from the files."""
+        with self._changed:
+            self._closing = True
+            self._changed.notify_all()
 
     def _put(self, what: str, *words: Any) -> None:
         line = json.dumps([what, *words])
@@ -182,6 +186,8 @@ class Spool:
                 continue
             self._repeated, tries = False, 0
             with self._changed:
+                if self._closing:
+                    return  # it has arrived, and the next driver repeats it: see `_repeated`
                 with self._sent.open("a", encoding="utf-8") as file:
                     file.write(note + "\n")
                 self._queue.popleft()

@@ -30,19 +30,22 @@ def test_each_changed_field_is_named_with_what_it_costs(tmp_path: Path) -> None:
     remember(load_plan(str(tiny.write_plan(tmp_path))), tmp_path, "plan.yaml")
     changed = tiny.write_plan(
         tmp_path, search__trials=3, base__epochs=3, resources={"cpus": 2}, sweeps__steps__values=[2, 5, 10],
-        simulate__seed=4, score__seeds=[0, 1, 2, 3], drop=("ablate",),
+        simulate__seed=4, score__seeds=[0, 1, 2, 3], preset="paper", note="n", most_shared=0.1, drop=("ablate",),
     )  # fmt: skip
     lines = {line.partition(":")[0]: line for line in changes(load_plan(str(changed)), tmp_path)}
     assert set(lines) == {
         "search.trials", "base.epochs", "resources.cpus", "sweeps.steps.values", "simulate.seed",
         *(f"ablate.{name}" for name in ("variants", "seeds", "start", "models", "compare")), "score.seeds",
+        "preset", "note", "most_shared",
     }  # fmt: skip
     assert lines["search.trials"] == "search.trials: 2 -> 3; trials that are finished stay, the search goes on"
     assert lines["score.seeds"].endswith(
         "[0, 1, 2, 3]; these trials are trained with the new seeds; each that is finished counts until its successor is"
     )
     assert lines["resources.cpus"] == "resources.cpus: 1 -> 2; no trial is trained again"
+    assert {lines[name].partition("; ")[2] for name in ("note", "most_shared")} == {"no trial is trained again"}
     assert lines["base.epochs"].endswith("2 -> 3; trials whose configuration it changes are trained again")
+    assert lines["preset"].endswith('"ours" -> "paper"; trials whose configuration it changes are trained again')
     assert lines["simulate.seed"].endswith(
         "3 -> 4; data or vectors that it changes are made again, and their trials trained again"
     )

@@ -74,8 +74,9 @@ def test_given_files_are_looked_for(tmp_path: Path, raw: Path) -> None:
 def test_brackets_in_a_folder_are_no_markup(tmp_path: Path, raw: Path) -> None:
     folder = tmp_path / "[bold]"
     folder.symlink_to(raw)
-    shown = text(write_plan(tmp_path, drop=("simulate",)), folder, tmp_path / "home")
+    shown = text(write_plan(tmp_path, drop=("simulate",)), folder, tmp_path / "[home]")
     assert f"input: {folder} (SIMULATED)" in shown
+    assert "[home]" in "".join(shown.split())
 
 
 def test_time_is_told_from_what_has_run(finished: Finished, tmp_path: Path) -> None:

@@ -210,7 +210,7 @@ def test_tables_that_are_not_whole_are_named_with_what_to_do(
     rows = {"failed": [{"id": "a", "reason": "RuntimeError: out of luck"}, {"id": "b", "reason": "no review text"}]}
     whole = SimpleNamespace(path=home / "whole", manifest={"rows": {"failed": []}})
     table = SimpleNamespace(path=home / "table", manifest={"rows": rows})
-    inputs = SimpleNamespace(tables={"books-users": table, "movies-users": whole}, tasks={})
+    inputs = SimpleNamespace(tables={"books-users": table, "movies-users": whole}, tasks={}, domains={})
     monkeypatch.setattr("study.study.Study.extract", lambda study: inputs)
     told = f"features of books-users: 1 rows failed; delete {home / 'table'} to try them again"
     assert study("extract", plan, "--home", home).out.splitlines() == [told]

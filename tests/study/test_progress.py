@@ -73,6 +73,16 @@ def test_the_table_lives_below_the_bar_and_leaves_nothing() -> None:
         assert bars.table is None
 
 
+def test_what_is_prepared_is_text_and_never_markup() -> None:
+    """A plan's titles stand in it."""
+    console = Console(file=io.StringIO(), force_terminal=True, width=80)
+    assert isinstance(console.file, io.StringIO)
+    with LiveBars(console) as bars:
+        ProgressDisplay(bars).start("pretraining LGCD [wide] [/b]", 3)
+        bars.refresh()
+        assert "pretraining LGCD [wide] [/b]" in console.file.getvalue()
+
+
 def test_speed_and_time_left_of_what_is_prepared() -> None:
     assert throughput(1200, 5200, 96_000, 40.0) == "30/s, 2,400 tokens/s, 2 min left"
     assert throughput(5, 10, 0, 10.0) == "0.5/s, < 1 min left"

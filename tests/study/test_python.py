@@ -53,6 +53,11 @@ def test_what_a_command_has_run_is_read_in_python(finished: Finished) -> None:
         assert trial["epochs"] == PLAN["base"]["epochs"]
 
 
+def test_a_sweep_that_the_plan_does_not_have_is_named(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"^plan tiny: has no sweep of 'lr'; it has steps$"):
+        Study(write_plan(tmp_path), home=tmp_path / "home").sweep("lr")
+
+
 def test_a_figure_is_shown_in_a_notebook(finished: Finished) -> None:
     ours = Study(finished.plan, home=finished.home)
     assert "figure_3_steps" in ours.figures()

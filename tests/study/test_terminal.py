@@ -54,7 +54,10 @@ from pathlib import Path
 from study.engine.launch import _redirect_native_output
 from study.terminal import prepare_streams
 prepare_streams()
-_redirect_native_output(Path({str(tmp_path)!r}) / "logs" / "ray.log")
+log, before = Path({str(tmp_path)!r}) / "logs" / "ray.log", os.dup(2)
+_redirect_native_output(log)
+os.dup2(before, 2)  # as pytest does after each test
+_redirect_native_output(log)
 os.write(2, b"core_worker.cc: state dump\\n")
 sys.stderr.write("study: ours\\n")
 os._exit(2)

@@ -36,7 +36,7 @@ def user_errors(
     rating_N: NDArray[np.float32],
     bounds: tuple[float, float],
 ) -> UserErrors:
-    """Errors per user over his ratings, and NDCG@20 of those items ranked by predicted rating, gain = rating.
+    """Errors per user over their ratings, and NDCG@20 of those items ranked by predicted rating, gain = rating.
 
     Errors are of the prediction cut to the bounds (the rating scale); the ranking is by the prediction as it is, for a cut
     ties items.

@@ -69,7 +69,10 @@ def sequence_sizes(
 
 
 def sequence_document(spec: Any) -> dict[str, Any]:
-    """What tasks are keyed by. How seen items rank is left out where it is the default, as before there was a choice."""
+    """Return what tasks are keyed by.
+
+    How seen items rank is in it only where it is not the default: tasks from before there was a choice keep their key.
+    """
     return {name: value for name, value in asdict(spec).items() if (name, value) != ("rank_seen", "last")}
 
 

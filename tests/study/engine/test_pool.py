@@ -9,6 +9,11 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
+from study.engine.pool import run_calls
+from study.specs import Resources
+
 SLEEPING = """
 import time
 from study.specs import Resources
@@ -37,6 +42,19 @@ def test_processes_end_with_a_killed_driver(tmp_path: Path) -> None:
         driver.kill()
         driver.wait()
     assert comes_true(lambda: not any(pid.exists() for pid in found))
+
+
+def test_calls_that_are_left_are_not_made_after_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They may be hours of pretraining; the one that is running, and the one behind it, end."""
+    monkeypatch.setattr("study.engine.pool.usable_cores", lambda: 1)
+    commands = ["false", *(f"sleep 1; touch {tmp_path}/{number}" for number in range(6))]
+    with pytest.raises(subprocess.CalledProcessError, match="returned non-zero exit status 1"):
+        list(
+            run_calls(
+                subprocess.check_call, [(["sh", "-c", command],) for command in commands], Resources(), on_ray=False
+            )
+        )
+    assert not (tmp_path / "5").exists()
 
 
 def comes_true(condition: Callable[[], bool], seconds: float = 60) -> bool:

@@ -179,6 +179,66 @@ def test_what_a_dead_driver_had_not_sent_goes_first(tmp_path: Path, there: dict[
     assert list(tmp_path.iterdir()) == []
 
 
+def test_what_is_stopped_sends_no_more(tmp_path: Path, there: dict[str, bool]) -> None:
+    """The next driver may be in this very process, and sends the same writes from the same files."""
+    to = Server()
+    writer = opened(to, tmp_path)
+    there["answers"] = False
+    writer.set_tag("r1", "a", "b")
+    writer.stop()
+    there["answers"] = True
+    writer._thread.join(PATIENCE_S)
+    assert (writer._thread.is_alive(), to.calls, writer.waiting) == (False, [], 1)
+    again = opened(to, tmp_path)
+    assert again.close(PATIENCE_S)
+    assert to.calls == [("set_tag", "r1", "a", "b")]
+
+
+def test_a_write_that_arrives_after_the_end_is_not_noted(tmp_path: Path, there: dict[str, bool]) -> None:
+    """The next driver has read the notes by then, so a second note of one write would stand for another write."""
+    writer: Spool
+
+    class Slow(Server):
+        def set_tag(self, *words: Any) -> None:
+            self.calls.append(("set_tag", *words))
+            writer.stop()
+
+    writer = opened(to := Slow(), tmp_path)
+    writer.set_tag("r1", "a", "b")
+    writer._thread.join(PATIENCE_S)
+    assert (writer._thread.is_alive(), len(to.calls)) == (False, 1)
+    assert not (tmp_path / "sent.txt").exists()
+
+
+def test_a_part_that_cannot_be_opened_leaves_nobody_who_sends(
+    tmp_path: Path, there: dict[str, bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = opened(Server(), tmp_path / "spool" / "e")
+    there["answers"] = False
+    first.set_tag("r1", "a", "b")
+    assert not first.close(0.01)
+    asked: list[Spool] = []
+
+    class Asked(Spool):
+        def drain(self, seconds: float) -> bool:
+            asked.append(self)
+            return super().drain(seconds)
+
+    once = iter([True])  # as the spool begins; then the server is away again
+    monkeypatch.setattr(spool, "answers", lambda uri: next(once, False))
+    monkeypatch.setattr(tracking, "Spool", Asked)
+    for name in ("_client", "connect"):
+        monkeypatch.setattr(tracking, name, lambda uri: Server())
+    monkeypatch.setattr(tracking, "PATIENCE_S", 0.05)
+    with pytest.raises(
+        InputError, match=r"^MLflow at http://h: went away again; 1 writes are kept; the same command goes on$"
+    ):
+        tracking.open_part(home=tmp_path, uri="http://h", experiment="e", part="search", run_tags={}, metric="val_rmse")
+    (writer,) = asked
+    writer._thread.join(10)
+    assert not writer._thread.is_alive()
+
+
 def test_a_write_that_the_server_refuses_is_raised(tmp_path: Path, there: dict[str, bool]) -> None:
     to = Server()
     to.fail = 99
