@@ -35,7 +35,7 @@ class DownloadSpec:
 
     # files at a time
     parallel: int = 16
-    # seconds for one try, from looking up the name to the last byte
+    # seconds for one try, to the last byte; how long a name may be looked up is the system's own setting
     timeout: float = 30.0
     # tries of one file; after the first, only where another may help: time-outs, broken connections, busy servers
     tries: int = 3
@@ -120,7 +120,7 @@ def _request(url: str, spec: DownloadSpec, deadline: float) -> bytes | str:
         raise DownloadError(f"{parts.scheme or 'no'} address, only http and https are fetched")
     connection_class = _Https if parts.scheme == "https" else _Http
     connection = connection_class(host, port, timeout=_left(deadline))
-    connection.allow_private = spec.private_addresses
+    connection.allow_private, connection.deadline = spec.private_addresses, deadline
     try:
         path = quote((parts.path or "/") + (f"?{parts.query}" if parts.query else ""), safe="/?%:@!$&'()*+,;=~-._")
         connection.request("GET", path, headers={"User-Agent": "cdr-diffusion-study", "Accept-Encoding": "identity"})
@@ -187,31 +187,34 @@ class _Http(http.client.HTTPConnection):
     """Connects to an address that was checked, not to a name, which may resolve to another address by then."""
 
     allow_private = False
+    deadline: float
 
     def connect(self) -> None:
-        self.sock = _connect(self.host, self.port, self.timeout or 0.0, self.allow_private)
+        self.sock = _connect(self.host, self.port, self.deadline, self.allow_private)
 
 
 class _Https(http.client.HTTPSConnection):
     allow_private = False
+    deadline: float
 
     def connect(self) -> None:
-        plain = _connect(self.host, self.port, self.timeout or 0.0, self.allow_private)
+        plain = _connect(self.host, self.port, self.deadline, self.allow_private)
         try:
-            self.sock = ssl.create_default_context().wrap_socket(plain, server_hostname=self.host)
+            with _ended_at(self.deadline, plain):
+                self.sock = ssl.create_default_context().wrap_socket(plain, server_hostname=self.host)
         except BaseException:
             plain.close()
             raise
 
 
-def _connect(host: str, port: int, timeout: float, allow_private: bool) -> socket.socket:
+def _connect(host: str, port: int, deadline: float, allow_private: bool) -> socket.socket:
     failure: OSError | None = None
     for *_, socket_address in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM):
         address = str(socket_address[0])
         if not allow_private and not is_public(address):
             raise DownloadError(f"{host} is the private address {address}; images.private_addresses would allow it")
         try:
-            return socket.create_connection((address, port), timeout)
+            return socket.create_connection((address, port), _left(deadline))
         except OSError as error:
             failure = error
     raise failure or OSError(f"{host} has no address")

@@ -157,6 +157,26 @@ def test_what_does_not_come_says_why(server: Server, path: str, reason: str, ask
     assert server.asked[f"/{path}"] == asked
 
 
+def test_all_addresses_of_a_name_share_the_time_of_one_try(monkeypatch: pytest.MonkeyPatch) -> None:
+    now, given = 0.0, []
+
+    def nobody(address: tuple[str, int], timeout: float) -> None:
+        nonlocal now
+        given.append(timeout)
+        now += 20.0
+        raise TimeoutError
+
+    addresses = [(None, None, None, "", (f"192.0.9.{number}", 80)) for number in range(3)]
+    monkeypatch.setattr("features.images.download.time.monotonic", lambda: now)
+    monkeypatch.setattr("socket.getaddrinfo", lambda *_, **__: addresses)
+    monkeypatch.setattr("socket.create_connection", nobody)
+    for scheme in ("http", "https"):
+        now, given = 0.0, []
+        with pytest.raises(DownloadError, match="no answer within 30 s"):
+            download(f"{scheme}://images.example/a.jpg", DownloadSpec(tries=1))
+        assert given == [30.0, 10.0]
+
+
 @pytest.mark.parametrize("path", ["drip", "silent"])
 def test_a_slow_server_ends_at_the_deadline(server: Server, path: str) -> None:
     start = time.monotonic()
