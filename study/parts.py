@@ -72,7 +72,7 @@ def score_jobs(plan: Plan, folders: Folders, best: Configs) -> list[Job]:
     if plan.score is None:
         return []
     return [
-        _job(plan, folders, "score", row, cell, TEST, best.get((row.name, cell.name), {}), plan.score.seeds)
+        _job(plan, folders, "score", row, cell, TEST, best.get((row.name, cell.name), {}), plan.score.seeds, score=True)
         for cell in plan.cells
         for row in plan.rows
     ]
@@ -86,9 +86,9 @@ def baseline_jobs(plan: Plan, part: str, folders: Folders) -> list[Job]:
     """
     task_type = plan.task_type
     if part == "score" and plan.score:
-        names, places = plan.baselines, [(cell, TEST) for cell in plan.cells]
+        names, places, on_test = plan.baselines, [(cell, TEST) for cell in plan.cells], True
     elif part == f"sweep:{plan.ratio_field}" and plan.ratio_field in plan.sweeps:
-        names = (task_type.reference,)
+        names, on_test = (task_type.reference,), plan.sweeps[plan.ratio_field].compare == TEST
         places = [
             (replace(cell, ratio=value), f"{plan.ratio_field}={value}")
             for value in plan.sweeps[plan.ratio_field].values
@@ -100,7 +100,7 @@ def baseline_jobs(plan: Plan, part: str, folders: Folders) -> list[Job]:
     for cell, job_name in places:
         for name in names:
             row = Row(name=name, model=BASELINE, title=name, space=None, base={}, search=None, place="")
-            jobs.append(_job(plan, folders, part, row, cell, job_name, {BASELINE: name}, (-1,)))
+            jobs.append(_job(plan, folders, part, row, cell, job_name, {BASELINE: name}, (-1,), score=on_test))
     return jobs
 
 
@@ -137,8 +137,8 @@ def _job(
     plan: Plan, folders: Folders, part: str, row: Row, cell: Cell, name: str, config: Mapping[str, Any] | None,
     seeds: tuple[int, ...], feature_set: str | None = None, score: bool = False,
 ) -> Job:  # fmt: skip
-    """`feature_set`: another than the plan's main one; `score`: the job opens test, as all jobs of `score` do."""
-    chosen, score = feature_set or plan.feature_set, score or part == "score"
+    """`feature_set`: another than the plan's main one; `score`: the job opens test."""
+    chosen = feature_set or plan.feature_set
     task = folders(cell, chosen)
     return Job(
         part=part, cell=cell, row=row.name, model=row.model, name=name, config=config, seeds=seeds, feature_set=chosen,

@@ -132,6 +132,16 @@ def test_parts_that_are_compared_on_test_users_are_given_them_and_no_search_is(m
     assert {job.test_dir for job in jobs["ablate"]} == {f"/tasks/{cell.name}-ratings/test" for cell in plan.cells}
 
 
+def test_the_baseline_beside_a_sweep_of_the_ratio_is_measured_on_the_same_users(make: MakePlan) -> None:
+    """Else the figure of the sweep finds validation users alone that all of its rows were measured on."""
+    for compare, on_test in (("validation", False), ("test", True)):
+        sweep = {"values": [0.2, 0.5], "seeds": [1], "start": "base", "compare": compare}
+        jobs = parts.part_jobs(make(cold_ratios=[0.2], sweeps={"cold_ratio": sweep}), "sweep:cold_ratio", folders, {})
+        assert {(job.row, job.score, job.test_dir is not None) for job in jobs} == {
+            (RATINGS.reference, on_test, on_test), ("music", on_test, on_test),
+        }  # fmt: skip
+
+
 def test_scores_are_the_best_and_the_simple_baselines(make: MakePlan) -> None:
     plan = make(cold_ratios=[0.2])
     (best,) = parts.score_jobs(plan, folders, BEST)
