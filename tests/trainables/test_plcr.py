@@ -14,6 +14,7 @@ from torch.nn.functional import logsigmoid
 
 from features.errors import InputError
 from trainables import pretraining
+from trainables.devices import seeded
 from trainables.models import plcr, sasrec
 from trainables.models.plcr import PLCR, WIDTH, Config, Loss, PromptEncoder, frozen_states, separation_loss
 from trainables.sequence_tools import halved_labels, training_labels
@@ -79,7 +80,7 @@ def test_the_loss_is_a_softmax_over_each_domain(task: SequenceTask) -> None:
     config = Config(negatives=20_000, dropout=0.0, separation=0.0)
     torch.manual_seed(0)
     model = PLCR(config, task.items, task.source, task.target).eval()
-    torch.nn.init.normal_(model.reader.item.weight, std=0.3)
+    torch.nn.init.normal_(model.reader(0).item.weight, std=0.3)
     labels = halved_labels(task)
     states = torch.randn(len(labels), WIDTH)
     source = (labels.item < task.source[1]) & (labels.item >= task.source[0])
@@ -111,11 +112,45 @@ def test_what_is_read_of_a_history() -> None:
     model = PLCR(Config(), 40, (0, 20), (20, 40)).eval()
     history = Sequences(torch.tensor([3, 25, 4, 26, 5, 6]), torch.tensor([0, 4, 6]))
     users = model.users(history)
-    wanted = model.reader.users(Sequences(torch.tensor([25, 26, 5, 6]), torch.tensor([0, 2, 4])))
+    wanted = model.reader(1).users(Sequences(torch.tensor([25, 26, 5, 6]), torch.tensor([0, 2, 4])))
     assert users.equal(wanted)
     merged = PLCR(Config(read="merged"), 40, (0, 20), (20, 40)).eval()
-    merged.reader.load_state_dict(model.reader.state_dict())
-    assert merged.users(history).equal(model.reader.users(history))
+    merged.readers.load_state_dict(model.readers.state_dict())
+    assert merged.users(history).equal(model.reader(1).users(history))
+
+
+@torch.no_grad()
+def test_a_reader_of_each_domain_reads_that_alone() -> None:
+    """`wo_joint`: a history with own-domain items is read by their SASRec, one without by the other domain's."""
+    torch.manual_seed(0)
+    model = PLCR(Config(joint=False, prompts=False), 40, (0, 20), (20, 40)).eval()
+    history = Sequences(torch.tensor([3, 25, 4, 26, 5, 6]), torch.tensor([0, 4, 6]))
+    users, source, target = model.users(history), model.reader(0), model.reader(1)
+    assert users[0].equal(target.users(Sequences(torch.tensor([25, 26]), torch.tensor([0, 2])))[0])
+    assert users[1].equal(source.users(Sequences(torch.tensor([5, 6]), torch.tensor([0, 2])))[0])
+    assert model.items((20, 40)).equal(target.item.weight[20:])
+    of_one = Sequences(torch.tensor([25, 26]), torch.tensor([0, 2]))
+    assert model.users(of_one).equal(users[:1])
+
+
+def test_the_reader_of_a_domain_learns_from_its_items_alone(task: SequenceTask, tmp_path: Path) -> None:
+    """Its table of the other domain's items stays as it began, and both directions make the same weights."""
+    task, back = (
+        replace(task, folder=tmp_path / "a" / "b", source=a, target=b)
+        for a, b in ((task.source, task.target), (task.target, task.source))
+    )
+    torch.manual_seed(0)
+    weights = plcr.pretrained(task, 0, task.target)
+    with seeded(0, task.device):
+        began = sasrec.SASRec(plcr.READER, task.items).item.weight
+    moved = (weights["item.weight"] != began).any(dim=1)
+    low, high = task.target
+    assert moved[low:high].all()
+    assert not moved[:low].any()
+    assert not moved[high:].any()
+    made = sorted(path.name for path in (tmp_path / "plcr").iterdir())
+    assert all(value.equal(weights[name]) for name, value in plcr.pretrained(back, 0, task.target).items())
+    assert sorted(path.name for path in (tmp_path / "plcr").iterdir()) == made
 
 
 def test_trials_share_one_pretraining(sequence_folders: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -145,6 +180,8 @@ def test_both_directions_make_the_same_weights(
 
 
 def test_faults_of_a_config_are_told_together() -> None:
+    with pytest.raises(InputError, match="joint is False with read 'merged'; give read 'own'"):
+        Config(read="merged", joint=False)
     with pytest.raises(InputError) as fault:
         Config(read="all", shared_contexts=-1, batch=1)
     for line in (

@@ -43,6 +43,7 @@ from trainables.sequence_tools import (
     next_item_loss,
     paired,
     step,
+    training_labels,
     unpacked,
     within,
 )
@@ -64,6 +65,7 @@ ABLATIONS = {
     "wo_own": Variant(config={"own_contexts": 0}),
     "wo_separation": Variant(config={"separation": 0.0}),
     "wo_prompt": Variant(config={"prompts": False}),
+    "wo_joint": Variant(config={"joint": False}),
     "merged_state": Variant(config={"read": "merged"}),
 }
 
@@ -72,6 +74,7 @@ ABLATIONS = {
 class Config:
     """Hyperparameters. Defaults are those of the authors' code where it gives a value; (ours) marks where it is silent."""
 
+    joint: bool = True  # False: a SASRec for each domain, in the place of one for both
     prompts: bool = True  # False: items are ranked by their own embeddings, by the pretrained SASRec alone
     shared_contexts: int = 5  # m, context vectors of all items; 1 for Food-Kitchen in a comment of the code
     own_contexts: int = 3  # n, of each domain
@@ -88,6 +91,7 @@ class Config:
     def __post_init__(self) -> None:
         refuse(
             choice(self, "read", READS),
+            "joint is False with read 'merged'; give read 'own'" if self.read == "merged" and not self.joint else "",
             *(at_least(self, name, 0) for name in ("shared_contexts", "own_contexts", "prompt_blocks", "separation")),
             *(at_least(self, name, 1) for name in ("negatives", "epochs", "patience")),
             at_least(self, "batch", 2),
@@ -121,28 +125,40 @@ class PromptEncoder(nn.Module):
 
 
 class PLCR(nn.Module):
-    """The frozen SASRec, shared contexts, and a prompt encoder for each domain."""
+    """The frozen SASRec (without `joint` one for each domain), shared contexts, and a prompt encoder for each domain."""
 
     def __init__(self, config: Config, items: int, source: Range, target: Range) -> None:
         super().__init__()
         self.config, self.source, self.target = config, source, target
-        self.reader = sasrec.SASRec(READER, items).requires_grad_(False)
+        readers = 1 if config.joint else 2  # of both domains; of source and target
+        self.readers = nn.ModuleList(sasrec.SASRec(READER, items) for _ in range(readers)).requires_grad_(False)
         self.shared = nn.Parameter(torch.randn(config.shared_contexts, WIDTH) * sasrec.DEVIATION)
         self.prompts = nn.ModuleList(PromptEncoder(config) for _ in range(2))  # source, target
 
+    def reader(self, domain: int) -> sasrec.SASRec:
+        """The SASRec that knows a domain: 0 is the source, 1 the target."""
+        found = self.readers[0 if self.config.joint else domain]
+        assert isinstance(found, sasrec.SASRec)
+        return found
+
     def described(self, item_U: Tensor, domain: int) -> Tensor:
         """What states are matched with to score items of a domain, [U, D]."""
-        vector_UD = self.reader.item(item_U)
+        vector_UD = self.reader(domain).item(item_U)
         out: Tensor = self.prompts[domain](vector_UD, self.shared) if self.config.prompts else vector_UD
         return out
 
     def users(self, history: Sequences) -> Tensor:
         """Frozen state of the target domain's part of each history, of all of it where it has none: [R, D]."""
+        has_R = within(history, self.target).lengths > 0
         if self.config.read == "own":
-            own_N = inside(history.item, self.target)
-            has_R = within(history, self.target).lengths > 0
-            history = filtered(history, own_N | ~has_R[history.row])
-        return self.reader.users(history)
+            history = filtered(history, inside(history.item, self.target) | ~has_R[history.row])
+        if self.config.joint:
+            return self.reader(1).users(history)
+        state_RD = self.shared.new_empty(len(has_R), WIDTH)
+        for domain, rows in enumerate(((~has_R).nonzero().squeeze(1), has_R.nonzero().squeeze(1))):
+            if len(rows):
+                state_RD[rows] = self.reader(domain).users(history.rows(rows))
+        return state_RD
 
     def items(self, domain: Range) -> Tensor:
         """Descriptions of all items of the target domain, [J, D]."""
@@ -153,22 +169,33 @@ class PLCR(nn.Module):
 # --- pretraining --------------------------------------------------------------------------------------------------
 
 
-def _document(task: SequenceTask, seed: int) -> dict[str, Any]:
-    return {"version": VERSION, "train": task.train_key, "epochs": READER_EPOCHS, "seed": seed}
+def _document(task: SequenceTask, seed: int, domain: Range | None) -> dict[str, Any]:
+    made_of = {} if domain is None else {"domain": list(domain)}
+    return {"version": VERSION, "train": task.train_key, "epochs": READER_EPOCHS, "seed": seed, **made_of}
 
 
-def pretrained(task: SequenceTask, seed: int) -> Mapping[str, Tensor]:
-    """Return the weights of the SASRec over both domains' halves, trained where they are missing.
+def _domains(config: Config, task: SequenceTask) -> list[Range | None]:
+    """Domain of each reader; None is one reader of both."""
+    return [None] if config.joint else [task.source, task.target]
+
+
+def pretrained(task: SequenceTask, seed: int, domain: Range | None = None) -> Mapping[str, Tensor]:
+    """Return the weights of the SASRec over both domains' halves, or those of one; trained where they are missing.
 
     Domains are taken by their item numbers, so that both directions make and share the same weights.
     """
-    first, second = sorted((task.source, task.target))
-    task = replace(task, source=first, target=second)
-    labels = halved_labels(task)
+    if domain is None:
+        first, second = sorted((task.source, task.target))
+        task, reader = replace(task, source=first, target=second), READER
+        labels = halved_labels(task)
+    else:
+        other = task.source if domain == task.target else task.target
+        task, reader = replace(task, source=other, target=domain), replace(READER, sequences="target")
+        labels = training_labels(task, "target")
 
     def epoch(network: nn.Module, optimiser: Optimizer, rng: np.random.Generator) -> None:
         assert isinstance(network, sasrec.SASRec)
-        loss = sasrec.Loss(READER, task, labels, rng)
+        loss = sasrec.Loss(reader, task, labels, rng)
         for batch in labels.batches(READER.batch, READER.max_length, rng):
             step(optimiser, loss(network, batch))
 
@@ -178,18 +205,23 @@ def pretrained(task: SequenceTask, seed: int) -> Mapping[str, Tensor]:
             build, epoch, epochs=READER_EPOCHS, lr=READER.lr, seed=seed, task=task, kept=kept
         )  # fmt: skip
 
-    return pretraining.kept_once(task, "plcr", _document(task, seed), make)
+    return pretraining.kept_once(task, "plcr", _document(task, seed, domain), make)
 
 
 def prepare(config: Config, task: SequenceTask, seeds: Sequence[int]) -> None:
     """Pretrain what the trials share, where it is missing."""
     for seed in seeds:
-        pretrained(task, seed)
+        for domain in _domains(config, task):
+            pretrained(task, seed, domain)
 
 
 def shared(config: Config, task: SequenceTask, seeds: Sequence[int]) -> list[Path]:
     """Folders of the pretrained readers, in that of all tasks."""
-    return [pretraining.folder_of("plcr", _document(task, seed)) for seed in seeds]
+    return [
+        pretraining.folder_of("plcr", _document(task, seed, domain))
+        for seed in seeds
+        for domain in _domains(config, task)
+    ]  # fmt: skip
 
 
 # --- training -----------------------------------------------------------------------------------------------------
@@ -239,12 +271,16 @@ class Loss:
 def train(config: Config, task: SequenceTask, seed: int) -> Iterator[Setup | Epoch]:
     """Train the prompts over the frozen SASRec, an epoch of one random label of each half at a time."""
     network, rng = PLCR(config, task.items, task.source, task.target), np.random.default_rng(seed)
-    network.reader.load_state_dict(pretrained(task, seed))
+    for reader, domain in zip(network.readers, _domains(config, task), strict=True):
+        reader.load_state_dict(pretrained(task, seed, domain))
     optimiser = torch.optim.Adam([p for p in network.parameters() if p.requires_grad], lr=config.lr, fused=True)
     yield Setup(network, optimiser=optimiser, rng=rng)
     labels = halved_labels(task)
-    loss = Loss(config, task, labels, frozen_states(network.reader, labels), rng)
-    scorer, in_target = Scorer.of_task(network, task, "merged"), inside(labels.item, task.target)
+    in_target = inside(labels.item, task.target)
+    states_ND = torch.zeros(len(labels), WIDTH, device=labels.item.device)
+    for number, of_domain_N in enumerate((~in_target, in_target)):
+        states_ND[of_domain_N] = frozen_states(network.reader(number), labels[of_domain_N])
+    loss, scorer = Loss(config, task, labels, states_ND, rng), Scorer.of_task(network, task, "merged")
 
     def pack() -> dict[str, Any]:
         return {**scorer.pack(), "source": list(task.source)}
@@ -261,5 +297,5 @@ def train(config: Config, task: SequenceTask, seed: int) -> Iterator[Setup | Epo
 def unpack(config: Config, state: Mapping[str, Any], seed: int) -> Callable[[Sequences], Tensor]:
     """Return a trained model: users' histories -> scores of all target-domain items, [U, J]."""
     source, target = tuple(state["source"]), tuple(state["target"])
-    items = len(state["network"]["reader.item.weight"])
+    items = len(state["network"]["readers.0.item.weight"])
     return unpacked(PLCR(config, items, source, target), state).scores
