@@ -180,7 +180,9 @@ class Sample:
         return kind(spec, encoder, self.titles, self.tables, self.place.store, Execution())
 
 
-def recall(sample: Sample, users: int, settings: Sequence[str], most: int, adapters: Sequence[Path]) -> None:
+def recall(
+    sample: Sample, users: int, settings: Sequence[str], most: int, adapters: Sequence[Path], dtype: str
+) -> None:  # fmt: skip
     """Print two lines for each kind of list, a direction each."""
     held_out = sample.held_out[: users // 2]
     requests = [(user, target) for target in DOMAINS for user in held_out]
@@ -203,7 +205,7 @@ def recall(sample: Sample, users: int, settings: Sequence[str], most: int, adapt
             if row["at"] == AT:
                 show_row("item-kNN" if row["items"] == "pseudo" else row["items"], target, row)
     show("local model", sample.local.lists(requests, sample.local.generator(sample.fit)))
-    base = GeneratorSpec(model="smollm2", texts=AT, max_new_tokens=most, dtype="float32")
+    base = GeneratorSpec(model="smollm2", texts=AT, max_new_tokens=most, dtype=dtype)
     loaded = load_generator(resolve_generator(base))
 
     def answer(name: str, kind: type[CausalGenerator], spec: GeneratorSpec, examples: int = 0) -> None:
@@ -249,14 +251,14 @@ def pairs(maker: _PseudoMaker, user: History, most: int) -> list[tuple[PseudoPro
     ]
 
 
-def tune(sample: Sample, out: Path, minutes: float, most: int) -> None:
+def tune(sample: Sample, out: Path, minutes: float, most: int, dtype: str) -> None:
     """Fine-tune SmolLM2 by LoRA on what `fit` users have in the other domain, in the chat prompt; keep the adapter.
 
     Only the answer is learned. Users come in a drawn order, both directions of each, until the time is up.
     """
     from peft import LoraConfig, get_peft_model
 
-    generator = load_generator(resolve_generator(GeneratorSpec(model="smollm2", texts=AT, dtype="float32")))
+    generator = load_generator(resolve_generator(GeneratorSpec(model="smollm2", texts=AT, dtype=dtype)))
     maker = sample.maker(Asked, generator.spec)
     torch.manual_seed(0)
     layers = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
@@ -305,6 +307,7 @@ def main() -> None:
     parser.add_argument("--users", type=int, default=40, help="prompts: half of them in each direction")
     parser.add_argument("--rows", type=int, default=32)
     parser.add_argument("--most", type=int, default=400, help="tokens of an answer")
+    parser.add_argument("--dtype", default="float32", help="of recall and tune; bfloat16 where the CPU multiplies it")
     parser.add_argument("--settings", nargs="*", default=list(SETTINGS))
     parser.add_argument(
         "--adapters", nargs="*", type=Path, default=[], help="folders of LoRA; of tune: the one to write"
@@ -316,9 +319,9 @@ def main() -> None:
     if given.what == "speed":
         speed(given.model, given.users, given.rows, given.most)
     elif given.what == "recall":
-        recall(Sample(given.data, given.home), given.users, given.settings, given.most, given.adapters)
+        recall(Sample(given.data, given.home), given.users, given.settings, given.most, given.adapters, given.dtype)
     else:
-        tune(Sample(given.data, given.home), given.adapters[0], given.minutes, given.titles)
+        tune(Sample(given.data, given.home), given.adapters[0], given.minutes, given.titles, given.dtype)
 
 
 if __name__ == "__main__":
