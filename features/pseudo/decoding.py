@@ -3,15 +3,17 @@
 All rows stand in the same columns of the keys and values, each ending in the current one. A new prompt is read apart, and
 its keys and values are put into a free row's columns up to the current one; columns that no row attends to any more are
 left behind. When no prompt waits, free rows are dropped. So no row is idle, and nothing waits for the longest answer.
+The beginning that all prompts share, an instruction, is read once.
 
-Legend: R rows, K new rows, W columns in use, L tokens of the longest prompt, M tokens of the longest answer, V vocabulary,
-H heads of keys and values, D their width.
+Legend: R rows, K new rows, W columns in use, P tokens that all prompts begin with, L tokens of a prompt that are read,
+M tokens of the longest answer, V vocabulary, H heads of keys and values, D their width.
 """
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
+from itertools import takewhile
 from typing import Any, Protocol
 
 import numpy as np
@@ -109,23 +111,34 @@ class Limits(Protocol):
     def seed(self) -> int: ...
 
 
+def _common(prompts: Sequence[Sequence[int]]) -> int:
+    """Return how many tokens all prompts begin with; each has at least one more."""
+    tokens = [list(prompt) for prompt in prompts]
+    pairs = zip(min(tokens), max(tokens), strict=False)  # whatever these two begin with, those between them do
+    same = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
+    return min(same, min(map(len, prompts)) - 1)
+
+
 class Decoder:
     """The decoding of some prompts (token ids) by a generator, in at most `rows` rows.
 
     steps, row_steps, tokens: forward passes, rows in all of them, and tokens of the answers: how full the rows were.
+    read: tokens of prompts that were read, those of padding among them.
     """
 
     def __init__(
         self, generator: LanguageModel, prompts: Sequence[Sequence[int]], users: Sequence[str], rows: int
     ) -> None:
         self.generator, self.prompts, self.users, self.spec = generator, prompts, users, generator.spec
-        self.steps = self.row_steps = self.tokens = 0
+        self.steps = self.row_steps = self.tokens = self.read = 0
         self.answers = [""] * len(prompts)
         self.waiting = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))  # the longest prompts come first
         takes = inspect.signature(generator.model.forward).parameters
         self._takes = [name for name in ("position_ids", "logits_to_keep") if name in takes]
         self._cache_name = "cache" if "cache" in takes else "past_key_values"  # before transformers 5.24
         self._columns: list[_Columns] = []  # of each layer
+        self._begin = _common(prompts)  # P
+        self._shared: list[tuple[Tensor, Tensor]] = []  # keys and values of it in each layer, [H, P, D]
         device, rows, most = generator.device, min(rows, len(prompts)), self.spec.max_new_tokens
         self._least = max(1, rows // 16)  # free rows that are worth reading prompts for
         never = {generator.pad} - set(generator.ends)
@@ -145,6 +158,11 @@ class Decoder:
     @torch.inference_mode()
     def run(self) -> list[str]:
         """Return the answers in the order of the prompts."""
+        if self._begin:
+            ids_1P = torch.tensor([self.prompts[0][: self._begin]], device=self.generator.device)
+            begin: Any = Cache(layer_class_to_replicate=DynamicLayer)
+            self._read(ids_1P, torch.ones_like(ids_1P), begin)
+            self._shared = [(layer.keys[0], layer.values[0]) for layer in begin.layers]
         self._refill()
         while any(number >= 0 for number in self.prompt_R):
             token_R = self._draw()
@@ -206,32 +224,39 @@ class Decoder:
         if len(free) < self._least and len(free) < len(self.prompt_R):
             return
         while free and self.waiting:
-            longest = len(self.prompts[self.waiting[-1]])
+            longest = len(self.prompts[self.waiting[-1]]) - self._begin
             rows = free[: min(len(self.waiting), max(1, _READ_TOKENS // longest))]
             free = free[len(rows) :]
             self._put(rows, [self.waiting.pop() for _ in rows])
 
     def _put(self, rows: Sequence[int], numbers: Sequence[int]) -> None:
-        """Read prompts and put them into rows."""
+        """Read prompts and put them into rows.
+
+        As many last tokens of each are read, and what is before them is of the common beginning: no row has a gap.
+        """
         prompts, device = [self.prompts[number] for number in numbers], self.generator.device
         longest = max(map(len, prompts))
-        ids_KL = torch.full((len(prompts), longest), self.generator.pad)
-        mask_KL = torch.zeros_like(ids_KL)
+        ids_KL = torch.full((len(prompts), longest - self._begin), self.generator.pad)
+        mask_KW = torch.zeros(len(prompts), longest, dtype=torch.long)
         for row, prompt in enumerate(prompts):  # padding on the left: all prompts end in the same column
-            ids_KL[row, longest - len(prompt) :] = torch.tensor(prompt)
-            mask_KL[row, longest - len(prompt) :] = 1
-        ids_KL, mask_KL, place_K = ids_KL.to(device), mask_KL.to(device), torch.tensor(rows, device=device)
+            end = prompt[-ids_KL.shape[1] :]
+            ids_KL[row, ids_KL.shape[1] - len(end) :] = torch.tensor(end)
+            mask_KW[row, longest - len(prompt) :] = 1
+        ids_KL, mask_KW, place_K = ids_KL.to(device), mask_KW.to(device), torch.tensor(rows, device=device)
         read = Cache(layer_class_to_replicate=DynamicLayer)
-        logits_KV = self._forward(ids_KL, mask_KL, (mask_KL.cumsum(1) - 1).clamp(min=0), read)
+        place_KP = (mask_KW.cumsum(1) - 1).clamp(min=0)[:, : self._begin]
+        for number, (keys_HPD, values_HPD) in enumerate(self._shared):
+            read.update(keys_HPD[:, place_KP].transpose(0, 1), values_HPD[:, place_KP].transpose(0, 1), number)
+        logits_KV = self._read(ids_KL, mask_KW, read)
         self._columns = self._columns or [_Columns(len(self.prompt_R), layer) for layer in read.layers]
         for layer, new in zip(self._columns, read.layers, strict=True):
             layer.put(place_K, new, longest)
         if (wider := longest - self._mask_RW.shape[1]) > 0:
             self._mask_RW = torch.nn.functional.pad(self._mask_RW, (wider, 0))
         self._mask_RW[place_K] = 0
-        self._mask_RW[place_K, self._mask_RW.shape[1] - longest :] = mask_KL
+        self._mask_RW[place_K, self._mask_RW.shape[1] - longest :] = mask_KW
         self._logits_RV = self._logits_RV.to(logits_KV.dtype).index_copy(0, place_K, logits_KV)
-        self._length_R[place_K] = mask_KL.sum(1)
+        self._length_R[place_K] = mask_KW.sum(1)
         self._count_R[place_K], self._breaks_R[place_K], self._begins_R[place_K] = 0, 0, True
         self._whole_RV[place_K] = False
         drawn = [uniforms(self.spec.seed, self.users[number], self.spec.max_new_tokens) for number in numbers]
@@ -251,6 +276,12 @@ class Decoder:
         for name, state in vars(self).items():
             if isinstance(state, Tensor) and name.rpartition("_")[2].startswith("R"):
                 setattr(self, name, state[kept_K])
+
+    def _read(self, ids_KL: Tensor, mask_KW: Tensor, cache: Cache) -> Tensor:
+        """Return the logits after prompts, of which the cache holds the first W - L columns."""
+        self.read += ids_KL.numel()
+        position_KL = (mask_KW.cumsum(1) - 1).clamp(min=0)[:, -ids_KL.shape[1] :]
+        return self._forward(ids_KL, mask_KW, position_KL, cache)
 
     def _forward(self, ids_RL: Tensor, mask_RW: Tensor, position_RL: Tensor, cache: Cache) -> Tensor:
         """Return the logits after the last token of each row, [R, V]; keys and values are added to the cache."""

@@ -265,6 +265,7 @@ def tune(sample: Sample, out: Path, minutes: float, most: int, dtype: str) -> No
     model = get_peft_model(
         generator.model, LoraConfig(r=16, lora_alpha=32, target_modules=layers, task_type="CAUSAL_LM")
     )
+    whole = model.get_base_model()
     optimiser = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=LEARNING_RATE)
     start, seen, tokens, recent = time.perf_counter(), 0, 0, [0.0]
     order = np.random.default_rng(0).permutation(len(sample.fit))
@@ -281,17 +282,19 @@ def tune(sample: Sample, out: Path, minutes: float, most: int, dtype: str) -> No
             rows.append((asked, generator.tokenizer("\n".join([*titles, ""]), add_special_tokens=False)["input_ids"]))
         width = max(len(asked) + len(answer) for asked, answer in rows)
         ids = torch.full((len(rows), width), generator.pad)
-        labels = torch.full_like(ids, -100)
+        label = torch.zeros_like(ids, dtype=torch.bool)
         for n, (asked, answer) in enumerate(rows):
             ids[n, : len(asked) + len(answer)] = torch.tensor(asked + answer)
-            labels[n, len(asked) : len(asked) + len(answer)] = torch.tensor(answer)
+            label[n, len(asked) : len(asked) + len(answer)] = True
         mask = (torch.arange(width) < torch.tensor([len(a) + len(b) for a, b in rows])[:, None]).long()
-        loss = model(input_ids=ids, attention_mask=mask, labels=labels).loss
+        # The vocabulary's logits are computed where an answer is, not for the prompts.
+        state = whole.model(input_ids=ids, attention_mask=mask).last_hidden_state[:, :-1][label[:, 1:]]
+        loss = torch.nn.functional.cross_entropy(whole.lm_head(state).float(), ids[label])
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
         tokens, recent = tokens + int(mask.sum()), [*recent[-49:], loss.item()]
-        if seen // BATCH_USERS % 25 == 0:
+        if seen // BATCH_USERS % 5 == 0:
             print(f"{seen} users, {tokens} tokens, {(time.perf_counter() - start) / 60:.1f} minutes, "
                   f"loss {np.mean(recent):.3f}", flush=True)  # fmt: skip
     model.save_pretrained(str(out))

@@ -425,7 +425,8 @@ def generation(on: Run) -> dict[str, Any]:
         )  # fmt: skip
         made = generator = CausalGenerator(model, tokenizer, spec)
         prompts = [
-            PseudoPrompt(user=f"u{k}", source="books", target="movies", titles=(TITLE,) * 10) for k in range(2 * rows)
+            PseudoPrompt(user=f"u{k}", source="books", target="movies", titles=(f"{k} {TITLE}", *[TITLE] * 9))
+            for k in range(2 * rows)
         ]
         try:
             generator.generate(prompts[:rows]) if on.tiny or rows == 64 else None  # what a first call loads

@@ -69,6 +69,32 @@ def test_every_kind_of_model_gives_the_texts_of_batches(tiny_generator: Path, fi
     assert generator.generate([]) == []
 
 
+@pytest.mark.parametrize("shared", [0, 1, 9, 40])
+def test_what_all_prompts_begin_with_is_read_once(numbers: CausalGenerator, shared: int) -> None:
+    """The answers are those of prompts that are read whole, each in a batch of its own."""
+    draw = torch.Generator().manual_seed(shared)
+    begin = torch.randint(3, VOCABULARY, (shared,), generator=draw).tolist()
+    ends = [
+        torch.randint(3, VOCABULARY, (1 + 5 * (k % 4),), generator=draw).tolist() for k in range(12)
+    ]  # fmt: skip
+    asked, users = [begin + [k + 3] + end for k, end in enumerate(ends)], [f"u{k}" for k in range(12)]
+    alone = [Decoder(numbers, [prompt], [user], 1) for prompt, user in zip(asked, users, strict=True)]
+    expected = [answer for one in alone for answer in one.run()]
+    together = Decoder(numbers, asked, users, 12)
+    assert together.run() == expected
+    assert together.read == shared + 12 * (2 + 15), (
+        "the beginning once, then as many tokens of each as the longest end has"
+    )
+
+
+def test_prompts_that_are_all_the_same_are_read_but_for_their_last_token(numbers: CausalGenerator) -> None:
+    one = Decoder(numbers, [[5, 6, 7]] * 4, ["u", "u", "v", "u"], 4)
+    answers = one.run()
+    assert one.read == 2 + 4
+    assert answers[0] == answers[1] == answers[3] == Decoder(numbers, [[5, 6, 7]], ["u"], 1).run()[0]
+    assert answers[2] != answers[0]
+
+
 def test_what_is_left_behind_is_not_held(numbers: CausalGenerator) -> None:
     """Columns in use are those of the rows that are busy, however many prompts have gone through."""
     one = decoder(numbers, prompts(200), 4)
