@@ -121,7 +121,8 @@ def throughput(done: int, size: int, tokens: int, seconds: float) -> str:
     """Return `34/s, 2,100 tokens/s, 2 min left`; without the time left for a size of 0, which is unknown."""
     if not done or not seconds:
         return ""
-    rates = [f"{done / seconds:,.0f}/s" if done >= 10 * seconds else f"{done / seconds:.1f}/s"]
+    rate = done / seconds
+    rates = [f"{rate:,.0f}/s" if rate >= 10 else f"{rate:.1f}/s" if rate >= 0.1 else f"{60 * rate:.1f}/min"]
     rates += [f"{tokens / seconds:,.0f} tokens/s"] if tokens else []
     left = [f"{_duration((size - done) * seconds / done)} left"] if size > done else []
     return ", ".join([*rates, *left])

@@ -87,6 +87,7 @@ def test_speed_and_time_left_of_what_is_prepared() -> None:
     assert throughput(1200, 5200, 96_000, 40.0) == "30/s, 2,400 tokens/s, 2 min left"
     assert throughput(5, 10, 0, 10.0) == "0.5/s, < 1 min left"
     assert throughput(90_000, 0, 0, 10.0) == "9,000/s"
+    assert throughput(2, 6, 0, 240.0) == "0.5/min, 8 min left"
     assert throughput(10, 10, 500, 10.0) == "1.0/s, 50 tokens/s"
     assert throughput(0, 10, 0, 5.0) == ""
 
