@@ -51,6 +51,11 @@ class Cell:
         """`books->movies@0.2`."""
         return f"{self.task}@{self.ratio:g}"
 
+    @property
+    def pair(self) -> str:
+        """`books+movies@0.2`: the same for both directions."""
+        return f"{'+'.join(sorted((self.source, self.target)))}@{self.ratio:g}"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
@@ -137,8 +142,9 @@ class SearchSpec:
     sampler_args: Mapping[str, Any] = field(default_factory=dict)
     """Arguments of that class's constructor, seed excepted."""
     seed: int = 0
-    """Seed of the samplers. Each row and cell has its own, made from it, so no two get the same start-up draws; trial n
-    draws from (that seed, n) alone, whatever ran before in this process."""
+    """Seed of the samplers. Each row and cell has its own, made from it, so no two get the same start-up draws (but both
+    directions do where one training serves them); trial n draws from (that seed, n) alone, whatever ran before in this
+    process."""
     points_to_evaluate: tuple[Mapping[str, Any], ...] = ()
     """Parameters of the first trials; what a point leaves out is drawn."""
     warm_start: WarmStart | None = None

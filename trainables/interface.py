@@ -9,7 +9,8 @@ A model is a file (or a folder) in `trainables/models/` with one YAML of search 
                 `patience` and `keep` where it has them
     train       (config, task, seed), a generator of `Setup` (at most one, before all else), `Stage` and `Epoch`
 
-and, where it wants to: NEEDS, NOTE, PRESETS, ABLATIONS, FIGURES; `prepare(config, task, seeds)`, which makes what its
+and, where it wants to: NEEDS, NOTE, PRESETS, ABLATIONS, FIGURES; BOTH_DIRECTIONS, where one training serves both
+directions of a pair of domains, for its epochs have `turned`; `prepare(config, task, seeds)`, which makes what its
 trials share ahead of them, with `shared(config, task, seeds)`, the folders that hold it, by their paths in the folder of
 all tasks; and, with `Epoch.pack`, `unpack(config, state, seed)`, which gives back a trained model as a function from what
 is known of users (`TaskType.query`) to scores of all items of the target domain [U, J].
@@ -47,7 +48,7 @@ OURS = "ours"  # the preset that is the defaults; no model declares it
 KEEP = ("best", "last")
 FIELD_TYPES = ("bool", "int", "float", "str")  # what a plan and a search space can say
 _REQUIRED = ("NAME", "TASK_TYPE", "SELECTION", "Config", "train")
-_CONSTANTS = ("NAME", "TASK_TYPE", "SELECTION", "NEEDS", "NOTE", "PRESETS", "ABLATIONS", "FIGURES")
+_CONSTANTS = ("NAME", "TASK_TYPE", "SELECTION", "NEEDS", "NOTE", "BOTH_DIRECTIONS", "PRESETS", "ABLATIONS", "FIGURES")
 _ARGUMENTS = {
     "train": ("config", "task", "seed"),
     "prepare": ("config", "task", "seeds"),
@@ -137,6 +138,7 @@ class Epoch:
     """(held_out, task, seed) -> ratings [N] of `held_out.ratings`, not cut to the rating scale; or scores [R, J] of all
     target-domain items. Reads the network of the Setup as it is when called, because the runner puts the best epoch's
     weights back before it scores."""
+    turned: Predict | None = None  # the same for the opposite direction; None: it has a training of its own
     metrics: Mapping[str, float] = field(default_factory=dict)  # the model's own, e.g. train_loss
     validation: Tensor | None = (
         None  # predictions of `task.validation` where they are made another way than by `predict`
@@ -159,6 +161,7 @@ class Model:
     NEEDS: tuple[str, ...] = ()
     PRESETS: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     NOTE: str = ""  # printed beside the model in tables, e.g. reconstruction
+    BOTH_DIRECTIONS: bool = False  # whether one training serves both directions of a pair of domains
     ABLATIONS: Mapping[str, Variant] = field(default_factory=dict)
     FIGURES: Mapping[str, Figure] = field(default_factory=dict)
     prepare: Callable[..., None] | None = None
@@ -239,6 +242,8 @@ def _constant_faults(module: ModuleType) -> list[str]:
     note, needs = getattr(module, "NOTE", ""), getattr(module, "NEEDS", ())
     if not isinstance(note, str):
         faults.append(f"NOTE is {note!r}; give text")
+    if not isinstance(both := getattr(module, "BOTH_DIRECTIONS", False), bool):
+        faults.append(f"BOTH_DIRECTIONS is {both!r}; give True or False")
     if not isinstance(needs, tuple):
         faults.append(f"NEEDS is {needs!r}; give a tuple of text, e.g. {NEEDS[:1]!r}")
     else:

@@ -154,6 +154,14 @@ class Labels:
             )  # fmt: skip
 
 
+def domains_read(task: SequenceTask, sequences: str) -> list[Range]:
+    """Return the domains whose items are read and drawn: `target` alone, or both, in the order of their item numbers.
+
+    By that order, both directions of a pair of domains draw, and so train, alike.
+    """
+    return [task.target] if sequences == "target" else sorted([task.source, task.target])
+
+
 def training_labels(task: SequenceTask, sequences: str, hidden: Tensor | None = None) -> Labels:
     """Return the labels of the training users.
 
@@ -689,12 +697,18 @@ class Scorer:
     target: Range
     sequences: str  # merged: the whole history is read | target: its target-domain items
     popularity: Tensor  # float32 [J] training sequences with the item
+    turned: Scorer | None = None  # for the opposite direction, where one training serves both
 
     @staticmethod
     def of_task(network: Ranker, task: SequenceTask, sequences: str) -> Scorer:
         """Return a scorer with the popularity of a task's training sequences."""
-        counts = torch.bincount(task.train.item, minlength=task.items)[slice(*task.target)]
-        return Scorer(network=network, target=task.target, sequences=sequences, popularity=counts.float())
+        counts = torch.bincount(task.train.item, minlength=task.items).float()
+
+        def of_domain(domain: Range, turned: Scorer | None = None) -> Scorer:
+            popularity = counts[slice(*domain)]
+            return Scorer(network=network, target=domain, sequences=sequences, popularity=popularity, turned=turned)
+
+        return of_domain(task.target, of_domain(task.source) if sequences == "merged" else None)
 
     def __call__(self, held_out: HeldOut, task: SequenceTask, seed: int) -> Tensor:
         """Return the scores of all target-domain items, [R, J]."""

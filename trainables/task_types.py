@@ -67,6 +67,9 @@ class TaskType:
     load_task: Callable[[Path], Any]
     load_held_out: Callable[[Path], Any]
     measure: Callable[..., Measured]  # (held_out, predict, task, seed, *, full, predicted=None)
+    opposite: Callable[[Path], Path | None] = lambda _: (
+        None
+    )  # task_dir -> that of the opposite direction, if there is one
     query: Callable[[pd.DataFrame, Mapping[str, int]], Any]  # what is known of users, from columns and items' numbers
     query_columns: Mapping[str, str]  # those columns -> number | numbers | texts
     describe_user: Callable[
@@ -283,6 +286,7 @@ SEQUENCES = TaskType(
     load_task=sequences.load_task,
     load_held_out=sequences.load_held_out,
     measure=_measure_sequences,
+    opposite=sequences.opposite,
     query=_sequence_query,
     query_columns=queries.SEQUENCE_COLUMNS,
     describe_user=queries.describe_sequence_user,

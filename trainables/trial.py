@@ -4,12 +4,19 @@ For each seed: torch's global random numbers (a seed gives the same alone and be
 mode, validation, the best epoch by the model's SELECTION, the end by the `epochs` and `patience` of its Config, and the
 state from which training goes on after a kill. With `keep: last` in the Config nothing is selected: the training has
 `epochs` epochs, and only the last one is measured and kept. What a model offers is described in `trainables.interface`.
+
+Where one training serves both directions of a pair of domains (BOTH_DIRECTIONS), its epochs are measured on both ones'
+validation users, and at its end it leaves what the opposite training goes on from: those epochs, the best of them, and the
+state. That one gives to the last bit what it gives alone. A training that was stopped, or that goes on after a kill, leaves
+nothing, and one that finds nothing trains.
 """
 
 from __future__ import annotations
 
 import math
+import pickle
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -23,11 +30,13 @@ import torch
 from torch import Tensor
 
 from features.errors import InputError
-from features.store.folders import atomic_file, save_torch
+from features.store.folders import FULL, atomic_file, save_torch
 from features.store.tables import digest
 from trainables.devices import OwnRandomness, on_cpu, on_device, seeded
-from trainables.interface import Epoch, Model, Part, Setup, Stage, load_model, make_config
+from trainables.interface import Epoch, Model, Part, Place, Setup, Stage, load_model, make_config
 from trainables.task_types import Measured, Predict, TaskType, task_type_at, task_type_of
+
+LEFT = "left"  # folder beside the tasks: what a training leaves for the opposite direction
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,6 +116,7 @@ class Trial:
     task_type: TaskType
     test: Any | None  # held-out test users
     device: torch.device
+    opposite: Path | None = None  # the task of the opposite direction, where this training serves it too
 
     @classmethod
     def load(
@@ -121,10 +131,16 @@ class Trial:
             )
         settings = make_config(model, config, f"config of {model}")
         test = task_type.load_held_out(Path(test_dir)).to(torch.device(device)) if test_dir is not None else None
+        shared = module.BOTH_DIRECTIONS and getattr(settings, "keep", "best") != "last"
         return cls(
             name=model, model=module, config=settings, task_dir=task_dir, task=opened, task_type=task_type, test=test,
-            device=torch.device(device),
+            device=torch.device(device), opposite=task_type.opposite(Path(task_dir)) if shared else None,
         )  # fmt: skip
+
+    def left_at(self, task_dir: Path, seed: int) -> Path:
+        """Return the file of what a training leaves for the opposite direction, whose task is named."""
+        document = {"model": self.name, "config": asdict(self.config), "task": task_dir.parent.name, "seed": seed}
+        return task_dir.parent.parent / LEFT / f"{digest(document)[:16]}.pt"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,6 +165,21 @@ class _Best:
     epoch: Epoch | None = None  # None: it was measured before a kill
 
 
+@dataclass
+class _Opposite:
+    """What is measured on the validation users of the opposite direction."""
+
+    task_dir: Path
+    task: Any
+    epochs: list[dict[str, float]] = field(default_factory=list)
+    best: _Best | None = None
+    ended: bool = False  # whether its training would have ended after the last of the epochs
+
+
+class Replayed:
+    """An epoch that the training of the opposite direction has measured."""
+
+
 class SeedTraining:
     """The training of one seed: one place of the model's `train` after the other, until its result is there."""
 
@@ -162,7 +193,15 @@ class SeedTraining:
         self._best: _Best | None = None
         self._epoch: Epoch | None = None
         self._setup: Setup | None = None
-        self._state = state
+        left = trial.left_at(Path(trial.task_dir), seed) if state is None and trial.opposite is not None else None
+        found = None if left is None else _read_left(left)
+        self._left = left if found else None  # what the opposite training has left: nobody else has a use for it
+        self._replay: deque[dict[str, float]] = deque(found["epochs"] if found else ())
+        self._replay_ends = bool(found and found["ended"])
+        self._opposite: _Opposite | None = None
+        if trial.opposite is not None and state is None and not found:
+            self._opposite = _Opposite(trial.opposite, open_task(str(trial.opposite), trial.device.type))
+        self._state = found["state"] if found else state
         self._places = trial.model.train(trial.config, trial.task, seed)
         if state is not None and "result" in state:
             self.metrics, self.result = state["metrics"], _result_from(state["result"])
@@ -172,15 +211,14 @@ class SeedTraining:
         """Whether `state` gives what training goes on from."""
         return self.result is not None or self._setup is not None
 
-    def advance(self) -> Stage | Epoch | None:
+    def advance(self) -> Stage | Epoch | Replayed | None:
         """Train to the next place; None where there is none. The last epoch gives the result."""
-        if self._setup is not None:
-            self._setup.network.train()
-        with self._randomness:
-            place = next(self._places, None)
-        if isinstance(place, Setup):
-            self._set_up(place)
-            return self.advance()
+        if self._replay:
+            self.metrics = self._replay.popleft()
+            if not self._replay and self._replay_ends:
+                self._conclude()
+            return Replayed()
+        place = self._next()
         if isinstance(place, Epoch):
             self._measure(place)
         elif place is None and self._epoch is None:
@@ -189,17 +227,30 @@ class SeedTraining:
             self._finish()
         return place
 
+    def _next(self) -> Stage | Epoch | None:
+        if self._setup is not None:
+            self._setup.network.train()
+        with self._randomness:
+            place: Place | None = next(self._places, None)
+        if isinstance(place, Setup):
+            self._set_up(place)
+            return self._next()
+        return place
+
     def state(self) -> dict[str, Any]:
         """Return what `SeedTraining` goes on from: plain values and tensors on the CPU."""
         if self.result is not None:
             return {"metrics": dict(self.metrics), "result": _result_state(self.result)}
+        return self._state_with(self.metrics, self._best)
+
+    def _state_with(self, metrics: Mapping[str, float], best: _Best | None) -> dict[str, Any]:
         assert self._setup is not None
-        best = self._best and {
-            "number": self._best.number, "metrics": dict(self._best.metrics), "weights": self._best.weights,
-            "measured": _measured_state(self._best.measured),
+        kept = best and {
+            "number": best.number, "metrics": dict(best.metrics), "weights": best.weights,
+            "measured": _measured_state(best.measured),
         }  # fmt: skip
         parts = {name: _part_state(part) for name, part in self._setup.parts.items()}
-        held = {"number": self._number, "metrics": dict(self.metrics), "best": best, "parts": parts}
+        held = {"number": self._number, "metrics": dict(metrics), "best": kept, "parts": parts}
         return {**on_cpu(held), "rng": self._randomness.states}
 
     def _set_up(self, setup: Setup) -> None:
@@ -229,24 +280,37 @@ class SeedTraining:
         Where the last one is kept, no other is measured.
         """
         trial, self._number, self._epoch = self._trial, self._number + 1, epoch
-        done = self._number >= getattr(trial.config, "epochs", math.inf)
         if getattr(trial.config, "keep", "best") == "last":
             self.metrics = {name: float(value) for name, value in epoch.metrics.items()}
-            if done:
+            if self._number >= getattr(trial.config, "epochs", math.inf):
                 self._finish()
             return
-        self._keep_if_best(epoch)
-        assert self._best is not None
-        if done or self._number - self._best.number >= getattr(trial.config, "patience", math.inf):
+        self.metrics, self._best = self._measured(epoch, epoch.predict, trial.task, self._best)
+        if epoch.turned is None:
+            self._opposite = None
+        elif (other := self._opposite) is not None and not other.ended:
+            metrics, other.best = self._measured(epoch, epoch.turned, other.task, other.best)
+            other.epochs.append(metrics)
+            other.ended = self._over(other.best)
+        if self._over(self._best):
             self._finish()
 
-    def _keep_if_best(self, epoch: Epoch) -> None:
-        trial = self._trial
+    def _over(self, best: _Best) -> bool:
+        """Whether a training with this best epoch ends after the one that was measured last."""
+        config = self._trial.config
+        waited = self._number - best.number
+        return self._number >= getattr(config, "epochs", math.inf) or waited >= getattr(config, "patience", math.inf)
+
+    def _measured(
+        self, epoch: Epoch, predict: Predict, task: Any, best: _Best | None
+    ) -> tuple[dict[str, float], _Best]:  # fmt: skip
+        """Return the metrics of an epoch on a task's validation users, and the best one after it."""
+        trial, selection = self._trial, self._trial.model.SELECTION
+        predicted = epoch.validation if task is trial.task else None
         with self._evaluating():
-            measured, metrics = validate(epoch.predict, trial.task, self.seed, predicted=epoch.validation)
-        self.metrics = {name: float(value) for name, value in {**metrics, **epoch.metrics}.items()}
-        selection = trial.model.SELECTION
-        value = self.metrics.get(selection.metric)
+            measured, metrics = validate(predict, task, self.seed, predicted=predicted)
+        metrics = {name: float(value) for name, value in {**metrics, **epoch.metrics}.items()}
+        value = metrics.get(selection.metric)
         if value is None:
             raise InputError(
                 f"{trial.task_dir}: its validation gives no {selection.metric}, which selects the epochs of "
@@ -254,14 +318,10 @@ class SeedTraining:
             )
         if not math.isfinite(value):
             raise FloatingPointError(f"{selection.metric} is {value} in epoch {self._number}; lower lr")
-        if self._best is None or selection.better(value, self._best.metrics[selection.metric]):
-            self._best = _Best(
-                number=self._number,
-                metrics=self.metrics,
-                measured=measured,
-                weights=self._copied_weights(),
-                epoch=epoch,
-            )
+        if best is None or selection.better(value, best.metrics[selection.metric]):
+            weights = self._copied_weights()
+            best = _Best(number=self._number, metrics=metrics, measured=measured, weights=weights, epoch=epoch)
+        return metrics, best
 
     def _copied_weights(self) -> dict[str, Tensor] | None:
         if self._setup is None:
@@ -277,12 +337,35 @@ class SeedTraining:
             again.advance()
         self.result, self.metrics = again.result, again.metrics
 
+    def _conclude(self) -> None:
+        """Finish behind the replayed epochs. Another one is trained, but not measured: only an Epoch can predict."""
+        place = self._next()
+        while isinstance(place, Stage):
+            place = self._next()
+        self._epoch = place
+        self._finish()
+
+    def _leave(self, other: _Opposite) -> None:
+        """Write what the opposite training goes on from; a disk without room for it costs that, not the training."""
+        path = self._trial.left_at(other.task_dir, self.seed)
+        path.parent.mkdir(exist_ok=True)
+        left = {"epochs": other.epochs, "ended": other.ended, "state": self._state_with(other.epochs[-1], other.best)}
+        try:
+            with atomic_file(path) as beside:
+                save_torch(left, beside)
+        except OSError as error:
+            if error.errno not in FULL:
+                raise
+
     def _finish(self) -> None:
         """Put the best epoch's weights back, score the test users, and let go of all else."""
+        trial = self._trial
         if self._best is None:
             assert self._epoch is not None
-            self._keep_if_best(self._epoch)
-        trial, best = self._trial, self._best
+            self.metrics, self._best = self._measured(self._epoch, self._epoch.predict, trial.task, None)
+        if self._opposite is not None:
+            self._leave(self._opposite)
+        best = self._best
         assert best is not None
         epoch = best.epoch or self._epoch
         assert epoch is not None
@@ -300,7 +383,9 @@ class SeedTraining:
             metrics |= scores
         self.result = SeedResult(seed=self.seed, metrics=metrics, validation=best.measured, test=test, packed=packed)
         self._places.close()
-        self._setup = self._epoch = self._best = None
+        self._setup = self._epoch = self._best = self._opposite = None
+        if self._left is not None:
+            self._left.unlink(missing_ok=True)
 
     @contextmanager
     def _evaluating(self) -> Iterator[None]:
@@ -330,6 +415,15 @@ def score(predict: Predict, test: Any, task: Any, seed: int) -> tuple[Measured, 
 
 
 # --- states -------------------------------------------------------------------------------------------------------
+
+
+def _read_left(path: Path) -> dict[str, Any] | None:
+    """Return what `SeedTraining` has left for the opposite direction; None where it has not, or what cannot be read."""
+    try:
+        left: dict[str, Any] = torch.load(path, weights_only=True)
+    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError):
+        return None
+    return left
 
 
 def _part_state(part: Part) -> Any:

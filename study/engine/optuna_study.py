@@ -28,6 +28,7 @@ from study.engine.samplers import fixed_points, make_pruner, make_sampler, study
 from study.engine.warm_start import warm_trials
 from study.home import Home
 from study.specs import Job, Objective, Recipe, SearchSpec, trial_name
+from trainables import interface
 
 if TYPE_CHECKING:
     from trainables.interface import Selection
@@ -245,7 +246,7 @@ def open_studies(
         space, search = recipe.rows[row].space, recipe.rows[row].search
         assert space is not None, "drawn jobs need a space"
         assert search is not None, "drawn jobs need a search"
-        search = replace(search, seed=study_seed(search.seed, row, cell))
+        search = replace(search, seed=study_seed(search.seed, row, drawn_for(cell_jobs[0])))
         names = sorted(job.name for job in cell_jobs)
         assert names == [trial_name(number) for number in range(len(names))], f"{row}, {cell}: gaps in {names}"
         cells[row, cell] = open_study(
@@ -260,6 +261,12 @@ def open_studies(
     searches = [recipe.rows[row].search for row, _ in cells]
     urls = {search.storage for search in searches if search is not None}
     return Studies(cells, sum(_clock_elsewhere(storage_at(url), recipe.experiment, url, cells) for url in urls))
+
+
+def drawn_for(job: Job) -> str:
+    """Return what a job's configurations are drawn for: its cell, or both directions where one training serves them."""
+    both = job.model in interface.model_names() and interface.load_model(job.model).BOTH_DIRECTIONS
+    return job.cell.pair if both else job.cell.name
 
 
 def _clock_elsewhere(storage: BaseStorage, experiment: str, url: str | None, cells: Iterable[Key]) -> float:

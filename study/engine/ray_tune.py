@@ -53,11 +53,16 @@ def _key(job: Job) -> _Key:
     return job.row, job.cell.name
 
 
+def _pair(job: Job) -> _Key:
+    return job.row, job.cell.pair
+
+
 class JobSearcher(Searcher):
     """Hands out `todo`: the row and cell with the fewest running trials first, within it in the given order.
 
     So no cell waits for another's last trial, and up to one trial per row and cell at a time each search is sequential,
-    hence reproducible. A row whose budget is spent hands out no more; the others go on.
+    hence reproducible. Running trials of the opposite direction count too: where one training serves both, it has ended
+    before the other begins. A row whose budget is spent hands out no more; the others go on.
     """
 
     def __init__(self, todo: Sequence[Job], ledger: Ledger) -> None:
@@ -67,7 +72,7 @@ class JobSearcher(Searcher):
         for job in todo:
             self._queues.setdefault(_key(job), deque()).append(job)
         self._handed: Counter[_Key] = Counter()
-        self._running: Counter[_Key] = Counter()
+        self._running: Counter[_Key] = Counter()  # by row and pair of domains
         self._jobs: dict[str, Job] = {}
         self.broken: Exception | None = None
         """Error of the ledger at the end of a trial; Tune would count it as the trial's own and go on."""
@@ -76,22 +81,22 @@ class JobSearcher(Searcher):
         """Answer Tune's question for another trial; with Ray's word FINISHED when there is none."""
         going = {row for row, _ in self._queues if not self._ledger.exhausted(row)}
         waiting = [key for key, queue in self._queues.items() if queue and key[0] in going]
-        running = any(count for key, count in self._running.items() if key[0] in going)
+        running = any(count for (row, _), count in self._running.items() if row in going)
         if self.broken is not None or not (waiting or running):
             return str(self.FINISHED)
         if not waiting:
             return None  # one that is running may come back
-        key = min(waiting, key=lambda key: (self._running[key], self._handed[key]))
+        key = min(waiting, key=lambda key: (self._running[_pair(self._queues[key][0])], self._handed[key]))
         job = self._queues[key].popleft()
         self._handed[key] += 1
-        self._running[key] += 1
+        self._running[_pair(job)] += 1
         self._jobs[trial_id] = job
         return {"payload": self._ledger.start(job)}
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """Take Tune's notice that a trial ended; its result has arrived before, through `JobScheduler`."""
         job = self._jobs[trial_id]
-        self._running[_key(job)] -= 1
+        self._running[_pair(job)] -= 1
         if not error:
             try:
                 self._ledger.close(job)

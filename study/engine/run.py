@@ -10,6 +10,7 @@ import contextlib
 import fcntl
 import hashlib
 import os
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -21,6 +22,7 @@ from study.engine.reconcile import carry_out, decide
 from study.home import Home, process_at
 from study.specs import Job, Recipe
 from study.tracking import runs as tracking
+from trainables.trial import LEFT
 
 __all__ = ["CellProgress", "Failure", "Progress", "RunSummary", "at_work", "refuse_second", "run_jobs"]
 
@@ -85,6 +87,7 @@ def run_jobs(
                 launch(recipe, decision.todo, ledger, name=f"{recipe.experiment}-{part.replace(':', '-')}")
             if ledger.complete:
                 status = tracking.FINISHED
+                shutil.rmtree(home.tasks / LEFT, ignore_errors=True)  # what no training of the part has asked for
         finally:
             tracker.end_part(status)
     if status != tracking.FINISHED:

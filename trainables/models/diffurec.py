@@ -29,6 +29,7 @@ from trainables.sequence_tools import (
     Scorer,
     by_length,
     distinct,
+    domains_read,
     draw_shared,
     softmax_loss,
     step,
@@ -44,6 +45,7 @@ MAX_LENGTH = 50  # newest items of a history that are read
 NAME = "DiffuRec"
 TASK_TYPE = "sequences"
 SELECTION = Selection("val_ndcg10", "maximize")
+BOTH_DIRECTIONS = True
 ABLATIONS = {
     "wo_diffusion": Variant(config={"delta": 0.0}),
     "fixed_lambda": Variant(config={"random_lambda": False}),
@@ -167,7 +169,7 @@ def train(config: Config, task: SequenceTask, seed: int) -> Iterator[Setup | Epo
     optimiser = torch.optim.Adam(network.parameters(), lr=config.lr, fused=True)
     yield Setup(network, optimiser=optimiser, rng=rng, generator=generator)
     labels = training_labels(task, config.sequences)
-    domains = [task.target] if config.sequences == "target" else [task.source, task.target]
+    domains = domains_read(task, config.sequences)
     scorer = Scorer.of_task(network, task, config.sequences)
     while True:
         losses = []
@@ -181,7 +183,8 @@ def train(config: Config, task: SequenceTask, seed: int) -> Iterator[Setup | Epo
             x0_BD = network.denoise(vector_UD[item_at], batch.length, noised_BD, t_B, generator)
             loss = softmax_loss(x0_BD, batch.label, label_BD, domains, drawn, vector_UD[drawn_at])
             losses.append(step(optimiser, loss))
-        yield Epoch(predict=scorer, metrics={"train_loss": sum(losses) / len(losses)}, pack=scorer.pack)
+        metrics = {"train_loss": sum(losses) / len(losses)}
+        yield Epoch(predict=scorer, turned=scorer.turned, metrics=metrics, pack=scorer.pack)
 
 
 def unpack(config: Config, state: Mapping[str, Any], seed: int) -> Callable[[Sequences], Tensor]:

@@ -37,6 +37,7 @@ from trainables.sequence_tools import (
     by_length,
     contrast,
     distinct,
+    domains_read,
     draw_shared,
     softmax_loss,
     step,
@@ -53,6 +54,7 @@ LENGTHS = (8, 16, 32, 50)  # n; the newest 50 items are read
 NAME = "FEARec"
 TASK_TYPE = "sequences"
 SELECTION = Selection("val_ndcg10", "maximize")
+BOTH_DIRECTIONS = True
 ABLATIONS = {
     "wo_lag": Variant(config={"time_share": 1.0}),
     "wo_time": Variant(config={"time_share": 0.0}),
@@ -262,7 +264,7 @@ class Loss:
 
     def __init__(self, config: Config, task: SequenceTask, labels: Labels, rng: np.random.Generator) -> None:
         self.config, self.items, self.labels, self.rng = config, task.items, labels, rng
-        self.domains = [task.target] if config.sequences == "target" else [task.source, task.target]
+        self.domains = domains_read(task, config.sequences)
         self.twins = SameLabel(labels) if config.contrast > 0 or config.frequency_weight > 0 else None
 
     def __call__(self, network: FEARec, number_B: Tensor) -> Tensor:
@@ -293,7 +295,8 @@ def train(config: Config, task: SequenceTask, seed: int) -> Iterator[Setup | Epo
         chosen, losses = labels.one_each(rng), []
         for part in batches(labels.at[chosen].clamp(max=LENGTHS[-1] - 1), config.batch, rng):
             losses.append(step(optimiser, loss(network, chosen[part])))
-        yield Epoch(predict=scorer, metrics={"train_loss": sum(losses) / len(losses)}, pack=scorer.pack)
+        metrics = {"train_loss": sum(losses) / len(losses)}
+        yield Epoch(predict=scorer, turned=scorer.turned, metrics=metrics, pack=scorer.pack)
 
 
 def unpack(config: Config, state: Mapping[str, Any], seed: int) -> Callable[[Sequences], Tensor]:

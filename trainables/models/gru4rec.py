@@ -29,6 +29,7 @@ from trainables.sequence_tools import (
     Scorer,
     by_length,
     distinct,
+    domains_read,
     draw_weighted,
     inside,
     softmax_loss,
@@ -44,6 +45,7 @@ LOSSES = ("softmax", "bpr_max")
 NAME = "GRU4Rec"
 TASK_TYPE = "sequences"
 SELECTION = Selection("val_ndcg10", "maximize")
+BOTH_DIRECTIONS = True
 ABLATIONS = {
     "target_only": Variant(config={"sequences": "target"}),
     "paper_loss": Variant(config={"loss": "bpr_max"}),
@@ -141,7 +143,7 @@ class Loss:
 
     def __init__(self, config: Config, task: SequenceTask, rng: np.random.Generator) -> None:
         self.config, self.rng = config, rng
-        self.domains = [task.target] if config.sequences == "target" else [task.source, task.target]
+        self.domains = domains_read(task, config.sequences)
         count_I = torch.bincount(task.train.item, minlength=task.items)
         self.weight_I = count_I.clamp(min=1).double() ** config.sample_alpha  # an item never seen counts as one (ours)
 
@@ -174,7 +176,8 @@ def train(config: Config, task: SequenceTask, seed: int) -> Iterator[Setup | Epo
         losses = [
             step(optimiser, loss(network, batch)) for batch in labels.batches(config.batch, config.max_length, rng)
         ]
-        yield Epoch(predict=scorer, metrics={"train_loss": sum(losses) / len(losses)}, pack=scorer.pack)
+        metrics = {"train_loss": sum(losses) / len(losses)}
+        yield Epoch(predict=scorer, turned=scorer.turned, metrics=metrics, pack=scorer.pack)
 
 
 def unpack(config: Config, state: Mapping[str, Any], seed: int) -> Callable[[Sequences], Tensor]:

@@ -32,6 +32,7 @@ from trainables.sequence_tools import (
     by_length,
     causal,
     distinct,
+    domains_read,
     draw_shared,
     principal_components,
     softmax_loss,
@@ -49,6 +50,7 @@ STARTS = ("random", "titles")
 NAME = "SASRec"
 TASK_TYPE = "sequences"
 SELECTION = Selection("val_ndcg10", "maximize")
+BOTH_DIRECTIONS = True
 ABLATIONS = {
     "target_only": Variant(config={"sequences": "target"}),
     "paper_loss": Variant(config={"loss": "bce", "bce_negatives": 1}),
@@ -136,7 +138,7 @@ class Loss:
 
     def __init__(self, config: Config, task: SequenceTask, labels: Labels, rng: np.random.Generator) -> None:
         self.config, self.items, self.labels, self.rng = config, task.items, labels, rng
-        self.domains = [task.target] if config.sequences == "target" else [task.source, task.target]
+        self.domains = domains_read(task, config.sequences)
         self.unseen = Unseen(task.train, self.domains) if config.loss == "bce" else None
 
     def __call__(self, network: SASRec, batch: Batch) -> Tensor:
@@ -169,7 +171,8 @@ def train(config: Config, task: SequenceTask, seed: int) -> Iterator[Setup | Epo
         losses = [
             step(optimiser, loss(network, batch)) for batch in labels.batches(config.batch, config.max_length, rng)
         ]
-        yield Epoch(predict=scorer, metrics={"train_loss": sum(losses) / len(losses)}, pack=scorer.pack)
+        metrics = {"train_loss": sum(losses) / len(losses)}
+        yield Epoch(predict=scorer, turned=scorer.turned, metrics=metrics, pack=scorer.pack)
 
 
 def unpack(config: Config, state: Mapping[str, Any], seed: int) -> Callable[[Sequences], Tensor]:

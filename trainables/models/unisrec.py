@@ -33,6 +33,7 @@ from trainables.sequence_tools import (
     causal,
     contrast_with,
     distinct,
+    domains_read,
     draw_shared,
     softmax_loss,
     step,
@@ -52,6 +53,7 @@ ROWS = 4096  # items whose titles are mapped at once without gradients
 NAME = "UniSRec"
 TASK_TYPE = "sequences"
 SELECTION = Selection("val_ndcg10", "maximize")
+BOTH_DIRECTIONS = True
 NEEDS = ("titles",)
 ABLATIONS = {
     "text_only": Variant(config={"ids": False}),
@@ -227,7 +229,7 @@ class Loss:
 
     def __init__(self, config: Config, task: SequenceTask, rng: np.random.Generator) -> None:
         self.config, self.items, self.rng = config, task.items, rng
-        self.domains = [task.target] if config.sequences == "target" else [task.source, task.target]
+        self.domains = domains_read(task, config.sequences)
 
     def __call__(self, network: UniSRec, batch: Batch) -> Tensor:
         drawn = draw_shared(self.domains, self.config.negatives, self.rng).to(batch.label.device)
@@ -245,7 +247,8 @@ def train(config: Config, task: SequenceTask, seed: int) -> Iterator[Setup | Sta
     progress = {"pretrained": 0}
     yield Setup(network, optimiser=optimiser, rng=rng, progress=progress)
     if config.pretrain_epochs:
-        pretraining = Pretraining(network, [training_labels(task, which) for which in ("source", "target")], rng)
+        sides = sorted(("source", "target"), key=lambda side: getattr(task, side))  # alike in both directions
+        pretraining = Pretraining(network, [training_labels(task, side) for side in sides], rng)
     while progress["pretrained"] < config.pretrain_epochs:
         for rows in pretraining.batches(config.batch):
             step(optimiser, pretraining.loss(*rows))
@@ -262,7 +265,8 @@ def train(config: Config, task: SequenceTask, seed: int) -> Iterator[Setup | Sta
 
     while True:
         losses = [step(optimiser, loss(network, batch)) for batch in labels.batches(config.batch, MAX_LENGTH, rng)]
-        yield Epoch(predict=scorer, metrics={"train_loss": sum(losses) / len(losses)}, pack=pack)
+        metrics = {"train_loss": sum(losses) / len(losses)}
+        yield Epoch(predict=scorer, turned=scorer.turned, metrics=metrics, pack=pack)
 
 
 def unpack(config: Config, state: Mapping[str, Any], seed: int) -> Callable[[Sequences], Tensor]:

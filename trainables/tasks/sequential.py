@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,6 +20,7 @@ from torch import Tensor
 
 from features.checks import choice, number, refuse, whole
 from features.errors import InputError
+from features.store.folders import read_json
 from trainables.devices import OnDevice
 from trainables.tasks.arrays import FeatureRows, load_array, load_rows, not_built, read_meta
 
@@ -180,6 +182,21 @@ def load_task(task_dir: Path) -> SequenceTask:
         validation=load_held_out(task_dir / "validation"),
         train_key=meta["train_key"],
     )
+
+
+def opposite(task_dir: Path) -> Path | None:
+    """Return the task of the opposite direction that has the same training users and specification; None: none is there."""
+    meta = read_meta(task_dir)
+    for other_dir in sorted(task_dir.parent.parent.glob(f"*/{task_dir.name}")):
+        if (other_dir / "task.json").is_file() and (other := read_meta(other_dir)).get("kind") == TASK_TYPE:
+            turned = {**other, "source": other["target"], "target": other["source"]}
+            if turned == meta and _specification(other_dir) == _specification(task_dir):
+                return other_dir
+    return None
+
+
+def _specification(task_dir: Path) -> Any:
+    return read_json(task_dir.parent / "manifest.json").get("sequences")
 
 
 def load_held_out(folder: Path) -> HeldOut:

@@ -16,8 +16,9 @@ from features.errors import InputError
 from search_spaces import Space
 from study.engine.budget import Spent
 from study.engine.optuna_storage import close_storage, open_database
-from study.engine.optuna_study import CellStudy, OptunaTrial
+from study.engine.optuna_study import CellStudy, OptunaTrial, drawn_for
 from study.engine.samplers import SAMPLERS, make_sampler, study_seed
+from study.specs import Cell, Job
 
 from .searches import make_space, open_search, run, spec
 
@@ -164,3 +165,20 @@ def test_no_two_searches_of_a_plan_get_the_same_seed() -> None:
     seeds = {study_seed(seed, *pair) for seed in (0, 1) for pair in pairs}
     assert len(seeds) == 2 * len(pairs)
     assert study_seed(0, "music", "books->movies@0.2") == 1695960510, "in every process and version"
+
+
+def test_both_directions_draw_alike_where_one_training_serves_them() -> None:
+    cells = [Cell(source="a", target="b", ratio=0.2), Cell(source="b", target="a", ratio=0.2)]
+
+    def places(model: str) -> list[str]:
+        jobs = [
+            Job(
+                part="search", cell=cell, row="row", model=model, name="0000", config=None, seeds=(0,), feature_set="ids",
+                task_dir="task",
+            )
+            for cell in cells
+        ]  # fmt: skip
+        return [drawn_for(job) for job in jobs]
+
+    assert places("sasrec") == ["a+b@0.2", "a+b@0.2"]
+    assert places("plcr") == ["a->b@0.2", "b->a@0.2"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -83,6 +84,28 @@ def test_rows_take_turns_as_cells_do() -> None:
     searcher.on_trial_complete("t3", result={})
     searcher.suggest("t4")
     assert notes.started[4:] == ["cmf/0.5/0001"], "the row and cell that has fewest running"
+
+
+def test_a_direction_waits_for_the_opposite_one_while_others_can_run() -> None:
+    """Where one training serves both, the second finds what the first has left."""
+    cells = [Cell(source="a", target="b", ratio=1.0), Cell(source="b", target="a", ratio=1.0)]
+    todo = [replace(job, cell=cell) for job in jobs(cells=1, trials=2, rows=("sasrec", "cmf")) for cell in cells]
+    notes, names = Notes(), list[str]()
+    searcher = JobSearcher(todo, notes)
+
+    def hand(trial_id: str) -> None:
+        searcher.suggest(trial_id)
+        job = searcher.job(trial_id)
+        names.append(f"{job.row} {job.cell.task} {job.name}")
+
+    hand("t0")
+    hand("t1")
+    for number in range(2):
+        searcher.on_trial_complete(f"t{number}", result={})
+        hand(f"t{number + 2}")
+    assert names == ["sasrec a->b 0000", "cmf a->b 0000", "sasrec b->a 0000", "cmf b->a 0000"]
+    hand("t4")
+    assert names[4:] == ["sasrec a->b 0001"], "more workers than pairs: none is idle"
 
 
 def test_nothing_starts_beyond_the_budget() -> None:

@@ -28,6 +28,7 @@ from study.provenance import device
 from study.specs import Budget, Cell, Cluster, Job, Resources, RowRecipe, SearchSpec, WarmStart
 from study.tracking import results, tags
 from study.tracking import runs as tracking
+from trainables.trial import LEFT
 
 from ...patience import PATIENCE_S
 
@@ -314,7 +315,10 @@ def test_one_row_alone_leaves_the_others_as_they_are(home: Path) -> None:
     assert (shrunk.planned, shrunk.ran, shrunk.superseded) == (4, 4, 0)
     assert Counter(trial.split("/")[2] for trial in runs(home)) == {"subject": 4, "rival": 2}
     assert superseded(home) == {}
+    left = home / "tasks" / LEFT
+    left.mkdir(parents=True)
     assert drive.search(home, 2, rows=rows, epochs=1).ran == 2, "what was left of the rival"
+    assert not left.exists(), "what trainings leave for the opposite direction goes with the part"
 
 
 def test_a_part_has_rows_of_several_kinds(home: Path) -> None:

@@ -1,0 +1,159 @@
+"""One training that serves both directions of a pair of domains: each gets to the last bit what it gets alone."""
+
+from __future__ import annotations
+
+import importlib
+import shutil
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from trainables.interface import load_model, model_names
+from trainables.tasks.arrays import TaskFolders
+from trainables.tasks.sequential import opposite
+from trainables.trial import LEFT, Report, kept_at, run
+
+from .sequence_worlds import SPEC, build_world, make_sequence_world
+from .training import quick
+
+DIRECTIONS = ("film-song", "song-film")
+BOTH = [name for name in model_names() if load_model(name).BOTH_DIRECTIONS]
+SEEDS = [0, 1]
+
+
+@pytest.fixture(scope="module")
+def worlds(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, TaskFolders]]:
+    """`alone`: each direction in a folder of its own; `together`: both in one."""
+    world = make_sequence_world()
+    folder = {name: tmp_path_factory.mktemp(name) for name in ("together", *DIRECTIONS)}
+    return {
+        "alone": {name: build_world(world, folder[name], direction=name) for name in DIRECTIONS},
+        "together": {name: build_world(world, folder["together"], direction=name) for name in DIRECTIONS},
+    }
+
+
+@pytest.fixture(autouse=True)
+def _nothing_left(worlds: dict[str, dict[str, TaskFolders]]) -> Iterator[None]:
+    yield
+    shutil.rmtree(left(worlds["together"]["film-song"]), ignore_errors=True)
+
+
+def left(folders: TaskFolders) -> Path:
+    return folders.task_dir.parent.parent / LEFT
+
+
+def config_of(name: str, **changes: Any) -> dict[str, Any]:
+    return quick(name, epochs=7, patience=2, **changes)
+
+
+def trained(name: str, folders: TaskFolders, seeds: list[int] = SEEDS, **changes: Any) -> list[Any]:
+    """All that a trial says but for its seconds, and the model that it keeps."""
+    config = config_of(name, **changes)
+    reports = list(run(name, config, str(folders.task_dir), seeds, test_dir=str(folders.test_dir), rows=True))
+    said = [(one.epoch, {k: v for k, v in one.metrics.items() if "seconds" not in k}, one.artifacts) for one in reports]
+    kept = torch.load(kept_at(name, config, str(folders.task_dir), seeds), weights_only=True)
+    return [*said, kept["seed"], {k: v.tolist() for k, v in kept["state"]["network"].items()}]
+
+
+def counted(name: str, monkeypatch: pytest.MonkeyPatch) -> list[None]:
+    """Grows by one with each epoch that is trained."""
+    module, epochs = importlib.import_module(f"trainables.models.{name}"), list[None]()
+    epoch = module.Epoch
+    monkeypatch.setattr(module, "Epoch", lambda **given: (epochs.append(None), epoch(**given))[1])
+    return epochs
+
+
+@pytest.mark.parametrize("first", DIRECTIONS)
+@pytest.mark.parametrize("name", BOTH)
+def test_each_direction_gets_what_it_gets_alone(
+    worlds: dict[str, dict[str, TaskFolders]], name: str, first: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    second = DIRECTIONS[1 - DIRECTIONS.index(first)]
+    alone, together = worlds["alone"], worlds["together"]
+    epochs = counted(name, monkeypatch)
+    expected = {direction: trained(name, alone[direction]) for direction in DIRECTIONS}
+    assert trained(name, together[first]) == expected[first]
+    assert len(list(left(together[first]).iterdir())) == len(SEEDS)
+    epochs.clear()
+    assert trained(name, together[second]) == expected[second]
+    assert not list(left(together[first]).iterdir())
+    lengths = [
+        [one[1][f"selected_epoch/seed_{seed}"] + 2 for seed in SEEDS]
+        for one in (expected[direction][-3] for direction in (first, second))
+    ]
+    needed = sum(max(1, min(7, mine) - min(7, theirs)) for theirs, mine in zip(*lengths, strict=True))
+    assert len(epochs) == needed, "what the first has not trained, or one to predict with"
+
+
+def test_all_systems_of_one_domain_are_served() -> None:
+    assert BOTH == ["diffurec", "fearec", "gru4rec", "sasrec", "unisrec"]
+
+
+def test_a_training_of_the_target_domain_alone_serves_itself(worlds: dict[str, dict[str, TaskFolders]]) -> None:
+    alone, together = (worlds[name]["film-song"] for name in ("alone", "together"))
+    expected = trained("sasrec", alone, sequences="target")
+    assert trained("sasrec", together, sequences="target") == expected
+    assert not left(together).exists()
+
+
+def test_a_training_that_was_stopped_leaves_nothing(worlds: dict[str, dict[str, TaskFolders]]) -> None:
+    first, second = (worlds["together"][name] for name in DIRECTIONS)
+    reports = run("sasrec", config_of("sasrec"), str(first.task_dir), SEEDS)
+    next(reports)
+    reports.close()
+    assert not left(first).exists()
+    assert trained("sasrec", second) == trained("sasrec", worlds["alone"]["song-film"])
+
+
+def test_a_training_that_goes_on_after_a_kill_leaves_nothing(worlds: dict[str, dict[str, TaskFolders]]) -> None:
+    first, config = worlds["together"]["film-song"], config_of("sasrec")
+    reports = run("sasrec", config, str(first.task_dir), SEEDS)
+    report = next(reports)
+    assert report.state is not None
+    state = report.state()
+    reports.close()
+    *_, final = run("sasrec", config, str(first.task_dir), SEEDS, state=state)
+    assert final.final
+    assert not left(first).exists()
+
+
+def test_a_training_behind_replayed_epochs_goes_on_after_a_kill(worlds: dict[str, dict[str, TaskFolders]]) -> None:
+    """A kill while epochs are replayed costs their replay; one behind them goes on from its checkpoint."""
+    first, second = (worlds["together"][name] for name in DIRECTIONS)
+    short, whole = config_of("sasrec"), trained("sasrec", worlds["alone"]["song-film"], [0])
+    trained("sasrec", first, [0])
+    states = [one.state and one.state() for one in run("sasrec", short, str(second.task_dir), [0])]
+    assert states[0] is None, "the state is in the file that is left"
+    assert whole[0][1] == next(iter(said_by(run("sasrec", short, str(second.task_dir), [0]))))
+    trained("sasrec", first, [0])
+    for state in filter(None, states):
+        *_, final = run("sasrec", short, str(second.task_dir), [0], state=state, rows=True)
+        assert final.artifacts["val_per_user.csv"] == whole[-3][2]["val_per_user.csv"]
+
+
+def said_by(reports: Iterator[Report]) -> Iterator[dict[str, float]]:
+    return ({k: v for k, v in one.metrics.items() if "seconds" not in k} for one in reports)
+
+
+def test_what_cannot_be_read_is_trained(worlds: dict[str, dict[str, TaskFolders]]) -> None:
+    first, second = (worlds["together"][name] for name in DIRECTIONS)
+    trained("sasrec", first)
+    for path in left(first).iterdir():
+        path.write_bytes(path.read_bytes()[:1000])
+    assert trained("sasrec", second) == trained("sasrec", worlds["alone"]["song-film"])
+
+
+def test_the_opposite_task_is_one_of_the_same_specification(tmp_path: Path) -> None:
+    world = make_sequence_world()
+    one = build_world(world, tmp_path, direction="film-song").task_dir
+    assert opposite(one) is None
+    build_world(world, tmp_path, replace(SPEC, negatives=9), direction="song-film")
+    build_world(world, tmp_path, replace(SPEC, overlap_ratio=0.5), direction="song-film")
+    assert opposite(one) is None
+    other = build_world(world, tmp_path, direction="song-film").task_dir
+    assert opposite(one) == other
+    assert opposite(other) == one
