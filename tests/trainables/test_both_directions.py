@@ -157,3 +157,6 @@ def test_the_opposite_task_is_one_of_the_same_specification(tmp_path: Path) -> N
     other = build_world(world, tmp_path, direction="song-film").task_dir
     assert opposite(one) == other
     assert opposite(other) == one
+    (other.parent / "manifest.json").unlink()
+    assert opposite(one) is None, "as in a node's cache"
+    assert opposite(other) is None

@@ -185,18 +185,24 @@ def load_task(task_dir: Path) -> SequenceTask:
 
 
 def opposite(task_dir: Path) -> Path | None:
-    """Return the task of the opposite direction that has the same training users and specification; None: none is there."""
-    meta = read_meta(task_dir)
+    """Return the task of the opposite direction that has the same training users and specification; None: none is there.
+
+    A node's cache holds no specifications, so none is found there.
+    """
+    meta, specification = read_meta(task_dir), _specification(task_dir)
+    if specification is None:
+        return None
     for other_dir in sorted(task_dir.parent.parent.glob(f"*/{task_dir.name}")):
         if (other_dir / "task.json").is_file() and (other := read_meta(other_dir)).get("kind") == TASK_TYPE:
             turned = {**other, "source": other["target"], "target": other["source"]}
-            if turned == meta and _specification(other_dir) == _specification(task_dir):
+            if turned == meta and _specification(other_dir) == specification:
                 return other_dir
     return None
 
 
 def _specification(task_dir: Path) -> Any:
-    return read_json(task_dir.parent / "manifest.json").get("sequences")
+    manifest = task_dir.parent / "manifest.json"
+    return read_json(manifest).get("sequences") if manifest.is_file() else None
 
 
 def load_held_out(folder: Path) -> HeldOut:
