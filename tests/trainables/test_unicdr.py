@@ -126,3 +126,16 @@ def test_faults_of_a_config_are_told_together() -> None:
         "batch is 1; give a number of at least 2",
     ):
         assert line in str(fault.value)
+
+
+def test_the_shared_aggregator_reads_the_other_domain_where_there_is_one(task: SequenceTask) -> None:
+    """In training; a row that has nothing there reads its own items, and has no contrast of own and shared vector."""
+    made = Loss(Config(mask_rate=0.0, hide_own=0.0), task, np.random.default_rng(0))
+    rows = made.rows(1, made.numbers[1])
+    reads_own = ((rows.read.item >= task.target[0]) & (rows.read.item < task.target[1]) & rows.read.real).sum(dim=1)
+    other = rows.read.length - reads_own
+    assert ((other > 0) | (reads_own == rows.visible.length)).all()
+    assert (reads_own[other > 0] == 0).all()
+    assert rows.tied_B.equal((other > 0) & (rows.visible.length > 0))
+    assert rows.tied_B.any()
+    assert (other == 0).any()

@@ -66,7 +66,9 @@ class Config:
     aggregator: str = "mean"  # mean | attention, by one learned query each (ours: the code's is the user's ID)
     mix: float = 0.4  # lambda, weight of the ratings' loss; 1 - lambda is that of the contrast
     mask_rate: float = 0.1  # share of a row's own items that are left out in training
-    domain_mask: bool = True  # in training the shared aggregator reads the other domain alone
+    # In training the shared aggregator reads the other domain alone; of a row that has nothing there, its own (ours: in the
+    # paper every user has both domains, and rows without a shared vector teach it nothing of what it reads in prediction).
+    domain_mask: bool = True
     specific: bool = True  # the domain's own vector
     shared: bool = True  # the vector of all domains
     hide_own: float = 0.5  # share of overlapping users' rows that are trained without items of their own domain (ours)
@@ -78,7 +80,9 @@ class Config:
     weight_decay: float = 1e-5  # Adam's
     batch: int = 1024  # rows, half of them of each domain
     epochs: int = 30  # (ours)
-    patience: int = 4  # epochs without a better validation NDCG@10 before training ends (ours)
+    patience: int = (
+        10  # epochs without a better validation NDCG@10 before training ends (ours; it first falls for a few)
+    )
 
     def __post_init__(self) -> None:
         refuse(
@@ -176,6 +180,7 @@ class Rows:
     user_B: Tensor | None  # int64, whose ID vectors are read; None: of nobody
     visible: Bag  # [B, L] items of the domain before the label
     read: Bag  # [B, M] what the shared aggregator reads
+    tied_B: Tensor  # bool, whether both domains are seen: own and shared vector are contrasted
     offered_BK: Tensor  # int64 [B, 1 + K] the label, then the drawn items
 
 
@@ -200,13 +205,15 @@ class Loss:
         hidden_B = self._random(len(row_B), device) < self.hidden * self.overlapping[row_B]
         visible = visible.kept(~hidden_B[:, None])
         visible = visible.kept(self._random(visible.real.shape, device) >= config.mask_rate)
-        read = other if config.domain_mask else both(other, visible)
+        lacks_B = other.length == 0
+        read = both(other, visible.kept(lacks_B[:, None]) if config.domain_mask else visible)
         drawn_BK = self.unseen.draw(row_B, label_B, config.negatives, self.rng)
         user_B = None
         if config.id_share:
             user_B = torch.where(self._random(len(row_B), device) < 0.5, len(self.overlapping), row_B)
         offered_BK = torch.cat([label_B[:, None], drawn_BK], dim=1)
-        return Rows(domain=domain, user_B=user_B, visible=visible, read=read, offered_BK=offered_BK)
+        tied_B = (visible.length > 0) & ~lacks_B
+        return Rows(domain=domain, user_B=user_B, visible=visible, read=read, tied_B=tied_B, offered_BK=offered_BK)
 
     def __call__(self, network: UniCDR, *rows: Rows) -> Tensor:
         """Sum over domains; items are looked up once for all of them, for the gradient of a look-up is a whole table."""
@@ -220,15 +227,15 @@ class Loss:
             vectors = network.aggregated(row.domain, visible, read, vector_UD, row.user_B)
             score_BK = torch.einsum("bd,bkd->bk", network.joined(*vectors), picked(item_UD, offered_at))
             rated = softplus(-score_BK[:, 0]).mean() + softplus(score_BK[:, 1:]).mean()
-            tied = self._tied(network, row.domain, visible, read, *vectors)
+            tied = self._tied(network, row.domain, row.tied_B, *vectors)
             losses.append(self.config.mix * rated + (1 - self.config.mix) * tied)
         return torch.stack(losses).sum()
 
     def _tied(
-        self, network: UniCDR, domain: int, visible: Bag, read: Bag, specific_BD: Tensor, shared_BD: Tensor
-    ) -> Tensor:
-        """Own and shared vector of a user against those of two users, over rows that have both."""
-        rows = ((visible.length > 0) & (read.length > 0)).nonzero().squeeze(1)
+        self, network: UniCDR, domain: int, tied_B: Tensor, specific_BD: Tensor, shared_BD: Tensor
+    ) -> Tensor:  # fmt: skip
+        """Own and shared vector of a user against those of two users, over rows that see both domains."""
+        rows = tied_B.nonzero().squeeze(1)
         if len(rows) < 2 or self.config.mix == 1:
             return specific_BD.new_zeros(())
         tie, specific, shared = network.tie[domain], picked(specific_BD, rows), picked(shared_BD, rows)
