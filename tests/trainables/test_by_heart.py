@@ -31,6 +31,7 @@ MORE: dict[str, dict[str, Any]] = {  # what a model needs beside it; `loss`: one
         "hide_own": 0.0,
         "batch": 20,
     },  # of a quarter of the rows: the chain takes more epochs
+    "diffurec": {"batch": 20},
     "gru4rec": {"lr": 2e-2},
     "mgcl": {"loss": "softmax"},
     "tri_cdr": {"loss": "softmax"},
