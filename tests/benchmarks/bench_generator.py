@@ -22,6 +22,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -77,7 +78,9 @@ class Asked(_PseudoMaker):
     answers: list[str]
 
     def _texts(self, prompts: Sequence[PseudoPrompt], generator: ResolvedGenerator) -> list[list[str]]:
-        self.answers = self.model.generate(prompts)
+        # A direction at a time: all of its prompts begin with the same examples, which are read once.
+        parts = [list(group) for _, group in groupby(prompts, key=lambda prompt: prompt.target)]
+        self.answers = [answer for part in parts for answer in self.model.generate(part)]
         return [parse_texts(answer, self.spec.texts) for answer in self.answers]
 
 
