@@ -78,7 +78,8 @@ def run_jobs(
             recipe, jobs, decision, fingerprints=hashes, tracker=tracker, studies=studies, on_progress=on_progress
         )
         ledger.send_progress()
-        status = tracking.KILLED
+        status, left = tracking.KILLED, home.tasks / LEFT
+        shutil.rmtree(left, ignore_errors=True)  # of a driver that was killed, perhaps by other code
         try:
             if not ledger.complete:
                 from study.engine.launch import launch
@@ -87,9 +88,9 @@ def run_jobs(
                 launch(recipe, decision.todo, ledger, name=f"{recipe.experiment}-{part.replace(':', '-')}")
             if ledger.complete:
                 status = tracking.FINISHED
-                shutil.rmtree(home.tasks / LEFT, ignore_errors=True)  # what no training of the part has asked for
         finally:
             tracker.end_part(status)
+            shutil.rmtree(left, ignore_errors=True)
     if status != tracking.FINISHED:
         raise KeyboardInterrupt
     return RunSummary(
