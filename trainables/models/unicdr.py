@@ -66,8 +66,8 @@ class Config:
     aggregator: str = "mean"  # mean | attention, by one learned query each (ours: the code's is the user's ID)
     mix: float = 0.4  # lambda, weight of the ratings' loss; 1 - lambda is that of the contrast
     mask_rate: float = 0.1  # share of a row's own items that are left out in training
-    # In training the shared aggregator reads the other domain alone; of a row that has nothing there, its own (ours: in the
-    # paper every user has both domains, and rows without a shared vector teach it nothing of what it reads in prediction).
+    # In training the shared aggregator reads the other domain alone; of a row that has nothing there, its own (ours: rows
+    # without a shared vector teach it nothing of what it reads in prediction).
     domain_mask: bool = True
     specific: bool = True  # the domain's own vector
     shared: bool = True  # the vector of all domains
@@ -80,9 +80,7 @@ class Config:
     weight_decay: float = 1e-5  # Adam's
     batch: int = 1024  # rows, half of them of each domain
     epochs: int = 30  # (ours)
-    patience: int = (
-        10  # epochs without a better validation NDCG@10 before training ends (ours; it first falls for a few)
-    )
+    patience: int = 10  # epochs without a better validation NDCG@10 before training ends (ours; at first it falls)
 
     def __post_init__(self) -> None:
         refuse(
