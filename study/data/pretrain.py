@@ -23,39 +23,40 @@ def pretrain(
     plan: Plan, tasks: Mapping[tuple[str, str], TaskFolders], start_progress: StartProgress, *,
     only: Collection[str] = (), on_ray: bool = False,
 ) -> None:  # fmt: skip
-    """Make what trials share, for each row whose model has `prepare`; on a cluster by its workers, not by the head.
+    """Make what trials share and is not there, for each row whose model has `prepare`; on a cluster by its workers.
 
     only: rows that are trained; the others need nothing. None named: all.
 
-    tasks: by cell name and feature set. Rows take turns, so that a row finds what an equal one has made. Of each pair of
-    domains one direction comes first, because what it makes may serve the other.
+    tasks: by cell name and feature set. What several rows, directions or seeds share is made once, and no worker waits
+    for the end of another row.
     """
     server, device = task_server() if on_ray else None, "cuda" if plan.resources.gpus > 0 else "cpu"
+    calls: list[tuple[Any, ...]] = []
+    titles: dict[str, None] = {}
+    claimed: set[Path] = set()
     for row in plan.rows:
         if not trial.has_shared(row.model) or (only and row.name not in only):
             continue
-        directions = _calls(plan, row)
-        advance, done = start_progress(f"pretraining {row.title}", sum(map(len, directions))), 0
-        for direction in directions:
-            calls = [
-                (server, row.model, _config(row, cell), tasks[cell, feature_set].task_dir, [seed], device)
-                for cell, feature_set, seed in direction
-            ]
-            for _ in run_calls(prepare_one, calls, plan.resources, on_ray=on_ray):
-                done += 1
-                advance(done)
+        for cell, feature_set, seed in _planned(plan, row):
+            config, task_dir = _config(row, cell), tasks[cell, feature_set].task_dir
+            store = Home.of_task(task_dir).tasks
+            folders = {store / folder for folder in trial.shared(row.model, config, str(task_dir), [seed])}
+            missing = {folder for folder in folders - claimed if not folder.is_dir()}
+            if missing:
+                claimed |= missing
+                titles[row.title] = None
+                calls.append((server, row.model, config, task_dir, [seed], device))
+    if not calls:
+        return
+    advance = start_progress(f"pretraining {', '.join(titles)}", len(calls))
+    for done, _ in enumerate(run_calls(prepare_one, calls, plan.resources, on_ray=on_ray), 1):
+        advance(done)
 
 
-def _calls(plan: Plan, row: Row) -> tuple[list[Call], list[Call]]:
-    """Return what the row's planned trials train on: of one direction of each pair of domains, and of the other."""
-    forward: set[Call] = set()
-    backward: set[Call] = set()
-    for jobs in parts.planned(plan).values():
-        for job in jobs:
-            if job.row == row.name:
-                direction = backward if job.cell.source > job.cell.target else forward
-                direction |= {(job.cell.name, job.feature_set, seed) for seed in job.seeds}
-    return sorted(forward), sorted(backward)
+def _planned(plan: Plan, row: Row) -> list[Call]:
+    """Return what the row's planned trials train on."""
+    jobs = (job for jobs in parts.planned(plan).values() for job in jobs if job.row == row.name)
+    return sorted({(job.cell.name, job.feature_set, seed) for job in jobs for seed in job.seeds})
 
 
 def _config(row: Row, cell: str) -> dict[str, Any]:

@@ -53,11 +53,11 @@ class Config:
     epochs: int = 2
 
 def prepare(config, task, seeds):
-    for seed in seeds:
-        (Path(task.folder) / f"shared-{seed}.txt").write_text(str(config.weight))
+    for folder in shared(config, task, seeds):
+        (task.folder.parents[1] / folder).mkdir(parents=True)
 
 def shared(config, task, seeds):
-    return [Path("shared") / str(seed) for seed in seeds]
+    return [Path("shared") / f"{task.train_key}-{config.weight}-{seed}" for seed in seeds]
 
 def train(config, task, seed):
     weight = torch.where(task.group == OVERLAPPING, config.weight, 1.0)[task.train.row]

@@ -10,6 +10,7 @@ import torch
 
 from features.errors import InputError
 from trainables.models import sscdr_sequences
+from trainables.models.lgcd.training import opposite
 from trainables.models.sscdr_sequences import SSCDR, WIDTH, Config, Loss, onto_ball, squared_distance
 from trainables.sequence_tools import step, within
 from trainables.tasks.sequential import Sequences, SequenceTask
@@ -21,7 +22,7 @@ def spaces(task: SequenceTask, rotated: bool = False) -> dict[str, torch.Tensor]
     turn, _ = torch.linalg.qr(torch.randn(WIDTH, WIDTH, generator=draw))
     target = source @ turn if rotated else onto_ball(torch.randn(len(task.train), WIDTH, generator=draw) / 8)
     items = onto_ball(torch.randn(task.items, WIDTH, generator=draw) / 8)
-    return {"user.weight": torch.cat([source, target]), "item.weight": items}
+    return {"source": source, "target": target, "item": items}
 
 
 def network(task: SequenceTask, **changes: Any) -> SSCDR:
@@ -105,13 +106,25 @@ def test_a_rotation_between_the_spaces_is_learned(task: SequenceTask) -> None:
 def test_in_a_learned_space_users_are_near_what_they_chose(task: SequenceTask, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sscdr_sequences, "SPACE_LR", 1e-2)
     learned = sscdr_sequences.spaces_of(task, 21)
-    users, items = learned["user.weight"], learned["item.weight"]
+    users, items = torch.cat([learned["source"], learned["target"]]), learned["item"]
     assert float(users.norm(dim=1).max()) <= 1 + 1e-5
     in_target = (task.train.item >= task.target[0]) & (task.train.item < task.target[1])
     rows = task.train.row + len(task.train) * in_target
     own = squared_distance(users[rows], items[task.train.item])
     other = squared_distance(users[rows], items[task.train.item.roll(17)])
     assert float(own.mean()) < 0.6 * float(other.mean())
+
+
+def test_both_directions_share_the_spaces(task: SequenceTask, monkeypatch: pytest.MonkeyPatch) -> None:
+    learned, turned = sscdr_sequences.spaces_of(task, 22), opposite(task)
+    monkeypatch.setattr("trainables.pretraining.pretrain", pytest.fail)
+    found = sscdr_sequences.spaces_of(turned, 22)
+    for name, same in (("source", "target"), ("target", "source"), ("item", "item")):
+        assert torch.equal(found[name], learned[same])
+    for name, domain in (("source", task.source), ("target", task.target)):
+        has = within(task.train, domain).lengths > 0
+        assert (learned[name].norm(dim=1) > 0).tolist() == has.tolist(), "nobody has a place where they have no item"
+    assert sscdr_sequences.shared(Config(), task, [22]) == sscdr_sequences.shared(Config(), turned, [22])
 
 
 def test_faults_of_a_config_are_told_together() -> None:

@@ -30,7 +30,7 @@ from trainables.tasks.sequential import OVERLAPPING, Sequences, SequenceTask
 
 WIDTH = 64  # D
 DEVIATION = 0.1  # of the tables' start (ours)
-VERSION = 1  # of what the metric spaces are learned by; part of their key
+VERSION = 2  # of what the metric spaces are learned by; part of their key
 SPACE_MARGIN, SPACE_NEGATIVES, SPACE_LR, SPACE_BATCH, SPACE_EPOCHS = 1.0, 10, 1e-3, 2048, 30  # of the metric spaces
 
 NAME = "SSCDR"
@@ -88,23 +88,27 @@ def squared_distance(one: Tensor, other: Tensor) -> Tensor:
 
 
 class Spaces(nn.Module):
-    """Vectors of every training user in either domain, and of all items."""
+    """Vectors of the training users in each domain that they are in (`_users`), and of all items."""
 
     def __init__(self, users: int, items: int) -> None:
         super().__init__()
-        self.user, self.item = (
-            nn.Embedding(2 * users, WIDTH),
-            nn.Embedding(items, WIDTH),
-        )  # in the source, in the target
+        self.user, self.item = nn.Embedding(users, WIDTH), nn.Embedding(items, WIDTH)
         for table in (self.user, self.item):
             nn.init.normal_(table.weight, std=DEVIATION)
+
+
+def _users(task: SequenceTask) -> tuple[Tensor, Tensor]:
+    """Who is in which space, and of whom of them each interaction is: u in the first domain is u, in the second S + u."""
+    second = max(task.source, task.target)
+    number_N = task.train.row + len(task.train) * inside(task.train.item, second)
+    wanted_P, place_N = number_N.unique(return_inverse=True)  # type: ignore[no-untyped-call]
+    return wanted_P, place_N
 
 
 def _spaces_epoch(task: SequenceTask, spaces: nn.Module, optimiser: Optimizer, rng: np.random.Generator) -> None:
     """All interactions once, each against the hardest of some items of its domain that the user has not."""
     assert isinstance(spaces, Spaces)
-    unseen, row = Unseen(task.train, [task.source, task.target]), task.train.row
-    user = row + len(task.train) * inside(task.train.item, task.target)
+    unseen, row, (_, user) = Unseen(task.train, sorted((task.source, task.target))), task.train.row, _users(task)
     order = torch.from_numpy(rng.permutation(len(row))).to(row.device)
     for part in torch.split(order, SPACE_BATCH):
         item, drawn = task.train.item[part], unseen.draw(row[part], task.train.item[part], SPACE_NEGATIVES, rng)
@@ -125,14 +129,21 @@ def _document(task: SequenceTask, seed: int) -> dict[str, Any]:
 
 
 def spaces_of(task: SequenceTask, seed: int) -> Mapping[str, Tensor]:
-    """Return the vectors of both domains' metric spaces, learned where they are missing; the target's users come last."""
+    """Return the metric spaces, learned where they are missing; both directions share what is learned.
+
+    `source`, `target`: users in either space, [S, D]; zeros where a user has nothing there. `item`: items of both, [I, D].
+    """
 
     def make(kept: Path) -> dict[str, Any]:
-        build, epoch = partial(Spaces, len(task.train), task.items), partial(_spaces_epoch, task)
+        build, epoch = partial(Spaces, len(_users(task)[0]), task.items), partial(_spaces_epoch, task)
         return pretraining.pretrain(build, epoch, epochs=SPACE_EPOCHS, lr=SPACE_LR, seed=seed, task=task, kept=kept)
 
-    # Which of a user's rows is the target's depends on the direction, so each direction has its own.
-    return pretraining.kept_once(task, "sscdr", {**_document(task, seed), "target": list(task.target)}, make)
+    learned = pretraining.kept_once(task, "sscdr", _document(task, seed), make)
+    user_SD = torch.zeros(2 * len(task.train), WIDTH, device=task.device)
+    user_SD[_users(task)[0]] = learned["user.weight"]
+    first_SD, second_SD = user_SD.chunk(2)
+    source_SD, target_SD = (first_SD, second_SD) if task.source < task.target else (second_SD, first_SD)
+    return {"source": source_SD, "target": target_SD, "item": learned["item.weight"]}
 
 
 def prepare(config: Config, task: SequenceTask, seeds: Sequence[int]) -> None:
@@ -143,8 +154,7 @@ def prepare(config: Config, task: SequenceTask, seeds: Sequence[int]) -> None:
 
 def shared(config: Config, task: SequenceTask, seeds: Sequence[int]) -> list[Path]:
     """Folders of the metric spaces, in that of all tasks."""
-    documents = [{**_document(task, seed), "target": list(task.target)} for seed in seeds]
-    return [pretraining.folder_of("sscdr", document) for document in documents]
+    return [pretraining.folder_of("sscdr", _document(task, seed)) for seed in seeds]
 
 
 # --- the map ------------------------------------------------------------------------------------------------------
@@ -170,12 +180,11 @@ class SSCDR(nn.Module):
     @staticmethod
     def of_task(config: Config, task: SequenceTask, spaces: Mapping[str, Tensor]) -> SSCDR:
         """Return the map over a task's metric spaces."""
-        source, target = spaces["user.weight"].chunk(2)
         in_source = inside(task.train.item, task.source)
         return SSCDR(
-            config, task.source, task.target, item=spaces["item.weight"], neighbour=target, source_user=source,
-            has_target=within(task.train, task.target).lengths > 0, link_item=task.train.item[in_source],
-            link_row=task.train.row[in_source],
+            config, task.source, task.target, item=spaces["item"], neighbour=spaces["target"],
+            source_user=spaces["source"], has_target=within(task.train, task.target).lengths > 0,
+            link_item=task.train.item[in_source], link_row=task.train.row[in_source],
         )  # fmt: skip
 
     def mapped(self, x: Tensor) -> Tensor:
