@@ -78,7 +78,7 @@ def test_a_domains_encoders_depend_on_its_own_sequences_alone(task: SequenceTask
 def test_each_domain_has_a_folder_that_both_directions_share(task: SequenceTask) -> None:
     here = encoders_folders(task, PAPER.pretraining, 0)
     assert len(set(here)) == 2
-    assert here == encoders_folders(training.opposite(task), PAPER.pretraining, 0)
+    assert here == encoders_folders(task.turned(), PAPER.pretraining, 0)
     assert training.shared(PAPER, task, [0, 1]) == [*here, *encoders_folders(task, PAPER.pretraining, 1)]
 
 
@@ -110,7 +110,7 @@ def test_the_id_arm_of_figure_4_starts_from_random_ids(preset: str) -> None:
 def test_one_row_a_user_and_direction(task: SequenceTask, encoders: DomainEncoders) -> None:
     """At the last item of the target domain, where an item of the source domain precedes it."""
     rules = RowRules(condition_from="source", rows="last")
-    for one in (task, training.opposite(task)):
+    for one in (task, task.turned()):
         (low, high), expected = one.target, []
         for user in (one.group == OVERLAPPING).nonzero().flatten().tolist():
             items = one.train.item[one.train.starts[user] : one.train.starts[user + 1]].tolist()
@@ -203,9 +203,9 @@ def test_both_directions_train_in_turn_and_share_all_but_guesser_and_fusion(
     task: SequenceTask, encoders: DomainEncoders
 ) -> None:
     trainer = training._Trainer(PAPER, task, 0, encoders)
-    swapped = training.opposite(task)
+    swapped = task.turned()
     assert (swapped.source, swapped.target) == (task.target, task.source)
-    assert training.opposite(swapped).group.equal(task.group)
+    assert swapped.turned().group.equal(task.group)
     assert [way.recommend.domain for way in trainer.ways] == [task.target, task.source]
     network = trainer.network
     taken: list[int] = []

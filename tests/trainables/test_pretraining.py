@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from trainables.interface import load_model, make_config
 from trainables.pretraining import folder_of, kept_once, pretrain
 from trainables.tasks.sequential import SequenceTask
 
@@ -83,3 +85,31 @@ def test_of_several_that_ask_at_once_one_makes_it(task: SequenceTask) -> None:
     assert (made, got) == ([1], [[0, 1, 2]] * 4)
     assert (task.folder.parent.parent / folder_of("asked", {"seed": 5}) / "manifest.json").is_file()
     assert folder_of("asked", {"seed": 5}) != folder_of("asked", {"seed": 6})
+
+
+@pytest.mark.parametrize("name", ["lgcd", "llmcdsr", "plcr", "sscdr_sequences", "tri_cdr", "uclr"])
+def test_both_directions_share_what_is_made_ahead_of_trials(
+    task: SequenceTask, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("trainables.models.tri_cdr.ENCODER_EPOCHS", 1)
+    monkeypatch.setattr("trainables.models.plcr.READER_EPOCHS", 1)
+    monkeypatch.setattr("trainables.models.llmcdsr.TEXT_EPOCHS", 1)
+    monkeypatch.setattr("trainables.models.sscdr_sequences.SPACE_EPOCHS", 1)
+    model = load_model(name)
+    config = make_config(name, {"encoder_epochs": 1} if name == "lgcd" else {}, "here")
+    assert model.prepare is not None
+    assert model.shared is not None
+    made = {}
+    for first in ("one", "other"):
+        here = replace(task, folder=tmp_path / first / "tasks" / "cell" / "search")
+        ways = (here, here.turned()) if first == "one" else (here.turned(), here)
+        assert model.shared(config, ways[0], [3]) == model.shared(config, ways[1], [3])
+        model.prepare(config, ways[0], [3])
+        before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.is_file()}
+        model.prepare(config, ways[1], [3])
+        assert before == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.is_file()}
+        folders = [tmp_path / first / "tasks" / folder for folder in model.shared(config, here, [3])]
+        (state,) = (path for folder in folders for path in folder.glob("*.pt"))
+        made[first] = torch.load(state, weights_only=True)
+    assert made["one"].keys() == made["other"].keys()
+    assert all(value.equal(made["other"][key]) for key, value in made["one"].items())

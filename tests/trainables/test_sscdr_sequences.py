@@ -10,7 +10,6 @@ import torch
 
 from features.errors import InputError
 from trainables.models import sscdr_sequences
-from trainables.models.lgcd.training import opposite
 from trainables.models.sscdr_sequences import SSCDR, WIDTH, Config, Loss, onto_ball, squared_distance
 from trainables.sequence_tools import step, within
 from trainables.tasks.sequential import Sequences, SequenceTask
@@ -116,7 +115,7 @@ def test_in_a_learned_space_users_are_near_what_they_chose(task: SequenceTask, m
 
 
 def test_both_directions_share_the_spaces(task: SequenceTask, monkeypatch: pytest.MonkeyPatch) -> None:
-    learned, turned = sscdr_sequences.spaces_of(task, 22), opposite(task)
+    learned, turned = sscdr_sequences.spaces_of(task, 22), task.turned()
     monkeypatch.setattr("trainables.pretraining.pretrain", pytest.fail)
     found = sscdr_sequences.spaces_of(turned, 22)
     for name, same in (("source", "target"), ("target", "source"), ("item", "item")):

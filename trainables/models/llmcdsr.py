@@ -54,7 +54,7 @@ BETAS = (0.9, 0.98)  # of every Adam
 MAX_LENGTH = 50  # newest items of a sequence that are read
 TEXT_EPOCHS, TEXT_LR, TEXT_BATCH = 10, 1e-3, 128  # of the contrastive pretraining
 DIFFERENCE = 1e-3  # h |v| of the difference that stands for the second derivative; 0.01 errs by half in the tests
-VERSION = 2  # of what pretraining makes; part of its key
+VERSION = 3  # of what pretraining makes; part of its key
 LOSSES, SOURCES = ("bce", "softmax"), ("titles", "texts")
 
 NAME = "LLMCDSR"
@@ -129,14 +129,14 @@ def text_contrast(mapped_UD: Tensor, item_UD: Tensor) -> Tensor:
 
 def _document(task: SequenceTask, contrast: float, seed: int) -> dict[str, Any]:
     return {
-        "version": VERSION, "train": task.train_key, "epochs": TEXT_EPOCHS, "contrast": contrast,
-        "target": list(task.target), "seed": seed,
+        "version": VERSION, "train": task.train_key, "epochs": TEXT_EPOCHS, "contrast": contrast, "seed": seed,
     }  # fmt: skip
 
 
 def pretrained(task: SequenceTask, contrast: float, seed: int) -> Mapping[str, Tensor]:
-    """Return the weights of `Texts`, trained where they are missing."""
-    labels, unseen = halved_labels(task), Unseen(task.train, [task.source, task.target])
+    """Return the weights of `Texts`, trained where they are missing; both directions share them."""
+    way = task.one_way()
+    labels, unseen = halved_labels(way), Unseen(way.train, [way.source, way.target])
     titles, users = task.titles(), len(task.train)
 
     def epoch(network: nn.Module, optimiser: Optimizer, rng: np.random.Generator) -> None:
@@ -147,7 +147,7 @@ def pretrained(task: SequenceTask, contrast: float, seed: int) -> Mapping[str, T
             vector_UD = network.reader.item(wanted)
             state_ND = network.reader.encode(vector_UD[input_BL], batch.length)[batch.row, batch.column]
             loss = bce_loss(state_ND, vector_UD[label_at], vector_UD[drawn_at])
-            for domain, span in enumerate((task.source, task.target)) if contrast else ():
+            for domain, span in enumerate((way.source, way.target)) if contrast else ():
                 own = inside(wanted, span).nonzero().squeeze(1)
                 if len(own):
                     tied = text_contrast(network.maps[domain](titles[wanted[own]]), vector_UD[own])
@@ -160,7 +160,10 @@ def pretrained(task: SequenceTask, contrast: float, seed: int) -> Mapping[str, T
             task=task, kept=kept,
         )  # fmt: skip
 
-    return pretraining.kept_once(task, "llmcdsr", _document(task, contrast, seed), make)
+    learned = pretraining.kept_once(task, "llmcdsr", _document(task, contrast, seed), make)
+    if way is not task:
+        learned["maps.0.weight"], learned["maps.1.weight"] = learned["maps.1.weight"], learned["maps.0.weight"]
+    return learned
 
 
 def prepare(config: Config, task: SequenceTask, seeds: Sequence[int]) -> None:

@@ -185,8 +185,7 @@ def pretrained(task: SequenceTask, seed: int, domain: Range | None = None) -> Ma
     Domains are taken by their item numbers, so that both directions make and share the same weights.
     """
     if domain is None:
-        first, second = sorted((task.source, task.target))
-        task, reader = replace(task, source=first, target=second), READER
+        task, reader = task.one_way(), READER
         labels = halved_labels(task)
     else:
         other = task.source if domain == task.target else task.target

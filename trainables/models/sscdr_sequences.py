@@ -98,9 +98,8 @@ class Spaces(nn.Module):
 
 
 def _users(task: SequenceTask) -> tuple[Tensor, Tensor]:
-    """Who is in which space, and of whom of them each interaction is: u in the first domain is u, in the second S + u."""
-    second = max(task.source, task.target)
-    number_N = task.train.row + len(task.train) * inside(task.train.item, second)
+    """Who is in which space, and of whom of them each interaction is: user u is u in the source, S + u in the target."""
+    number_N = task.train.row + len(task.train) * inside(task.train.item, task.target)
     wanted_P, place_N = number_N.unique(return_inverse=True)  # type: ignore[no-untyped-call]
     return wanted_P, place_N
 
@@ -108,7 +107,7 @@ def _users(task: SequenceTask) -> tuple[Tensor, Tensor]:
 def _spaces_epoch(task: SequenceTask, spaces: nn.Module, optimiser: Optimizer, rng: np.random.Generator) -> None:
     """All interactions once, each against the hardest of some items of its domain that the user has not."""
     assert isinstance(spaces, Spaces)
-    unseen, row, (_, user) = Unseen(task.train, sorted((task.source, task.target))), task.train.row, _users(task)
+    unseen, row, (_, user) = Unseen(task.train, [task.source, task.target]), task.train.row, _users(task)
     order = torch.from_numpy(rng.permutation(len(row))).to(row.device)
     for part in torch.split(order, SPACE_BATCH):
         item, drawn = task.train.item[part], unseen.draw(row[part], task.train.item[part], SPACE_NEGATIVES, rng)
@@ -133,17 +132,17 @@ def spaces_of(task: SequenceTask, seed: int) -> Mapping[str, Tensor]:
 
     `source`, `target`: users in either space, [S, D]; zeros where a user has nothing there. `item`: items of both, [I, D].
     """
+    way = task.one_way()
 
     def make(kept: Path) -> dict[str, Any]:
-        build, epoch = partial(Spaces, len(_users(task)[0]), task.items), partial(_spaces_epoch, task)
+        build, epoch = partial(Spaces, len(_users(way)[0]), task.items), partial(_spaces_epoch, way)
         return pretraining.pretrain(build, epoch, epochs=SPACE_EPOCHS, lr=SPACE_LR, seed=seed, task=task, kept=kept)
 
     learned = pretraining.kept_once(task, "sscdr", _document(task, seed), make)
     user_SD = torch.zeros(2 * len(task.train), WIDTH, device=task.device)
-    user_SD[_users(task)[0]] = learned["user.weight"]
-    first_SD, second_SD = user_SD.chunk(2)
-    source_SD, target_SD = (first_SD, second_SD) if task.source < task.target else (second_SD, first_SD)
-    return {"source": source_SD, "target": target_SD, "item": learned["item.weight"]}
+    user_SD[_users(way)[0]] = learned["user.weight"]
+    sides = ("source", "target") if way is task else ("target", "source")
+    return {**dict(zip(sides, user_SD.chunk(2), strict=True)), "item": learned["item.weight"]}
 
 
 def prepare(config: Config, task: SequenceTask, seeds: Sequence[int]) -> None:

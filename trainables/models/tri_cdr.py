@@ -60,7 +60,7 @@ DECAY = 0.99  # of lr, an epoch
 ENCODER = sasrec.Config(dropout=0.3)  # of the pretraining (ours)
 ENCODER_EPOCHS = 10
 SCALE = 5.0  # of the cosine in the pretraining, and where none is given in the training
-VERSION = 3  # of what pretraining makes; part of its key
+VERSION = 4  # of what pretraining makes; part of its key
 PARTS = ("merged", "source", "target")  # x, s, t
 LOSSES = ("bce", "softmax")
 
@@ -218,9 +218,7 @@ class TriCDR(nn.Module):
 
 
 def _document(task: SequenceTask, seed: int) -> dict[str, Any]:
-    return {
-        "version": VERSION, "train": task.train_key, "epochs": ENCODER_EPOCHS, "target": list(task.target), "seed": seed,
-    }  # fmt: skip
+    return {"version": VERSION, "train": task.train_key, "epochs": ENCODER_EPOCHS, "seed": seed}
 
 
 def cosine_loss(network: sasrec.SASRec, batch: Batch, domains: Sequence[Range], drawn_PK: Tensor) -> Tensor:
@@ -234,13 +232,17 @@ def cosine_loss(network: sasrec.SASRec, batch: Batch, domains: Sequence[Range], 
 
 
 def pretrained(task: SequenceTask, seed: int) -> Mapping[str, Tensor]:
-    """Return the weights of the three SASRecs, of all training users' sequences, trained where they are missing."""
-    domains = [task.source, task.target]
+    """Return the weights of the three SASRecs, of all training users' sequences, trained where they are missing.
+
+    Both directions share them.
+    """
+    way = task.one_way()
+    domains = [way.source, way.target]
 
     def make(kept: Path) -> dict[str, Any]:
         out: dict[str, Any] = {}
         for place, part in enumerate(PARTS):
-            labels = training_labels(task, part)
+            labels = training_labels(way, part)
 
             def epoch(
                 network: nn.Module, optimiser: Optimizer, rng: np.random.Generator, labels: Labels = labels
@@ -260,7 +262,9 @@ def pretrained(task: SequenceTask, seed: int) -> Mapping[str, Tensor]:
             kept.with_name(f"{kept.stem}-{part}{kept.suffix}").unlink(missing_ok=True)
         return out
 
-    return pretraining.kept_once(task, "tri_cdr", _document(task, seed), make)
+    learned = pretraining.kept_once(task, "tri_cdr", _document(task, seed), make)
+    places = {"0": "0", "1": "1", "2": "2"} if way is task else {"0": "0", "1": "2", "2": "1"}
+    return {places[name[0]] + name[1:]: value for name, value in learned.items()}
 
 
 def prepare(config: Config, task: SequenceTask, seeds: Sequence[int]) -> None:

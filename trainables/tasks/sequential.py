@@ -10,7 +10,7 @@ C candidates, I items of both domains, F feature width.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -138,6 +138,19 @@ class SequenceTask(OnDevice):
     rank_seen: str  # last | plain, see `SequenceSpec`
     validation: HeldOut
     train_key: str  # sha256 of what pretraining reads: sequences and texts; both directions of a pair share it
+
+    def turned(self) -> SequenceTask:
+        """Return the training side of the opposite direction; the validation users stay this task's own."""
+        alone = (self.group == SOURCE_ONLY) | (self.group == TARGET_ONLY)
+        group = torch.where(alone, SOURCE_ONLY + TARGET_ONLY - self.group, self.group)
+        return replace(self, source=self.target, target=self.source, group=group)
+
+    def one_way(self) -> SequenceTask:
+        """Return of this task and its opposite the one whose source has the lower item numbers.
+
+        What is learned of its training side, both directions find.
+        """
+        return self if self.source < self.target else self.turned()
 
     def ranked_last(self, history: Sequences) -> Tensor:
         """Return which target-domain items come last for these histories, bool [R, J]."""

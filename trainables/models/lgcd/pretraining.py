@@ -35,10 +35,9 @@ Domains = tuple[Range, ...]
 
 
 def domains_read(task: SequenceTask, spec: PretrainSpec) -> list[Domains]:
-    """Return for each pair of encoders the domains that it reads."""
-    if spec.sequences == "per_domain":
-        return [(domain,) for domain in sorted((task.source, task.target))]
-    return [(task.source, task.target)]
+    """Return for each pair of encoders the domains that it reads, alike for both directions."""
+    domains = tuple(sorted((task.source, task.target)))
+    return [(domain,) for domain in domains] if spec.sequences == "per_domain" else [domains]
 
 
 def pretrain(task: SequenceTask, spec: PretrainSpec, seed: int, kept: Path, domains: Domains) -> Encoders:

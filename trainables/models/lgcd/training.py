@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Generator, Hashable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ from trainables.models.lgcd.network import Network
 from trainables.models.lgcd.pretraining import encoders_folders, pretrained, serving_encoders
 from trainables.models.lgcd.retrieval import Suggested
 from trainables.sequence_tools import step, within
-from trainables.tasks.sequential import SOURCE_ONLY, TARGET_ONLY, HeldOut, Sequences, SequenceTask
+from trainables.tasks.sequential import HeldOut, Sequences, SequenceTask
 
 ROWS_BYTES = 512 * 2**20  # of rows that a process keeps for its next trial
 
@@ -74,7 +74,7 @@ class _Trainer:
     def __init__(self, config: Config, task: SequenceTask, seed: int, encoders: DomainEncoders) -> None:
         self.config, self.task, self.encoders = config, task, encoders
         self.generator, self.rng = torch.Generator().manual_seed(seed), np.random.default_rng(seed)
-        tasks = [task] if config.directions == "one" else [task, opposite(task)]
+        tasks = [task] if config.directions == "one" else [task, task.turned()]
         self.network = Network(config, [encoders.of_domain(one.source).fusion for one in tasks])
         self.optimiser = torch.optim.Adam(self.network.parameters(), lr=config.lr, fused=True)
         suggest = cache(lambda: suggested_items(config, task, encoders))
@@ -152,13 +152,6 @@ class _Stream:
 
 
 @lru_cache(maxsize=4)
-def opposite(task: SequenceTask) -> SequenceTask:
-    """Return the training side of a task for the opposite direction; the validation users stay the task's own."""
-    swapped = torch.where(task.group == SOURCE_ONLY, TARGET_ONLY, SOURCE_ONLY).to(task.group.dtype)
-    group = torch.where((task.group == SOURCE_ONLY) | (task.group == TARGET_ONLY), swapped, task.group)
-    return replace(task, source=task.target, target=task.source, group=group)
-
-
 def row_rules(config: Config) -> RowRules:
     """Return what the config says of rows."""
     return RowRules(condition_from=config.condition_from, rows=config.rows)
