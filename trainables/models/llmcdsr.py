@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy, normalize
+from torch.nn.functional import normalize
 from torch.optim import Adam, Optimizer
 
 from features.checks import at_least, choice, dropout_share, refuse, step_size
@@ -120,11 +120,9 @@ def text_contrast(mapped_UD: Tensor, item_UD: Tensor) -> Tensor:
 
     Rows of texts: logits [p . e', p . p']; rows of items: [e . e', e . p']; own similarities are left out.
     """
-    U, own = len(mapped_UD), torch.eye(len(mapped_UD), dtype=torch.bool, device=mapped_UD.device)
-    across, place = mapped_UD @ item_UD.T, torch.arange(U, device=mapped_UD.device)
-    texts = torch.cat([across, (mapped_UD @ mapped_UD.T).masked_fill(own, -torch.inf)], dim=1)
-    items = torch.cat([(item_UD @ item_UD.T).masked_fill(own, -torch.inf), across.T], dim=1)
-    return (cross_entropy(texts, place) + cross_entropy(items, place + U)) / 2
+    both_ND = torch.cat([mapped_UD, item_UD])
+    logits_NN = (both_ND @ both_ND.T).fill_diagonal_(-torch.inf)
+    return logits_NN.logsumexp(dim=1).mean() - (mapped_UD * item_UD).sum(dim=1).mean()
 
 
 def _document(task: SequenceTask, contrast: float, seed: int) -> dict[str, Any]:
