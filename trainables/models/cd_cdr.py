@@ -85,8 +85,8 @@ class Config:
     lr: float = 1e-3  # Adam's
     weight_decay: float = 1e-6  # Adam's
     batch: int = 2048  # rows, half of them of each domain
-    epochs: int = 60  # each of a quarter of the rows (ours)
-    patience: int = 6  # epochs without a better validation NDCG@10 before training ends (ours)
+    epochs: int = 120  # each of a quarter of the rows (ours)
+    patience: int = 12  # epochs without a better validation NDCG@10 before training ends (ours)
 
     def __post_init__(self) -> None:
         refuse(
