@@ -400,7 +400,7 @@ def train(config: Config, task: SequenceTask, seed: int) -> Iterator[Setup | Epo
     texts.load_state_dict(dict(pretrained(task, config.contrast, seed)))
     recall = Recall(config, task, texts.to(task.device))
     network, rng = sasrec.SASRec(sasrec.Config(dropout=config.dropout), task.items), np.random.default_rng(seed)
-    optimiser = Adam(network.parameters(), lr=config.lr, betas=BETAS)
+    optimiser = Adam(network.parameters(), lr=config.lr, betas=BETAS, fused=True)
     pooling = Adam(recall.parameters(), lr=config.lr, betas=BETAS)
     both = nn.ModuleDict({"network": network, "recall": recall})
     yield Setup(both, optimiser=optimiser, pooling=pooling, rng=rng)
