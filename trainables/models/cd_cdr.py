@@ -82,7 +82,7 @@ class Config:
     max_length: int = 10  # newest items of each domain that are read
     dropout: float = 0.1  # of the condition (ours)
     negatives: int = 256  # items of the softmax beside the label, drawn for each batch and domain (ours)
-    lr: float = 1e-3  # Adam's
+    lr: float = 3e-3  # Adam's (ours; the paper's 1e-3 learns Kitchen too slowly for `epochs`)
     weight_decay: float = 1e-6  # Adam's
     batch: int = 2048  # rows, half of them of each domain
     epochs: int = 120  # each of a quarter of the rows (ours)
