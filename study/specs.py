@@ -21,8 +21,13 @@ BASELINE = "baseline"  # the model of a row that is a simple baseline; the row h
 _NAME = re.compile(r"[\w.:=,+-]+")
 
 
+def is_name(value: str) -> bool:
+    """Whether cells, parts and the like may have this name."""
+    return _NAME.fullmatch(value) is not None
+
+
 def _check_name(owner: str, value: str) -> None:
-    if not _NAME.fullmatch(value):
+    if not is_name(value):
         raise ValueError(f"{owner}: use letters, digits and . : = , + - _ only, got {value!r}")
 
 

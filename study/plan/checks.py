@@ -14,7 +14,7 @@ from study.papers.reader import load_published
 from study.plan.binding import shown_value
 from study.plan.schema import OF_TASK_TYPE, Plan, Row, swept_rows
 from study.plan.start import WORDS, base_faults, fault_of
-from study.specs import BASELINE, Objective, SearchSpec
+from study.specs import BASELINE, Objective, SearchSpec, is_name
 from trainables.interface import OURS, load_model, make_config
 
 N_K = "pseudo_items"  # config field
@@ -41,6 +41,8 @@ def check_plan(plan: Plan, document: Mapping[str, Any], place: str) -> list[str]
         faults += _simulated_files(plan, place)
     if plan.published is not None:
         faults += _published_checks(plan, place)
+    if not all(is_name(domain) for task in plan.tasks for domain in task):
+        return faults  # there are no such cells
     cells = [cell.name for cell in plan.cells]
     wrong_bases = {row.name: base_faults(row, cells, place) for row in plan.rows}
     for row in plan.rows:
@@ -55,6 +57,11 @@ def _name_checks(plan: Plan, place: str) -> list[str]:
     faults = []
     if not _is_plain(plan.name):
         faults.append(f"{place}: name is {shown_value(plan.name)}; use letters, digits, - and _, at most 100")
+    faults += [
+        f"{place}: domains: a domain is named {shown_value(name)}; use letters, digits and . : = , + - _ only"
+        for name in plan.domains
+        if not is_name(name)
+    ]
     for task in plan.tasks:
         faults += [
             f"{place}: tasks: unknown domain {name!r} in {list(task)}; known: {', '.join(plan.domains) or 'none'}"

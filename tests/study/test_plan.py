@@ -333,3 +333,9 @@ def test_a_plan_is_never_changed(tmp_path: Path) -> None:
     assert isinstance(plan, Plan)
     with pytest.raises(AttributeError, match="cannot assign to field 'name'"):
         plan.name = "other"  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("name", ["b'ok", "two words"])
+def test_a_task_of_a_domain_that_no_cell_may_have_is_a_fault_of_the_plan(tmp_path: Path, name: str) -> None:
+    with pytest.raises(InputError, match="unknown domain"):
+        load_plan(str(write_plan(tmp_path, tasks=[[name, "b"]])))
