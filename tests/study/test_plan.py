@@ -337,5 +337,5 @@ def test_a_plan_is_never_changed(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["b'ok", "two words"])
 def test_a_task_of_a_domain_that_no_cell_may_have_is_a_fault_of_the_plan(tmp_path: Path, name: str) -> None:
-    with pytest.raises(InputError, match="unknown domain"):
+    with pytest.raises(PlanError, match="unknown domain"):
         load_plan(str(write_plan(tmp_path, tasks=[[name, "b"]])))
