@@ -74,7 +74,7 @@ class _Trainer:
     def __init__(self, config: Config, task: SequenceTask, seed: int, encoders: DomainEncoders) -> None:
         self.config, self.task, self.encoders = config, task, encoders
         self.generator, self.rng = torch.Generator().manual_seed(seed), np.random.default_rng(seed)
-        tasks = [task] if config.directions == "one" else [task, task.turned()]
+        tasks = [task] if config.directions == "one" else [task, opposite(task)]
         self.network = Network(config, [encoders.of_domain(one.source).fusion for one in tasks])
         self.optimiser = torch.optim.Adam(self.network.parameters(), lr=config.lr, fused=True)
         suggest = cache(lambda: suggested_items(config, task, encoders))
@@ -152,6 +152,11 @@ class _Stream:
 
 
 @lru_cache(maxsize=4)
+def opposite(task: SequenceTask) -> SequenceTask:
+    """Return the same turned task for the same task, so that the next trial finds the rows that are kept by it."""
+    return task.turned()
+
+
 def row_rules(config: Config) -> RowRules:
     """Return what the config says of rows."""
     return RowRules(condition_from=config.condition_from, rows=config.rows)
