@@ -27,7 +27,8 @@ class RowLabels:
     name: str
     """Shown: the plan's title, or the model's `NAME`."""
     paper_name: str
-    """The model's `NAME`, by which published rows and claims are found; empty for a baseline."""
+    """The model's `NAME`, by which published rows and claims are found; empty for a baseline and a row that is no published
+    system."""
     reads: str
     """What of the data the model sees: `ids, titles`."""
     preset: str = OURS
@@ -96,7 +97,7 @@ class Labels:
 
         Of several rows of one model it is the one that is named by the model, else the first of the plan.
         """
-        ordered = sorted(self.rows.values(), key=lambda row: row.row != row.model)
+        ordered = sorted((row for row in self.rows.values() if row.paper_name), key=lambda row: row.row != row.model)
         return {row.paper_name: row.row for row in reversed(ordered)}
 
     @property

@@ -435,4 +435,5 @@ def plan_labels(plan: Plan) -> Labels:
     rivals = {row.name: (row.model, row.title) for row in plan.rows[1:]}
     labels = labels_of(plan.model, plan.published, rivals)
     rows = {row.name: replace(labels.rows[row.name], preset=row.preset_tag) for row in plan.rows}
+    rows |= {row.name: replace(rows[row.name], paper_name="") for row in plan.rows if not row.published}
     return replace(labels, rows=rows, note=" ".join(plan.note.split()), parts=tuple(parts.part_names(plan)))

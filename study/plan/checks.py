@@ -163,7 +163,7 @@ def _cell_checks(plan: Plan, place: str) -> list[str]:
 def _published_checks(plan: Plan, place: str) -> list[str]:
     """A paper that has numbers of one of the plan's tasks and of one of its rows."""
     tasks = [f"{source}->{target}" for source, target in plan.tasks]
-    names = [load_model(row.model).NAME for row in plan.rows]
+    names = [load_model(row.model).NAME for row in plan.rows if row.published]
 
     def check() -> None:
         published = load_published(str(plan.published))

@@ -166,6 +166,7 @@ class RowPlan:
     base: Mapping[str, Any] = field(default_factory=dict)  # as of the plan
     search: RowSearchPlan | None = None  # None: as the subject's
     title: str | None = None  # what tables call the row; None: the model's NAME
+    published: bool = True  # false: not the system that papers print; no printed row and no claim is its own
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -180,6 +181,7 @@ class Row:
     search: SearchSpec | None
     place: str  # of its keys in the plan: empty for the subject, else `compare.<name>.`
     preset: str = OURS
+    published: bool = True
 
     @property
     def shared(self) -> dict[str, Any]:
@@ -290,7 +292,7 @@ class Plan:
             search = replace(search, trials=trials, points_to_evaluate=()) if trials else None
         return Row(
             name=name, model=model, title=rival.title or titled(model, rival.preset), space=rival.space, base=rival.base,
-            search=search, place=f"compare.{name}.", preset=rival.preset,
+            search=search, place=f"compare.{name}.", preset=rival.preset, published=rival.published,
         )  # fmt: skip
 
     @property

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 from study.labels import RowLabels, labels_of
+from study.plan.load import load_plan
+from study.study import plan_labels
 
 from .store import MUSIC, rival, with_rivals
 
@@ -37,6 +39,15 @@ def test_the_row_that_is_named_by_its_model_stands_for_the_system_else_the_first
     assert with_rivals(MUSIC, plain, rival("emcdr")).rows_by_paper_name() == {"MuSiC": "music", "EMCDR": "emcdr"}
     other = replace(plain, row="emcdr_other")
     assert with_rivals(MUSIC, other, plain).rows_by_paper_name()["EMCDR"] == "emcdr_other"
+
+
+def test_a_row_that_is_no_published_system_stands_for_none() -> None:
+    labels = plan_labels(load_plan("food-kitchen-table-1"))
+    encoders = labels.rows["lgcd_encoder"]
+    assert (encoders.name, encoders.paper_name) == ("LGCD's encoders alone", "")
+    assert labels.rows["lgcd"].paper_name == "LGCD"
+    assert "lgcd_encoder" not in labels.rows_by_paper_name().values()
+    assert labels.table_order[-1] == "lgcd_encoder", "below the paper's rows"
 
 
 def test_tables_have_the_papers_order_after_the_baselines() -> None:
