@@ -87,7 +87,7 @@ def test_the_bridge_adds_the_source_state_to_every_target_item() -> None:
     model = network()
     history = Sequences(torch.tensor([3, 25, 4, 26]), torch.tensor([0, 4]))
     source = model.state(Bag(torch.tensor([[3, 4]]), torch.ones(1, 2, dtype=torch.bool)), model.item.weight, 0)
-    table = model.item.weight + source
+    table = model.item.weight + source / WIDTH**0.5  # what is read is sqrt(D) times the table
     state = model.state(Bag(torch.tensor([[25, 26]]), torch.ones(1, 2, dtype=torch.bool)), table, 1)
     torch.testing.assert_close(model.users(history)[:, :-1], model.common(state)[1], atol=1e-5, rtol=1e-5)
     assert model.users(history).shape == (1, WIDTH + 1)

@@ -11,6 +11,7 @@ Shapes: B halves, L positions, D vector width, C width of the code, J target-dom
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -47,7 +48,7 @@ from trainables.tasks.sequential import Sequences, SequenceTask
 WIDTH = 64  # D; 100 in the authors' code, 64 for all systems of a comparison
 MAX_LENGTH = 50  # newest items that are read
 HIDDEN = 100  # of the discriminators
-DEVIATION = 1.0  # of the table's start: of the size of the positions beside it
+DEVIATION = WIDTH**-0.5  # of the table's start; what is read is sqrt(D) times it (ours: so that Adam's steps move it)
 ROUTES = ("target", "mean", "source")
 
 NAME = "DA-DAN"
@@ -70,15 +71,17 @@ class Config:
     adversarial: float = 0.1  # gamma (ours)
     difference: float = 2e-5  # lambda (ours): 0.1 at the code's C, for the loss is over C^2; 0.1 ends all codes here
     reconstruction: float = 0.1  # eta (ours)
-    reversal: float = 1.0  # kappa, what the reversed gradient is multiplied by
+    reversal: float = (
+        0.1  # kappa, what the reversed gradient is multiplied by (ours; 1, with which codes may grow away)
+    )
     bridge: bool = True  # the state of the source sequence beside it is added to every item of a target sequence
     route: str = "target"  # target | mean | source: whose code scores; an empty half leaves it to the other (ours)
     dropout: float = 0.1
     negatives: int = 1024  # items of the softmax beside the label, drawn for each batch (ours)
-    lr: float = 1e-3  # Adam's
+    lr: float = 3e-3  # Adam's (ours; 1e-3)
     batch: int = 256  # halves, half of them of each domain
     epochs: int = 50
-    patience: int = 5  # epochs without a better validation NDCG@10 before training ends (ours)
+    patience: int = 8  # epochs without a better validation NDCG@10 before training ends (ours)
 
     def __post_init__(self) -> None:
         refuse(
@@ -139,7 +142,7 @@ class DADAN(nn.Module):
 
     def state(self, bag: Bag, vector_UD: Tensor, domain: int, beside_BD: Tensor | None = None) -> Tensor:
         """State of the last item of each half, [B, D]; 0 for an empty one. `beside`: the source states (the bridge)."""
-        vector_BLD, length_B, L = picked(vector_UD, bag.item), bag.length, bag.item.shape[1]
+        vector_BLD, length_B, L = math.sqrt(WIDTH) * picked(vector_UD, bag.item), bag.length, bag.item.shape[1]
         if beside_BD is not None:
             vector_BLD = vector_BLD + beside_BD[:, None]
         place = timestep_embedding(torch.arange(L, device=bag.item.device), WIDTH)

@@ -41,6 +41,7 @@ from trainables.tasks.sequential import Sequences, SequenceTask
 WIDTH = 64  # D; 128 in the paper, 64 for all systems of a comparison
 HEADS = 4
 MAX_LENGTH = 50  # newest items of a history that are read
+DEVIATION = 0.02  # of the item table's start (ours; 1, at which these epochs learn popularity and no more)
 
 NAME = "DiffuRec"
 TASK_TYPE = "sequences"
@@ -101,7 +102,8 @@ class DiffuRec(nn.Module):
     def __init__(self, config: Config, items: int, seed: int) -> None:
         super().__init__()
         self.config, self.seed = config, seed
-        self.item = nn.Embedding(items, WIDTH)  # N(0, 1): in a smaller table x_0 would drown in unit noise
+        self.item = nn.Embedding(items, WIDTH)
+        nn.init.normal_(self.item.weight, std=DEVIATION)
         self.position = nn.Embedding(MAX_LENGTH, WIDTH) if config.positions else None
         self.time = nn.Sequential(nn.Linear(WIDTH, 4 * WIDTH), nn.SiLU(), nn.Linear(4 * WIDTH, WIDTH))
         self.blocks = nn.ModuleList(

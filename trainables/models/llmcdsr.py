@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,7 @@ from trainables.sequence_tools import (
     draw_shared,
     halved_labels,
     inside,
+    picked,
     softmax_loss,
     step,
     training_labels,
@@ -332,15 +334,16 @@ class Meta:
         rng: np.random.Generator,
     ) -> Tensor | None:  # fmt: skip
         """Return d BCE(M; theta'(phi)) / d phi, [2, D]; None before the first step of the optimiser."""
-        parameters = [parameter for parameter in network.parameters() if parameter in optimiser.state]
         recalled_BR, query_BD = self.recall.items(user_B)
-        if not parameters or query_BD is None:
+        if network.item.weight not in optimiser.state or query_BD is None:
             return None
         meta = self._overlapping(rng)
         augmented = inserted(self.task, user_B, recalled_BR, rng)
         drawn = [self.loss.drawn(user_N, batch.label), self.loss.drawn(augmented.batch.number, augmented.batch.label)]
         meta_drawn = self.loss.drawn(self.labels.row[meta.number], meta.label)
         fixed_BRD = network.item.weight.detach()[recalled_BR.clamp(min=0)]
+        read = [number for one in (batch, augmented.batch, meta) for number in (one.item, one.label)]
+        wanted, _ = distinct(self.task.items, *read, *drawn, meta_drawn)
 
         def augmented_loss(query: Tensor) -> Tensor:
             vector_BRD = fixed_BRD + ((query - query.detach()) / self.config.recalled)[:, None]
@@ -350,21 +353,23 @@ class Meta:
             found = torch.autograd.grad(loss, parameters, allow_unused=True)
             return [torch.zeros_like(p) if g is None else g for p, g in zip(parameters, found, strict=True)]
 
-        plain, inserted_loss = self.loss(network, batch, drawn[0]), augmented_loss(query_BD.detach())
-        inner = gradients(mean_over_both(plain, inserted_loss, batch, augmented.batch))
-        eps, lr = optimiser.defaults["eps"], optimiser.param_groups[0]["lr"]
-        steps = [step_derivative(g, optimiser.state[p], lr, eps) for p, g in zip(parameters, inner, strict=True)]
-        with moved(parameters, [-away for away, _ in steps], 1.0):
-            outer = gradients(self.loss(network, meta, meta_drawn))
-        v = [derivative * slope for (_, derivative), slope in zip(steps, outer, strict=True)]
-        size = math.sqrt(sum(float(part.square().sum()) for part in v))
-        if size == 0:
-            return torch.zeros_like(self.recall.pooling)
-        h, sides = DIFFERENCE / size, []
-        for sign in (1.0, -1.0):
-            with moved(parameters, v, sign * h):
-                query, _ = self.recall.query(user_B)
-                sides.append(torch.autograd.grad(augmented_loss(query), self.recall.pooling)[0])
+        with narrowed(network, optimiser, wanted) as moments:
+            parameters = list(moments)
+            plain, inserted_loss = self.loss(network, batch, drawn[0]), augmented_loss(query_BD.detach())
+            inner = gradients(mean_over_both(plain, inserted_loss, batch, augmented.batch))
+            eps, lr = optimiser.defaults["eps"], optimiser.param_groups[0]["lr"]
+            steps = [step_derivative(g, moments[p], lr, eps) for p, g in zip(parameters, inner, strict=True)]
+            with moved(parameters, [-away for away, _ in steps], 1.0):
+                outer = gradients(self.loss(network, meta, meta_drawn))
+            v = [derivative * slope for (_, derivative), slope in zip(steps, outer, strict=True)]
+            size = math.sqrt(sum(float(part.square().sum()) for part in v))
+            if size == 0:
+                return torch.zeros_like(self.recall.pooling)
+            h, sides = DIFFERENCE / size, []
+            for sign in (1.0, -1.0):
+                with moved(parameters, v, sign * h):
+                    query, _ = self.recall.query(user_B)
+                    sides.append(torch.autograd.grad(augmented_loss(query), self.recall.pooling)[0])
         share = len(augmented.batch.label) / (len(batch.label) + len(augmented.batch.label))  # of X', which reads phi
         return -share * (sides[0] - sides[1]) / (2 * h)
 
@@ -374,6 +379,40 @@ class Meta:
             self.waiting = self.labels.batches(self.config.meta_batch, MAX_LENGTH, rng)
             batch = next(self.waiting)
         return batch
+
+
+class Rows(nn.Module):
+    """Rows of an item table, looked up by the items' numbers."""
+
+    def __init__(self, table_ID: Tensor, wanted_U: Tensor) -> None:
+        super().__init__()
+        self.place_I = torch.zeros(len(table_ID), dtype=torch.int64, device=table_ID.device)
+        self.place_I[wanted_U] = torch.arange(len(wanted_U), device=table_ID.device)
+        self.weight = nn.Parameter(table_ID.detach()[wanted_U])
+
+    def forward(self, number: Tensor) -> Tensor:
+        """Vectors of items among those wanted."""
+        return picked(self.weight, self.place_I[number])
+
+
+@contextmanager
+def narrowed(
+    network: sasrec.SASRec, optimiser: Adam, wanted_U: Tensor
+) -> Iterator[dict[nn.Parameter, Mapping[str, Any]]]:  # fmt: skip
+    """Within a block the network has these items alone; yields its parameters with their moments.
+
+    Nothing else of the table is read, and its gradients are no larger than what is.
+    """
+    table = network.item
+    rows = Rows(table.weight, wanted_U)
+    network.item = rows  # type: ignore[assignment]
+    try:
+        kept = optimiser.state[table.weight]
+        of_rows = kept | {name: kept[name][wanted_U] for name in ("exp_avg", "exp_avg_sq")}
+        others = {p: optimiser.state[p] for p in network.parameters() if p in optimiser.state}
+        yield {rows.weight: of_rows, **others}
+    finally:
+        network.item = table
 
 
 class moved:  # noqa: N801

@@ -174,7 +174,9 @@ def test_printed_numbers_stand_beside_every_row_of_the_name(tmp_path: Path) -> N
     lines = [(row.name, row.printed["rmse"]) for row in compare(results).rows if row.seeds]
     assert lines == [("EMCDR, uncalibrated", 1.0874), ("EMCDR", 1.0874), ("MuSiC", 1.0136)]
     part = with_rivals(labels, replace(plain, paper_name=""), rival("emcdr"))
-    lines = [(row.name, row.printed) for row in compare(load_results(store.uri, store.experiment, part)).rows if row.seeds]
+    lines = [
+        (row.name, row.printed) for row in compare(load_results(store.uri, store.experiment, part)).rows if row.seeds
+    ]
     assert [name for name, _ in lines] == ["EMCDR", "MuSiC", "EMCDR, uncalibrated"], "it is no system of the paper"
     assert lines[0][1]["rmse"] == 1.0874
     assert not lines[2][1]
