@@ -32,6 +32,7 @@ from trainables.sequence_tools import (
     Scorer,
     TargetLabels,
     TargetLoss,
+    biases_at_zero,
     causal,
     contrast_with,
     newest_of_each,
@@ -43,6 +44,7 @@ from trainables.tasks.sequential import Sequences, SequenceTask
 WIDTH = 64  # D
 MAX_LENGTH = 50  # newest items of each domain that are read
 DEVIATION = 0.02  # of the tables' start
+TEXT_WEIGHT = 0.03  # of an item's text beside its ID: of one size at the start; at 1 IDs are not learned
 ROWS = 4096  # items whose texts are mapped at once without gradients
 LOSSES, ALIGNS = ("softmax", "bce"), ("product", "none")
 
@@ -111,6 +113,7 @@ class CTT(nn.Module):
         self.join, self.norm = nn.Linear(2 * WIDTH, WIDTH), nn.LayerNorm(WIDTH)
         self.cold = nn.Parameter(torch.randn(WIDTH) * DEVIATION)  # query where there is no target text
         self.dropout = Dropout(config.dropout)
+        biases_at_zero(self)
 
     def compared(self, item: Tensor) -> Tensor:
         """What maps of attention compare: texts of items, or IDs where no text is read, [..., D]."""
@@ -167,7 +170,7 @@ class CTT(nn.Module):
         """What users are multiplied by to score these items, [..., D]."""
         vector: Tensor = self.item(item)
         with_text = self.config.item_text and self.config.text
-        return vector + self.text_map(self.texts[item]) if with_text else vector
+        return vector + TEXT_WEIGHT * self.text_map(self.texts[item]) if with_text else vector
 
     def states(self, target: Bag, source: Bag, reads_BLM: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """U before each label and after the last item, [B, L + 1, D], and both intents of the target's items."""

@@ -33,6 +33,7 @@ from trainables.sequence_tools import (
     Scorer,
     TargetLabels,
     TargetLoss,
+    biases_at_zero,
     causal,
     newest_of_each,
     step,
@@ -181,9 +182,7 @@ class MGCL(nn.Module):
             nn.ModuleList(nn.Linear(WIDTH, WIDTH) for _ in range(2)),
         )
         self.dropout = Dropout(config.dropout)
-        for part in self.modules():  # torch's biases are larger than the items of the tables: all would start alike
-            if isinstance(part, nn.Linear) and part.bias is not None:
-                nn.init.zeros_(part.bias)
+        biases_at_zero(self)
 
     def walked(self) -> Tensor:
         """C of all items: the mean over the layers of what the graph carries, [I, D] (LightGCN)."""
