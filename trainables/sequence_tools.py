@@ -555,6 +555,14 @@ def biases_at_zero(network: nn.Module) -> None:
             nn.init.zeros_(part.bias)
 
 
+@torch.no_grad()
+def start_as_mean(*maps: nn.Linear) -> None:
+    """Let maps of vectors side by side, [..., P D] -> [..., D], start as their mean (ours): users begin near their items."""
+    for linear in maps:
+        width, parts = linear.out_features, linear.in_features // linear.out_features
+        linear.weight.copy_(torch.eye(width).repeat(1, parts) / parts)
+
+
 class Dropout(nn.Dropout):
     """nn.Dropout at a tenth of its time on a CPU, where torch draws a number of 32 bits for each coordinate, one by one.
 

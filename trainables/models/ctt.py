@@ -36,6 +36,7 @@ from trainables.sequence_tools import (
     causal,
     contrast_with,
     newest_of_each,
+    start_as_mean,
     step,
     unpacked,
 )
@@ -114,6 +115,7 @@ class CTT(nn.Module):
         self.cold = nn.Parameter(torch.randn(WIDTH) * DEVIATION)  # query where there is no target text
         self.dropout = Dropout(config.dropout)
         biases_at_zero(self)
+        start_as_mean(self.text_value, self.id_value, self.within, self.join)
 
     def compared(self, item: Tensor) -> Tensor:
         """What maps of attention compare: texts of items, or IDs where no text is read, [..., D]."""

@@ -36,6 +36,7 @@ from trainables.sequence_tools import (
     biases_at_zero,
     causal,
     newest_of_each,
+    start_as_mean,
     step,
     unpacked,
 )
@@ -183,6 +184,7 @@ class MGCL(nn.Module):
         )
         self.dropout = Dropout(config.dropout)
         biases_at_zero(self)
+        start_as_mean(self.across, self.join)
 
     def walked(self) -> Tensor:
         """C of all items: the mean over the layers of what the graph carries, [I, D] (LightGCN)."""
