@@ -557,7 +557,7 @@ def biases_at_zero(network: nn.Module) -> None:
 
 @torch.no_grad()
 def start_as_mean(*maps: nn.Linear) -> None:
-    """Let maps of vectors side by side, [..., P D] -> [..., D], start as their mean (ours): users begin near their items."""
+    """Let maps of P vectors side by side, [..., P D] -> [..., D], start as their mean (ours): users begin near items."""
     for linear in maps:
         width, parts = linear.out_features, linear.in_features // linear.out_features
         linear.weight.copy_(torch.eye(width).repeat(1, parts) / parts)
