@@ -221,9 +221,10 @@ def labels_of_an_epoch(name: str, task: SequenceTask) -> int:
         return len(torch.unique(merged.row))  # one label a sequence
     if name in ("tri_cdr", "mgcl", "ctt"):
         return int((target & (task.group[merged.row] == OVERLAPPING)).sum())
-    if name == "da_dan":  # target halves beside all source halves: the shorter side starts again
+    if name == "da_dan":  # beside all source halves: the shorter side starts again
         sources = len(torch.unique(task.train.row[inside(task.train.item, task.source)]))
-        return max(sources, kept[1])
+        target_labels = int(inside(halves.item, task.target).sum())
+        return round(target_labels * max(1.0, sources / kept[1]))
     return {
         "plcr": 2 * max(kept), "unicdr": 2 * max(each), "cd_cdr": 2 * round(max(each) / 4), "uclr": each[1],
         "sscdr_sequences": len(task.train.item),

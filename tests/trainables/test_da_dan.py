@@ -93,6 +93,23 @@ def test_the_bridge_adds_the_source_state_to_every_target_item() -> None:
     assert model.users(history).shape == (1, WIDTH + 1)
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("bridge", [True, False])
+def test_t1_no_state_depends_on_a_later_item(bridge: bool) -> None:
+    model = network(bridge=bridge).double()
+    items, beside = torch.randint(*TARGET, (4, 7)), torch.randn(4, WIDTH, dtype=torch.float64) if bridge else None
+    before = model.states(items, model.item.weight, beside)
+    for last in range(6):
+        changed = items.clone()
+        changed[:, last + 1 :] = torch.randint(*TARGET, (4, 6 - last))
+        after = model.states(changed, model.item.weight, beside)
+        assert after[:, : last + 1].equal(before[:, : last + 1])
+        assert not after[:, last + 1].equal(before[:, last + 1])
+        bag = Bag(changed[:, : last + 1], torch.ones(4, last + 1, dtype=torch.bool))
+        scored = model.state(bag, model.item.weight, 1, beside)
+        torch.testing.assert_close(after[:, last], scored, atol=1e-12, rtol=1e-12)  # as histories are read
+
+
 def test_faults_of_a_config_are_told_together() -> None:
     with pytest.raises(InputError) as fault:
         Config(route="both", adversarial=-1.0, common=0)

@@ -5,7 +5,7 @@ encoded apart and pulled into one code, by two discriminators behind a reversed 
 difference; items are scored from the code. The labelled domain is the one whose items are recommended, the target.
 The formulas are those of the authors' repository (LiuHao-sdnu/DA-DAN); the weights of the losses are not in it, so they
 are searched (0.1 each is ours). Other than there: norms are trained, the reconstruction is linear, all users' halves
-train, the label is a random item of a half, a softmax is over drawn items, and feed-forward maps have biases (ours).
+train, all but the first item of a half are labels, a softmax is over drawn items, and feed-forward maps have biases (ours).
 Shapes: B halves, L positions, D vector width, C width of the code, J target-domain items, K drawn items, R rows.
 """
 
@@ -28,11 +28,13 @@ from trainables.interface import Epoch, Selection, Setup, Variant
 from trainables.sequence_tools import (
     AttentionBlock,
     Bag,
+    Batch,
     Dropout,
     Halves,
     Range,
     Scorer,
     batches,
+    causal,
     distinct,
     draw_shared,
     newest,
@@ -140,15 +142,27 @@ class DADAN(nn.Module):
         self.is_target, self.is_source = Discriminator(config.common), Discriminator(config.common)  # D_B, D_A
         self.score = nn.Linear(config.common, target[1] - target[0])
 
-    def state(self, bag: Bag, vector_UD: Tensor, domain: int, beside_BD: Tensor | None = None) -> Tensor:
-        """State of the last item of each half, [B, D]; 0 for an empty one. `beside`: the source states (the bridge)."""
-        vector_BLD, length_B, L = math.sqrt(WIDTH) * picked(vector_UD, bag.item), bag.length, bag.item.shape[1]
+    def _read(self, item_BL: Tensor, vector_UD: Tensor, beside_BD: Tensor | None) -> Tensor:
+        """What the encoders read of halves, [B, L, D]. `beside`: the source states (the bridge)."""
+        vector_BLD = math.sqrt(WIDTH) * picked(vector_UD, item_BL)
         if beside_BD is not None:
             vector_BLD = vector_BLD + beside_BD[:, None]
-        place = timestep_embedding(torch.arange(L, device=bag.item.device), WIDTH)
+        read: Tensor = self.dropout(
+            vector_BLD + timestep_embedding(torch.arange(item_BL.shape[1], device=item_BL.device), WIDTH)
+        )
+        return read
+
+    def state(self, bag: Bag, vector_UD: Tensor, domain: int, beside_BD: Tensor | None = None) -> Tensor:
+        """State of the last item of each half, [B, D]; 0 for an empty one."""
         encoder = self.encoders[domain]
         assert isinstance(encoder, AttentionBlock)
-        return encoder.newest(self.dropout(vector_BLD + place), length_B) * (length_B > 0)[:, None]
+        return encoder.newest(self._read(bag.item, vector_UD, beside_BD), bag.length) * (bag.length > 0)[:, None]
+
+    def states(self, item_BL: Tensor, vector_UD: Tensor, beside_BD: Tensor | None = None) -> Tensor:
+        """State after each item of target halves, [B, L, D]; padding is at the end, in nobody's past."""
+        read = self._read(item_BL, vector_UD, beside_BD)
+        states: Tensor = self.encoders[1](read, causal(item_BL.shape[1], item_BL.device))
+        return states
 
     def common(self, state_BD: Tensor) -> tuple[Tensor, Tensor]:
         """Z and c of states, [B, C] each."""
@@ -167,6 +181,11 @@ class DADAN(nn.Module):
         weight_2R = torch.tensor(wanted, device=codes.device)[:, None] * has_2R
         weight_2R = torch.where(weight_2R.sum(dim=0) > 0, weight_2R, has_2R.float())
         code_RC = torch.einsum("pr,prc->rc", weight_2R / weight_2R.sum(dim=0), codes)
+        return self.with_one(code_RC)
+
+    @staticmethod
+    def with_one(code_RC: Tensor) -> Tensor:
+        """Codes beside a 1 for the items' biases, [R, C + 1]."""
         return torch.cat([code_RC, code_RC.new_ones(len(code_RC), 1)], dim=1)
 
     def items(self, domain: Range) -> Tensor:
@@ -183,45 +202,43 @@ def difference_loss(shared_BC: Tensor, code_BC: Tensor) -> Tensor:
 
 
 class Loss:
-    """Loss of a batch of source halves beside target halves with their labels."""
+    """Loss of a batch of source halves beside target halves, at all of their labels."""
 
     def __init__(self, config: Config, task: SequenceTask, rng: np.random.Generator) -> None:
         self.config, self.task, self.rng = config, task, rng
         self.halves, self.labels = Halves.of_task(task), training_labels(task, "target")
         self.source_rows = (self.halves.source.lengths > 0).nonzero().squeeze(1)
 
-    def epoch(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield source halves beside a random label of target halves, of about the same length each.
+    def epoch(self) -> Iterator[tuple[Tensor, Batch]]:
+        """Yield source halves beside target halves with their labels, of about the same length each.
 
         They are shuffled apart: no link is kept. The side with fewer of them starts again.
         """
-        number, half = self.labels.one_each(self.rng), max(1, self.config.batch // 2)
+        half = max(1, self.config.batch // 2)
         one = list(batches(self.halves.source.lengths[self.source_rows], half, self.rng))
-        other = list(batches(self.labels.at[number], half, self.rng))
+        other = list(self.labels.batches(half, MAX_LENGTH, self.rng))
         for at in range(max(len(one), len(other))):
-            yield self.source_rows[one[at % len(one)]], number[other[at % len(other)]]
+            yield self.source_rows[one[at % len(one)]], other[at % len(other)]
 
-    def __call__(self, network: DADAN, row_A: Tensor, number_B: Tensor) -> Tensor:
-        config, size = self.config, min(len(row_A), len(number_B))
-        row_A, number_B = row_A[:size], number_B[:size]
-        label_B = self.labels.item[number_B]
+    def __call__(self, network: DADAN, row_A: Tensor, batch: Batch) -> Tensor:
+        config, size = self.config, min(len(row_A), len(batch.length))
+        row_A, kept = row_A[:size], batch.row < size
+        row_N, column_N, label_N = batch.row[kept], batch.column[kept], batch.label[kept]
         source = newest(self.halves.source, row_A, self.halves.source.lengths[row_A], MAX_LENGTH)
-        item_BL, length_B = self.labels.histories(number_B, MAX_LENGTH)
-        target = Bag(item_BL, torch.arange(item_BL.shape[1], device=item_BL.device) < length_B[:, None])
-        wanted, (source_at, target_at) = distinct(self.task.items, source.item, target.item)
+        wanted, (source_at, target_at) = distinct(self.task.items, source.item, batch.item[:size])
         vector_UD = picked(network.item.weight, wanted)
         source_BD = network.state(Bag(source_at, source.real), vector_UD, 0)
-        beside = source_BD if config.bridge else None
-        target_BD = network.state(Bag(target_at, target.real), vector_UD, 1, beside)
+        states = network.states(target_at, vector_UD, source_BD if config.bridge else None)
+        target_BD = states[torch.arange(size, device=states.device), batch.length[:size] - 1]
         (source_z, source_c), (target_z, target_c) = network.common(source_BD), network.common(target_BD)
         low, high = self.task.target
-        drawn_K = draw_shared([(low, high)], config.negatives, self.rng)[0].to(label_B.device)
-        column = torch.cat([label_B, drawn_K]) - low
+        drawn_K = draw_shared([(low, high)], config.negatives, self.rng)[0].to(label_N.device)
+        number, count = torch.cat([label_N, drawn_K]) - low, len(label_N)
         scored = torch.cat(
-            [network.score.weight.index_select(0, column), network.score.bias.index_select(0, column)[:, None]], dim=1
+            [network.score.weight.index_select(0, number), network.score.bias.index_select(0, number)[:, None]], dim=1
         )
-        user = torch.cat([target_c, target_c.new_ones(size, 1)], dim=1)
-        loss = next_item_loss(user, label_B, scored[:size], drawn_K, scored[size:], high - low) / size
+        user = network.with_one(network.common(states[row_N, column_N])[1])
+        loss = next_item_loss(user, label_N, scored[:count], drawn_K, scored[count:], high - low) / count
         if config.adversarial:
             codes = (
                 network.is_target.loss(target_z, 1, config.reversal)
@@ -241,7 +258,7 @@ class Loss:
 
 
 def train(config: Config, task: SequenceTask, seed: int) -> Iterator[Setup | Epoch]:
-    """Train one seed, an epoch of one random label of each target half at a time."""
+    """Train one seed, an epoch of all labels of the target halves at a time (ours; one a half in the code)."""
     network, rng = DADAN(config, task.items, task.source, task.target), np.random.default_rng(seed)
     optimiser = torch.optim.Adam(network.parameters(), lr=config.lr, fused=True)
     yield Setup(network, optimiser=optimiser, rng=rng)
