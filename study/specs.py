@@ -224,6 +224,8 @@ class RowRecipe:
     """File in trainables/models, or `baseline`."""
     base: Mapping[str, Any]
     """Configuration under each job's own fields."""
+    version: int = 1
+    """Of the model's code, see `trainables.interface`."""
     space: Space | None = None
     """What drawn jobs are drawn from."""
     search: SearchSpec | None = None

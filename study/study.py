@@ -36,6 +36,7 @@ from study.tracking.addresses import naming
 from study.tracking.marks import mark_best, mark_front, mark_places
 from study.tracking.registry import Recommendation, recommend, register
 from study.tracking.results import Results, load_results, read_config
+from trainables.interface import load_model
 from trainables.tasks.arrays import TaskFolders
 
 RUN = "trainables.trial:run"
@@ -361,7 +362,7 @@ class Study:
         named = {job.row for job in jobs}
         recipes = {
             row.name: RowRecipe(
-                trainable=RUN, model=row.model, base=row.config,
+                trainable=RUN, model=row.model, base=row.config, version=load_model(row.model).VERSION,
                 space=row.load_space() if part == "search" else None,
                 search=row.search_with_first_point() if part == "search" else None,
             )

@@ -9,8 +9,9 @@ A model is a file (or a folder) in `trainables/models/` with one YAML of search 
                 `patience` and `keep` where it has them
     train       (config, task, seed), a generator of `Setup` (at most one, before all else), `Stage` and `Epoch`
 
-and, where it wants to: NEEDS, NOTE, PRESETS, ABLATIONS, FIGURES; BOTH_DIRECTIONS, where one training serves both
-directions of a pair of domains, for its epochs have `turned`; `prepare(config, task, seeds)`, which makes what its
+and, where it wants to: NEEDS, NOTE, PRESETS, ABLATIONS, FIGURES; VERSION, raised where its code has changed so that its
+trials must be trained again; BOTH_DIRECTIONS, where one training serves both directions of a pair of domains, for its
+epochs have `turned`; `prepare(config, task, seeds)`, which makes what its
 trials share ahead of them, with `shared(config, task, seeds)`, the folders that hold it, by their paths in the folder of
 all tasks; and, with `Epoch.pack`, `unpack(config, state, seed)`, which gives back a trained model as a function from what
 is known of users (`TaskType.query`) to scores of all items of the target domain [U, J].
@@ -48,7 +49,10 @@ OURS = "ours"  # the preset that is the defaults; no model declares it
 KEEP = ("best", "last")
 FIELD_TYPES = ("bool", "int", "float", "str")  # what a plan and a search space can say
 _REQUIRED = ("NAME", "TASK_TYPE", "SELECTION", "Config", "train")
-_CONSTANTS = ("NAME", "TASK_TYPE", "SELECTION", "NEEDS", "NOTE", "BOTH_DIRECTIONS", "PRESETS", "ABLATIONS", "FIGURES")
+_CONSTANTS = (
+    *("NAME", "TASK_TYPE", "SELECTION", "NEEDS", "NOTE", "VERSION", "BOTH_DIRECTIONS"),
+    *("PRESETS", "ABLATIONS", "FIGURES"),
+)
 _ARGUMENTS = {
     "train": ("config", "task", "seed"),
     "prepare": ("config", "task", "seeds"),
@@ -161,6 +165,7 @@ class Model:
     NEEDS: tuple[str, ...] = ()
     PRESETS: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     NOTE: str = ""  # printed beside the model in tables, e.g. reconstruction
+    VERSION: int = 1  # of its code: finished trials of another version count no more
     BOTH_DIRECTIONS: bool = False  # whether one training serves both directions of a pair of domains
     ABLATIONS: Mapping[str, Variant] = field(default_factory=dict)
     FIGURES: Mapping[str, Figure] = field(default_factory=dict)
@@ -242,6 +247,8 @@ def _constant_faults(module: ModuleType) -> list[str]:
     note, needs = getattr(module, "NOTE", ""), getattr(module, "NEEDS", ())
     if not isinstance(note, str):
         faults.append(f"NOTE is {note!r}; give text")
+    if type(version := getattr(module, "VERSION", 1)) is not int or version < 1:
+        faults.append(f"VERSION is {version!r}; give a whole number of at least 1")
     if not isinstance(both := getattr(module, "BOTH_DIRECTIONS", False), bool):
         faults.append(f"BOTH_DIRECTIONS is {both!r}; give True or False")
     if not isinstance(needs, tuple):

@@ -1,7 +1,8 @@
 """Hashes of what a result depends on: of a job, of a search, and of a checkpoint. Pure functions.
 
 Whether a finished run still counts is decided by its fingerprint alone. What a plan may change without training anything
-again is therefore not in it: names of rows and trials, resources, tags, the number of trials, other rows and cells.
+again is therefore not in it: names of rows and trials, resources, tags, the number of trials, other rows and cells. Nor
+is the code, of which most changes change no result: a model whose trials must be trained again raises its `VERSION`.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ def fingerprints(recipe: Recipe, jobs: Iterable[Job]) -> dict[str, str]:
 
 
 def fingerprint(recipe: Recipe, job: Job) -> str:
-    """Return the hash of all that the job's result depends on, as far as the plan says it.
+    """Return the hash of all that the job's result depends on, as far as the plan and the model's version say it.
 
     The task's folder stands for its data, its split and its vectors: its name is a hash of them. A drawn job's hash is
     that of its search, whatever its number.
@@ -45,6 +46,8 @@ def fingerprint(recipe: Recipe, job: Job) -> str:
         "task": Path(job.task_dir).parts[-2:],
         "score": job.score,
     }
+    if row.version > 1:
+        identity["version"] = row.version
     if job.config is not None:
         identity["config"] = {**row.base, **job.config}
     elif row.space is not None and row.search is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Sequence
 from typing import Any
 
@@ -164,6 +165,7 @@ def difference_table(results: Results, comparison: Comparison) -> Table:
 # --- in the terminal ----------------------------------------------------------------------------------------------
 
 
+_NAME_WIDTH = 24  # characters of the first column
 TABLE_WIDTH = 120  # characters that hold every column; a narrower terminal wraps lines instead of cutting numbers
 
 
@@ -180,7 +182,7 @@ def summary_table(results: Results, comparison: Comparison | None = None) -> Ter
         title=title, box=None, header_style="bold", title_style="bold", padding=(0, 1, 0, 0), pad_edge=False
     )
     with_printed = any(row.printed for row in comparison.rows)
-    table.add_column("", no_wrap=True, max_width=24)
+    table.add_column("", no_wrap=True, max_width=_NAME_WIDTH)
     table.add_column("reads", max_width=13, min_width=12)
     with_validation = len(metrics) <= 3  # what 100 columns hold
     columns = [f"val\n{_narrow(headline, metrics)}"] if with_validation else []
@@ -201,7 +203,8 @@ def summary_table(results: Results, comparison: Comparison | None = None) -> Ter
         for row in rows:
             bold = (row.cell, row.group, row.labels.row) in comparison.best
             selected = row.validation.get(headline.name) if with_validation else None
-            cells = [f"  {escape(row.name)}", escape(row.labels.reads)]
+            note = textwrap.wrap(row.labels.note, _NAME_WIDTH - 4)
+            cells = [escape("\n    ".join([f"  {row.name}", *note])), escape(row.labels.reads)]
             cells += [number(selected.value, 3) if selected else NONE] if with_validation else []
             cells += _terminal_numbers(row, metrics, headline, with_printed)
             table.add_row(*cells, style="bold" if bold else "")

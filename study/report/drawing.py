@@ -404,6 +404,7 @@ def _history(figure: History) -> Canvas:
         axes.set_title(_task(task))
         axes.set(xlabel="Search trial", ylabel=figure.head.labels.label(figure.metric))
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.set_xlim(-0.5, figure.last + 0.5)
     ratios = [ratio for ratio in palette.ratios if any(trace.ratio == ratio for trace in figure.traces)]
     kind = figure.head.labels.task_type.ratio
     handles = [Line2D([], [], color=_GREY, label=f"{kind} {ratio:.0%}", **_shape(palette, ratio)) for ratio in ratios]

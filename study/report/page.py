@@ -111,10 +111,10 @@ def _banners(results: Results, content: Content) -> str:
     if results.labels.note:
         lines.append(results.labels.note)
     open_ = len(results.without_result())
-    if open_ or content.missing:
-        lines.append(
-            f"Partial study: {open_} trials without a result, {len(content.missing)} figures, tables or parts missing."
-        )
+    partial = [f"{open_} trials without a result"] if open_ else []
+    partial += [f"{len(content.missing)} figures, tables or parts missing"] if content.missing else []
+    if partial:
+        lines.append(f"Partial study: {', '.join(partial)}.")
     return "".join(f'<p class="banner">{escape(line)}</p>\n' for line in lines)
 
 

@@ -59,7 +59,10 @@ def test_other_code_and_packages_are_named(tmp_path: Path, monkeypatch: pytest.M
     remember(plan, tmp_path, "plan.yaml")
     monkeypatch.setattr("study.plan.diff.commit", lambda: "def5678+0123456789ab")
     monkeypatch.setattr("study.plan.diff.versions", lambda: "torch=2.14.0 ray=2.60.0")
-    means = "results stay; a trial that was in progress begins anew: checkpoints of other code are not used"
+    means = (
+        "results stay, but of a model whose VERSION was raised; a trial that was in progress begins anew: checkpoints of "
+        "other code are not used"
+    )
     assert changes(plan, tmp_path) == [
         f'commit: "abc1234" -> "def5678+0123456789ab"; {means}', f'versions.torch: "2.13.0" -> "2.14.0"; {means}',
     ]  # fmt: skip

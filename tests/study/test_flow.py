@@ -22,11 +22,13 @@ import pytest
 from features.errors import InputError
 from features.extraction.workers import Actors
 from study.engine.optuna_storage import open_journal
+from study.engine.run import RunSummary
 from study.plan.load import load_plan
-from study.specs import Cluster
+from study.specs import Cluster, Recipe
 from study.study import Study
 from study.tracking.results import Results, load_results
 from study.tracking.runs import connect, default_uri, find_runs
+from trainables.interface import check_model
 
 from ..patience import PATIENCE_S
 from .conftest import Finished
@@ -184,6 +186,23 @@ def test_a_second_run_trains_nothing(finished: Finished, monkeypatch: pytest.Mon
     assert claims is not None
     assert claims[0] in ran.out
     assert {run.info.run_id: run.info.end_time for run in runs(finished.home)} == before
+
+
+def test_trials_are_asked_for_by_their_models_version(finished: Finished, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def no_jobs(recipe: Recipe, *_: Any, **__: Any) -> RunSummary:
+        asked.append({name: row.version for name, row in recipe.rows.items()})
+        return RunSummary(planned=0, ran=0, superseded=0, failures=(), stopped=None)
+
+    monkeypatch.setattr("study.study.run_jobs", no_jobs)
+    monkeypatch.setattr("trainables.models.music.VERSION", 7, raising=False)
+    check_model.cache_clear()
+    try:
+        Study(finished.plan, home=finished.home).run_part("ablate")
+    finally:
+        check_model.cache_clear()
+    assert asked == [{"music": 7}]
 
 
 def test_status_counts_what_a_larger_plan_lacks(finished: Finished, tmp_path: Path) -> None:

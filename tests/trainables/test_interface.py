@@ -222,6 +222,7 @@ def test_every_fault_of_a_model_file_is_said_at_once(tmp_path: Path, monkeypatch
         ('NAME = "Popular"', "", "NAME is missing; give the paper's name, by which its published rows are found"),
         ('TASK_TYPE = "sequences"', "", "TASK_TYPE is missing; choose from ratings, sequences"),
         ('"sequences"', '"sequence"', "TASK_TYPE is 'sequence'; choose from ratings, sequences"),
+        ("SELECTION =", "VERSION = 0\nSELECTION =", "VERSION is 0; give a whole number of at least 1"),
         ("SELECTION =", "CHOICE =", 'SELECTION is missing; give e.g. Selection("val_rmse", "minimize")'),
         (
             'Selection("val_ndcg10", "maximize")',

@@ -80,6 +80,7 @@ class History:
     head: Head
     metric: str
     traces: tuple[Trace, ...]
+    last: int  # number of the last search trial of any cell, finished or not
     edge: Mapping[str, float]  # task -> the worse end of its axis; trials beyond it are drawn there
 
     def points(self) -> pd.DataFrame:
@@ -149,7 +150,8 @@ def importance(results: Results, row: str) -> Importance:
         cells.append(CellImportance(str(cell), str(first["task"]), float(first["ratio"]), len(of_cell), shares))
     if not cells or not names:
         raise MissingError(
-            f"importance: no cell has {MIN_TRIALS} finished search trials that differ; run `study search`"
+            f"importance: no cell has {MIN_TRIALS} finished search trials that differ; run `study search`, with more "
+            "trials where it has ended"
         )
     present = {name for cell in cells for name in cell.shares}
     absent = sorted(set(names) - present)
@@ -175,9 +177,8 @@ def history(results: Results, row: str) -> History:
         x = tuple(int(name) for name in trials["name"])
         y = tuple(float(value) for value in trials[f"metrics.{metric}"])
         traces.append(Trace(str(cell), str(first["task"]), float(first["ratio"]), x, y, tuple(accumulate(y, pick))))
-    every = results.trials
-    failed = every[every["status"].isin(["FAILED", "KILLED", "PRUNED"]) & (every["row"] == row)]
-    lost = int((failed["part"] == "search").sum())
+    every = results.trials[(results.trials["part"] == "search") & (results.trials["row"] == row)]
+    lost = int(every["status"].isin(["FAILED", "KILLED", "PRUNED"]).sum())
     notes = [f"{lost} search trials that failed or were stopped early are not shown."] if lost else []
     by_task = {task: [y for trace in traces if trace.task == task for y in trace.y] for task in results.tasks()}
     edge = {task: worse_end(values, labels.higher) for task, values in by_task.items()}
@@ -188,7 +189,7 @@ def history(results: Results, row: str) -> History:
     title = row_title("Optimisation history", results, row)
     alt = f"{title}: each search trial and the best so far, per task and {labels.task_type.ratio} ratio."
     head = Head(labels, row_name("history", results, row), title, alt, palette_of(results), tuple(notes))
-    return History(head, metric, tuple(traces), edge)
+    return History(head, metric, tuple(traces), every["name"].astype(int).max(), edge)
 
 
 def curves(results: Results, row: str) -> Curves:
@@ -217,7 +218,10 @@ def parallel(results: Results, row: str, cell: str) -> Parallel:
     names = results.searched(row)
     trials = every[every["cell"] == cell]
     if trials.empty or not names:
-        raise MissingError(f"parallel coordinates of {cell}: no finished search trials that differ; run `study search`")
+        raise MissingError(
+            f"parallel coordinates of {cell}: no finished search trials that differ; run `study search`, with more "
+            "trials where it has ended"
+        )
     axes, columns = [], []
     for name in names:
         texts = every[f"params.{name}"]

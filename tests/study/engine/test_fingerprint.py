@@ -97,6 +97,17 @@ def test_a_fixed_job_is_its_whole_configuration() -> None:
     assert fingerprint(recipe(), fixed(score=True, test_dir="test")) != fingerprint(recipe(), fixed())
 
 
+def test_a_model_of_another_version_is_trained_again() -> None:
+    def of_version(version: int) -> Recipe:
+        known = recipe()
+        return replace(known, rows={"music": replace(known.rows["music"], version=version)})
+
+    for job in (drawn(), fixed()):
+        hashes = [fingerprint(of_version(version), job) for version in (1, 2, 3)]
+        assert hashes[0] == fingerprint(recipe(), job)
+        assert len(set(hashes)) == 3
+
+
 def test_all_numbers_of_a_search_share_its_fingerprint() -> None:
     jobs = [drawn(), drawn(name="0001"), fixed()]
     hashes = fingerprints(recipe(), jobs)

@@ -178,6 +178,16 @@ def test_history_keeps_diverged_trials_from_stretching_the_axis(tmp_path: Path) 
     assert figure.points()["val_rmse"].max() == 40.0
 
 
+def test_history_has_room_for_trials_that_were_stopped(tmp_path: Path) -> None:
+    store = empty_store(tmp_path)
+    store.add("search", "a->b", 0.2, "0000", with_seeds({"val_rmse": [0.9]}))
+    for number in ("0001", "0002"):
+        store.add("search", "a->b", 0.2, number, {}, status="FAILED")
+    figure = history(load_results(store.uri, store.experiment, MUSIC), "music")
+    (axes,) = draw(figure).axes
+    assert axes.get_xlim() == (-0.5, 2.5)
+
+
 def test_learning_curves_are_those_of_the_selected_trials(results: Results) -> None:
     figure = curves(results, "music")
     best = results.finished("search").query("best").set_index("cell")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import io
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -10,12 +11,13 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from rich.console import Console
 
 from study.labels import Labels, labels_of
 from study.papers.reader import Claim, load_paper
 from study.report.claims.judge import HOLDS, NOT_TESTED, REVERSED, VERDICTS, Judged, judge
 from study.report.comparison import ONE_SEED, Comparison, compare
-from study.report.comparison_table import comparison_table, difference_table
+from study.report.comparison_table import TABLE_WIDTH, comparison_table, difference_table, summary_table
 from study.report.drawing import RIVALS as GREYS
 from study.report.drawing import draw
 from study.report.figures.search import history
@@ -120,6 +122,18 @@ def test_the_table_tells_trials_hours_and_who_was_searched_less(comparison: Comp
     assert any(name.endswith("UniCDR\nreconstruction") or name == "**UniCDR**\nreconstruction" for name in shown.index)
     less = difference_table(results, comparison).frame
     assert set(less["row"]) == {"lgcd", "sasrec", "unicdr"}
+
+
+def test_a_reconstruction_says_so_in_the_terminal_too(store: Store) -> None:
+    note = "its neighbourhood is reconstructed"
+    rivals = [replace(rival("unicdr"), note=note), rival("sasrec"), rival("cmf")]
+    out = io.StringIO()
+    results = load_results(store.uri, store.experiment, with_rivals(LGCD, *rivals))
+    Console(file=out, width=TABLE_WIDTH, color_system=None).print(summary_table(results))
+    lines = out.getvalue().splitlines()
+    at = next(number for number, line in enumerate(lines) if line.startswith("  UniCDR "))
+    assert [line[:24].rstrip() for line in lines[at + 1 : at + 3]] == ["    its neighbourhood is", "    reconstructed"]
+    assert "…" not in out.getvalue()
 
 
 def test_a_row_without_a_score_is_named_and_its_printed_numbers_stay(tmp_path: Path) -> None:
