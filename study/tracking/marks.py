@@ -38,7 +38,8 @@ def mark_best(client: MlflowClient, experiment_id: str, selection: Selection) ->
     best = {key: finished[trial.run_id] for key, trial in best_trials(trials, selection).items()}
     chosen = {key: str(run.info.run_id) for key, run in best.items()}
     _mark(client, runs, tags.BEST, chosen.values())
-    describe(client, experiment_id, finished=list(finished.values()), best=best, selection=selection)
+    reasons = [tag for tag in (tags.PRUNED, tags.ERROR) if any(tag in run.data.tags for run in runs)]
+    describe(client, experiment_id, finished=list(finished.values()), best=best, selection=selection, reasons=reasons)
     return chosen
 
 

@@ -33,9 +33,13 @@ Key = tuple[str, str]
 
 
 def describe(
-    client: MlflowClient, experiment_id: str, *, finished: Sequence[Run], best: Mapping[Key, Run], selection: Selection
-) -> None:
-    """Write the description and the views of a search: its finished trials, and the best one of each row and cell."""
+    client: MlflowClient, experiment_id: str, *, finished: Sequence[Run], best: Mapping[Key, Run], selection: Selection,
+    reasons: Sequence[str] = (),
+) -> None:  # fmt: skip
+    """Write the description and the views of a search: its finished trials, and the best one of each row and cell.
+
+    `reasons`: tags that say why trials have no result, shown where all trials are.
+    """
     metric = selection.metric
     varied = {row: _varied(runs) for row, runs in _by_row(finished).items()}
     main = {name for run in finished for name in run.data.metrics if _is_main(name)} | {metric}
@@ -43,14 +47,14 @@ def describe(
     measured = sorted(name for name in main - {metric} if not any(name.startswith(f"{other}_") for other in main))
     names = [metric, *measured]
     all_varied = list(dict.fromkeys(name for fields in varied.values() for name in fields))
-    places = [f"tags.`{tags.CELL}`", f"tags.`{tags.ROW}`"]
+    places = _tags([tags.CELL, tags.ROW])
     columns = [*places, *_metrics(names), *_params(all_varied)]
     scores = [*places, *_metrics(name.replace("val_", "test_", 1) for name in names)]
     by_metric = {"orderByKey": f"metrics.`{metric}`", "orderByAsc": selection.direction == "minimize"}
     by_place = {"orderByKey": f"tags.`{tags.PLACE}`", "orderByAsc": True}
     views = {
         "best": ("Best trial of each cell", _BEST, by_place, columns),
-        "search": ("All search trials", _ALL, by_metric, columns),
+        "search": ("All search trials", _ALL, by_metric, [*places, *_tags(reasons), *columns[len(places) :]]),
         "score": ("Scores on test users", _SCORES, by_place, scores),
     }
     for key, (name, condition, order, selected) in views.items():
@@ -135,6 +139,10 @@ def _varied(runs: Sequence[Run]) -> list[str]:
 
 def _is_main(name: str) -> bool:
     return name.startswith("val_") and "/" not in name and not name.endswith("_std")
+
+
+def _tags(names: Iterable[str]) -> list[str]:
+    return [f"tags.`{name}`" for name in names]
 
 
 def _metrics(names: Iterable[str]) -> list[str]:

@@ -51,10 +51,12 @@ def run(row: str, cell: str, metrics: dict[str, float], params: dict[str, str] |
     return SimpleNamespace(info=SimpleNamespace(run_id=f"{cell} {row}"), data=data)
 
 
-def describe_runs(client: Client, runs: list[Any], selection: Selection, best: list[Any] | None = None) -> str:
+def describe_runs(
+    client: Client, runs: list[Any], selection: Selection, best: list[Any] | None = None, **more: Any
+) -> str:
     """The description after a search of these trials; `best`: those that are the best of their row and cell."""
     chosen = {(one.data.tags[tags.ROW], one.data.tags[tags.CELL]): one for one in (runs if best is None else best)}
-    describe(client, "1", finished=runs, best=chosen, selection=selection)  # type: ignore[arg-type]
+    describe(client, "1", finished=runs, best=chosen, selection=selection, **more)  # type: ignore[arg-type]
     return client.tags[tags.NOTE]
 
 
@@ -87,6 +89,15 @@ def test_all_rows_of_a_cell_stand_in_one_list_the_best_first() -> None:
     assert client.view("cell-1")["searchFilter"].endswith(
         "tags.\"study.cell\" = 'b->m@0.2' AND tags.\"study.row\" = 'music'"
     )
+
+
+def test_trials_without_a_result_say_why_where_all_are_listed() -> None:
+    client = Client()
+    runs = [run("music", "x", {"val_rmse": 1.0})]
+    describe_runs(client, runs, RMSE, reasons=[tags.PRUNED])
+    places = ["tags.`study.cell`", "tags.`study.row`"]
+    assert client.view("search")["selectedColumns"] == [*places, "tags.`study.pruned`", "metrics.`val_rmse`"]
+    assert client.view("best")["selectedColumns"] == [*places, "metrics.`val_rmse`"]
 
 
 @pytest.mark.parametrize(("maximize", "order"), [(False, ["a", "b", "c", "d"]), (True, ["b", "a", "c", "d"])])
