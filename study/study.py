@@ -30,6 +30,7 @@ from study.report.claims.judge import Judged, judge
 from study.report.report import ReportResult, figure_names, redraw, report
 from study.selection import Best, best_trials
 from study.specs import BASELINE, Cell, Cluster, Job, Recipe, RowRecipe
+from study.terminal import redirect_native_output
 from study.tracking import runs as tracking
 from study.tracking import tags
 from study.tracking.addresses import naming
@@ -148,6 +149,8 @@ class Study:
         refuse_second(self.home, self.plan.name)  # it would describe its data in the other's experiment
         if not self.replace:
             refuse_other_plan(self.plan, self.home.path, self.named)
+        if self.cluster.log is not None:  # extraction starts a Ray of its own
+            redirect_native_output(self.cluster.log)
         on_ray, actors = self.cluster.address is not None, None
         if on_ray:
             from study.engine.launch import connect, most_actors

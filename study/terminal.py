@@ -41,6 +41,16 @@ def prepare_streams() -> None:
         sys.stderr = io.TextIOWrapper(raw, encoding=sys.stderr.encoding, errors="study", write_through=True)
 
 
+def redirect_native_output(log: Path) -> None:
+    """Send to a file what libraries write to file number 2 of this process, from now on: Ray writes there until it ends.
+
+    Python's own `sys.stderr` is not meant: `prepare_streams` has put it elsewhere.
+    """
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("ab") as file:
+        os.dup2(file.fileno(), 2)
+
+
 class _Log(io.TextIOBase):
     """Appends to a file, which is made with the first word."""
 

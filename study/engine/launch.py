@@ -25,6 +25,7 @@ from study.engine.ray_tune import JobCallback, JobScheduler, JobSearcher, Ledger
 from study.engine.worker import train
 from study.home import Home
 from study.specs import Cluster, Job, Recipe, Resources
+from study.terminal import redirect_native_output
 
 if TYPE_CHECKING:
     from ray.runtime_context import RuntimeContext
@@ -91,7 +92,7 @@ def connect(cluster: Cluster) -> None:
     if ray.is_initialized():
         return
     if cluster.log is not None:
-        _redirect_native_output(cluster.log)
+        redirect_native_output(cluster.log)
     with _quiet(cluster.log):
         if cluster.address is None:
             start_ray()
@@ -113,16 +114,6 @@ def _joined(here: RuntimeContext, address: str) -> bool:
         return bool(here.gcs_address == address)
     except Exception:  # of whatever kind while it leaves: Ray takes its state apart attribute by attribute
         return False
-
-
-def _redirect_native_output(log: Path) -> None:
-    """Send to a file what libraries write to file number 2 of this process, from now on: Ray writes there until it ends.
-
-    Python's own `sys.stderr` is not meant: the command line has put it elsewhere, see `study.terminal`.
-    """
-    log.parent.mkdir(parents=True, exist_ok=True)
-    with log.open("ab") as file:
-        os.dup2(file.fileno(), 2)
 
 
 def _refusal(error: ConnectionError) -> str:

@@ -51,13 +51,12 @@ def test_native_libraries_write_to_the_log_while_python_keeps_the_terminal(tmp_p
     program = f"""
 import os, sys
 from pathlib import Path
-from study.engine.launch import _redirect_native_output
-from study.terminal import prepare_streams
+from study.terminal import prepare_streams, redirect_native_output
 prepare_streams()
 log, before = Path({str(tmp_path)!r}) / "logs" / "ray.log", os.dup(2)
-_redirect_native_output(log)
+redirect_native_output(log)
 os.dup2(before, 2)  # as pytest does after each test
-_redirect_native_output(log)
+redirect_native_output(log)
 os.write(2, b"core_worker.cc: state dump\\n")
 sys.stderr.write("study: ours\\n")
 os._exit(2)
