@@ -540,7 +540,7 @@ def _way_to_mlflow(study: Study) -> str:
 def _claims(counted: str) -> None:
     """How many of the paper's claims hold, in a line."""
     if counted:
-        console.print(f"claims: {counted} (study report)")
+        console.print(f"claims: {counted} (study report)", soft_wrap=True)
 
 
 @contextmanager

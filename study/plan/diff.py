@@ -21,7 +21,7 @@ _SEEDS = "these trials are trained with the new seeds; each that is finished cou
 _EFFECTS = (  # the first that a field begins with
     (
         ("commit", "versions"),
-        "results stay, but of a model whose VERSION was raised; a trial that was in progress begins anew: checkpoints of "
+        "results stay, except of models whose VERSION was raised; a trial that was in progress begins anew: checkpoints of "
         "other code are not used",
     ),
     (("tracking_uri",), "the study begins anew in that store"),

@@ -60,7 +60,7 @@ def test_other_code_and_packages_are_named(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr("study.plan.diff.commit", lambda: "def5678+0123456789ab")
     monkeypatch.setattr("study.plan.diff.versions", lambda: "torch=2.14.0 ray=2.60.0")
     means = (
-        "results stay, but of a model whose VERSION was raised; a trial that was in progress begins anew: checkpoints of "
+        "results stay, except of models whose VERSION was raised; a trial that was in progress begins anew: checkpoints of "
         "other code are not used"
     )
     assert changes(plan, tmp_path) == [

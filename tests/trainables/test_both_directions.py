@@ -89,8 +89,8 @@ def test_each_direction_gets_what_it_gets_alone(
     assert len(epochs) == needed, "what the first has not trained, or one to predict with"
 
 
-def test_all_systems_of_one_domain_are_served() -> None:
-    assert BOTH == ["diffurec", "fearec", "gru4rec", "sasrec", "unisrec"]
+def test_all_systems_that_learn_both_domains_alike_are_served() -> None:
+    assert BOTH == ["diffurec", "fearec", "gru4rec", "llmcdsr", "sasrec", "unisrec"]
 
 
 def test_a_training_of_the_target_domain_alone_serves_itself(worlds: dict[str, dict[str, TaskFolders]]) -> None:

@@ -62,6 +62,7 @@ LOSSES, SOURCES = ("bce", "softmax"), ("titles", "texts")
 NAME = "LLMCDSR"
 TASK_TYPE = "sequences"
 SELECTION = Selection("val_ndcg10", "maximize")
+BOTH_DIRECTIONS = True
 NEEDS = ("titles", "pseudo_items")
 ABLATIONS = {
     "wo_pseudo": Variant(config={"aug_batch": 0}),
@@ -434,7 +435,11 @@ class moved:  # noqa: N801
 
 
 def train(config: Config, task: SequenceTask, seed: int) -> Iterator[Setup | Epoch]:
-    """Train one seed, an epoch of all merged sequences at a time, with augmented ones beside each batch."""
+    """Train one seed, an epoch of all merged sequences at a time, with augmented ones beside each batch.
+
+    Both domains' items are labels, and users of either one alone are augmented: it is the same for both directions.
+    """
+    scored, task = task, task.one_way()
     texts = Texts(task.items, task.titles().shape[1])
     texts.load_state_dict(dict(pretrained(task, config.contrast, seed)))
     recall = Recall(config, task, texts.to(task.device))
@@ -446,7 +451,7 @@ def train(config: Config, task: SequenceTask, seed: int) -> Iterator[Setup | Epo
     labels, loss = training_labels(task, "merged"), Loss(config, task, rng)
     meta = Meta(config, task, recall, loss, labels)
     alone = ((task.group != OVERLAPPING) & (recall.rows >= 0).any(dim=1)).nonzero().squeeze(1)
-    scorer = Scorer.of_task(network, task, "merged")
+    scorer = Scorer.of_task(network, scored, "merged")
     while True:
         losses, meta.waiting = [], iter(())
         for number, batch in enumerate(labels.batches(config.batch, MAX_LENGTH, rng)):
@@ -469,7 +474,8 @@ def train(config: Config, task: SequenceTask, seed: int) -> Iterator[Setup | Epo
                 drawn = loss.drawn(augmented.batch.number, augmented.batch.label)
                 total = mean_over_both(total, loss(network, augmented.batch, drawn), batch, augmented.batch)
             losses.append(step(optimiser, total))
-        yield Epoch(predict=scorer, metrics={"train_loss": sum(losses) / len(losses)}, pack=scorer.pack)
+        metrics = {"train_loss": sum(losses) / len(losses)}
+        yield Epoch(predict=scorer, turned=scorer.turned, metrics=metrics, pack=scorer.pack)
 
 
 def unpack(config: Config, state: Mapping[str, Any], seed: int) -> Callable[[Sequences], Tensor]:
