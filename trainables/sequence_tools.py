@@ -693,8 +693,8 @@ def by_length(history: Sequences, most: int, encode: Callable[[Tensor, Tensor], 
 class Ranker(Protocol):
     """A network that ranks by the inner product of a user's and an item's vector."""
 
-    def users(self, history: Sequences) -> Tensor:
-        """Return the vectors of users by their histories, none of them empty: [R, D]."""
+    def users(self, history: Sequences, domain: Range) -> Tensor:
+        """Return the vectors of users for a domain's items, by their histories, none of them empty: [R, D]."""
 
     def items(self, domain: Range) -> Tensor:
         """Return the vectors of a domain's items, [J, D]."""
@@ -738,7 +738,7 @@ class Scorer:
         scores_RJ = self.popularity.repeat(len(history), 1)
         if known.any():
             rows = known.nonzero().squeeze(1)
-            scores_RJ[rows] = self.network.users(history.rows(rows)) @ self.network.items(self.target).T
+            scores_RJ[rows] = self.network.users(history.rows(rows), self.target) @ self.network.items(self.target).T
         return scores_RJ
 
     def pack(self) -> dict[str, Any]:

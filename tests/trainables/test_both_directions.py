@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 import torch
 
-from trainables.interface import load_model, model_names
+from trainables.interface import load_model, make_config, model_names
 from trainables.tasks.arrays import TaskFolders
-from trainables.tasks.sequential import opposite
-from trainables.trial import LEFT, Report, kept_at, run
+from trainables.tasks.sequential import load_task, opposite
+from trainables.trial import LEFT, Report, kept_at, run, validate
 
 from .sequence_worlds import SPEC, build_world, make_sequence_world
 from .training import quick
@@ -89,8 +89,24 @@ def test_each_direction_gets_what_it_gets_alone(
     assert len(epochs) == needed, "what the first has not trained, or one to predict with"
 
 
+@pytest.mark.parametrize("direction", DIRECTIONS)
+@pytest.mark.parametrize("name", BOTH)
+def test_the_kept_model_ranks_for_its_own_direction(
+    worlds: dict[str, dict[str, TaskFolders]], name: str, direction: str
+) -> None:
+    folders, config = worlds["alone"][direction], config_of(name)
+    folder = str(folders.task_dir)
+    *_, last = run(name, config, folder, [0], test_dir=str(folders.test_dir))
+    kept = torch.load(kept_at(name, config, folder, [0]), weights_only=True)
+    unpack = load_model(name).unpack
+    assert unpack is not None
+    score = unpack(make_config(name, kept["config"], "config"), kept["state"], kept["seed"])
+    _, found = validate(lambda held_out, task, seed: score(held_out.history), load_task(Path(folder)), 0)
+    assert found["val_ndcg10"] == pytest.approx(last.metrics["val_ndcg10"], abs=1e-6)
+
+
 def test_all_systems_that_learn_both_domains_alike_are_served() -> None:
-    assert BOTH == ["diffurec", "fearec", "gru4rec", "llmcdsr", "sasrec", "unisrec"]
+    assert BOTH == ["diffurec", "fearec", "gru4rec", "llmcdsr", "plcr", "sasrec", "unicdr", "unisrec"]
 
 
 def test_a_training_of_the_target_domain_alone_serves_itself(worlds: dict[str, dict[str, TaskFolders]]) -> None:

@@ -109,7 +109,7 @@ def test_a_label_is_predicted_from_what_stands_before_it(task: SequenceTask, ali
         user = int(made.labels.rows[row])
         items = task.train.item[int(task.train.starts[user]) : int(task.train.starts[user + 1])].tolist()
         before = torch.tensor(items[: items.index(label)])
-        alone = model.users(Sequences(before, torch.tensor([0, len(before)])))[0]
+        alone = model.users(Sequences(before, torch.tensor([0, len(before)])), task.target)[0]
         torch.testing.assert_close(states[row, column], alone, atol=1e-4, rtol=1e-4)
 
 
@@ -127,7 +127,7 @@ def test_without_texts_none_is_read(task: SequenceTask, align: str, text: bool) 
     for _ in range(2):
         made = Loss(Config(text=text, align=align), task, np.random.default_rng(0))
         value = made(model, made.labels.rows[:8])
-        found.append((model.users(history), model.items(task.target), value))
+        found.append((model.users(history, task.target), model.items(task.target), value))
         model.texts = model.texts[torch.randperm(len(model.texts), generator=torch.Generator().manual_seed(0))]
     for before, after in zip(*found, strict=True):
         assert before.equal(after) is not text

@@ -69,7 +69,7 @@ def test_the_gradient_of_the_encoder_is_reversed(task: SequenceTask) -> None:
 def test_routes_and_what_an_empty_half_leaves_to_the_other(route: str) -> None:
     model = network(route=route, bridge=False)
     history = Sequences(torch.tensor([3, 25, 4, 26, 5, 6, 31]), torch.tensor([0, 4, 6, 7]))  # both, source, target
-    users = model.users(history)[:, :-1]
+    users = model.users(history, model.target)[:, :-1]
 
     def code(items: list[int], domain: int) -> Any:
         bag = Bag(torch.tensor([items]), torch.ones(1, len(items), dtype=torch.bool))
@@ -89,8 +89,8 @@ def test_the_bridge_adds_the_source_state_to_every_target_item() -> None:
     source = model.state(Bag(torch.tensor([[3, 4]]), torch.ones(1, 2, dtype=torch.bool)), model.item.weight, 0)
     table = model.item.weight + source / WIDTH**0.5  # what is read is sqrt(D) times the table
     state = model.state(Bag(torch.tensor([[25, 26]]), torch.ones(1, 2, dtype=torch.bool)), table, 1)
-    torch.testing.assert_close(model.users(history)[:, :-1], model.common(state)[1], atol=1e-5, rtol=1e-5)
-    assert model.users(history).shape == (1, WIDTH + 1)
+    torch.testing.assert_close(model.users(history, model.target)[:, :-1], model.common(state)[1], atol=1e-5, rtol=1e-5)
+    assert model.users(history, model.target).shape == (1, WIDTH + 1)
 
 
 @torch.no_grad()

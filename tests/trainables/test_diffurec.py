@@ -54,10 +54,10 @@ def test_the_posterior_is_bayes_rule_on_a_grid() -> None:
 def test_without_weight_the_noise_changes_nothing() -> None:
     rows = histories([5, 2, 9], [3], [8, 1, 30, 4])
     config = Config(**ABLATIONS["wo_diffusion"].config, steps=4, sampler_steps=1)
-    one, two = (network(config, seed).users(rows) for seed in (0, 1))
+    one, two = (network(config, seed).users(rows, (0, 40)) for seed in (0, 1))
     assert one.equal(two)
     noisy = replace(config, delta=0.5)
-    first, again, other = (network(noisy, seed).users(rows) for seed in (0, 0, 1))
+    first, again, other = (network(noisy, seed).users(rows, (0, 40)) for seed in (0, 0, 1))
     assert first.equal(again)
     assert not first.equal(other)
 
@@ -66,7 +66,7 @@ def test_without_weight_the_noise_changes_nothing() -> None:
 @pytest.mark.parametrize("positions", [False, True])
 def test_the_order_of_the_items_before_the_last_is_seen_by_positions_alone(positions: bool) -> None:
     config = Config(steps=4, delta=0.0, positions=positions)
-    states = network(config).users(histories([4, 8, 15, 16, 23], [15, 4, 16, 8, 23]))
+    states = network(config).users(histories([4, 8, 15, 16, 23], [15, 4, 16, 8, 23]), (0, 40))
     assert (float((states[0] - states[1]).abs().max()) < 1e-5) is not positions
 
 

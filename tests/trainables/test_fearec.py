@@ -128,7 +128,7 @@ def test_a_history_of_any_length_is_read_by_all_choices_of_the_spaces(variant: s
     for ratio, factor in itertools.product(choices["global_ratio"], choices["topk_factor"]):
         model = FEARec(Config(global_ratio=ratio, topk_factor=factor), 60).eval()  # type: ignore[arg-type]
         for n in LENGTHS:
-            assert model.users(Sequences(torch.arange(n), torch.tensor([0, n]))).isfinite().all()
+            assert model.users(Sequences(torch.arange(n), torch.tensor([0, n])), (0, n)).isfinite().all()
 
 
 @torch.no_grad()
@@ -161,7 +161,7 @@ def test_a_history_is_read_at_the_shortest_length_that_holds_it(fields: dict[str
     model = FEARec(Config(**fields), 40).double().eval()
     rows = [torch.randint(40, (size,)) for size in (1, 8, 9, 16, 31, 50, 60)]
     starts = torch.tensor([0, *np.cumsum([len(row) for row in rows])])
-    states = model.users(Sequences(torch.cat(rows), starts))
+    states = model.users(Sequences(torch.cat(rows), starts), (0, 40))
     for state, row in zip(states, rows, strict=True):
         torch.testing.assert_close(state, read_whole(model, row)[-1], atol=1e-12, rtol=0)
 

@@ -67,7 +67,7 @@ def test_a_step_of_width_one() -> None:
 def test_t3_the_scores_against_a_loop_over_items(config: Config) -> None:
     model = network(config)
     rows = [[5, 2, 9, 31, 0, 7], [3], [8, 1]]
-    scores = model.users(histories(*rows)) @ model.items((10, 40)).T
+    scores = model.users(histories(*rows), (10, 40)) @ model.items((10, 40)).T
     for found, items in zip(scores, rows, strict=True):
         wanted = model.output.weight[10:] @ by_hand(model, items) + model.bias[10:]
         torch.testing.assert_close(found, wanted, atol=1e-12, rtol=0)

@@ -88,7 +88,7 @@ def test_a_label_is_predicted_from_all_source_items_before_it(task: SequenceTask
         start, end = int(task.train.starts[row]), int(task.train.starts[row + 1])
         items = task.train.item[start:end].tolist()
         before = torch.tensor(items[: items.index(label)])
-        alone = model.users(Sequences(before, torch.tensor([0, len(before)])))[0]
+        alone = model.users(Sequences(before, torch.tensor([0, len(before)])), task.target)[0]
         torch.testing.assert_close(user, alone, atol=1e-5, rtol=1e-5)
 
 

@@ -111,12 +111,12 @@ def test_what_is_read_of_a_history() -> None:
     torch.manual_seed(0)
     model = PLCR(Config(), 40, (0, 20), (20, 40)).eval()
     history = Sequences(torch.tensor([3, 25, 4, 26, 5, 6]), torch.tensor([0, 4, 6]))
-    users = model.users(history)
-    wanted = model.reader(1).users(Sequences(torch.tensor([25, 26, 5, 6]), torch.tensor([0, 2, 4])))
+    users = model.users(history, model.target)
+    wanted = model.reader(1).users(Sequences(torch.tensor([25, 26, 5, 6]), torch.tensor([0, 2, 4])), model.target)
     assert users.equal(wanted)
     merged = PLCR(Config(read="merged"), 40, (0, 20), (20, 40)).eval()
     merged.readers.load_state_dict(model.readers.state_dict())
-    assert merged.users(history).equal(model.reader(1).users(history))
+    assert merged.users(history, model.target).equal(model.reader(1).users(history, model.target))
 
 
 @torch.no_grad()
@@ -125,12 +125,12 @@ def test_a_reader_of_each_domain_reads_that_alone() -> None:
     torch.manual_seed(0)
     model = PLCR(Config(joint=False, prompts=False), 40, (0, 20), (20, 40)).eval()
     history = Sequences(torch.tensor([3, 25, 4, 26, 5, 6]), torch.tensor([0, 4, 6]))
-    users, source, target = model.users(history), model.reader(0), model.reader(1)
-    assert users[0].equal(target.users(Sequences(torch.tensor([25, 26]), torch.tensor([0, 2])))[0])
-    assert users[1].equal(source.users(Sequences(torch.tensor([5, 6]), torch.tensor([0, 2])))[0])
+    users, source, target = model.users(history, model.target), model.reader(0), model.reader(1)
+    assert users[0].equal(target.users(Sequences(torch.tensor([25, 26]), torch.tensor([0, 2])), model.target)[0])
+    assert users[1].equal(source.users(Sequences(torch.tensor([5, 6]), torch.tensor([0, 2])), model.target)[0])
     assert model.items((20, 40)).equal(target.item.weight[20:])
     of_one = Sequences(torch.tensor([25, 26]), torch.tensor([0, 2]))
-    assert model.users(of_one).equal(users[:1])
+    assert model.users(of_one, model.target).equal(users[:1])
 
 
 def test_the_reader_of_a_domain_learns_from_its_items_alone(task: SequenceTask, tmp_path: Path) -> None:

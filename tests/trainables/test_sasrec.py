@@ -76,7 +76,7 @@ def by_hand(model: SASRec, config: Config, items: list[int]) -> Tensor:
 def test_t3_the_network_against_loops_over_queries_and_keys(config: Config) -> None:
     model = network(config)
     rows = [[5, 2, 9, 31, 0, 7], [3], [8, 1]]
-    for state, items in zip(model.users(histories(*rows)), rows, strict=True):
+    for state, items in zip(model.users(histories(*rows), (0, 40)), rows, strict=True):
         torch.testing.assert_close(state, by_hand(model, config, items), atol=1e-12, rtol=0)
 
 
@@ -89,7 +89,7 @@ def test_one_item_attends_to_itself_alone() -> None:
     x = 8 * model.item.weight[6] + model.position.weight[-1]
     x = x + block.key_value.weight[WIDTH:] @ block.attention_norm(x)
     x = x + block.map(block.map_norm(x))
-    torch.testing.assert_close(model.users(histories([6]))[0], model.norm(x), atol=1e-12, rtol=0)
+    torch.testing.assert_close(model.users(histories([6]), (0, 40))[0], model.norm(x), atol=1e-12, rtol=0)
 
 
 @torch.no_grad()
@@ -98,7 +98,7 @@ def test_order_matters_by_positions_and_by_the_causal_mask(monkeypatch: pytest.M
 
     def change(config: Config) -> float:
         model = network(config)
-        states = model.users(histories(one, other))
+        states = model.users(histories(one, other), (0, 40))
         return float((states[0] - states[1]).abs().max())
 
     assert change(Config()) > 1e-3

@@ -45,7 +45,7 @@ def test_a_product_ranks_as_the_distance_does(task: SequenceTask) -> None:
     item = torch.cat(
         [torch.arange(task.source[0], task.source[0] + 3), torch.arange(task.target[0], task.target[0] + 2)]
     )
-    user = model.users(Sequences(item, torch.tensor([0, 5])))[0]
+    user = model.users(Sequences(item, torch.tensor([0, 5])), task.target)[0]
     place = user[:-1] / 2
     score = model.items(task.target) @ user
     distance = squared_distance(model.item[task.target[0] : task.target[1]], place)
@@ -57,7 +57,7 @@ def test_a_product_ranks_as_the_distance_does(task: SequenceTask) -> None:
 def test_a_user_is_placed_by_what_is_near(task: SequenceTask, hop2: float) -> None:
     model = network(task, hop2=hop2, own=2.0)
     chosen = [task.source[0], task.source[0] + 1, task.target[0] + 4]
-    user = model.users(Sequences(torch.tensor(chosen), torch.tensor([0, 3])))[0]
+    user = model.users(Sequences(torch.tensor(chosen), torch.tensor([0, 3])), task.target)[0]
     total = model.mapped(model.item[torch.tensor(chosen[:2])]).mean(dim=0) + 2.0 * model.item[chosen[2]]
     weight = 3.0
     if hop2:

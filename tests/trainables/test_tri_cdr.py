@@ -90,7 +90,7 @@ def test_nothing_at_or_after_a_label_is_read(task: SequenceTask) -> None:
     for row, number in enumerate(numbers.tolist()):
         start = int(task.train.starts[made.labels.row[number]])
         before = task.train.item[start : start + int(made.labels.place[number])]
-        alone = model.users(Sequences(before, torch.tensor([0, len(before)])))[0]
+        alone = model.users(Sequences(before, torch.tensor([0, len(before)])), task.target)[0]
         torch.testing.assert_close(users[row], alone, atol=1e-5, rtol=1e-5)
 
 
@@ -132,7 +132,7 @@ def test_without_the_mixed_sequence_nothing_depends_on_it(task: SequenceTask, at
         made = Loss(config, task, np.random.default_rng(0))
         value = made(model, next(made.batches()))
         value.backward()  # type: ignore[no-untyped-call]
-        found.append((model.users(history).detach(), float(value.detach())))
+        found.append((model.users(history, task.target).detach(), float(value.detach())))
         with torch.no_grad():
             for parameter in (*model.readers[0].parameters(), *model.projections[0].parameters()):
                 assert parameter.grad is None or parameter.grad.abs().max() == 0

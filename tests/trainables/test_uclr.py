@@ -96,10 +96,10 @@ def test_the_gradient_of_the_contrast_is_that_of_the_log_of_the_mean() -> None:
 def test_low_rank_tuning_starts_at_the_scores_of_the_autoencoder(task: SequenceTask) -> None:
     torch.manual_seed(0)
     model = UCLR(Config(), global_items(task, 0), task.source, task.target).eval()
-    before = model.users(task.validation.history) @ model.items(task.target).T
+    before = model.users(task.validation.history, task.target) @ model.items(task.target).T
     assert model.item.rows().equal(model.item.weight)
     model.item.left.fill_(0.1)
-    after = model.users(task.validation.history) @ model.items(task.target).T
+    after = model.users(task.validation.history, task.target) @ model.items(task.target).T
     assert not after.equal(before)
     wanted = model.item.weight + 16 / 8 * model.item.left @ model.item.right
     torch.testing.assert_close(model.item.rows(), wanted)

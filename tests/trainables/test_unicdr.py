@@ -99,7 +99,7 @@ def test_the_loss_of_rows_by_hand(task: SequenceTask) -> None:
 def test_under_strict_cold_start_the_shared_vector_alone_ranks(task: SequenceTask) -> None:
     model = network(Config(), task)
     items = torch.arange(task.source[0], task.source[0] + 3)
-    user = model.users(Sequences(items, torch.tensor([0, 3])))[0]
+    user = model.users(Sequences(items, torch.tensor([0, 3])), task.target)[0]
     torch.testing.assert_close(user, model.all.map(model.item.weight[items].mean(dim=0)))
 
 
@@ -108,7 +108,7 @@ def test_a_held_out_user_is_the_unknown_one(task: SequenceTask) -> None:
     config = Config(id_share=0.5)
     model = network(config, task)
     items = torch.arange(task.source[0], task.source[0] + 3)
-    user = model.users(Sequences(items, torch.tensor([0, 3])))[0]
+    user = model.users(Sequences(items, torch.tensor([0, 3])), task.target)[0]
     assert model.user is not None
     users = len(task.train)
     unknown = model.user.weight[users + 1 + users] + model.user.weight[2 * (users + 1) + users]

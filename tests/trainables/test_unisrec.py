@@ -72,7 +72,7 @@ def test_scores_are_cosines_over_the_temperature(config: Config) -> None:
     from trainables.tasks.sequential import Sequences
 
     model, items = network(config), [5, 2, 9]
-    users = model.users(Sequences(torch.tensor(items), torch.tensor([0, 3])))
+    users = model.users(Sequences(torch.tensor(items), torch.tensor([0, 3])), (10, 40))
     vectors = model.vectors(torch.arange(40))
     state = model.encode(vectors[torch.tensor([items])])[0, -1]
     wanted = [float(state @ v / state.norm() / v.norm()) / 0.07 for v in vectors[10:]]

@@ -174,7 +174,7 @@ class CDCDR(nn.Module):
         w, with_condition = self.config.guidance, self.predicted(xt_BD, t_B, condition_BD)
         return (1 + w) * with_condition - w * self.predicted(xt_BD, t_B, self.nothing) if w else with_condition
 
-    def users(self, history: Sequences) -> Tensor:
+    def users(self, history: Sequences, domain: Range) -> Tensor:
         """What is generated for the target domain, [R, D]; all rows have the same noise, drawn from the seed."""
         source, target = (newest_of_each(history, part, self.config.max_length) for part in (self.source, self.target))
         wanted, (source_at, target_at) = distinct(len(self.item.weight), source.item, target.item)

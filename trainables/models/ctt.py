@@ -182,7 +182,7 @@ class CTT(nn.Module):
         own, meaning = (torch.cat([nothing, part], dim=1) for part in (behaviour, semantic))
         return self.joined(own, meaning, between), behaviour, semantic
 
-    def users(self, history: Sequences) -> Tensor:
+    def users(self, history: Sequences, domain: Range) -> Tensor:
         """U after the last item of each history, [R, D]."""
         source, target = (newest_of_each(history, domain, MAX_LENGTH) for domain in (self.source, self.target))
         reads = source.real[:, None].expand(-1, target.item.shape[1] + 1, -1)

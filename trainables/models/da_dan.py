@@ -169,7 +169,7 @@ class DADAN(nn.Module):
         code = self.code(state_BD).relu()
         return code, self.shared(code).relu()
 
-    def users(self, history: Sequences) -> Tensor:
+    def users(self, history: Sequences, domain: Range) -> Tensor:
         """C of the route beside a 1 for the items' biases, [R, C + 1]."""
         source, target = (newest_of_each(history, domain, MAX_LENGTH) for domain in (self.source, self.target))
         weights = self.item.weight

@@ -143,7 +143,7 @@ class DiffuRec(nn.Module):
         last_BD: Tensor = self.out_norm(self.dropout(self.dropout(last.newest(x, length_B))))
         return last_BD
 
-    def users(self, history: Sequences) -> Tensor:
+    def users(self, history: Sequences, domain: Range) -> Tensor:
         """What is generated for each history, [R, D] (eq. 14); all rows have the same noise, drawn from the seed."""
 
         def generated(item_BL: Tensor, length_B: Tensor) -> Tensor:

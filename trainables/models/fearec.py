@@ -248,7 +248,7 @@ class FEARec(nn.Module):
             shorter = n
         return frames
 
-    def users(self, history: Sequences) -> Tensor:
+    def users(self, history: Sequences, domain: Range) -> Tensor:
         """State after the last item of each history, [R, D]."""
         return by_length(
             history, LENGTHS[-1], lambda item_BL, length_B: self.encode(self.item.weight, item_BL, length_B)

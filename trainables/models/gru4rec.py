@@ -109,7 +109,7 @@ class GRU4Rec(nn.Module):
             state = self.dropout_hidden(layer(state)[0])
         return pad(state, (0, 1), value=1.0)
 
-    def users(self, history: Sequences) -> Tensor:
+    def users(self, history: Sequences, domain: Range) -> Tensor:
         """State after the last item of each history, [R, D + 1]."""
 
         def last(item_BL: Tensor, length_B: Tensor) -> Tensor:

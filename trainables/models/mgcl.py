@@ -244,7 +244,7 @@ class MGCL(nn.Module):
         out: Tensor = self.out_norm(self.join(self.join_norm(torch.cat([within, across], dim=-1))))
         return out
 
-    def users(self, history: Sequences) -> Tensor:
+    def users(self, history: Sequences, domain: Range) -> Tensor:
         """U after the last item of each history, [R, D]."""
         static = self.static()
         source, target = (newest_of_each(history, domain, MAX_LENGTH) for domain in (self.source, self.target))

@@ -60,6 +60,7 @@ READS = ("own", "merged")
 NAME = "PLCR"
 TASK_TYPE = "sequences"
 SELECTION = Selection("val_ndcg10", "maximize")
+BOTH_DIRECTIONS = True
 ABLATIONS = {
     "wo_shared": Variant(config={"shared_contexts": 0}),
     "wo_own": Variant(config={"own_contexts": 0}),
@@ -135,6 +136,10 @@ class PLCR(nn.Module):
         self.shared = nn.Parameter(torch.randn(config.shared_contexts, WIDTH) * sasrec.DEVIATION)
         self.prompts = nn.ModuleList(PromptEncoder(config) for _ in range(2))  # source, target
 
+    def number(self, domain: Range) -> int:
+        """0 for the source, 1 for the target."""
+        return int(domain == self.target)
+
     def reader(self, domain: int) -> sasrec.SASRec:
         """The SASRec that knows a domain: 0 is the source, 1 the target."""
         found = self.readers[0 if self.config.joint else domain]
@@ -147,23 +152,25 @@ class PLCR(nn.Module):
         out: Tensor = self.prompts[domain](vector_UD, self.shared) if self.config.prompts else vector_UD
         return out
 
-    def users(self, history: Sequences) -> Tensor:
-        """Frozen state of the target domain's part of each history, of all of it where it has none: [R, D]."""
-        has_R = within(history, self.target).lengths > 0
+    def users(self, history: Sequences, domain: Range) -> Tensor:
+        """Frozen state of the domain's part of each history, of all of it where it has none: [R, D]."""
+        has_R = within(history, domain).lengths > 0
         if self.config.read == "own":
-            history = filtered(history, inside(history.item, self.target) | ~has_R[history.row])
+            history = filtered(history, inside(history.item, domain) | ~has_R[history.row])
+        number = self.number(domain)
         if self.config.joint:
-            return self.reader(1).users(history)
+            return self.reader(number).users(history, domain)
         state_RD = self.shared.new_empty(len(has_R), WIDTH)
-        for domain, rows in enumerate(((~has_R).nonzero().squeeze(1), has_R.nonzero().squeeze(1))):
+        for reader, chosen_R in ((number, has_R), (1 - number, ~has_R)):
+            rows = chosen_R.nonzero().squeeze(1)
             if len(rows):
-                state_RD[rows] = self.reader(domain).users(history.rows(rows))
+                state_RD[rows] = self.reader(reader).users(history.rows(rows), domain)
         return state_RD
 
     def items(self, domain: Range) -> Tensor:
-        """Descriptions of all items of the target domain, [J, D]."""
-        numbers = torch.arange(*domain, device=self.shared.device)
-        return torch.cat([self.described(part, 1) for part in torch.split(numbers, ROWS)])
+        """Descriptions of all items of a domain, [J, D]."""
+        items = torch.arange(*domain, device=self.shared.device)
+        return torch.cat([self.described(part, self.number(domain)) for part in torch.split(items, ROWS)])
 
 
 # --- pretraining --------------------------------------------------------------------------------------------------
@@ -268,7 +275,11 @@ class Loss:
 
 
 def train(config: Config, task: SequenceTask, seed: int) -> Iterator[Setup | Epoch]:
-    """Train the prompts over the frozen SASRec, an epoch of one random label of each half at a time."""
+    """Train the prompts over the frozen SASRec, an epoch of one random label of each half at a time.
+
+    Both domains' prompts take part alike, so it is the same for both directions.
+    """
+    scored, task = task, task.one_way()
     network, rng = PLCR(config, task.items, task.source, task.target), np.random.default_rng(seed)
     for reader, domain in zip(network.readers, _domains(config, task), strict=True):
         reader.load_state_dict(pretrained(task, seed, domain))
@@ -279,10 +290,10 @@ def train(config: Config, task: SequenceTask, seed: int) -> Iterator[Setup | Epo
     states_ND = torch.zeros(len(labels), WIDTH, device=labels.item.device)
     for number, of_domain_N in enumerate((~in_target, in_target)):
         states_ND[of_domain_N] = frozen_states(network.reader(number), labels[of_domain_N])
-    loss, scorer = Loss(config, task, labels, states_ND, rng), Scorer.of_task(network, task, "merged")
+    loss, scorer = Loss(config, task, labels, states_ND, rng), Scorer.of_task(network, scored, "merged")
 
     def pack() -> dict[str, Any]:
-        return {**scorer.pack(), "source": list(task.source)}
+        return {**scorer.pack(), "source": list(scored.source)}
 
     while True:
         chosen, losses = labels.one_each(rng), [0.0]
@@ -290,11 +301,12 @@ def train(config: Config, task: SequenceTask, seed: int) -> Iterator[Setup | Epo
             target_B = in_target[chosen]
             halves = paired(chosen[~target_B], chosen[target_B], config.batch, rng)
             losses = [step(optimiser, loss(network, numbers)) for numbers in halves]
-        yield Epoch(predict=scorer, metrics={"train_loss": sum(losses) / len(losses)}, pack=pack)
+        metrics = {"train_loss": sum(losses) / len(losses)}
+        yield Epoch(predict=scorer, turned=scorer.turned, metrics=metrics, pack=pack)
 
 
 def unpack(config: Config, state: Mapping[str, Any], seed: int) -> Callable[[Sequences], Tensor]:
     """Return a trained model: users' histories -> scores of all target-domain items, [U, J]."""
-    source, target = tuple(state["source"]), tuple(state["target"])
+    source, target = sorted((tuple(state["source"]), tuple(state["target"])))  # as `SequenceTask.one_way` has them
     items = len(state["network"]["readers.0.item.weight"])
     return unpacked(PLCR(config, items, source, target), state).scores

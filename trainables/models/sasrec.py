@@ -119,7 +119,7 @@ class SASRec(nn.Module):
         state: Tensor = self.norm(x)
         return state
 
-    def users(self, history: Sequences) -> Tensor:
+    def users(self, history: Sequences, domain: Range) -> Tensor:
         """State after the last item of each history, [R, D]."""
 
         def last(item_BL: Tensor, length_B: Tensor) -> Tensor:

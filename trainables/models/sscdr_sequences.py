@@ -190,7 +190,7 @@ class SSCDR(nn.Module):
         """f(x) in the target's space, [..., D]."""
         return x if self.config.identity else onto_ball(self.map(x))
 
-    def users(self, history: Sequences) -> Tensor:
+    def users(self, history: Sequences, domain: Range) -> Tensor:
         """2 u beside -1: u . v less |v|^2 ranks as the distance does, [R, D + 1]."""
         config, rows = self.config, len(history)
         total = torch.zeros(rows, WIDTH, device=self.item.device)

@@ -201,7 +201,7 @@ class TriCDR(nn.Module):
         out_ND = self.outer(leaky_relu(self.inner(torch.cat(list(parts), dim=1))))
         return self.config.scale * normalize(out_ND, dim=1)
 
-    def users(self, history: Sequences) -> Tensor:
+    def users(self, history: Sequences, domain: Range) -> Tensor:
         """Scaled unit vectors of users, [R, D]."""
         whole = (0, len(self.readers[0].item.weight))
         bags = [newest_of_each(history, part, MAX_LENGTH) for part in (whole, self.source, self.target)]

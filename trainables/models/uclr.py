@@ -216,7 +216,7 @@ class UCLR(nn.Module):
         """Decoder rows beside biases, [..., D + 1]."""
         return torch.cat([self.decoder.rows(item), self.bias[item][..., None]], dim=-1)
 
-    def users(self, history: Sequences) -> Tensor:
+    def users(self, history: Sequences, domain: Range) -> Tensor:
         """Vectors for the target domain, [R, D + 1]."""
         bags = [newest_of_each(history, domain, MAX_LENGTH) for domain in (self.source, self.target)]
         return self.joined(bags, bags, self.item.rows())

@@ -48,6 +48,7 @@ AGGREGATORS = ("mean", "attention")
 NAME = "UniCDR"
 TASK_TYPE = "sequences"
 SELECTION = Selection("val_ndcg10", "maximize")
+BOTH_DIRECTIONS = True
 ABLATIONS = {
     "wo_contrast": Variant(config={"mix": 1.0}),
     "wo_domain_mask": Variant(config={"domain_mask": False}),
@@ -157,13 +158,12 @@ class UniCDR(nn.Module):
         ]
         return torch.stack([self.dropout(part) for part in parts]).sum(dim=0)
 
-    def users(self, history: Sequences) -> Tensor:
-        """Vectors for the target domain: own from its items, shared from both domains', [R, D]."""
-        most = self.config.max_length
-        visible = newest_of_each(history, self.target, most)
-        return self.joined(
-            *self.aggregated(1, visible, both(newest_of_each(history, self.source, most), visible), self.item.weight)
-        )
+    def users(self, history: Sequences, domain: Range) -> Tensor:
+        """Vectors for a domain: own from its items, shared from both domains', [R, D]."""
+        bags = [newest_of_each(history, part, self.config.max_length) for part in (self.source, self.target)]
+        number = int(domain == self.target)
+        visible, other = bags[number], bags[1 - number]
+        return self.joined(*self.aggregated(number, visible, both(other, visible), self.item.weight))
 
     def items(self, domain: Range) -> Tensor:
         """Vectors of a domain's items, [J, D]."""
@@ -247,11 +247,12 @@ class Loss:
 
 
 def train(config: Config, task: SequenceTask, seed: int) -> Iterator[Setup | Epoch]:
-    """Train one seed; both domains take part in each step, though the target's rows alone are scored."""
-    network, rng = UniCDR(config, task.items, len(task.train), task.source, task.target), np.random.default_rng(seed)
+    """Train one seed; both domains take part in each step alike, so it is the same for both directions."""
+    way = task.one_way()
+    network, rng = UniCDR(config, way.items, len(way.train), way.source, way.target), np.random.default_rng(seed)
     optimiser = torch.optim.Adam(network.parameters(), lr=config.lr, weight_decay=config.weight_decay, fused=True)
     yield Setup(network, optimiser=optimiser, rng=rng)
-    loss, scorer = Loss(config, task, rng), Scorer.of_task(network, task, "merged")
+    loss, scorer = Loss(config, way, rng), Scorer.of_task(network, task, "merged")
 
     def pack() -> dict[str, Any]:
         return {**scorer.pack(), "source": list(task.source), "users": len(task.train)}
@@ -261,11 +262,12 @@ def train(config: Config, task: SequenceTask, seed: int) -> Iterator[Setup | Epo
             step(optimiser, loss(network, loss.rows(0, source_B), loss.rows(1, target_B)))
             for source_B, target_B in paired(*loss.numbers, config.batch, rng)
         ]
-        yield Epoch(predict=scorer, metrics={"train_loss": sum(losses) / len(losses)}, pack=pack)
+        metrics = {"train_loss": sum(losses) / len(losses)}
+        yield Epoch(predict=scorer, turned=scorer.turned, metrics=metrics, pack=pack)
 
 
 def unpack(config: Config, state: Mapping[str, Any], seed: int) -> Callable[[Sequences], Tensor]:
     """Return a trained model: users' histories -> scores of all target-domain items, [U, J]."""
     items = len(state["network"]["item.weight"])
-    source, target = tuple(state["source"]), tuple(state["target"])
+    source, target = sorted((tuple(state["source"]), tuple(state["target"])))  # as `SequenceTask.one_way` has them
     return unpacked(UniCDR(config, items, state["users"], source, target), state).scores

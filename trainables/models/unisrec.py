@@ -159,7 +159,7 @@ class UniSRec(nn.Module):
         """States so that their product with a unit vector is the cosine / tau, [B, D]."""
         return functional.normalize(state_BD, dim=-1) / self.config.temperature
 
-    def users(self, history: Sequences) -> Tensor:
+    def users(self, history: Sequences, domain: Range) -> Tensor:
         """Scored state after the last item of each history, [R, D]."""
         known, (place_N,) = distinct(len(self.titles), history.item)
         vector_UD = self._all(known)
