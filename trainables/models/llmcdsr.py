@@ -59,7 +59,7 @@ TEXT_EPOCHS, TEXT_LR, TEXT_BATCH = 10, 1e-3, 128  # of the contrastive pretraini
 # h |v| of the difference that stands for the second derivative: 1e-3 crosses kinks of ReLU in the tests, 1e-4 errs by 4 to
 # 9 % in single precision, this by 1 to 2 %.
 DIFFERENCE = 3e-4
-VERSION = 3  # of what pretraining makes; part of its key
+PRETRAINING_VERSION = 3  # of what pretraining makes; part of its key
 LOSSES, SOURCES = ("bce", "softmax"), ("titles", "texts")
 
 NAME = "LLMCDSR"
@@ -134,7 +134,7 @@ def text_contrast(mapped_UD: Tensor, item_UD: Tensor) -> Tensor:
 
 def _document(task: SequenceTask, contrast: float, seed: int) -> dict[str, Any]:
     return {
-        "version": VERSION, "train": task.train_key, "epochs": TEXT_EPOCHS, "contrast": contrast, "seed": seed,
+        "version": PRETRAINING_VERSION, "train": task.train_key, "epochs": TEXT_EPOCHS, "contrast": contrast, "seed": seed,
     }  # fmt: skip
 
 

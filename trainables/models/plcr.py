@@ -52,7 +52,7 @@ from trainables.tasks.sequential import Sequences, SequenceTask
 WIDTH = sasrec.WIDTH  # D; 50 in the authors' code
 POOLING = 16  # hidden width of the pooling
 ROWS = 1024  # items that are described at once without gradients
-VERSION = 2  # of what pretraining makes; part of its key
+PRETRAINING_VERSION = 2  # of what pretraining makes; part of its key
 READER = sasrec.Config(dropout=0.3)  # of the pretraining (ours: lr and epochs; the code has 1e-4 and 400)
 READER_EPOCHS = 15
 READS = ("own", "merged")
@@ -178,7 +178,7 @@ class PLCR(nn.Module):
 
 def _document(task: SequenceTask, seed: int, domain: Range | None) -> dict[str, Any]:
     made_of = {} if domain is None else {"domain": list(domain)}
-    return {"version": VERSION, "train": task.train_key, "epochs": READER_EPOCHS, "seed": seed, **made_of}
+    return {"version": PRETRAINING_VERSION, "train": task.train_key, "epochs": READER_EPOCHS, "seed": seed, **made_of}
 
 
 def _domains(config: Config, task: SequenceTask) -> list[Range | None]:

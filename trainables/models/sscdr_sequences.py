@@ -30,7 +30,7 @@ from trainables.tasks.sequential import OVERLAPPING, Sequences, SequenceTask
 
 WIDTH = 64  # D
 DEVIATION = 0.1  # of the tables' start (ours)
-VERSION = 2  # of what the metric spaces are learned by; part of their key
+PRETRAINING_VERSION = 2  # of what the metric spaces are learned by; part of their key
 SPACE_MARGIN, SPACE_NEGATIVES, SPACE_LR, SPACE_BATCH, SPACE_EPOCHS = 1.0, 10, 1e-3, 2048, 30  # of the metric spaces
 
 NAME = "SSCDR"
@@ -124,7 +124,7 @@ def _spaces_epoch(task: SequenceTask, spaces: nn.Module, optimiser: Optimizer, r
 
 
 def _document(task: SequenceTask, seed: int) -> dict[str, Any]:
-    return {"version": VERSION, "train": task.train_key, "epochs": SPACE_EPOCHS, "seed": seed}
+    return {"version": PRETRAINING_VERSION, "train": task.train_key, "epochs": SPACE_EPOCHS, "seed": seed}
 
 
 def spaces_of(task: SequenceTask, seed: int) -> Mapping[str, Tensor]:

@@ -60,7 +60,7 @@ DECAY = 0.99  # of lr, an epoch
 ENCODER = sasrec.Config(dropout=0.3)  # of the pretraining (ours)
 ENCODER_EPOCHS = 10
 SCALE = 5.0  # of the cosine in the pretraining, and where none is given in the training
-VERSION = 4  # of what pretraining makes; part of its key
+PRETRAINING_VERSION = 4  # of what pretraining makes; part of its key
 PARTS = ("merged", "source", "target")  # x, s, t
 LOSSES = ("bce", "softmax")
 
@@ -218,7 +218,7 @@ class TriCDR(nn.Module):
 
 
 def _document(task: SequenceTask, seed: int) -> dict[str, Any]:
-    return {"version": VERSION, "train": task.train_key, "epochs": ENCODER_EPOCHS, "seed": seed}
+    return {"version": PRETRAINING_VERSION, "train": task.train_key, "epochs": ENCODER_EPOCHS, "seed": seed}
 
 
 def cosine_loss(network: sasrec.SASRec, batch: Batch, domains: Sequence[Range], drawn_PK: Tensor) -> Tensor:

@@ -49,7 +49,7 @@ ALPHA = 16.0  # of LoRA
 TEMPERATURE, LEAST, MOST = 0.1, 0.05, 0.7  # start and bounds of users' temperatures
 MOVING, MOMENTUM, TEMPERATURE_LR = 0.9, 0.9, 0.01  # gamma, and the temperatures' momentum and step
 POWER_ITERATIONS = 10  # three leave the first singular value at 0.989 instead of 1
-VERSION = 2  # of the decomposition; part of its key
+PRETRAINING_VERSION = 2  # of the decomposition; part of its key
 
 NAME = "UCLR"
 TASK_TYPE = "sequences"
@@ -104,7 +104,7 @@ class Config:
 
 
 def _document(task: SequenceTask, seed: int) -> dict[str, Any]:
-    return {"version": VERSION, "train": task.train_key, "rank": WIDTH, "seed": seed}
+    return {"version": PRETRAINING_VERSION, "train": task.train_key, "rank": WIDTH, "seed": seed}
 
 
 def global_items(task: SequenceTask, seed: int) -> Tensor:

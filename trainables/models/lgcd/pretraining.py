@@ -28,7 +28,7 @@ from trainables.pretraining import Stateful, keep, restored
 from trainables.sequence_tools import Range, batches, distinct, draw_shared, padded, softmax_loss, windows, within
 from trainables.tasks.sequential import Sequences, SequenceTask
 
-VERSION = 3  # of what pretraining makes; part of its key
+PRETRAINING_VERSION = 3  # of what pretraining makes; part of its key
 
 Domains = tuple[Range, ...]
 """The domains that a pair of encoders reads."""
@@ -116,7 +116,13 @@ def _folder(document: Mapping[str, Any]) -> Path:
 
 
 def _document(task: SequenceTask, spec: PretrainSpec, seed: int, domains: Domains) -> dict[str, Any]:
-    return {"version": VERSION, "train": task.train_key, "spec": asdict(spec), "seed": seed, "domains": sorted(domains)}
+    return {
+        "version": PRETRAINING_VERSION,
+        "train": task.train_key,
+        "spec": asdict(spec),
+        "seed": seed,
+        "domains": sorted(domains),
+    }
 
 
 def _make(task: SequenceTask, spec: PretrainSpec, seed: int, domains: Domains, folder: Path) -> None:
