@@ -357,9 +357,8 @@ def _write_tables(
                     f"{data / spec.files('interactions')[0]}: nothing is left of domain {spec.name} after the filter "
                     f"{step}: {ladder(counts)}; loosen the filter"
                 )
+        _export(spec, database, work, folder)
         profile = raw | profile_kept(database)
-        profile |= {"items_alone": _export(spec, database, work, folder)}
-        profile["items"] += profile["items_alone"]
     first, last = counts[1], counts[-1]
     return {
         "counts": counts,
@@ -490,8 +489,8 @@ def _count(database: duckdb.DuckDBPyConnection, step: str) -> dict[str, Any]:
     }
 
 
-def _export(spec: DomainSpec, database: duckdb.DuckDBPyConnection, work: Path, folder: Path) -> int:
-    """Write the three tables; return the number of items without interactions.
+def _export(spec: DomainSpec, database: duckdb.DuckDBPyConnection, work: Path, folder: Path) -> None:
+    """Write the three tables; `item_place` holds the items that there are then.
 
     DuckDB decides which raw row goes where; the texts themselves do not pass through it.
     """
@@ -520,9 +519,6 @@ def _export(spec: DomainSpec, database: duckdb.DuckDBPyConnection, work: Path, f
             external_sort(tables, schema, rows, size, target, work)
     users = "SELECT user_id, count(*) AS interactions FROM kept JOIN users USING (u) GROUP BY u, user_id ORDER BY u"
     pq.write_table(database.execute(users).to_arrow_table(), folder / "users.parquet", compression="zstd")
-    return one_number(database, "SELECT count(*) FROM item_place") - one_number(
-        database, "SELECT count(DISTINCT i) FROM kept"
-    )
 
 
 def _placed(database: duckdb.DuckDBPyConnection, place: str, file: pq.ParquetFile) -> Iterator[pa.Table]:

@@ -89,7 +89,10 @@ def _writing(database: duckdb.DuckDBPyConnection, table: str, column: str) -> di
 
 
 def profile_kept(database: duckdb.DuckDBPyConnection) -> dict[str, Any]:
-    """Return what duplicates and filters left: interactions without a known order, items and users without text."""
+    """Return what duplicates and filters left: interactions without a known order, items and users without text.
+
+    Items are those of `item_place`, of which a catalogue may list some that have no interaction.
+    """
     tied = """
         SELECT coalesce(sum(n), 0) FROM (
             SELECT count(*) AS n FROM kept WHERE timestamp IS NOT NULL AND u % {parts} = {part}
@@ -100,7 +103,9 @@ def profile_kept(database: duckdb.DuckDBPyConnection) -> dict[str, Any]:
             SELECT u FROM kept GROUP BY u HAVING count(*) > 1 AND min(timestamp) IS NOT DISTINCT FROM max(timestamp))
     """
     several = "SELECT count(*) FROM (SELECT u FROM kept GROUP BY u HAVING count(*) > 1)"
-    wordless = "SELECT count(*) FROM items WHERE NOT coalesce(worded, false) AND i IN (SELECT i FROM kept)"
+    wordless = (
+        "SELECT count(*) FROM items WHERE NOT coalesce(worded, false) AND item_id IN (SELECT item_id FROM item_place)"
+    )
     silent = "SELECT count(*) FROM (SELECT u FROM kept GROUP BY u HAVING coalesce(max(words), 0) = 0)"
     ends = database.execute("SELECT min(timestamp), max(timestamp) FROM kept").fetchone()
     assert ends is not None
@@ -109,6 +114,7 @@ def profile_kept(database: duckdb.DuckDBPyConnection) -> dict[str, Any]:
         "users_without_text": silent,
     }  # fmt: skip
     counts = {name: one_number(database, query) for name, query in queries.items()}
-    kept = one_number(database, "SELECT count(DISTINCT i) FROM kept")
+    items = one_number(database, "SELECT count(*) FROM item_place")
+    alone = items - one_number(database, "SELECT count(DISTINCT i) FROM kept")
     counts["tied"] = sum(one_number(database, tied.format(parts=_PARTS, part=part)) for part in range(_PARTS))
-    return {**counts, "first": ends[0], "last": ends[1], "items": kept, "items_alone": 0}
+    return {**counts, "first": ends[0], "last": ends[1], "items": items, "items_alone": alone}

@@ -538,7 +538,7 @@ def test_a_catalogue_keeps_items_without_interactions(tmp_path: Path, store: Pat
     domain = prepare_domain(spec, tmp_path, store)
     assert domain.items()["item_id"].tolist() == ["a", "b", "c", "d", "e"]
     assert (domain.manifest["profile"]["items"], domain.manifest["profile"]["items_alone"]) == (5, 3)
-    assert domain.manifest["profile"]["items_without_text"] == 1  # e; d has no interaction
+    assert domain.manifest["profile"]["items_without_text"] == 2  # d and e
     filtered = prepare_domain(replace(spec, filters=FilterSpec(require_text=True)), tmp_path, store)
     assert filtered.items()["item_id"].tolist() == ["a", "b", "c"]
     titled = prepare_domain(replace(spec, filters=FilterSpec(require_title=True)), tmp_path, store)
