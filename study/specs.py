@@ -209,7 +209,7 @@ class Cluster:
     max_concurrent: int | None = None
     """Trials side by side; None: as many as the resources hold."""
     log: Path | None = None
-    """File for what Ray logs, and for all that goes to file number 2 of this process once data are made; None: no file."""
+    """File for what Ray logs, and for what goes to file number 2 of this process once it works; None: no file."""
     resume: str | None = None
     """Command that goes on: where a head is lost, this process says so and ends; None: Ray ends it in its own way."""
 

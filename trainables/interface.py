@@ -11,10 +11,10 @@ A model is a file (or a folder) in `trainables/models/` with one YAML of search 
 
 and, where it wants to: NEEDS, NOTE, PRESETS, ABLATIONS, FIGURES; VERSION, raised where its code has changed so that its
 trials must be trained again; BOTH_DIRECTIONS, where one training serves both directions of a pair of domains, for its
-epochs have `turned`; `prepare(config, task, seeds)`, which makes what its
-trials share ahead of them, with `shared(config, task, seeds)`, the folders that hold it, by their paths in the folder of
-all tasks; and, with `Epoch.pack`, `unpack(config, state, seed)`, which gives back a trained model as a function from what
-is known of users (`TaskType.query`) to scores of all items of the target domain [U, J].
+epochs have `turned`; `prepare(config, task, seeds)`, which makes what its trials share ahead of them, with
+`shared(config, task, seeds)`, the folders that hold it, by their paths in the folder of all tasks; and, with
+`Epoch.pack`, `unpack(config, state, seed)`, which gives back a trained model as a function from what is known of users
+(`TaskType.query`) to scores of all items of the target domain [U, J].
 
 Everything else is the runner's (`trainables.trial`): random numbers per seed, training and evaluation mode, measuring,
 the best epoch, early stopping, checkpoints, devices. Nothing is registered anywhere.

@@ -139,7 +139,10 @@ class Trial:
 
     def left_at(self, task_dir: Path, seed: int) -> Path:
         """Return the file of what a training leaves for the opposite direction, whose task is named."""
-        document = {"model": self.name, "config": asdict(self.config), "task": task_dir.parent.name, "seed": seed}
+        document = {
+            "model": self.name, "version": self.model.VERSION, "config": asdict(self.config),
+            "task": task_dir.parent.name, "seed": seed,
+        }  # fmt: skip
         return task_dir.parent.parent / LEFT / f"{digest(document)[:16]}.pt"
 
 

@@ -103,9 +103,7 @@ def profile_kept(database: duckdb.DuckDBPyConnection) -> dict[str, Any]:
             SELECT u FROM kept GROUP BY u HAVING count(*) > 1 AND min(timestamp) IS NOT DISTINCT FROM max(timestamp))
     """
     several = "SELECT count(*) FROM (SELECT u FROM kept GROUP BY u HAVING count(*) > 1)"
-    wordless = (
-        "SELECT count(*) FROM items WHERE NOT coalesce(worded, false) AND item_id IN (SELECT item_id FROM item_place)"
-    )
+    wordless = "SELECT count(*) FROM items WHERE NOT worded AND item_id IN (SELECT item_id FROM item_place)"
     silent = "SELECT count(*) FROM (SELECT u FROM kept GROUP BY u HAVING coalesce(max(words), 0) = 0)"
     ends = database.execute("SELECT min(timestamp), max(timestamp) FROM kept").fetchone()
     assert ends is not None

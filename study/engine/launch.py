@@ -91,7 +91,7 @@ def connect(cluster: Cluster) -> None:
 
     if ray.is_initialized():
         return
-    if cluster.log is not None:
+    if cluster.log is not None:  # for who comes here first: `study extract --dry-run --address`
         redirect_native_output(cluster.log)
     with _quiet(cluster.log):
         if cluster.address is None:

@@ -12,13 +12,13 @@ from typing import Any
 import pytest
 import torch
 
-from trainables.interface import load_model, make_config, model_names
+from trainables.interface import check_model, load_model, make_config, model_names
 from trainables.tasks.arrays import TaskFolders
 from trainables.tasks.sequential import load_task, opposite
 from trainables.trial import LEFT, Report, kept_at, run, validate
 
 from .sequence_worlds import SPEC, build_world, make_sequence_world
-from .training import quick
+from .training import quick, variants
 
 DIRECTIONS = ("film-song", "song-film")
 BOTH = [name for name in model_names() if load_model(name).BOTH_DIRECTIONS]
@@ -47,7 +47,7 @@ def left(folders: TaskFolders) -> Path:
 
 
 def config_of(name: str, **changes: Any) -> dict[str, Any]:
-    return quick(name, epochs=7, patience=2, **changes)
+    return quick(name, **{"epochs": 7, "patience": 2, **changes})
 
 
 def trained(name: str, folders: TaskFolders, seeds: list[int] = SEEDS, **changes: Any) -> list[Any]:
@@ -87,6 +87,41 @@ def test_each_direction_gets_what_it_gets_alone(
     ]
     needed = sum(max(1, min(7, mine) - min(7, theirs)) for theirs, mine in zip(*lengths, strict=True))
     assert len(epochs) == needed, "what the first has not trained, or one to predict with"
+
+
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [
+        *(("llmcdsr", changes) for changes in variants("llmcdsr")[1:]),
+        *(("plcr", changes) for changes in variants("plcr")[1:]),
+        *(("unicdr", changes) for changes in [*variants("unicdr")[1:], {"aggregator": "attention"}]),
+    ],
+    ids=str,
+)
+def test_a_variant_that_knows_its_domains_is_the_same_for_both_too(
+    worlds: dict[str, dict[str, TaskFolders]], name: str, changes: dict[str, Any]
+) -> None:
+    short = {**changes, "epochs": 2}
+    for direction in DIRECTIONS:
+        assert trained(name, worlds["together"][direction], [0], **short) == trained(
+            name, worlds["alone"][direction], [0], **short
+        )
+    assert not list(left(worlds["together"]["film-song"]).iterdir())
+
+
+def test_what_another_version_of_the_model_has_left_is_not_used(
+    worlds: dict[str, dict[str, TaskFolders]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = (worlds["together"][name] for name in DIRECTIONS)
+    trained("sasrec", first, [0])
+    monkeypatch.setattr("trainables.models.sasrec.VERSION", 9, raising=False)
+    check_model.cache_clear()
+    try:
+        epochs = counted("sasrec", monkeypatch)
+        trained("sasrec", second, [0])
+        assert len(epochs) > 1
+    finally:
+        check_model.cache_clear()
 
 
 @pytest.mark.parametrize("direction", DIRECTIONS)
@@ -169,6 +204,7 @@ def test_the_opposite_task_is_one_of_the_same_specification(tmp_path: Path) -> N
     assert opposite(one) is None
     build_world(world, tmp_path, replace(SPEC, negatives=9), direction="song-film")
     build_world(world, tmp_path, replace(SPEC, overlap_ratio=0.5), direction="song-film")
+    build_world(world, tmp_path, pseudo=2, direction="song-film")
     assert opposite(one) is None
     other = build_world(world, tmp_path, direction="song-film").task_dir
     assert opposite(one) == other

@@ -104,6 +104,16 @@ def test_under_strict_cold_start_the_shared_vector_alone_ranks(task: SequenceTas
 
 
 @torch.no_grad()
+def test_a_user_of_either_domain_has_a_vector_for_the_other(task: SequenceTask) -> None:
+    model = network(Config(), task)
+    items = torch.arange(task.target[0], task.target[0] + 3)
+    history = Sequences(items, torch.tensor([0, 3]))
+    mean = model.item.weight[items].mean(dim=0)
+    torch.testing.assert_close(model.users(history, task.source)[0], model.all.map(mean))
+    torch.testing.assert_close(model.users(history, task.target)[0], model.all.map(mean) + model.specific[1].map(mean))
+
+
+@torch.no_grad()
 def test_a_held_out_user_is_the_unknown_one(task: SequenceTask) -> None:
     config = Config(id_share=0.5)
     model = network(config, task)

@@ -184,7 +184,7 @@ class CTT(nn.Module):
 
     def users(self, history: Sequences, domain: Range) -> Tensor:
         """U after the last item of each history, [R, D]."""
-        source, target = (newest_of_each(history, domain, MAX_LENGTH) for domain in (self.source, self.target))
+        source, target = (newest_of_each(history, part, MAX_LENGTH) for part in (self.source, self.target))
         reads = source.real[:, None].expand(-1, target.item.shape[1] + 1, -1)
         states, _, _ = self.states(target, source, reads)
         return states[torch.arange(len(history), device=history.device), target.length]

@@ -171,7 +171,7 @@ class DADAN(nn.Module):
 
     def users(self, history: Sequences, domain: Range) -> Tensor:
         """C of the route beside a 1 for the items' biases, [R, C + 1]."""
-        source, target = (newest_of_each(history, domain, MAX_LENGTH) for domain in (self.source, self.target))
+        source, target = (newest_of_each(history, part, MAX_LENGTH) for part in (self.source, self.target))
         weights = self.item.weight
         source_RD = self.state(source, weights, 0)
         target_RD = self.state(target, weights, 1, source_RD if self.config.bridge else None)

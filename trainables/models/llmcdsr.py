@@ -7,9 +7,9 @@ to help the users who are really in both domains. In the paper's order: contrast
 What is ours: the language model and its prompt are this project's; in stage 2 one SASRec reads the halves of both domains;
 blocks are pre-norm, as in SASRec here; the meta gradient is a difference of two gradients instead of a differentiated
 optimiser, takes the moments of the main one, and is taken without dropout; items are learned by a softmax over many
-drawn ones (`paper_loss`: over one). In the authors'
-code the text of an item meets the embedding of the one before it, the meta users are all overlapping users whatever the
-ratio, and the inner optimiser is new in each step, which makes its derivative vanish; here they are as the paper says.
+drawn ones (`paper_loss`: against one). In the authors' code the text of an item meets the embedding of the one before it,
+the meta users are all overlapping users whatever the ratio, and the inner optimiser is new in each step, which makes its
+derivative vanish; here they are as the paper says.
 Pretraining depends on one searched field, `contrast`, and is kept for each of its values (`prepare`).
 Shapes: B sequences, L positions, N labels, K texts of a user, R recalled items, F text width, D vector width.
 """
@@ -65,6 +65,7 @@ LOSSES, SOURCES = ("bce", "softmax"), ("titles", "texts")
 NAME = "LLMCDSR"
 TASK_TYPE = "sequences"
 SELECTION = Selection("val_ndcg10", "maximize")
+VERSION = 2
 BOTH_DIRECTIONS = True
 NEEDS = ("titles", "pseudo_items")
 ABLATIONS = {
@@ -139,9 +140,8 @@ def _document(task: SequenceTask, contrast: float, seed: int) -> dict[str, Any]:
 
 
 def pretrained(task: SequenceTask, contrast: float, seed: int) -> Mapping[str, Tensor]:
-    """Return the weights of `Texts`, trained where they are missing; both directions share them."""
-    way = task.one_way()
-    labels, unseen = halved_labels(way), Unseen(way.train, [way.source, way.target])
+    """Return the weights of `Texts` of a task that is `one_way`, trained where they are missing."""
+    labels, unseen = halved_labels(task), Unseen(task.train, [task.source, task.target])
     titles, users = task.titles(), len(task.train)
 
     def epoch(network: nn.Module, optimiser: Optimizer, rng: np.random.Generator) -> None:
@@ -152,7 +152,7 @@ def pretrained(task: SequenceTask, contrast: float, seed: int) -> Mapping[str, T
             vector_UD = network.reader.item(wanted)
             state_ND = network.reader.encode(vector_UD[input_BL], batch.length)[batch.row, batch.column]
             loss = bce_loss(state_ND, vector_UD[label_at], vector_UD[drawn_at])
-            for domain, span in enumerate((way.source, way.target)) if contrast else ():
+            for domain, span in enumerate((task.source, task.target)) if contrast else ():
                 own = inside(wanted, span).nonzero().squeeze(1)
                 if len(own):
                     tied = text_contrast(network.maps[domain](titles[wanted[own]]), vector_UD[own])
@@ -165,16 +165,13 @@ def pretrained(task: SequenceTask, contrast: float, seed: int) -> Mapping[str, T
             task=task, kept=kept,
         )  # fmt: skip
 
-    learned = pretraining.kept_once(task, "llmcdsr", _document(task, contrast, seed), make)
-    if way is not task:
-        learned["maps.0.weight"], learned["maps.1.weight"] = learned["maps.1.weight"], learned["maps.0.weight"]
-    return learned
+    return pretraining.kept_once(task, "llmcdsr", _document(task, contrast, seed), make)
 
 
 def prepare(config: Config, task: SequenceTask, seeds: Sequence[int]) -> None:
     """Pretrain what the trials share, where it is missing."""
     for seed in seeds:
-        pretrained(task, config.contrast, seed)
+        pretrained(task.one_way(), config.contrast, seed)
 
 
 def shared(config: Config, task: SequenceTask, seeds: Sequence[int]) -> list[Path]:
@@ -443,19 +440,19 @@ def train(config: Config, task: SequenceTask, seed: int) -> Iterator[Setup | Epo
 
     Both domains' items are labels, and users of either one alone are augmented: it is the same for both directions.
     """
-    scored, task = task, task.one_way()
-    texts = Texts(task.items, task.titles().shape[1])
-    texts.load_state_dict(dict(pretrained(task, config.contrast, seed)))
-    recall = Recall(config, task, texts.to(task.device))
-    network, rng = sasrec.SASRec(sasrec.Config(dropout=config.dropout), task.items), np.random.default_rng(seed)
+    way = task.one_way()
+    texts = Texts(way.items, way.titles().shape[1])
+    texts.load_state_dict(dict(pretrained(way, config.contrast, seed)))
+    recall = Recall(config, way, texts.to(way.device))
+    network, rng = sasrec.SASRec(sasrec.Config(dropout=config.dropout), way.items), np.random.default_rng(seed)
     optimiser = Adam(network.parameters(), lr=config.lr, betas=BETAS, fused=True)
     pooling = Adam(recall.parameters(), lr=config.lr, betas=BETAS)
     both = nn.ModuleDict({"network": network, "recall": recall})
     yield Setup(both, optimiser=optimiser, pooling=pooling, rng=rng)
-    labels, loss = training_labels(task, "merged"), Loss(config, task, rng)
-    meta = Meta(config, task, recall, loss, labels)
-    alone = ((task.group != OVERLAPPING) & (recall.rows >= 0).any(dim=1)).nonzero().squeeze(1)
-    scorer = Scorer.of_task(network, scored, "merged")
+    labels, loss = training_labels(way, "merged"), Loss(config, way, rng)
+    meta = Meta(config, way, recall, loss, labels)
+    alone = ((way.group != OVERLAPPING) & (recall.rows >= 0).any(dim=1)).nonzero().squeeze(1)
+    scorer = Scorer.of_task(network, task, "merged")
     while True:
         losses, meta.waiting = [], iter(())
         for number, batch in enumerate(labels.batches(config.batch, MAX_LENGTH, rng)):
@@ -474,7 +471,7 @@ def train(config: Config, task: SequenceTask, seed: int) -> Iterator[Setup | Epo
             if len(user_B):
                 with torch.no_grad():
                     recalled_BR, _ = recall.items(user_B)
-                augmented = inserted(task, user_B, recalled_BR, rng)
+                augmented = inserted(way, user_B, recalled_BR, rng)
                 drawn = loss.drawn(augmented.batch.number, augmented.batch.label)
                 total = mean_over_both(total, loss(network, augmented.batch, drawn), batch, augmented.batch)
             losses.append(step(optimiser, total))

@@ -247,7 +247,7 @@ class MGCL(nn.Module):
     def users(self, history: Sequences, domain: Range) -> Tensor:
         """U after the last item of each history, [R, D]."""
         static = self.static()
-        source, target = (newest_of_each(history, domain, MAX_LENGTH) for domain in (self.source, self.target))
+        source, target = (newest_of_each(history, part, MAX_LENGTH) for part in (self.source, self.target))
         source_x, target_x = self.views(source, 0, static, False)[2], self.views(target, 1, static, False)[2]
         within = self.preference(target_x)[torch.arange(len(history), device=history.device), target.length]
         return self.joined(within, self.crossed(source_x, source.real[:, None])[:, 0])

@@ -60,6 +60,7 @@ READS = ("own", "merged")
 NAME = "PLCR"
 TASK_TYPE = "sequences"
 SELECTION = Selection("val_ndcg10", "maximize")
+VERSION = 2
 BOTH_DIRECTIONS = True
 ABLATIONS = {
     "wo_shared": Variant(config={"shared_contexts": 0}),
@@ -138,7 +139,7 @@ class PLCR(nn.Module):
 
     def number(self, domain: Range) -> int:
         """0 for the source, 1 for the target."""
-        return int(domain == self.target)
+        return (self.source, self.target).index(domain)
 
     def reader(self, domain: int) -> sasrec.SASRec:
         """The SASRec that knows a domain: 0 is the source, 1 the target."""
@@ -279,21 +280,21 @@ def train(config: Config, task: SequenceTask, seed: int) -> Iterator[Setup | Epo
 
     Both domains' prompts take part alike, so it is the same for both directions.
     """
-    scored, task = task, task.one_way()
-    network, rng = PLCR(config, task.items, task.source, task.target), np.random.default_rng(seed)
-    for reader, domain in zip(network.readers, _domains(config, task), strict=True):
-        reader.load_state_dict(pretrained(task, seed, domain))
+    way = task.one_way()
+    network, rng = PLCR(config, way.items, way.source, way.target), np.random.default_rng(seed)
+    for reader, domain in zip(network.readers, _domains(config, way), strict=True):
+        reader.load_state_dict(pretrained(way, seed, domain))
     optimiser = torch.optim.Adam([p for p in network.parameters() if p.requires_grad], lr=config.lr, fused=True)
     yield Setup(network, optimiser=optimiser, rng=rng)
-    labels = halved_labels(task)
-    in_target = inside(labels.item, task.target)
+    labels = halved_labels(way)
+    in_target = inside(labels.item, way.target)
     states_ND = torch.zeros(len(labels), WIDTH, device=labels.item.device)
     for number, of_domain_N in enumerate((~in_target, in_target)):
         states_ND[of_domain_N] = frozen_states(network.reader(number), labels[of_domain_N])
-    loss, scorer = Loss(config, task, labels, states_ND, rng), Scorer.of_task(network, scored, "merged")
+    loss, scorer = Loss(config, way, labels, states_ND, rng), Scorer.of_task(network, task, "merged")
 
     def pack() -> dict[str, Any]:
-        return {**scorer.pack(), "source": list(scored.source)}
+        return {**scorer.pack(), "domains": [list(way.source), list(way.target)]}
 
     while True:
         chosen, losses = labels.one_each(rng), [0.0]
@@ -307,6 +308,6 @@ def train(config: Config, task: SequenceTask, seed: int) -> Iterator[Setup | Epo
 
 def unpack(config: Config, state: Mapping[str, Any], seed: int) -> Callable[[Sequences], Tensor]:
     """Return a trained model: users' histories -> scores of all target-domain items, [U, J]."""
-    source, target = sorted((tuple(state["source"]), tuple(state["target"])))  # as `SequenceTask.one_way` has them
+    source, target = map(tuple, state["domains"])
     items = len(state["network"]["readers.0.item.weight"])
     return unpacked(PLCR(config, items, source, target), state).scores

@@ -218,7 +218,7 @@ class UCLR(nn.Module):
 
     def users(self, history: Sequences, domain: Range) -> Tensor:
         """Vectors for the target domain, [R, D + 1]."""
-        bags = [newest_of_each(history, domain, MAX_LENGTH) for domain in (self.source, self.target)]
+        bags = [newest_of_each(history, part, MAX_LENGTH) for part in (self.source, self.target)]
         return self.joined(bags, bags, self.item.rows())
 
     def items(self, domain: Range) -> Tensor:

@@ -48,6 +48,7 @@ AGGREGATORS = ("mean", "attention")
 NAME = "UniCDR"
 TASK_TYPE = "sequences"
 SELECTION = Selection("val_ndcg10", "maximize")
+VERSION = 2
 BOTH_DIRECTIONS = True
 ABLATIONS = {
     "wo_contrast": Variant(config={"mix": 1.0}),
@@ -160,10 +161,10 @@ class UniCDR(nn.Module):
 
     def users(self, history: Sequences, domain: Range) -> Tensor:
         """Vectors for a domain: own from its items, shared from both domains', [R, D]."""
-        bags = [newest_of_each(history, part, self.config.max_length) for part in (self.source, self.target)]
-        number = int(domain == self.target)
-        visible, other = bags[number], bags[1 - number]
-        return self.joined(*self.aggregated(number, visible, both(other, visible), self.item.weight))
+        domains = (self.source, self.target)
+        bags, asked = [newest_of_each(history, part, self.config.max_length) for part in domains], domains.index(domain)
+        visible, other = bags[asked], bags[1 - asked]
+        return self.joined(*self.aggregated(asked, visible, both(other, visible), self.item.weight))
 
     def items(self, domain: Range) -> Tensor:
         """Vectors of a domain's items, [J, D]."""
@@ -255,7 +256,7 @@ def train(config: Config, task: SequenceTask, seed: int) -> Iterator[Setup | Epo
     loss, scorer = Loss(config, way, rng), Scorer.of_task(network, task, "merged")
 
     def pack() -> dict[str, Any]:
-        return {**scorer.pack(), "source": list(task.source), "users": len(task.train)}
+        return {**scorer.pack(), "domains": [list(way.source), list(way.target)], "users": len(way.train)}
 
     while True:
         losses = [
@@ -269,5 +270,5 @@ def train(config: Config, task: SequenceTask, seed: int) -> Iterator[Setup | Epo
 def unpack(config: Config, state: Mapping[str, Any], seed: int) -> Callable[[Sequences], Tensor]:
     """Return a trained model: users' histories -> scores of all target-domain items, [U, J]."""
     items = len(state["network"]["item.weight"])
-    source, target = sorted((tuple(state["source"]), tuple(state["target"])))  # as `SequenceTask.one_way` has them
+    source, target = map(tuple, state["domains"])
     return unpacked(UniCDR(config, items, state["users"], source, target), state).scores

@@ -198,7 +198,7 @@ def load_task(task_dir: Path) -> SequenceTask:
 
 
 def opposite(task_dir: Path) -> Path | None:
-    """Return the task of the opposite direction that has the same training users and specification; None: none is there.
+    """Return the task of the opposite direction with the same training users, specification and pseudo-items, or None.
 
     A node's cache holds no specifications, so none is found there.
     """
@@ -214,8 +214,12 @@ def opposite(task_dir: Path) -> Path | None:
 
 
 def _specification(task_dir: Path) -> Any:
-    manifest = task_dir.parent / "manifest.json"
-    return read_json(manifest).get("sequences") if manifest.is_file() else None
+    """What of a task its `task.json` does not say, and both directions share."""
+    path = task_dir.parent / "manifest.json"
+    if not path.is_file():
+        return None
+    manifest = read_json(path)
+    return manifest.get("sequences"), manifest.get("pseudo")
 
 
 def load_held_out(folder: Path) -> HeldOut:

@@ -189,7 +189,7 @@ def history(results: Results, row: str) -> History:
     title = row_title("Optimisation history", results, row)
     alt = f"{title}: each search trial and the best so far, per task and {labels.task_type.ratio} ratio."
     head = Head(labels, row_name("history", results, row), title, alt, palette_of(results), tuple(notes))
-    return History(head, metric, tuple(traces), every["name"].astype(int).max(), edge)
+    return History(head, metric, tuple(traces), int(every["name"].astype(int).max()), edge)
 
 
 def curves(results: Results, row: str) -> Curves:
