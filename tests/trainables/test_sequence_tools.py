@@ -395,7 +395,7 @@ class Mean(nn.Module):
         super().__init__()
         self.item = nn.Embedding(items, 4)
 
-    def users(self, history: Sequences) -> Tensor:
+    def users(self, history: Sequences, domain: Range) -> Tensor:
         return torch.stack([self.item.weight[items].mean(dim=0) for items in lists(history)])
 
     def items(self, domain: Range) -> Tensor:

@@ -181,4 +181,4 @@ def test_both_directions_draw_alike_where_one_training_serves_them() -> None:
         return [drawn_for(job) for job in jobs]
 
     assert places("sasrec") == ["a+b@0.2", "a+b@0.2"]
-    assert places("plcr") == ["a->b@0.2", "b->a@0.2"]
+    assert places("tri_cdr") == ["a->b@0.2", "b->a@0.2"]
