@@ -223,6 +223,7 @@ def extract(plan: str, data: Path | None, home: Path, address: str | None, repla
 
     with _study(plan, data=data, home=home, address=address, replace=replace) as study:
         if dry_run:
+            study.quiet()
             domains: Mapping[str, Domain] = prepare_domains(study.plan, data, study.home, study.start_progress)
             for line in extraction_lines(study.plan, domains, study.home, study.cluster):
                 _line(line)

@@ -144,13 +144,17 @@ class Study:
         """Make everything that trials read, where it is missing, and describe it in MLflow."""
         return self._inputs
 
+    def quiet(self) -> None:
+        """Send to the cluster's log what Ray writes to file number 2: that of extraction does, before any trial's."""
+        if self.cluster.log is not None:
+            redirect_native_output(self.cluster.log)
+
     @cached_property
     def _inputs(self) -> Inputs:
         refuse_second(self.home, self.plan.name)  # it would describe its data in the other's experiment
         if not self.replace:
             refuse_other_plan(self.plan, self.home.path, self.named)
-        if self.cluster.log is not None:  # extraction starts a Ray of its own
-            redirect_native_output(self.cluster.log)
+        self.quiet()
         on_ray, actors = self.cluster.address is not None, None
         if on_ray:
             from study.engine.launch import connect, most_actors

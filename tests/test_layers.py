@@ -22,7 +22,7 @@ FORBIDDEN = {
     "study": set(),
 }
 WITHIN_STUDY = {  # what each folder of `study` may use of the rest of it; its own modules go without saying
-    "engine": {"home", "provenance", "specs", "terminal", "tracking"},
+    "engine": {"home", "provenance", "specs", "tracking"},
     "tracking": {"home", "labels", "selection", "specs"},
     "report": {"labels", "papers", "provenance", "selection", "specs", "tracking"},
 }

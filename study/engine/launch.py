@@ -25,7 +25,6 @@ from study.engine.ray_tune import JobCallback, JobScheduler, JobSearcher, Ledger
 from study.engine.worker import train
 from study.home import Home
 from study.specs import Cluster, Job, Recipe, Resources
-from study.terminal import redirect_native_output
 
 if TYPE_CHECKING:
     from ray.runtime_context import RuntimeContext
@@ -91,8 +90,6 @@ def connect(cluster: Cluster) -> None:
 
     if ray.is_initialized():
         return
-    if cluster.log is not None:  # for who comes here first: `study extract --dry-run --address`
-        redirect_native_output(cluster.log)
     with _quiet(cluster.log):
         if cluster.address is None:
             start_ray()
