@@ -70,12 +70,12 @@ def run(
     `state` is that of a report of the same training, which then goes on behind that report. `device`: cpu | cuda.
 
     Metrics are means over seeds: `val_...` of the task type and the model's own. The final report adds `<metric>_std`,
-    `<metric>/seed_<seed>`, `selected_epoch`, `seconds`, and, where `test_dir` is given, the same `test_...` and the
+    `<metric>/seed_<seed>`, `selected_epoch`, those of `Spent`, and, where `test_dir` is given, the same `test_...` and the
     artifact `per_user.csv`; then the seed that is best on validation is kept at `kept_at`. Its metrics are those of the
     selected epoch, `train_loss` is that of the last one. `rows`: also the artifact `val_per_user.csv`, for comparisons
     paired by user.
     """
-    began = time.perf_counter() - (state["seconds"] if state else 0.0)
+    spent = Spent(state or {})
     trial = Trial.load(model, config, task_dir, test_dir, device)
     saved = state["seeds"] if state else [None] * len(seeds)
     trainings = [SeedTraining(trial, seed, before) for seed, before in zip(seeds, saved, strict=True)]
@@ -91,14 +91,26 @@ def run(
         metrics = {} if staged else _means([training.metrics for training in trainings])
         resumable = all(training.resumable for training in trainings)
         yield Report(
-            epoch=number, metrics=metrics, state=partial(_state, number, began, trainings) if resumable else None
+            epoch=number, metrics=metrics, state=partial(_state, number, spent, trainings) if resumable else None
         )
-    yield _final_report(trial, number, began, [training.result for training in trainings if training.result], rows)
+    yield _final_report(trial, number, spent, [training.result for training in trainings if training.result], rows)
 
 
-def _state(number: int, began: float, trainings: Sequence[SeedTraining]) -> dict[str, Any]:
+def _state(number: int, spent: Spent, trainings: Sequence[SeedTraining]) -> dict[str, Any]:
     seeds = [training.state() for training in trainings]
-    return {"epoch": number, "seconds": time.perf_counter() - began, "seeds": seeds}
+    return {"epoch": number, **spent.metrics(), "seeds": seeds}
+
+
+class Spent:
+    """What a trial has taken: `seconds` by the clock, and `cpu_seconds` of all threads of its process."""
+
+    def __init__(self, before: Mapping[str, Any]) -> None:
+        """`before`: what `metrics` was when the trial was left, where it goes on."""
+        self._clock = time.perf_counter() - before.get("seconds", 0.0)
+        self._cpu = time.process_time() - before.get("cpu_seconds", 0.0)
+
+    def metrics(self) -> dict[str, float]:
+        return {"seconds": time.perf_counter() - self._clock, "cpu_seconds": time.process_time() - self._cpu}
 
 
 # --- one seed -----------------------------------------------------------------------------------------------------
@@ -483,14 +495,14 @@ def _result_from(state: Mapping[str, Any]) -> SeedResult:
 # --- results ------------------------------------------------------------------------------------------------------
 
 
-def _final_report(trial: Trial, number: int, began: float, results: Sequence[SeedResult], rows: bool) -> Report:
+def _final_report(trial: Trial, number: int, spent: Spent, results: Sequence[SeedResult], rows: bool) -> Report:
     """Means over the seeds, each seed's numbers, what each user contributes; keeps the best seed's model."""
     metrics = _means([result.metrics for result in results])
     for name in results[0].metrics:
         values = [result.metrics[name] for result in results]
         metrics[f"{name}_std"] = float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
         metrics |= {f"{name}/seed_{result.seed}": result.metrics[name] for result in results}
-    metrics["seconds"] = time.perf_counter() - began
+    metrics |= spent.metrics()
     artifacts: dict[str, str | bytes] = {}
     if trial.test is not None:
         artifacts["per_user.csv"] = per_user_csv({result.seed: result.test for result in results if result.test})
@@ -556,7 +568,7 @@ def run_baseline(
 
     `model` and `device` are not read: a baseline is computed on the CPU.
     """
-    began = time.perf_counter()
+    spent = Spent({})
     task = open_task(task_dir)
     task_type = task_type_of(task)
     predict = task_type.as_predict(config["baseline"])
@@ -567,8 +579,7 @@ def run_baseline(
         measured, scores = score(predict, task_type.load_held_out(Path(test_dir)), task, seed)
         metrics |= scores
         artifacts["per_user.csv"] = per_user_csv({seed: measured})
-    metrics["seconds"] = time.perf_counter() - began
-    yield Report(epoch=0, metrics=metrics, final=True, artifacts=artifacts)
+    yield Report(epoch=0, metrics={**metrics, **spent.metrics()}, final=True, artifacts=artifacts)
 
 
 def has_shared(model: str) -> bool:

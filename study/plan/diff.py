@@ -48,8 +48,10 @@ def changes(plan: Plan, home: Path) -> list[str]:
     code = _code()
     now, before = _fields(plan) | code, code | kept
     lines = []
-    for name in sorted(before.keys() | now.keys()):
-        if before.get(name) != now.get(name):
+    names = sorted(before.keys() | now.keys())
+    for name in names:
+        # What was empty, or is now, has fields that say what changed.
+        if before.get(name) != now.get(name) and not any(other.startswith(f"{name}.") for other in names):
             effect = next(text for starts, text in _EFFECTS if name.startswith(starts))
             if name.endswith(".seeds") and not name.startswith("search"):
                 effect = _SEEDS

@@ -52,6 +52,17 @@ def test_each_changed_field_is_named_with_what_it_costs(tmp_path: Path) -> None:
     assert '["wo_side"] -> not there' in lines["ablate.variants"]
 
 
+def test_what_was_empty_or_is_now_is_named_by_its_fields(tmp_path: Path) -> None:
+    with_sweeps = load_plan(str(tiny.write_plan(tmp_path)))
+    without = replace(with_sweeps, sweeps={})
+    remember(without, tmp_path, "plan.yaml")
+    added = changes(with_sweeps, tmp_path)
+    remember(with_sweeps, tmp_path, "plan.yaml")
+    dropped = changes(without, tmp_path)
+    assert len(added) == len(dropped) >= 5
+    assert all(line.startswith("sweeps.") for line in added + dropped)
+
+
 def test_other_code_and_packages_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     plan = load_plan(str(tiny.write_plan(tmp_path)))
     monkeypatch.setattr("study.plan.diff.commit", lambda: "abc1234")

@@ -56,7 +56,7 @@ def contents(folder: Path) -> dict[str, Any]:
 
 def reports(folders: TaskFolders, model: str, config: dict[str, Any]) -> list[tuple[int, dict[str, float]]]:
     def plain(report: Report) -> tuple[int, dict[str, float]]:
-        return report.epoch, {name: value for name, value in report.metrics.items() if name != "seconds"}
+        return report.epoch, {name: value for name, value in report.metrics.items() if "seconds" not in name}
 
     return [plain(report) for report in run(model, config, str(folders.task_dir), [0, 1])]
 
