@@ -25,8 +25,14 @@ class Served:
     """A model and the items that it knows."""
 
     def __init__(self, folder: Path) -> None:
+        """Raise InputError where other code of the model kept it, of another `VERSION`."""
         packed = torch.load(folder / "weights.pt", weights_only=True)
         model = load_model(packed["model"])
+        if (version := packed.get("version", 1)) != model.VERSION:
+            raise InputError(
+                f"{folder}: this is version {version} of {packed['model']}, which is at {model.VERSION} here; score the plan "
+                "again, or read it with the code that kept it"
+            )
         config = make_config(packed["model"], packed["config"], f"config of {packed['model']}")
         assert model.unpack is not None
         self._task_type = TASK_TYPES[model.TASK_TYPE]

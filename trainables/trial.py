@@ -539,7 +539,7 @@ def _keep(trial: Trial, results: Sequence[SeedResult]) -> None:
     path = kept_at(trial.name, config, trial.task_dir, [result.seed for result in results])
     path.parent.mkdir(exist_ok=True)
     document = {
-        "model": trial.name, "config": config, "seed": best.seed, "state": best.packed,
+        "model": trial.name, "version": trial.model.VERSION, "config": config, "seed": best.seed, "state": best.packed,
         "limits": list(trial.task_type.limits(trial.task)),
     }  # fmt: skip
     with atomic_file(path) as beside:

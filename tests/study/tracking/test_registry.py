@@ -6,7 +6,7 @@ import math
 import re
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -26,6 +26,7 @@ from study.tracking import tags
 from study.tracking.local_store import default_uri
 from study.tracking.registry import ALIAS, _described, load, model_name, recommend, register
 from study.tracking.results import Results, load_results
+from trainables.interface import load_model
 from trainables.tasks.rating import load_held_out
 from trainables.trial import run
 
@@ -115,6 +116,11 @@ def test_a_kept_model_is_registered_and_recommends(
     assert (ran.code, ran.err) == (0, "")
     assert re.findall(r"\b[fs]\d{3}\b", ran.out) == [*answers[0].history["item"], *answers[0].items["item"]]
     assert f"model  models:/{name}@best (version 1)\n" in ran.out
+
+    changed = replace(load_model("lgcd"), VERSION=2)
+    monkeypatch.setattr("trainables.serving.load_model", lambda _: changed)
+    with pytest.raises(InputError, match="this is version 1 of lgcd, which is at 2 here; score the plan again"):
+        load(client, name)
 
 
 def test_a_rating_model_is_registered_once_answers_and_keeps_its_alias(
