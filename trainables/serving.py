@@ -30,8 +30,8 @@ class Served:
         model = load_model(packed["model"])
         if (version := packed.get("version", 1)) != model.VERSION:
             raise InputError(
-                f"{folder}: this is version {version} of {packed['model']}, which is at {model.VERSION} here; score the plan "
-                "again, or read it with the code that kept it"
+                f"{folder}: this is version {version} of {packed['model']}, which is at {model.VERSION} here; score the "
+                "plan again, or read it with the code that kept it"
             )
         config = make_config(packed["model"], packed["config"], f"config of {packed['model']}")
         assert model.unpack is not None

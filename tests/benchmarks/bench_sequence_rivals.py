@@ -35,7 +35,8 @@ from trainables.interface import Epoch, load_model, make_config
 from trainables.models import llmcdsr, plcr, sscdr_sequences, tri_cdr
 from trainables.models.fearec import kept_bins
 from trainables.models.unisrec import Adaptor
-from trainables.sequence_tools import halved_labels, inside, training_labels
+from trainables.sequences.labels import halved_labels, training_labels
+from trainables.sequences.views import inside
 from trainables.tasks.sequential import OVERLAPPING, SequenceTask
 
 LENGTH, WIDTH, BATCH = 50, 64, 128

@@ -25,7 +25,7 @@ from trainables.models.lgcd.config import Config
 from trainables.models.lgcd.encoders import DomainEncoders, Encoders, PretrainSpec
 from trainables.models.lgcd.pretraining import pretraining_loss
 from trainables.models.lgcd.training import _Trainer
-from trainables.sequence_tools import batches, padded, windows
+from trainables.sequences.views import batches, padded, windows
 from trainables.tasks.arrays import FeatureRows
 from trainables.tasks.sequential import HeldOut, Sequences, SequenceTask
 

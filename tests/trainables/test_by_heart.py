@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from trainables.interface import Epoch, Setup, field_types, load_model, make_config, model_names
-from trainables.sequence_tools import Scorer
+from trainables.sequences.ranking import Scorer
 from trainables.tasks.arrays import FeatureRows
 from trainables.tasks.sequential import OVERLAPPING, Sequences, SequenceTask
 

@@ -14,7 +14,7 @@ from features.errors import InputError
 from trainables.diffusion import SameForAll, normal_like
 from trainables.interface import make_config
 from trainables.models.cd_cdr import CDCDR, DEVIATION, WIDTH, Config, exponential
-from trainables.sequence_tools import newest_of_each
+from trainables.sequences.views import newest_of_each
 from trainables.tasks.sequential import Sequences, SequenceTask
 
 from .training import train_seed

@@ -12,7 +12,8 @@ import torch
 
 from features.errors import InputError
 from trainables.models.ctt import CTT, WIDTH, Config, Loss, contrast_of_users
-from trainables.sequence_tools import Bag, TargetLabels
+from trainables.sequences.labels import TargetLabels
+from trainables.sequences.views import Bag
 from trainables.tasks.sequential import OVERLAPPING, Sequences, SequenceTask
 
 from .sequence_worlds import check_users_of_one_target_item

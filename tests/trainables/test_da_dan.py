@@ -12,7 +12,7 @@ import torch
 
 from features.errors import InputError
 from trainables.models.da_dan import DADAN, WIDTH, Config, Discriminator, Loss, difference_loss
-from trainables.sequence_tools import Bag
+from trainables.sequences.views import Bag
 from trainables.tasks.sequential import Sequences, SequenceTask
 
 SOURCE, TARGET = (0, 20), (20, 50)

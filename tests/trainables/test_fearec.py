@@ -27,7 +27,7 @@ from trainables.models.fearec import (
     kept_bins,
     lag_weights,
 )
-from trainables.sequence_tools import training_labels
+from trainables.sequences.labels import training_labels
 from trainables.tasks.sequential import Sequences, SequenceTask
 
 

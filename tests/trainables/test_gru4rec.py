@@ -13,7 +13,8 @@ from torch import Tensor
 from features.errors import InputError
 from trainables.interface import Setup, load_model
 from trainables.models.gru4rec import ABLATIONS, Config, GRU4Rec, Loss, bpr_max, train
-from trainables.sequence_tools import draw_weighted, training_labels
+from trainables.sequences.labels import training_labels
+from trainables.sequences.losses import draw_weighted
 from trainables.tasks.sequential import SequenceTask
 
 from .sequence_worlds import histories

@@ -23,7 +23,7 @@ from trainables.models.lgcd.config import WIDTH, Config
 from trainables.models.lgcd.encoders import DomainEncoders, Encoders, PretrainSpec, represent
 from trainables.models.lgcd.losses import FullSoftmax, SampledSoftmax, generated_in_training, log_sum_exp, losses
 from trainables.models.lgcd.pretraining import encoders_folders, pretrained
-from trainables.sequence_tools import within
+from trainables.sequences.views import within
 from trainables.task_types import task_type_of
 from trainables.tasks.sequential import OVERLAPPING, SOURCE_ONLY, TARGET_ONLY, HeldOut, Sequences, SequenceTask
 from trainables.trial import SeedTraining, Trial

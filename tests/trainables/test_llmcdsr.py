@@ -14,7 +14,7 @@ from features.errors import InputError
 from trainables import pretraining
 from trainables.models import llmcdsr, sasrec
 from trainables.models.llmcdsr import BETAS, Config, Loss, Meta, Recall, Texts, inserted, step_derivative, text_contrast
-from trainables.sequence_tools import Batch, training_labels
+from trainables.sequences.labels import Batch, training_labels
 from trainables.tasks.sequential import OVERLAPPING, SequenceTask
 
 

@@ -11,7 +11,7 @@ from torch.nn.functional import softplus
 
 from features.errors import InputError
 from trainables.models.mgcl import MGCL, WIDTH, Config, Loss, SequenceGraph, normalised_graph, tied
-from trainables.sequence_tools import Bag
+from trainables.sequences.views import Bag
 from trainables.tasks.sequential import Sequences, SequenceTask
 
 from .sequence_worlds import check_users_of_one_target_item

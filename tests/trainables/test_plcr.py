@@ -17,7 +17,7 @@ from trainables import pretraining
 from trainables.devices import seeded
 from trainables.models import plcr, sasrec
 from trainables.models.plcr import PLCR, WIDTH, Config, Loss, PromptEncoder, frozen_states, separation_loss
-from trainables.sequence_tools import halved_labels, training_labels
+from trainables.sequences.labels import halved_labels, training_labels
 from trainables.tasks.sequential import Sequences, SequenceTask
 from trainables.trial import run
 

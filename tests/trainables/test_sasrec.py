@@ -15,7 +15,7 @@ from features.errors import InputError
 from trainables.interface import Setup, load_model
 from trainables.models import sasrec
 from trainables.models.sasrec import ABLATIONS, WIDTH, Config, Loss, SASRec, train
-from trainables.sequence_tools import training_labels
+from trainables.sequences.labels import training_labels
 from trainables.tasks.sequential import SequenceTask
 from trainables.tasks.sequential_build import build_sequences
 from trainables.trial import run

@@ -11,7 +11,8 @@ import torch
 from features.errors import InputError
 from trainables.models import sscdr_sequences
 from trainables.models.sscdr_sequences import SSCDR, WIDTH, Config, Loss, onto_ball, squared_distance
-from trainables.sequence_tools import step, within
+from trainables.sequences.losses import step
+from trainables.sequences.views import within
 from trainables.tasks.sequential import Sequences, SequenceTask
 
 

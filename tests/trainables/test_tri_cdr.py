@@ -14,7 +14,9 @@ from features.errors import InputError
 from trainables import pretraining
 from trainables.models import sasrec, tri_cdr
 from trainables.models.tri_cdr import TAU, WIDTH, Attention, Config, Loss, TriCDR, cosine_loss, triplet_loss
-from trainables.sequence_tools import Bag, Batch, contrast, draw_shared, training_labels
+from trainables.sequences.labels import Batch, training_labels
+from trainables.sequences.losses import contrast, draw_shared
+from trainables.sequences.views import Bag
 from trainables.tasks.sequential import OVERLAPPING, Sequences, SequenceTask
 
 

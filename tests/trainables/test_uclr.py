@@ -12,7 +12,7 @@ from features.errors import InputError
 from trainables.interface import Epoch, Setup, Stage
 from trainables.models import uclr
 from trainables.models.uclr import UCLR, WIDTH, Config, Recovered, Temperatures, Trainer, global_items, train
-from trainables.sequence_tools import Bag
+from trainables.sequences.views import Bag
 from trainables.tasks.sequential import SequenceTask
 
 

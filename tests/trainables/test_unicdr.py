@@ -11,7 +11,7 @@ import torch
 
 from features.errors import InputError
 from trainables.models.unicdr import WIDTH, Aggregator, Config, Loss, UniCDR
-from trainables.sequence_tools import Halves, training_labels
+from trainables.sequences.labels import Halves, training_labels
 from trainables.tasks.sequential import Sequences, SequenceTask
 
 

@@ -13,7 +13,8 @@ from torch.nn.functional import normalize
 from features.errors import InputError
 from trainables.interface import Setup, Stage
 from trainables.models.unisrec import WIDTH, Adaptor, Config, Loss, Pretraining, UniSRec, train
-from trainables.sequence_tools import contrast_with, training_labels
+from trainables.sequences.labels import training_labels
+from trainables.sequences.losses import contrast_with
 from trainables.tasks.sequential import SequenceTask
 from trainables.trial import run
 

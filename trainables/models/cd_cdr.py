@@ -24,24 +24,11 @@ from torch import Tensor, nn
 from features.checks import at_least, choice, dropout_share, number, refuse, step_size
 from trainables.diffusion import Diffusion, SameForAll, normal_like, random_steps, timestep_embedding
 from trainables.interface import Epoch, Selection, Setup, Variant
-from trainables.sequence_tools import (
-    Bag,
-    Dropout,
-    Halves,
-    Range,
-    Scorer,
-    both,
-    distinct,
-    draw_shared,
-    inside,
-    newest_of_each,
-    next_item_loss,
-    paired,
-    picked,
-    step,
-    training_labels,
-    unpacked,
-)
+from trainables.sequences.blocks import Dropout
+from trainables.sequences.labels import Halves, paired, training_labels
+from trainables.sequences.losses import distinct, draw_shared, next_item_loss, picked, step
+from trainables.sequences.ranking import Scorer, unpacked
+from trainables.sequences.views import Bag, Range, both, inside, newest_of_each
 from trainables.tasks.sequential import OVERLAPPING, Sequences, SequenceTask
 
 WIDTH = 64  # D

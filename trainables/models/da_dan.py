@@ -25,26 +25,11 @@ from torch.nn.functional import cross_entropy
 from features.checks import at_least, choice, dropout_share, refuse, step_size
 from trainables.diffusion import timestep_embedding
 from trainables.interface import Epoch, Selection, Setup, Variant
-from trainables.sequence_tools import (
-    AttentionBlock,
-    Bag,
-    Batch,
-    Dropout,
-    Halves,
-    Range,
-    Scorer,
-    batches,
-    causal,
-    distinct,
-    draw_shared,
-    newest,
-    newest_of_each,
-    next_item_loss,
-    picked,
-    step,
-    training_labels,
-    unpacked,
-)
+from trainables.sequences.blocks import AttentionBlock, Dropout, causal
+from trainables.sequences.labels import Batch, Halves, training_labels
+from trainables.sequences.losses import distinct, draw_shared, next_item_loss, picked, step
+from trainables.sequences.ranking import Scorer, unpacked
+from trainables.sequences.views import Bag, Range, batches, newest, newest_of_each
 from trainables.tasks.sequential import Sequences, SequenceTask
 
 WIDTH = 64  # D; 100 in the authors' code, 64 for all systems of a comparison

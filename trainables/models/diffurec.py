@@ -21,21 +21,11 @@ from torch import Tensor, nn
 from features.checks import at_least, choice, dropout_share, number, refuse, step_size
 from trainables.diffusion import MAX_VARIANCE, Diffusion, SameForAll, normal_like, random_steps, timestep_embedding
 from trainables.interface import Epoch, Selection, Setup, Variant
-from trainables.sequence_tools import (
-    SEQUENCES_READ,
-    AttentionBlock,
-    Dropout,
-    Range,
-    Scorer,
-    by_length,
-    distinct,
-    domains_read,
-    draw_shared,
-    softmax_loss,
-    step,
-    training_labels,
-    unpacked,
-)
+from trainables.sequences.blocks import AttentionBlock, Dropout
+from trainables.sequences.labels import SEQUENCES_READ, domains_read, training_labels
+from trainables.sequences.losses import distinct, draw_shared, softmax_loss, step
+from trainables.sequences.ranking import Scorer, by_length, unpacked
+from trainables.sequences.views import Range
 from trainables.tasks.sequential import Sequences, SequenceTask
 
 WIDTH = 64  # D; 128 in the paper, 64 for all systems of a comparison

@@ -26,24 +26,11 @@ from torch.nn.functional import embedding, one_hot
 
 from features.checks import at_least, choice, dropout_share, number, refuse, step_size
 from trainables.interface import Epoch, Selection, Setup, Variant
-from trainables.sequence_tools import (
-    SEQUENCES_READ,
-    Dropout,
-    Labels,
-    Range,
-    SameLabel,
-    Scorer,
-    batches,
-    by_length,
-    contrast,
-    distinct,
-    domains_read,
-    draw_shared,
-    softmax_loss,
-    step,
-    training_labels,
-    unpacked,
-)
+from trainables.sequences.blocks import Dropout
+from trainables.sequences.labels import SEQUENCES_READ, Labels, SameLabel, domains_read, training_labels
+from trainables.sequences.losses import contrast, distinct, draw_shared, softmax_loss, step
+from trainables.sequences.ranking import Scorer, by_length, unpacked
+from trainables.sequences.views import Range, batches
 from trainables.tasks.sequential import Sequences, SequenceTask
 
 WIDTH = 64  # D, as of all systems of a comparison

@@ -21,22 +21,11 @@ from torch.nn.functional import logsigmoid, pad
 
 from features.checks import at_least, choice, flag, number, refuse, step_size
 from trainables.interface import Epoch, Selection, Setup, Variant
-from trainables.sequence_tools import (
-    SEQUENCES_READ,
-    Batch,
-    Dropout,
-    Range,
-    Scorer,
-    by_length,
-    distinct,
-    domains_read,
-    draw_weighted,
-    inside,
-    softmax_loss,
-    step,
-    training_labels,
-    unpacked,
-)
+from trainables.sequences.blocks import Dropout
+from trainables.sequences.labels import SEQUENCES_READ, Batch, domains_read, training_labels
+from trainables.sequences.losses import distinct, draw_weighted, softmax_loss, step
+from trainables.sequences.ranking import Scorer, by_length, unpacked
+from trainables.sequences.views import Range, inside
 from trainables.tasks.sequential import Sequences, SequenceTask
 
 DEVIATION = 0.02  # of the item table's start (ours)

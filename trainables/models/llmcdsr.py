@@ -34,22 +34,10 @@ from features.errors import InputError
 from trainables import pretraining
 from trainables.interface import Epoch, Selection, Setup, Variant
 from trainables.models import sasrec
-from trainables.sequence_tools import (
-    Batch,
-    Labels,
-    Scorer,
-    Unseen,
-    bce_loss,
-    distinct,
-    draw_shared,
-    halved_labels,
-    inside,
-    picked,
-    softmax_loss,
-    step,
-    training_labels,
-    unpacked,
-)
+from trainables.sequences.labels import Batch, Labels, halved_labels, training_labels
+from trainables.sequences.losses import Unseen, bce_loss, distinct, draw_shared, picked, softmax_loss, step
+from trainables.sequences.ranking import Scorer, unpacked
+from trainables.sequences.views import inside
 from trainables.tasks.sequential import OVERLAPPING, SOURCE_ONLY, Sequences, SequenceTask
 
 WIDTH = sasrec.WIDTH  # D

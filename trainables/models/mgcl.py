@@ -25,21 +25,11 @@ from torch.nn.functional import logsigmoid, softplus
 
 from features.checks import at_least, choice, dropout_share, refuse, step_size
 from trainables.interface import Epoch, Selection, Setup, Variant
-from trainables.sequence_tools import (
-    AttentionBlock,
-    Bag,
-    Dropout,
-    Range,
-    Scorer,
-    TargetLabels,
-    TargetLoss,
-    biases_at_zero,
-    causal,
-    newest_of_each,
-    start_as_mean,
-    step,
-    unpacked,
-)
+from trainables.sequences.blocks import AttentionBlock, Dropout, biases_at_zero, causal, start_as_mean
+from trainables.sequences.labels import TargetLabels
+from trainables.sequences.losses import TargetLoss, step
+from trainables.sequences.ranking import Scorer, unpacked
+from trainables.sequences.views import Bag, Range, newest_of_each
 from trainables.tasks.sequential import Sequences, SequenceTask
 
 WIDTH = 64  # D; 50 in the code, 64 for all systems of a comparison

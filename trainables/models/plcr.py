@@ -29,24 +29,11 @@ from features.checks import at_least, choice, dropout_share, refuse, step_size
 from trainables import pretraining
 from trainables.interface import Epoch, Selection, Setup, Variant
 from trainables.models import sasrec
-from trainables.sequence_tools import (
-    AttentionBlock,
-    Dropout,
-    Labels,
-    Range,
-    Scorer,
-    distinct,
-    draw_shared,
-    filtered,
-    halved_labels,
-    inside,
-    next_item_loss,
-    paired,
-    step,
-    training_labels,
-    unpacked,
-    within,
-)
+from trainables.sequences.blocks import AttentionBlock, Dropout
+from trainables.sequences.labels import Labels, halved_labels, paired, training_labels
+from trainables.sequences.losses import distinct, draw_shared, next_item_loss, step
+from trainables.sequences.ranking import Scorer, unpacked
+from trainables.sequences.views import Range, filtered, inside, within
 from trainables.tasks.sequential import Sequences, SequenceTask
 
 WIDTH = sasrec.WIDTH  # D; 50 in the authors' code

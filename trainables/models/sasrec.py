@@ -19,27 +19,11 @@ from torch import Tensor, nn
 
 from features.checks import at_least, choice, dropout_share, refuse, step_size
 from trainables.interface import Epoch, Selection, Setup, Variant
-from trainables.sequence_tools import (
-    SEQUENCES_READ,
-    AttentionBlock,
-    Batch,
-    Dropout,
-    Labels,
-    Range,
-    Scorer,
-    Unseen,
-    bce_loss,
-    by_length,
-    causal,
-    distinct,
-    domains_read,
-    draw_shared,
-    principal_components,
-    softmax_loss,
-    step,
-    training_labels,
-    unpacked,
-)
+from trainables.sequences.blocks import AttentionBlock, Dropout, causal, principal_components
+from trainables.sequences.labels import SEQUENCES_READ, Batch, Labels, domains_read, training_labels
+from trainables.sequences.losses import Unseen, bce_loss, distinct, draw_shared, softmax_loss, step
+from trainables.sequences.ranking import Scorer, by_length, unpacked
+from trainables.sequences.views import Range
 from trainables.tasks.sequential import Sequences, SequenceTask
 
 WIDTH = 64  # D; 50 in the paper, 64 for all systems of a comparison

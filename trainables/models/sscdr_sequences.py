@@ -25,7 +25,9 @@ from torch.optim import Optimizer
 from features.checks import at_least, number, refuse, step_size
 from trainables import pretraining
 from trainables.interface import Epoch, Selection, Setup, Variant
-from trainables.sequence_tools import Range, Scorer, Unseen, inside, step, unpacked, within
+from trainables.sequences.losses import Unseen, step
+from trainables.sequences.ranking import Scorer, unpacked
+from trainables.sequences.views import Range, inside, within
 from trainables.tasks.sequential import OVERLAPPING, Sequences, SequenceTask
 
 WIDTH = 64  # D

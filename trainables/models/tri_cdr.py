@@ -29,27 +29,10 @@ from features.checks import at_least, choice, dropout_share, number, refuse, ste
 from trainables import pretraining
 from trainables.interface import Epoch, Selection, Setup, Variant
 from trainables.models import sasrec
-from trainables.sequence_tools import (
-    Bag,
-    Batch,
-    Halves,
-    Labels,
-    Range,
-    Scorer,
-    Unseen,
-    batches,
-    contrast,
-    distinct,
-    draw_shared,
-    inside,
-    newest,
-    newest_of_each,
-    next_item_loss,
-    softmax_loss,
-    step,
-    training_labels,
-    unpacked,
-)
+from trainables.sequences.labels import Batch, Halves, Labels, training_labels
+from trainables.sequences.losses import Unseen, contrast, distinct, draw_shared, next_item_loss, softmax_loss, step
+from trainables.sequences.ranking import Scorer, unpacked
+from trainables.sequences.views import Bag, Range, batches, inside, newest, newest_of_each
 from trainables.tasks.sequential import OVERLAPPING, Sequences, SequenceTask
 
 WIDTH = sasrec.WIDTH  # D

@@ -27,20 +27,10 @@ from features.checks import at_least, dropout_share, number, refuse, step_size
 from trainables import pretraining
 from trainables.devices import seeded
 from trainables.interface import Epoch, Place, Selection, Setup, Stage, Variant
-from trainables.sequence_tools import (
-    Bag,
-    Halves,
-    Range,
-    Scorer,
-    distinct,
-    draw_shared,
-    newest,
-    newest_of_each,
-    next_item_loss,
-    step,
-    training_labels,
-    unpacked,
-)
+from trainables.sequences.labels import Halves, training_labels
+from trainables.sequences.losses import distinct, draw_shared, next_item_loss, step
+from trainables.sequences.ranking import Scorer, unpacked
+from trainables.sequences.views import Bag, Range, newest, newest_of_each
 from trainables.tasks.sequential import OVERLAPPING, Sequences, SequenceTask
 
 WIDTH = 64  # D, and the rank of the decomposition

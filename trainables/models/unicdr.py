@@ -22,23 +22,11 @@ from torch.nn.functional import softplus
 
 from features.checks import at_least, choice, dropout_share, number, refuse, step_size
 from trainables.interface import Epoch, Selection, Setup, Variant
-from trainables.sequence_tools import (
-    Bag,
-    Dropout,
-    Halves,
-    Range,
-    Scorer,
-    Unseen,
-    both,
-    distinct,
-    inside,
-    newest_of_each,
-    paired,
-    picked,
-    step,
-    training_labels,
-    unpacked,
-)
+from trainables.sequences.blocks import Dropout
+from trainables.sequences.labels import Halves, paired, training_labels
+from trainables.sequences.losses import Unseen, distinct, picked, step
+from trainables.sequences.ranking import Scorer, unpacked
+from trainables.sequences.views import Bag, Range, both, inside, newest_of_each
 from trainables.tasks.sequential import OVERLAPPING, Sequences, SequenceTask
 
 WIDTH = 64  # D; 128 in the authors' code, 64 for all systems of a comparison

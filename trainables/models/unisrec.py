@@ -21,25 +21,11 @@ from torch import Tensor, nn
 
 from features.checks import at_least, choice, dropout_share, number, refuse, step_size
 from trainables.interface import Epoch, Selection, Setup, Stage, Variant
-from trainables.sequence_tools import (
-    SEQUENCES_READ,
-    AttentionBlock,
-    Batch,
-    Dropout,
-    Labels,
-    Range,
-    Scorer,
-    by_length,
-    causal,
-    contrast_with,
-    distinct,
-    domains_read,
-    draw_shared,
-    softmax_loss,
-    step,
-    training_labels,
-    unpacked,
-)
+from trainables.sequences.blocks import AttentionBlock, Dropout, causal
+from trainables.sequences.labels import SEQUENCES_READ, Batch, Labels, domains_read, training_labels
+from trainables.sequences.losses import contrast_with, distinct, draw_shared, softmax_loss, step
+from trainables.sequences.ranking import Scorer, by_length, unpacked
+from trainables.sequences.views import Range
 from trainables.tasks.sequential import Sequences, SequenceTask
 
 WIDTH = 64  # D; 300 in the authors' code, 64 for all systems of a comparison

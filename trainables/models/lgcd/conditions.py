@@ -20,7 +20,7 @@ from torch import Tensor
 
 from trainables.models.lgcd.encoders import DomainEncoders, represent
 from trainables.models.lgcd.retrieval import Suggested
-from trainables.sequence_tools import filtered, inside
+from trainables.sequences.views import filtered, inside
 from trainables.tasks.sequential import OVERLAPPING, Sequences, SequenceTask
 
 

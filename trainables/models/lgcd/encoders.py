@@ -21,7 +21,8 @@ import torch
 import torch.nn.functional as functional
 from torch import Tensor, nn
 
-from trainables.sequence_tools import Dropout, Range, padded, principal_components, windows
+from trainables.sequences.blocks import Dropout, principal_components
+from trainables.sequences.views import Range, padded, windows
 from trainables.tasks.sequential import Sequences
 
 SEQUENCES = ("merged", "separate", "per_domain")

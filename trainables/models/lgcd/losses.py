@@ -16,7 +16,8 @@ from torch import Tensor
 from trainables.diffusion import normal_like, random_steps
 from trainables.models.lgcd.conditions import Rows
 from trainables.models.lgcd.network import Condition, Network
-from trainables.sequence_tools import Range, next_item_loss
+from trainables.sequences.losses import next_item_loss
+from trainables.sequences.views import Range
 
 # Share of rows without condition in training, for classifier-free guidance (Ho & Salimans 2022).
 CONDITION_DROPPED = 0.1

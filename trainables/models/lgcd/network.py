@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from trainables.diffusion import Diffusion, Noise, normal_like, timestep_embedding, variances
 from trainables.models.lgcd.config import WIDTH, Config
-from trainables.sequence_tools import Dropout
+from trainables.sequences.blocks import Dropout
 
 Predicted = Callable[[Tensor, Tensor], Tensor]
 """(x_t [B, D], t [B]) -> prediction [B, D], under a condition that is given already."""

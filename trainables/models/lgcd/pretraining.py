@@ -25,7 +25,8 @@ from features.store.tables import digest
 from trainables.devices import on_cpu, seeded
 from trainables.models.lgcd.encoders import DomainEncoders, Encoders, PretrainSpec
 from trainables.pretraining import Stateful, keep, restored
-from trainables.sequence_tools import Range, batches, distinct, draw_shared, padded, softmax_loss, windows, within
+from trainables.sequences.losses import distinct, draw_shared, softmax_loss
+from trainables.sequences.views import Range, batches, padded, windows, within
 from trainables.tasks.sequential import Sequences, SequenceTask
 
 PRETRAINING_VERSION = 3  # of what pretraining makes; part of its key

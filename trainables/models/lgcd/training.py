@@ -27,7 +27,8 @@ from trainables.models.lgcd.losses import FullSoftmax, SampledSoftmax, losses
 from trainables.models.lgcd.network import Network
 from trainables.models.lgcd.pretraining import encoders_folders, pretrained, serving_encoders
 from trainables.models.lgcd.retrieval import Suggested
-from trainables.sequence_tools import step, within
+from trainables.sequences.losses import step
+from trainables.sequences.views import within
 from trainables.tasks.sequential import HeldOut, Sequences, SequenceTask
 
 ROWS_BYTES = 512 * 2**20  # of rows that a process keeps for its next trial

@@ -11,31 +11,21 @@ import torch
 import torch.nn.functional as functional
 from torch import Tensor, nn
 
-from trainables.sequence_tools import (
-    AttentionBlock,
-    Dropout,
-    Labels,
-    Range,
-    Scorer,
+from trainables.sequences.blocks import AttentionBlock, Dropout, attend, causal, principal_components
+from trainables.sequences.labels import Labels, training_labels
+from trainables.sequences.losses import (
     Unseen,
-    attend,
-    batches,
     bce_loss,
-    by_length,
-    causal,
     distinct,
     draw_shared,
     draw_weighted,
     next_item_loss,
-    padded,
     picked,
-    principal_components,
     softmax_loss,
     step,
-    training_labels,
-    windows,
-    within,
 )
+from trainables.sequences.ranking import Scorer, by_length
+from trainables.sequences.views import Range, batches, padded, windows, within
 from trainables.tasks.sequential import OVERLAPPING, HeldOut, Sequences, SequenceTask
 
 from .sequence_worlds import histories, lists
@@ -72,7 +62,7 @@ def test_batches_hold_every_sequence_once_and_pad_little() -> None:
 
 
 def test_histories_are_read_in_order_whatever_their_length(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("trainables.sequence_tools._ROWS", 2)
+    monkeypatch.setattr("trainables.sequences.ranking._ROWS", 2)
     given = histories([1, 2, 3], [4], [5, 6], [7, 8, 9, 10], [11])
     read = by_length(given, 3, lambda item_BL, length_B: item_BL.gather(1, length_B[:, None] - 1).float())
     assert read.squeeze(1).tolist() == [3, 4, 6, 10, 11]
