@@ -12,6 +12,7 @@ import torch
 from features.errors import InputError
 from trainables.models.unicdr import WIDTH, Aggregator, Config, Loss, UniCDR
 from trainables.sequences.labels import Halves, training_labels
+from trainables.sequences.views import Bag
 from trainables.tasks.sequential import Sequences, SequenceTask
 
 
@@ -41,14 +42,16 @@ def test_attention_gives_padding_no_weight_and_order_no_meaning() -> None:
     torch.manual_seed(0)
     pool = Aggregator("attention")
     torch.nn.init.zeros_(pool.query)  # type: ignore[arg-type]
-    vectors = torch.randn(1, 10, WIDTH)
-    real = torch.arange(10)[None] < 2
-    torch.testing.assert_close(pool(vectors, real), pool.map(vectors[:, :2].mean(dim=1)))  # 0.5 each, not 0.1
+    vectors = torch.randn(10, WIDTH)
+    items = Bag(torch.zeros(3, 10, dtype=torch.int64), torch.arange(10) < torch.tensor([[2], [0], [8]])).packed()
+    two, none, _ = pool(vectors, items)
+    torch.testing.assert_close(two, pool.map(vectors[:2].mean(dim=0)))  # 0.5 each, not 0.1
+    assert none.abs().max() == 0
     torch.nn.init.normal_(pool.query)  # type: ignore[arg-type]
-    order = torch.randperm(10)
-    all_ = torch.ones(1, 10, dtype=torch.bool)
-    torch.testing.assert_close(pool(vectors[:, order], all_), pool(vectors, all_), atol=1e-6, rtol=1e-6)
-    assert pool(vectors, ~all_).abs().max() == 0
+    order = torch.cat([torch.randperm(2), 2 + torch.randperm(8)])
+    torch.testing.assert_close(pool(vectors[order], items), pool(vectors, items), atol=1e-6, rtol=1e-6)
+    weight_N = torch.softmax(pool.key(vectors[2:]).tanh() @ pool.query, dim=0)  # type: ignore[misc, operator]
+    torch.testing.assert_close(pool(vectors, items)[2], pool.map(weight_N @ vectors[2:]), atol=1e-6, rtol=1e-6)
 
 
 def test_no_row_holds_its_label_and_each_holds_what_was_before_it(task: SequenceTask) -> None:
@@ -142,10 +145,11 @@ def test_the_shared_aggregator_reads_the_other_domain_where_there_is_one(task: S
     """In training; a row that has nothing there reads its own items, and has no contrast of own and shared vector."""
     made = Loss(Config(mask_rate=0.0, hide_own=0.0), task, np.random.default_rng(0))
     rows = made.rows(1, made.numbers[1])
-    reads_own = ((rows.read.item >= task.target[0]) & (rows.read.item < task.target[1]) & rows.read.real).sum(dim=1)
-    other = rows.read.length - reads_own
-    assert ((other > 0) | (reads_own == rows.visible.length)).all()
+    own_N = (rows.read.item >= task.target[0]) & (rows.read.item < task.target[1])
+    reads_own, other = (torch.bincount(rows.read.row[chosen], minlength=rows.read.rows) for chosen in (own_N, ~own_N))
+    visible = torch.bincount(rows.visible.row, minlength=rows.visible.rows)
+    assert ((other > 0) | (reads_own == visible)).all()
     assert (reads_own[other > 0] == 0).all()
-    assert rows.tied_B.equal((other > 0) & (rows.visible.length > 0))
+    assert rows.tied_B.equal((other > 0) & (visible > 0))
     assert rows.tied_B.any()
     assert (other == 0).any()

@@ -6,13 +6,13 @@ the other domain alone. A discriminator ties both vectors.
 What is ours: a user has no ID vector (`id_share` 0; the paper's is 0.5), for nobody who is scored has one; a row's items
 are those before its label, so that the label is never among them (in the authors' code it is); `hide_own` rows train as
 strict cold start scores; the learning rate is constant. The item similarities of the authors' code are left out.
-Shapes: B rows, L items of a row, D vector width, K drawn items, R rows that are scored.
+Shapes: B rows, N items of all of them, D vector width, K drawn items, R rows that are scored.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -26,7 +26,7 @@ from trainables.sequences.blocks import Dropout
 from trainables.sequences.labels import Halves, paired, training_labels
 from trainables.sequences.losses import Unseen, distinct, picked, step
 from trainables.sequences.ranking import Scorer, unpacked
-from trainables.sequences.views import Bag, Range, both, inside, newest_of_each
+from trainables.sequences.views import Packed, Range, both, inside, newest_of_each
 from trainables.tasks.sequential import OVERLAPPING, Sequences, SequenceTask
 
 WIDTH = 64  # D; 128 in the authors' code, 64 for all systems of a comparison
@@ -94,14 +94,15 @@ class Aggregator(nn.Module):
         self.key = nn.Linear(WIDTH, WIDTH) if kind == "attention" else None
         self.query = nn.Parameter(torch.randn(WIDTH) * DEVIATION) if kind == "attention" else None
 
-    def forward(self, vector_BLD: Tensor, real_BL: Tensor) -> Tensor:
-        """[B, L, D] -> [B, D]."""
-        if self.key is None:
-            weight_BL = real_BL / real_BL.sum(dim=1, keepdim=True).clamp(min=1)
+    def forward(self, vector_ND: Tensor, items: Packed) -> Tensor:
+        """Vectors of the rows' items, [N, D] -> [B, D]."""
+        if self.key is None or self.query is None:
+            weight_N1 = vector_ND.new_ones(len(vector_ND), 1)
         else:
-            logits = (self.key(vector_BLD).tanh() @ self.query).masked_fill(~real_BL, torch.finfo(torch.float32).min)
-            weight_BL = logits.softmax(dim=1) * real_BL
-        pooled: Tensor = self.map(torch.einsum("bl,bld->bd", weight_BL.to(vector_BLD.dtype), vector_BLD))
+            logits_N1 = self.key(vector_ND).tanh() @ self.query[:, None]
+            weight_N1 = (logits_N1 - logits_N1.detach().max()).exp()  # bounded: a tanh times one query
+        total_B1 = items.sum(weight_N1)
+        pooled: Tensor = self.map(items.sum(weight_N1 * vector_ND) / total_B1.clamp(min=1e-30))
         return pooled
 
 
@@ -124,15 +125,15 @@ class UniCDR(nn.Module):
         self.dropout = Dropout(config.dropout)
 
     def aggregated(
-        self, domain: int, visible: Bag, read: Bag, vector_UD: Tensor, user_B: Tensor | None = None
+        self, domain: int, visible: Packed, read: Packed, vector_UD: Tensor, user_B: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """The domain's own vector of each row, and the shared one, [B, D] each.
 
         `visible`, `read`: items as places in `vector_UD`; `user_B`: sequences of training users, None: unknown users.
         """
-        vector_BLD = picked(vector_UD, torch.cat([visible.item, read.item], dim=1))
-        own_BLD, read_BLD = vector_BLD.tensor_split([visible.item.shape[1]], dim=1)
-        specific_BD, shared_BD = self.specific[domain](own_BLD, visible.real), self.all(read_BLD, read.real)
+        vector_ND = picked(vector_UD, torch.cat([visible.item, read.item]))
+        own_ND, read_ND = torch.split(vector_ND, [len(visible.item), len(read.item)])
+        specific_BD, shared_BD = self.specific[domain](own_ND, visible), self.all(read_ND, read)
         if self.user is None:
             return specific_BD, shared_BD
         share, unknown = self.config.id_share, (self.user.num_embeddings - 3) // 3
@@ -152,7 +153,8 @@ class UniCDR(nn.Module):
         domains = (self.source, self.target)
         bags, asked = [newest_of_each(history, part, self.config.max_length) for part in domains], domains.index(domain)
         visible, other = bags[asked], bags[1 - asked]
-        return self.joined(*self.aggregated(asked, visible, both(other, visible), self.item.weight))
+        read = both(other, visible).packed()
+        return self.joined(*self.aggregated(asked, visible.packed(), read, self.item.weight))
 
     def items(self, domain: Range) -> Tensor:
         """Vectors of a domain's items, [J, D]."""
@@ -165,8 +167,8 @@ class Rows:
 
     domain: int
     user_B: Tensor | None  # int64, whose ID vectors are read; None: of nobody
-    visible: Bag  # [B, L] items of the domain before the label
-    read: Bag  # [B, M] what the shared aggregator reads
+    visible: Packed  # items of the domain before the label
+    read: Packed  # what the shared aggregator reads
     tied_B: Tensor  # bool, whether both domains are seen: own and shared vector are contrasted
     offered_BK: Tensor  # int64 [B, 1 + K] the label, then the drawn items
 
@@ -200,7 +202,10 @@ class Loss:
             user_B = torch.where(self._random(len(row_B), device) < 0.5, len(self.overlapping), row_B)
         offered_BK = torch.cat([label_B[:, None], drawn_BK], dim=1)
         tied_B = (visible.length > 0) & ~lacks_B
-        return Rows(domain=domain, user_B=user_B, visible=visible, read=read, tied_B=tied_B, offered_BK=offered_BK)
+        return Rows(
+            domain=domain, user_B=user_B, visible=visible.packed(), read=read.packed(), tied_B=tied_B,
+            offered_BK=offered_BK,
+        )  # fmt: skip
 
     def __call__(self, network: UniCDR, *rows: Rows) -> Tensor:
         """Sum over domains; items are looked up once for all of them, for the gradient of a look-up is a whole table."""
@@ -210,7 +215,7 @@ class Loss:
         vector_UD = picked(network.item.weight, wanted)
         item_UD, losses = network.dropout(vector_UD), []
         for row, own_at, read_at, offered_at in zip(rows, places[::3], places[1::3], places[2::3], strict=True):
-            visible, read = Bag(own_at, row.visible.real), Bag(read_at, row.read.real)
+            visible, read = replace(row.visible, item=own_at), replace(row.read, item=read_at)
             vectors = network.aggregated(row.domain, visible, read, vector_UD, row.user_B)
             score_BK = torch.einsum("bd,bkd->bk", network.joined(*vectors), picked(item_UD, offered_at))
             rated = softplus(-score_BK[:, 0]).mean() + softplus(score_BK[:, 1:]).mean()

@@ -81,6 +81,24 @@ class Bag:
         """Return the number of real items of each row, [B]."""
         return self.real.sum(dim=1)
 
+    def packed(self) -> Packed:
+        """Return the real items alone."""
+        row_N, column_N = self.real.nonzero(as_tuple=True)
+        return Packed(item=self.item[row_N, column_N], row=row_N, rows=len(self.item))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Packed:
+    """Items of some rows, one after the other; rows may be empty."""
+
+    item: Tensor  # int64 [N]
+    row: Tensor  # int64 [N] row of each item
+    rows: int  # B
+
+    def sum(self, value_NK: Tensor) -> Tensor:
+        """Return the sum over each row's items, [N, K] -> [B, K]."""
+        return value_NK.new_zeros(self.rows, value_NK.shape[1]).index_add(0, self.row, value_NK)
+
 
 def both(one: Bag, other: Bag) -> Bag:
     """Return the items of two bags in one."""
