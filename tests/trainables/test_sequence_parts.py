@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from trainables.sequences.losses import (
     distinct,
     draw_shared,
     draw_weighted,
+    drawn_log_sum,
     next_item_loss,
     picked,
     softmax_loss,
@@ -170,6 +172,35 @@ def test_sampled_softmax_is_the_softmax_over_the_domain_on_average() -> None:
     # A mean of logs is below the log of the mean: with 20 draws the estimate is a little low.
     assert np.mean([sampled(20) for _ in range(4000)]) == pytest.approx(float(full), rel=0.06)
     assert sampled(20_000) == pytest.approx(float(full), rel=0.02)
+
+
+def test_the_sum_over_drawn_items_and_its_gradient_are_those_of_torch() -> None:
+    rng = torch.Generator().manual_seed(0)
+    state, drawn, shift, slope = (torch.randn(*shape, generator=rng).double() for shape in ((6, 4), (5, 4), (5,), (6,)))
+    label, number = torch.tensor([0, 1, 2, 3, 3, 9]), torch.tensor([3, 1, 3, 7, 3])
+
+    def by_torch(state: Tensor, drawn: Tensor) -> Tensor:
+        return (state @ drawn.T + shift).masked_fill(number == label[:, None], -torch.inf).logsumexp(dim=1)
+
+    found, wanted = [], []
+    for log_sum, out in (
+        (partial(drawn_log_sum, shift_K=shift, label_N=label, drawn_K=number), found),
+        (by_torch, wanted),
+    ):
+        given = [part.clone().requires_grad_() for part in (state, drawn)]
+        value = log_sum(*given)
+        out += [value.detach(), *torch.autograd.grad((value * slope).sum(), given)]
+    torch.testing.assert_close(found, wanted)
+
+
+def test_where_all_drawn_items_are_the_label_there_is_no_loss() -> None:
+    state = torch.ones(2, 3, requires_grad=True)
+    label, drawn = torch.tensor([4, 4]), torch.tensor([4])
+    loss = next_item_loss(state, label, torch.ones(2, 3), drawn, torch.ones(1, 3), 10)
+    loss.backward()  # type: ignore[no-untyped-call]
+    assert float(loss.detach()) == 0
+    assert state.grad is not None
+    assert state.grad.tolist() == [[0.0] * 3] * 2
 
 
 def test_uneven_draws_are_weighted_by_the_inverse_of_their_chance() -> None:

@@ -35,7 +35,16 @@ from trainables import pretraining
 from trainables.interface import Epoch, Selection, Setup, Variant
 from trainables.models import sasrec
 from trainables.sequences.labels import Batch, Labels, halved_labels, training_labels
-from trainables.sequences.losses import Unseen, bce_loss, distinct, draw_shared, picked, softmax_loss, step
+from trainables.sequences.losses import (
+    Unseen,
+    bce_loss,
+    distinct,
+    draw_shared,
+    drawn_log_sum,
+    picked,
+    softmax_loss,
+    step,
+)
 from trainables.sequences.ranking import Scorer, unpacked
 from trainables.sequences.views import inside
 from trainables.tasks.sequential import OVERLAPPING, SOURCE_ONLY, Sequences, SequenceTask
@@ -117,8 +126,9 @@ def text_contrast(mapped_UD: Tensor, item_UD: Tensor) -> Tensor:
     Rows of texts: logits [p . e', p . p']; rows of items: [e . e', e . p']; own similarities are left out.
     """
     both_ND = torch.cat([mapped_UD, item_UD])
-    logits_NN = (both_ND @ both_ND.T).fill_diagonal_(-torch.inf)
-    return logits_NN.logsumexp(dim=1).mean() - (mapped_UD * item_UD).sum(dim=1).mean()
+    own_N = torch.arange(len(both_ND), device=both_ND.device)
+    others_N = drawn_log_sum(both_ND, both_ND, both_ND.new_zeros(len(both_ND)), own_N, own_N)
+    return others_N.mean() - (mapped_UD * item_UD).sum(dim=1).mean()
 
 
 def _document(task: SequenceTask, contrast: float, seed: int) -> dict[str, Any]:
