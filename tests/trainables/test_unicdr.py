@@ -26,7 +26,7 @@ def network(config: Config, task: SequenceTask) -> UniCDR:
 @torch.no_grad()
 @pytest.mark.parametrize("mix", [0.2, 0.4, 1.0])
 def test_scores_and_discriminators_of_zero_cost_two_logs_of_two(task: SequenceTask, mix: float) -> None:
-    config = Config(mix=mix, hide_own=0.0, mask_rate=0.0)
+    config = Config(loss="bce", mix=mix, hide_own=0.0, mask_rate=0.0)
     model = network(config, task)
     model.item.weight.zero_()
     for tie in model.tie:
@@ -67,8 +67,9 @@ def test_no_row_holds_its_label_and_each_holds_what_was_before_it(task: Sequence
 
 
 @torch.no_grad()
-def test_the_loss_of_rows_by_hand(task: SequenceTask) -> None:
-    config = Config(dropout=0.0, mask_rate=0.0, hide_own=0.0, mix=0.7, negatives=3)
+@pytest.mark.parametrize("kind", ["softmax", "bce"])
+def test_the_loss_of_rows_by_hand(task: SequenceTask, kind: str) -> None:
+    config = Config(loss=kind, dropout=0.0, mask_rate=0.0, hide_own=0.0, mix=0.7, negatives=3, bce_negatives=3)
     model = network(config, task)
     made = Loss(config, task, np.random.default_rng(5))
     numbers = made.numbers[1][:6]
@@ -76,7 +77,10 @@ def test_the_loss_of_rows_by_hand(task: SequenceTask) -> None:
     draw: Any = np.random.default_rng(5)
     draw.random(6)
     draw.random(made.halves.before(made.labels, numbers, 10)[1].real.shape)
-    drawn = made.unseen.draw(made.labels.row[numbers], made.labels.item[numbers], 3, draw)
+    if kind == "bce":
+        drawn = made.unseen.draw(made.labels.row[numbers], made.labels.item[numbers], 3, draw)
+    else:
+        drawn = torch.from_numpy(draw.integers(*task.target, 3)).expand(6, 3)
     source, target = made.halves.before(made.labels, numbers, 10)
     own, shared = [], []
     for row in range(6):
@@ -88,8 +92,15 @@ def test_the_loss_of_rows_by_hand(task: SequenceTask) -> None:
     full = [row for row in range(6) if source.real[row].any() and target.real[row].any()]
     for row in range(6):
         user = own[row] + shared[row]
-        rated += float(softplus(-(user @ model.item.weight[made.labels.item[numbers[row]]]))) / 6
-        rated += sum(float(softplus(user @ model.item.weight[k])) for k in drawn[row]) / 18
+        label = made.labels.item[numbers[row]]
+        score = float(user @ model.item.weight[label])
+        if kind == "bce":
+            rated += math.log1p(math.exp(-score)) / 6
+            rated += sum(float(softplus(user @ model.item.weight[k])) for k in drawn[row]) / 18
+        else:
+            each = (task.target[1] - task.target[0]) / 3
+            rest = sum(each * math.exp(float(user @ model.item.weight[k])) for k in drawn[row] if k != label)
+            rated += (math.log(math.exp(score) + rest) - score) / 6
     for at, row in enumerate(full):
         other = full[at - 1]
         tied += float(softplus(-model.tie[1](own[row], shared[row]))) / len(full)

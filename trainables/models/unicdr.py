@@ -3,9 +3,10 @@
 A user has a vector for each domain, an aggregate of what they chose there, and one that domains share, an aggregate of
 all. Masks make the shared aggregator carry what transfers: items of the history are left out, and in training it reads
 the other domain alone. A discriminator ties both vectors.
-What is ours: a user has no ID vector (`id_share` 0; the paper's is 0.5), for nobody who is scored has one; a row's items
-are those before its label, so that the label is never among them (in the authors' code it is); `hide_own` rows train as
-strict cold start scores; the learning rate is constant. The item similarities of the authors' code are left out.
+What is ours: a user has no ID vector (`id_share` 0; the paper's is 0.5), for nobody who is scored has one; a row's
+items are those before its label, so that the label is never among them (in the authors' code it is); `hide_own` rows
+train as strict cold start scores; labels are learned by a softmax over many drawn items; the learning rate is constant.
+The item similarities of the authors' code are left out.
 Shapes: B rows, N items of all of them, D vector width, K drawn items, R rows that are scored.
 """
 
@@ -24,19 +25,19 @@ from features.checks import at_least, choice, dropout_share, number, refuse, ste
 from trainables.interface import Epoch, Selection, Setup, Variant
 from trainables.sequences.blocks import Dropout
 from trainables.sequences.labels import Halves, paired, training_labels
-from trainables.sequences.losses import Unseen, distinct, picked, step
+from trainables.sequences.losses import Unseen, bce_loss, distinct, draw_shared, next_item_loss, picked, step
 from trainables.sequences.ranking import Scorer, unpacked
 from trainables.sequences.views import Packed, Range, both, inside, newest_of_each
 from trainables.tasks.sequential import OVERLAPPING, Sequences, SequenceTask
 
 WIDTH = 64  # D; 128 in the authors' code, 64 for all systems of a comparison
 DEVIATION = 0.02  # of the tables' start (ours)
-AGGREGATORS = ("mean", "attention")
+AGGREGATORS, LOSSES = ("mean", "attention"), ("softmax", "bce")
 
 NAME = "UniCDR"
 TASK_TYPE = "sequences"
 SELECTION = Selection("val_ndcg10", "maximize")
-VERSION = 2  # 1: each direction had a training
+VERSION = 3  # 1: each direction had a training; 2: its one loss was bce
 BOTH_DIRECTIONS = True
 ABLATIONS = {
     "wo_contrast": Variant(config={"mix": 1.0}),
@@ -46,6 +47,7 @@ ABLATIONS = {
     "wo_shared": Variant(config={"shared": False}),
     "wo_hidden": Variant(config={"hide_own": 0.0}),
     "with_ids": Variant(config={"id_share": 0.5}),
+    "paper_loss": Variant(config={"loss": "bce"}),
 }
 
 
@@ -65,7 +67,9 @@ class Config:
     id_share: float = 0.0  # lambda_a, weight of the user's ID vector; it is the unknown user's half of the time
     max_length: int = 10  # newest items of each domain that are read
     dropout: float = 0.3
-    negatives: int = 10  # items of the label's domain that the user has not, for each label
+    loss: str = "softmax"  # softmax: many drawn items a label (ours) | bce: few, as published, which learns far less
+    negatives: int = 1024  # items of the softmax beside the label, drawn for each batch and domain (ours)
+    bce_negatives: int = 10  # items of the label's domain that the user has not, for each label
     lr: float = 3e-3  # Adam's (ours; the public 1e-3 is for 50,000 steps)
     weight_decay: float = 1e-5  # Adam's
     batch: int = 1024  # rows, half of them of each domain
@@ -75,10 +79,11 @@ class Config:
     def __post_init__(self) -> None:
         refuse(
             choice(self, "aggregator", AGGREGATORS),
+            choice(self, "loss", LOSSES),
             *(number(self, name, least=0, most=1) for name in ("mix", "hide_own", "id_share")),
             number(self, "mask_rate", least=0, below=1),
             "" if self.specific or self.shared else "specific and shared are both false; a user needs one of them",
-            *(at_least(self, name, 1) for name in ("max_length", "negatives", "epochs", "patience")),
+            *(at_least(self, name, 1) for name in ("max_length", "negatives", "bce_negatives", "epochs", "patience")),
             *(at_least(self, name, least) for name, least in (("batch", 2), ("weight_decay", 0))),
             dropout_share(self),
             step_size(self),
@@ -170,7 +175,8 @@ class Rows:
     visible: Packed  # items of the domain before the label
     read: Packed  # what the shared aggregator reads
     tied_B: Tensor  # bool, whether both domains are seen: own and shared vector are contrasted
-    offered_BK: Tensor  # int64 [B, 1 + K] the label, then the drawn items
+    label_B: Tensor  # int64
+    drawn: Tensor  # int64, items beside the labels: [K], or [B, K] of each
 
 
 class Loss:
@@ -179,7 +185,8 @@ class Loss:
     def __init__(self, config: Config, task: SequenceTask, rng: np.random.Generator) -> None:
         self.config, self.rng, self.items = config, rng, task.items
         self.labels, self.halves = training_labels(task, "merged"), Halves.of_task(task)
-        self.unseen = Unseen(task.train, [task.source, task.target])
+        self.domains = (task.source, task.target)
+        self.unseen = Unseen(task.train, self.domains)
         self.overlapping = task.group == OVERLAPPING
         self.hidden = config.hide_own if "inter" in task.protocols else 0.0
         in_target = inside(self.labels.item, task.target)
@@ -196,29 +203,35 @@ class Loss:
         visible = visible.kept(self._random(visible.real.shape, device) >= config.mask_rate)
         lacks_B = other.length == 0
         read = both(other, visible.kept(lacks_B[:, None]) if config.domain_mask else visible)
-        drawn_BK = self.unseen.draw(row_B, label_B, config.negatives, self.rng)
+        if config.loss == "softmax":
+            drawn = draw_shared([self.domains[domain]], config.negatives, self.rng)[0].to(device)
+        else:
+            drawn = self.unseen.draw(row_B, label_B, config.bce_negatives, self.rng)
         user_B = None
         if config.id_share:
             user_B = torch.where(self._random(len(row_B), device) < 0.5, len(self.overlapping), row_B)
-        offered_BK = torch.cat([label_B[:, None], drawn_BK], dim=1)
         tied_B = (visible.length > 0) & ~lacks_B
         return Rows(
             domain=domain, user_B=user_B, visible=visible.packed(), read=read.packed(), tied_B=tied_B,
-            offered_BK=offered_BK,
+            label_B=label_B, drawn=drawn,
         )  # fmt: skip
 
     def __call__(self, network: UniCDR, *rows: Rows) -> Tensor:
         """Sum over domains; items are looked up once for all of them, for the gradient of a look-up is a whole table."""
         wanted, places = distinct(
-            self.items, *(item for row in rows for item in (row.visible.item, row.read.item, row.offered_BK))
+            self.items, *(item for row in rows for item in (row.visible.item, row.read.item, row.label_B, row.drawn))
         )
         vector_UD = picked(network.item.weight, wanted)
         item_UD, losses = network.dropout(vector_UD), []
-        for row, own_at, read_at, offered_at in zip(rows, places[::3], places[1::3], places[2::3], strict=True):
+        for row, own_at, read_at, label_at, drawn_at in zip(rows, *(places[at::4] for at in range(4)), strict=True):
             visible, read = replace(row.visible, item=own_at), replace(row.read, item=read_at)
             vectors = network.aggregated(row.domain, visible, read, vector_UD, row.user_B)
-            score_BK = torch.einsum("bd,bkd->bk", network.joined(*vectors), picked(item_UD, offered_at))
-            rated = softplus(-score_BK[:, 0]).mean() + softplus(score_BK[:, 1:]).mean()
+            user_BD, label_BD, drawn = network.joined(*vectors), picked(item_UD, label_at), picked(item_UD, drawn_at)
+            if self.config.loss == "softmax":
+                low, high = self.domains[row.domain]
+                rated = next_item_loss(user_BD, row.label_B, label_BD, row.drawn, drawn, high - low) / len(label_BD)
+            else:
+                rated = bce_loss(user_BD, label_BD, drawn)
             tied = self._tied(network, row.domain, row.tied_B, *vectors)
             losses.append(self.config.mix * rated + (1 - self.config.mix) * tied)
         return torch.stack(losses).sum()
