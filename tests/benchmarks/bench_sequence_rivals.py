@@ -236,7 +236,8 @@ def ours(name: str, task: SequenceTask) -> float:
     """Labels per CPU second of the second epoch of a model; of the metric spaces, which are all that SSCDR learns."""
     labels = labels_of_an_epoch(name, task)
     if name == "sscdr_sequences":
-        spaces, rng = sscdr_sequences.Spaces(len(task.train), task.items), np.random.default_rng(0)
+        users, rng = len(sscdr_sequences._users(task)[0]), np.random.default_rng(0)
+        spaces = sscdr_sequences.Spaces(users, task.items)
         optimiser = torch.optim.Adam(spaces.parameters(), fused=True)
         began = time.process_time()
         sscdr_sequences._spaces_epoch(task, spaces, optimiser, rng)
