@@ -68,12 +68,16 @@ def check_store(database: Path) -> None:
     """
     if not database.is_file() or database.stat().st_size == 0:
         return
-    _refuse_cut(database)
     end, said = time.monotonic() + LOCK_S, False
     while True:
         try:
             _move(database)
         except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode == sqlite3.SQLITE_READONLY_ROLLBACK:
+                raise InputError(
+                    f"{database}: a process ended while it wrote to it, and you may not write here to take that back; "
+                    f"let its owner open it once, with: study ui --home {shlex.quote(str(database.parent))}"
+                ) from error
             if "locked" not in str(error) and "busy" not in str(error):
                 raise InputError(f"{database}: SQLite cannot read it ({error}); {_REMEDY}") from error
             if time.monotonic() > end:
@@ -85,6 +89,7 @@ def check_store(database: Path) -> None:
             said = True
             time.sleep(0.5)
         except sqlite3.DatabaseError as error:
+            _refuse_cut(database)
             raise InputError(f"{database}: is no SQLite store any more ({one_line(error)}); {_REMEDY}") from error
         else:
             return
@@ -113,7 +118,7 @@ def _has_tables(database: Path) -> bool:
     if not database.is_file():
         return False
     try:
-        with closing(sqlite3.connect(f"file:{quote(str(database.absolute()))}?mode=ro", uri=True)) as base:
+        with closing(_opened(database)) as base:
             return base.execute("SELECT version_num FROM alembic_version").fetchone() is not None
     except sqlite3.OperationalError:
         return False
@@ -168,11 +173,16 @@ def _command(number: int) -> str:
     return "gone"
 
 
+def _opened(database: Path) -> sqlite3.Connection:
+    """Open a store that is there, to write where that may be: SQLite then takes back what a killed process left half-written."""
+    mode = "rw" if _writable(database) else "ro"
+    return sqlite3.connect(f"file:{quote(str(database.absolute()))}?mode={mode}", uri=True, timeout=1)
+
+
 def _move(database: Path) -> None:
     """Rewrite the paths of the place where the store was made, in one transaction; nothing where it lies there still."""
     home = Home(database.parent)
-    read_only = f"file:{quote(str(database.absolute()))}?mode=ro"
-    with closing(sqlite3.connect(read_only, uri=True, timeout=1)) as base:
+    with closing(_opened(database)) as base:
         places = _places(base)
     old = next((place for place in places if not _same(Path(local_path(place) or ""), home.artifacts)), None)
     # A file that was copied alone keeps its paths. A home that a study works on may have several names, one in a container.

@@ -27,6 +27,17 @@ print("held", flush=True)
 sys.stdin.read()
 """
 
+KILLED = """
+import os, signal, sqlite3, sys
+base = sqlite3.connect(sys.argv[1], isolation_level=None)
+base.execute("PRAGMA cache_size = 1")  # what changes goes to the file before the transaction ends
+base.execute("BEGIN")
+base.execute("UPDATE experiments SET name = 'half' WHERE name = 'tiny'")
+base.execute("CREATE TABLE filled AS WITH RECURSIVE n(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM n LIMIT 5000) "
+             "SELECT hex(randomblob(200)) FROM n")
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -95,6 +106,22 @@ def test_a_cut_store(database: Path) -> None:
     os.truncate(database, whole // 2)
     with pytest.raises(InputError, match=rf"mlflow.db: has [\d,]+ of its {whole:,} bytes: it was cut; put a copy"):
         connect(default_uri(database.parent))
+
+
+def test_what_a_killed_process_left_half_written_is_taken_back(database: Path) -> None:
+    subprocess.run([sys.executable, "-c", KILLED, str(database)], check=False)
+    journal = database.with_name("mlflow.db-journal")
+    assert journal.stat().st_size > 0, "SQLite calls it hot: the next to open the file has to roll back"
+    names = {experiment.name for experiment in connect(default_uri(database.parent)).search_experiments()}
+    assert names == {"Default", "tiny"}
+    assert not journal.exists()
+
+
+def test_one_who_may_not_write_is_told_who_can_take_it_back(database: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    subprocess.run([sys.executable, "-c", KILLED, str(database)], check=False)
+    monkeypatch.setattr(local_store, "_writable", lambda database: False)
+    with pytest.raises(InputError, match=r"mlflow.db: a process ended while it wrote to it, .*: study ui --home "):
+        check_store(database)
 
 
 def test_a_file_that_is_no_store(database: Path) -> None:
