@@ -174,7 +174,7 @@ def _command(number: int) -> str:
 
 
 def _opened(database: Path) -> sqlite3.Connection:
-    """Open a store that is there, to write where that may be: SQLite then takes back what a killed process left half-written."""
+    """Open a store, to write where that may be: SQLite then takes back what a killed process left half-written."""
     mode = "rw" if _writable(database) else "ro"
     return sqlite3.connect(f"file:{quote(str(database.absolute()))}?mode={mode}", uri=True, timeout=1)
 
