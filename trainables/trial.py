@@ -6,9 +6,9 @@ state from which training goes on after a kill. With `keep: last` in the Config 
 `epochs` epochs, and only the last one is measured and kept. What a model offers is described in `trainables.interface`.
 
 Where one training serves both directions of a pair of domains (BOTH_DIRECTIONS), its epochs are measured on both ones'
-validation users, and at its end it leaves what the opposite training goes on from: those epochs, the best of them, and the
-state. That one gives to the last bit what it gives alone. A training that was stopped, or that goes on after a kill, leaves
-nothing, and one that finds nothing trains.
+validation users, and at its end, or where it is stopped, it leaves what the opposite training goes on from: those epochs,
+the best of them, and the state. That one gives to the last bit what it gives alone. A training that goes on after a kill
+leaves nothing, and one that finds nothing trains.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import math
 import pickle
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import lru_cache, partial
@@ -64,10 +64,11 @@ def run(
     rows: bool = False,
     state: Mapping[str, Any] | None = None,
     device: str = "cpu",
-) -> Iterator[Report]:
+) -> Generator[Report]:
     """Train a configuration over its seeds in lockstep; the generator that a trial runs.
 
-    `state` is that of a report of the same training, which then goes on behind that report. `device`: cpu | cuda.
+    `state` is that of a report of the same training, which then goes on behind that report. `device`: cpu | cuda. Close it
+    where the trial is stopped.
 
     Metrics are means over seeds: `val_...` of the task type and the model's own. The final report adds `<metric>_std`,
     `<metric>/seed_<seed>`, `selected_epoch`, those of `Spent`, and, where `test_dir` is given, the same `test_...` and the
@@ -90,9 +91,13 @@ def run(
             break
         metrics = {} if staged else _means([training.metrics for training in trainings])
         resumable = all(training.resumable for training in trainings)
-        yield Report(
-            epoch=number, metrics=metrics, state=partial(_state, number, spent, trainings) if resumable else None
-        )
+        keep = partial(_state, number, spent, trainings) if resumable else None
+        try:
+            yield Report(epoch=number, metrics=metrics, state=keep)
+        except GeneratorExit:
+            for training in trainings:
+                training.stop()
+            raise
     yield _final_report(trial, number, spent, [training.result for training in trainings if training.result], rows)
 
 
@@ -241,6 +246,12 @@ class SeedTraining:
         elif place is None:
             self._finish()
         return place
+
+    def stop(self) -> None:
+        """Leave what the opposite training goes on from, behind the epochs that there are."""
+        if self._opposite is not None and self._opposite.epochs:
+            self._leave(self._opposite)
+        self._drop_left()
 
     def _next(self) -> Stage | Epoch | None:
         if self._setup is not None:
@@ -399,6 +410,9 @@ class SeedTraining:
         self.result = SeedResult(seed=self.seed, metrics=metrics, validation=best.measured, test=test, packed=packed)
         self._places.close()
         self._setup = self._epoch = self._best = self._opposite = None
+        self._drop_left()
+
+    def _drop_left(self) -> None:
         if self._left is not None:
             self._left.unlink(missing_ok=True)
 
@@ -563,7 +577,7 @@ def run_baseline(
     test_dir: str | None = None,
     rows: bool = False,
     device: str = "cpu",
-) -> Iterator[Report]:
+) -> Generator[Report]:
     """Measure a simple baseline in the place of a model: `config` is `{"baseline": name}`; nothing is trained.
 
     `model` and `device` are not read: a baseline is computed on the CPU.

@@ -13,8 +13,8 @@ import random
 import socket
 import time
 import traceback
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any, cast
 
@@ -60,10 +60,10 @@ def full_disk(error: BaseException | None) -> str:
     return ""
 
 
-def resolve(path: str) -> Callable[..., Iterator[Any]]:
+def resolve(path: str) -> Callable[..., Generator[Any]]:
     """Import the function that `module:function` names; raises ImportError or AttributeError."""
     module, _, name = path.partition(":")
-    return cast(Callable[..., Iterator[Any]], getattr(importlib.import_module(module), name))
+    return cast(Callable[..., Generator[Any]], getattr(importlib.import_module(module), name))
 
 
 def train(config: dict[str, Any], server: Any = None) -> None:
@@ -113,23 +113,25 @@ def _train(payload: dict[str, Any], outbox: Outbox, folders: TrialFolders) -> No
     for epoch in epochs:
         outbox.add(epoch)
     final = False
-    for report in trainable(
+    reports = trainable(
         payload["model"], payload["config"], folders.task_dir, payload["seeds"], test_dir=folders.test_dir,
         rows=payload["rows"], device=payload["device"], **({"state": checkpoint.state} if checkpoint else {}),
-    ):  # fmt: skip
-        metrics = {key: float(value) for key, value in report.metrics.items()}
-        final = report.final
-        for name in payload["metrics"] if final else ():
-            if not math.isfinite(metrics[name]):
-                raise FloatingPointError(f"{name} is {metrics[name]} at epoch {report.epoch}")
-        if final:
-            folders.return_model()
-        if metrics:
-            epochs.append((report.epoch, metrics, report.final, dict(report.artifacts), int(time.time() * 1000)))
-            outbox.add(epochs[-1])
-        if report.state is not None:
-            with _node_errors():
-                writer.offer(report.state, epochs)
+    )  # fmt: skip
+    with closing(reports):  # Ray ends a trial that it stops by SystemExit, out of the outbox
+        for report in reports:
+            metrics = {key: float(value) for key, value in report.metrics.items()}
+            final = report.final
+            for name in payload["metrics"] if final else ():
+                if not math.isfinite(metrics[name]):
+                    raise FloatingPointError(f"{name} is {metrics[name]} at epoch {report.epoch}")
+            if final:
+                folders.return_model()
+            if metrics:
+                epochs.append((report.epoch, metrics, report.final, dict(report.artifacts), int(time.time() * 1000)))
+                outbox.add(epochs[-1])
+            if report.state is not None:
+                with _node_errors():
+                    writer.offer(report.state, epochs)
     if not final:
         raise RuntimeError(f"{payload['trainable']} ended without a final report")
 

@@ -151,13 +151,42 @@ def test_a_training_of_the_target_domain_alone_serves_itself(worlds: dict[str, d
     assert not left(together).exists()
 
 
-def test_a_training_that_was_stopped_leaves_nothing(worlds: dict[str, dict[str, TaskFolders]]) -> None:
+@pytest.mark.parametrize("name", BOTH)
+def test_what_was_trained_before_a_stop_serves_the_opposite_direction_too(
+    worlds: dict[str, dict[str, TaskFolders]], name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (first, second), expected = worlds["together"].values(), trained(name, worlds["alone"]["song-film"])
+    epochs = counted(name, monkeypatch)
+    stop(name, first, 2)
+    assert len(list(left(first).iterdir())) == len(SEEDS)
+    at_first = len(epochs)
+    assert trained(name, second) == expected
+    assert not list(left(first).iterdir())
+    alone = sum(min(7, expected[-3][1][f"selected_epoch/seed_{seed}"] + 2) for seed in SEEDS)
+    assert len(epochs) == alone, "each epoch is trained once"
+    assert at_first == 2 * len(SEEDS)
+
+
+def test_a_stopped_training_uses_up_what_the_opposite_one_has_left(worlds: dict[str, dict[str, TaskFolders]]) -> None:
     first, second = (worlds["together"][name] for name in DIRECTIONS)
-    reports = run("sasrec", config_of("sasrec"), str(first.task_dir), SEEDS)
-    next(reports)
-    reports.close()
+    trained("sasrec", first)
+    stop("sasrec", second, 1)
+    assert not list(left(first).iterdir())
+
+
+def test_a_training_that_was_stopped_before_its_first_epoch_leaves_nothing(
+    worlds: dict[str, dict[str, TaskFolders]],
+) -> None:
+    first = worlds["together"]["film-song"]
+    run("sasrec", config_of("sasrec"), str(first.task_dir), SEEDS).close()
     assert not left(first).exists()
-    assert trained("sasrec", second) == trained("sasrec", worlds["alone"]["song-film"])
+
+
+def stop(name: str, folders: TaskFolders, epoch: int) -> None:
+    """Stop a training after that epoch, as a pruner does."""
+    reports = run(name, config_of(name), str(folders.task_dir), SEEDS)
+    assert any(report.epoch == epoch and report.metrics for report in reports)
+    reports.close()
 
 
 def test_a_training_that_goes_on_after_a_kill_leaves_nothing(worlds: dict[str, dict[str, TaskFolders]]) -> None:
@@ -166,7 +195,6 @@ def test_a_training_that_goes_on_after_a_kill_leaves_nothing(worlds: dict[str, d
     report = next(reports)
     assert report.state is not None
     state = report.state()
-    reports.close()
     *_, final = run("sasrec", config, str(first.task_dir), SEEDS, state=state)
     assert final.final
     assert not left(first).exists()

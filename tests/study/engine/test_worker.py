@@ -203,6 +203,33 @@ def test_the_trainable_is_given_its_device_and_its_share_of_the_memory(
     assert given == shares
 
 
+def test_a_trial_that_ray_stops_is_closed_before_its_process_is_used_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ray raises SystemExit out of `tune.report`; what a stopped training leaves is written there, not some time later."""
+    closed, kept = [], []
+
+    def run(*_: Any, **__: Any) -> Any:
+        try:
+            yield SimpleNamespace(metrics={"a": 1.0}, final=False, epoch=1, artifacts={}, state=None)
+        except GeneratorExit:
+            closed.append("closed")
+            raise
+
+    def resolve(path: str) -> Any:
+        return lambda *given, **named: kept.append(run(*given, **named)) or kept[-1]  # type: ignore[func-returns-value]
+
+    def report(message: dict[str, Any]) -> None:
+        raise SystemExit(0)
+
+    monkeypatch.setattr(worker, "resolve", resolve)
+    monkeypatch.setattr(worker, "pause", lambda age, waited: 0.0)
+    (tmp_path / "home").mkdir()
+    with pytest.raises(SystemExit):
+        worker.run_trial(payload(tmp_path), Outbox(report))
+    assert closed == ["closed"], "although something still refers to it"
+
+
 def test_a_trial_without_a_gpu_never_touches_cuda(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def touched(*_: Any, **__: Any) -> Any:
         raise AssertionError("CUDA was touched")
