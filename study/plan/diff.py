@@ -40,23 +40,43 @@ _EFFECTS = (  # the first that a field begins with
 
 
 def changes(plan: Plan, home: Path) -> list[str]:
-    """A line for each field that is not as when the plan last trained here; none for a plan that never has."""
+    """A line for what is not as when the plan last trained here, and what that means; none for a plan that never has.
+
+    A row, sweep or part that is new or dropped is named as a whole; what means the same is in one line.
+    """
     kept = _remembered(plan, home)
     if not kept:
         return []
     kept.pop(_FILE, None)
     code = _code()
     now, before = _fields(plan) | code, code | kept
-    lines = []
+    lines: dict[tuple[str, str], list[str]] = {}
     names = sorted(before.keys() | now.keys())
     for name in names:
         # What was empty, or is now, has fields that say what changed.
-        if before.get(name) != now.get(name) and not any(other.startswith(f"{name}.") for other in names):
-            effect = next(text for starts, text in _EFFECTS if name.startswith(starts))
+        if before.get(name) == now.get(name) or any(other.startswith(f"{name}.") for other in names):
+            continue
+        part = _part(name, before if name in now else now)
+        effect = next(text for starts, text in _EFFECTS if name.startswith(starts))
+        if part != name:
+            change = "new" if name in now else "dropped"
+        else:
+            change = f"{_shown(before, name)} -> {_shown(now, name)}"
             if name.endswith(".seeds") and not name.startswith("search"):
                 effect = _SEEDS
-            lines.append(f"{name}: {_shown(before, name)} -> {_shown(now, name)}; {effect}")
-    return lines
+        parts = lines.setdefault((change, effect), [])
+        if part not in parts:
+            parts.append(part)
+    return [f"{', '.join(parts)}: {change}; {effect}" for (change, effect), parts in lines.items()]
+
+
+def _part(name: str, others: Mapping[str, Any]) -> str:
+    """Return the shortest beginning of a field's name of which the others have nothing, else its name."""
+    words = name.split(".")
+    for part in (".".join(words[:count]) for count in range(1, len(words))):
+        if others.get(part) is None and not any(other.startswith(f"{part}.") for other in others):
+            return part
+    return name
 
 
 def remember(plan: Plan, home: Path, file: str) -> None:
