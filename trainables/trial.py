@@ -8,7 +8,7 @@ state from which training goes on after a kill. With `keep: last` in the Config 
 Where one training serves both directions of a pair of domains (BOTH_DIRECTIONS), its epochs are measured on both ones'
 validation users, and at its end, or where it is stopped, it leaves what the opposite training goes on from: those epochs,
 the best of them, and the state. That one gives to the last bit what it gives alone. A training that goes on after a kill
-leaves nothing, and one that finds nothing trains.
+leaves nothing, and one that finds nothing trains: what is left saves time, and nothing else depends on it.
 """
 
 from __future__ import annotations
@@ -18,9 +18,10 @@ import pickle
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from functools import lru_cache, partial
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -30,13 +31,14 @@ import torch
 from torch import Tensor
 
 from features.errors import InputError
-from features.store.folders import FULL, atomic_file, save_torch
+from features.store.folders import atomic_file, save_torch
 from features.store.tables import digest
 from trainables.devices import OwnRandomness, on_cpu, on_device, seeded
 from trainables.interface import Epoch, Model, Part, Place, Setup, Stage, load_model, make_config
 from trainables.task_types import Measured, Predict, TaskType, task_type_at, task_type_of
 
 LEFT = "left"  # folder beside the tasks: what a training leaves for the opposite direction
+LEFT_BYTES = 4 * 2**30  # that it may hold: directions may try different configurations, and nobody asks for these
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,7 +98,8 @@ def run(
             yield Report(epoch=number, metrics=metrics, state=keep)
         except GeneratorExit:
             for training in trainings:
-                training.stop()
+                with suppress(Exception):  # an error here would take the place of what has stopped the trial
+                    training.stop()
             raise
     yield _final_report(trial, number, spent, [training.result for training in trainings if training.result], rows)
 
@@ -251,7 +254,6 @@ class SeedTraining:
         """Leave what the opposite training goes on from, behind the epochs that there are."""
         if self._opposite is not None and self._opposite.epochs:
             self._leave(self._opposite)
-        self._drop_left()
 
     def _next(self) -> Stage | Epoch | None:
         if self._setup is not None:
@@ -372,16 +374,17 @@ class SeedTraining:
         self._finish()
 
     def _leave(self, other: _Opposite) -> None:
-        """Write what the opposite training goes on from; a disk without room for it costs that, not the training."""
+        """Write what the opposite training goes on from. Where that fails, it costs the file, not the training.
+
+        The disk may be full, or another study of the home may have begun or ended, and taken the folder away.
+        """
         path = self._trial.left_at(other.task_dir, self.seed)
-        path.parent.mkdir(exist_ok=True)
         left = {"epochs": other.epochs, "ended": other.ended, "state": self._state_with(other.epochs[-1], other.best)}
-        try:
+        with suppress(OSError, RuntimeError):  # torch's own, where the folder is gone
+            path.parent.mkdir(exist_ok=True)
             with atomic_file(path) as beside:
                 save_torch(left, beside)
-        except OSError as error:
-            if error.errno not in FULL:
-                raise
+            _keep_newest(path.parent, LEFT_BYTES)
 
     def _finish(self) -> None:
         """Put the best epoch's weights back, score the test users, and let go of all else."""
@@ -410,9 +413,6 @@ class SeedTraining:
         self.result = SeedResult(seed=self.seed, metrics=metrics, validation=best.measured, test=test, packed=packed)
         self._places.close()
         self._setup = self._epoch = self._best = self._opposite = None
-        self._drop_left()
-
-    def _drop_left(self) -> None:
         if self._left is not None:
             self._left.unlink(missing_ok=True)
 
@@ -444,6 +444,14 @@ def score(predict: Predict, test: Any, task: Any, seed: int) -> tuple[Measured, 
 
 
 # --- states -------------------------------------------------------------------------------------------------------
+
+
+def _keep_newest(folder: Path, most: int) -> None:
+    """Delete the oldest files of what trainings leave where all together are larger than that."""
+    files = sorted(folder.glob("*.pt"), key=lambda path: path.stat().st_mtime, reverse=True)
+    for path, size in zip(files, accumulate(path.stat().st_size for path in files), strict=True):
+        if size > most:
+            path.unlink(missing_ok=True)
 
 
 def _read_left(path: Path) -> dict[str, Any] | None:

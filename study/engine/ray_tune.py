@@ -61,8 +61,9 @@ class JobSearcher(Searcher):
     """Hands out `todo`: the row and cell with the fewest running trials first, within it in the given order.
 
     So no cell waits for another's last trial, and up to one trial per row and cell at a time each search is sequential,
-    hence reproducible. Running trials of the opposite direction count too: where one training serves both, it has ended
-    before the other begins. A row whose budget is spent hands out no more; the others go on.
+    hence reproducible. Running trials of the opposite direction count too: where one training serves both, what it has
+    trained is there when the other begins, as long as other rows wait. A row whose budget is spent hands out no more; the
+    others go on.
     """
 
     def __init__(self, todo: Sequence[Job], ledger: Ledger) -> None:

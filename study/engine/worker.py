@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib
 import math
+import os
 import random
 import socket
 import time
@@ -28,6 +29,8 @@ from study.tracking import tags
 from trainables import interface, trial
 from trainables.devices import share_gpu
 
+CLOSE_S = 600
+"""How long a trial that is stopped may take to close; with Ray's 2 s the one that is handed the process next is lost."""
 _MIN_INTERVAL_S, _MAX_INTERVAL_S, _INTERVAL_SHARE, _WAITS = 0.5, 10.0, 0.05, 10.0
 
 
@@ -73,6 +76,7 @@ def train(config: dict[str, Any], server: Any = None) -> None:
     """
     from ray import tune
 
+    os.environ.setdefault("TUNE_FUNCTION_THREAD_TIMEOUT_S", str(CLOSE_S))  # read in this process, by the next trial
     payload = config["payload"]
     outbox = Outbox(lambda message: tune.report(message), payload["device"])
     try:

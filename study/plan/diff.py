@@ -57,7 +57,7 @@ def changes(plan: Plan, home: Path) -> list[str]:
         if before.get(name) == now.get(name) or any(other.startswith(f"{name}.") for other in names):
             continue
         part = _part(name, before if name in now else now)
-        effect = next(text for starts, text in _EFFECTS if name.startswith(starts))
+        effect = next(text for starts, text in _EFFECTS if part.startswith(starts))
         if part != name:
             change = "new" if name in now else "dropped"
         else:

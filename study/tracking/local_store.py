@@ -73,7 +73,8 @@ def check_store(database: Path) -> None:
         try:
             _move(database)
         except sqlite3.OperationalError as error:
-            if error.sqlite_errorcode == sqlite3.SQLITE_READONLY_ROLLBACK:
+            # Errors that Python's module raises itself have no code.
+            if getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_READONLY_ROLLBACK:
                 raise InputError(
                     f"{database}: a process ended while it wrote to it, and you may not write here to take that back; "
                     f"let its owner open it once, with: study ui --home {shlex.quote(str(database.parent))}"

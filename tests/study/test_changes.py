@@ -68,6 +68,9 @@ def test_what_is_new_or_dropped_is_named_as_a_whole(tmp_path: Path) -> None:
     remember(swept, tmp_path, "plan.yaml")
     (line,) = changes(alone, tmp_path)
     assert line.startswith("sweeps.steps: new; of this part, ")
+    remember(replace(alone, search=None), tmp_path, "plan.yaml")
+    (line,) = changes(alone, tmp_path)
+    assert line.startswith("search: new; where it changes what is drawn, ")
 
 
 def test_other_code_and_packages_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

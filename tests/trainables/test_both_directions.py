@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import shutil
 from collections.abc import Iterator
@@ -167,24 +168,54 @@ def test_what_was_trained_before_a_stop_serves_the_opposite_direction_too(
     assert at_first == 2 * len(SEEDS)
 
 
-def test_a_stopped_training_uses_up_what_the_opposite_one_has_left(worlds: dict[str, dict[str, TaskFolders]]) -> None:
-    first, second = (worlds["together"][name] for name in DIRECTIONS)
-    trained("sasrec", first)
-    stop("sasrec", second, 1)
-    assert not list(left(first).iterdir())
-
-
 def test_a_training_that_was_stopped_before_its_first_epoch_leaves_nothing(
     worlds: dict[str, dict[str, TaskFolders]],
 ) -> None:
+    """UniSRec's pretraining is reported as a stage, which is no epoch."""
     first = worlds["together"]["film-song"]
-    run("sasrec", config_of("sasrec"), str(first.task_dir), SEEDS).close()
+    reports = run("unisrec", config_of("unisrec", pretrain_epochs=1), str(first.task_dir), SEEDS)
+    assert not next(reports).metrics
+    reports.close()
     assert not left(first).exists()
 
 
-def stop(name: str, folders: TaskFolders, epoch: int) -> None:
+@pytest.mark.parametrize("ends", ["stopped", "by itself"])
+def test_what_cannot_be_left_costs_no_result(
+    worlds: dict[str, dict[str, TaskFolders]], ends: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where another study of the home has taken the folder away, or a network drive has an error."""
+
+    def fails(*_: Any) -> None:
+        raise OSError(errno.ESTALE, "Stale file handle")
+
+    monkeypatch.setattr("trainables.trial.save_torch", fails)
+    first, second = (worlds["together"][name] for name in DIRECTIONS)
+    if ends == "stopped":
+        stop("sasrec", first, 1)
+    else:
+        list(run("sasrec", config_of("sasrec"), str(first.task_dir), SEEDS))
+    assert not list(left(first).iterdir())
+    monkeypatch.undo()
+    assert trained("sasrec", second) == trained("sasrec", worlds["alone"]["song-film"])
+
+
+def test_what_nobody_asks_for_makes_room_for_what_is_newer(
+    worlds: dict[str, dict[str, TaskFolders]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = worlds["together"]["film-song"]
+    stop("sasrec", first, 1)
+    before = set(left(first).iterdir())
+    most = sum(path.stat().st_size for path in before)
+    monkeypatch.setattr("trainables.trial.LEFT_BYTES", most + most // 4)
+    stop("sasrec", first, 1, lr=2e-3)
+    assert len(before) == len(SEEDS)
+    assert len(set(left(first).iterdir()) - before) == len(SEEDS)
+    assert sum(path.stat().st_size for path in left(first).iterdir()) <= most + most // 4
+
+
+def stop(name: str, folders: TaskFolders, epoch: int, **changes: Any) -> None:
     """Stop a training after that epoch, as a pruner does."""
-    reports = run(name, config_of(name), str(folders.task_dir), SEEDS)
+    reports = run(name, config_of(name, **changes), str(folders.task_dir), SEEDS)
     assert any(report.epoch == epoch and report.metrics for report in reports)
     reports.close()
 

@@ -37,13 +37,18 @@ def value(config: Mapping[str, Any]) -> float:
 def run(model: str, config: Mapping[str, Any], task_dir: str, seeds: Sequence[int], **options: Any) -> Iterator[Report]:
     """Curves that fall to `value`, slowly where the rate is small; the seeds lie evenly around it.
 
-    With `seconds` (of an epoch) in the config it takes its time, and a training that is not stopped leaves its mark.
+    With `seconds` (of an epoch) in the config it takes its time, and a training that is not stopped leaves its mark; one
+    that is takes `close` seconds to end.
     """
     final = value(config)
     slowness = 1 + max(0.0, -math.log10(config["lr"]) - 2)
     for epoch in range(1, config["epochs"] + 1):
         time.sleep(config.get("seconds", 0.0))
-        yield Report(epoch=epoch, metrics={"val_rmse": final + 2 * math.exp(-epoch / slowness)})
+        try:
+            yield Report(epoch=epoch, metrics={"val_rmse": final + 2 * math.exp(-epoch / slowness)})
+        except GeneratorExit:
+            time.sleep(config.get("close", 0.0))
+            raise
     if config.get("seconds"):
         (Path(task_dir) / f"ended-{final:.6f}").touch()
     spread = {f"val_rmse/seed_{seed}": final + 0.01 * (seed - sum(seeds) / len(seeds)) for seed in seeds}
