@@ -408,17 +408,21 @@ def _history(figure: History) -> Canvas:
     ratios = [ratio for ratio in palette.ratios if any(trace.ratio == ratio for trace in figure.traces)]
     kind = figure.head.labels.task_type.ratio
     handles = [Line2D([], [], color=_GREY, label=f"{kind} {ratio:.0%}", **_shape(palette, ratio)) for ratio in ratios]
-    canvas.legend(
-        handles=handles, loc="outside lower center", ncols=len(handles), title="points: trials · lines: best so far"
-    )
+    stopped = " · crosses: stopped early, at their last epoch" if any(trace.stopped for trace in figure.traces) else ""
+    title = f"points: trials · lines: best so far{stopped}"
+    canvas.legend(handles=handles, loc="outside lower center", ncols=len(handles), title=title)
     return canvas
 
 
 def _search(axes: Axes, trace: Trace, figure: History, edge: float) -> None:
     palette = figure.head.palette
     colour, shape = _colour(palette, trace.task), _shape(palette, trace.ratio)
-    y = np.maximum(trace.y, edge) if figure.head.labels.higher else np.minimum(trace.y, edge)
-    axes.plot(trace.x, y, linestyle="", marker=shape["marker"], color=colour, alpha=0.4, markersize=4.5)
+    within = np.maximum if figure.head.labels.higher else np.minimum
+    axes.plot(
+        trace.x, within(trace.y, edge), linestyle="", marker=shape["marker"], color=colour, alpha=0.4, markersize=4.5
+    )
+    for number, value in trace.stopped:
+        axes.plot(number, within(value, edge), linestyle="", marker="x", color=colour, alpha=0.6, markersize=4.5)
     axes.step(trace.x, trace.best, where="post", color=colour, linestyle=shape["linestyle"])
 
 

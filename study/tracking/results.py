@@ -344,8 +344,11 @@ def _line_of(run: Run) -> dict[str, Any]:
         "gpus": run_tags.get(tags.GPUS, ""),
     }
     line |= {f"params.{name}": value for name, value in params.items()}
+    # Of its epochs, a trial that was given up has the last one in the place of a result.
     return line | {
-        f"metrics.{name}": value for name, value in run.data.metrics.items() if not name.startswith("epoch/")
+        f"metrics.{name}": value
+        for name, value in run.data.metrics.items()
+        if line["status"] == "PRUNED" or not name.startswith("epoch/")
     }
 
 

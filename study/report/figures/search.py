@@ -71,6 +71,12 @@ class Trace:
     x: tuple[int, ...]
     y: tuple[float, ...]
     best: tuple[float, ...]  # best so far
+    stopped: tuple[tuple[int, float], ...] = ()  # search trials that were given up, and the metric of their last epoch
+
+    @property
+    def values(self) -> tuple[float, ...]:
+        """Every y, of what was given up too."""
+        return (*self.y, *(value for _, value in self.stopped))
 
 
 @dataclass(frozen=True)
@@ -80,12 +86,15 @@ class History:
     head: Head
     metric: str
     traces: tuple[Trace, ...]
-    last: int  # number of the last search trial of any cell, finished or not
+    last: int  # number of the last search trial of any cell, whatever became of it
     edge: Mapping[str, float]  # task -> the worse end of its axis; trials beyond it are drawn there
 
     def points(self) -> pd.DataFrame:
-        """Return one line per cell and finished trial."""
-        return _trace_points(self.traces, "trial", self.metric)
+        """Return one line per cell and trial that has a value."""
+        finished = _trace_points(self.traces, "trial", self.metric).assign(stopped=False)
+        stopped = [(trace.cell, trace.task, trace.ratio, *point) for trace in self.traces for point in trace.stopped]
+        frame = pd.DataFrame(stopped, columns=["cell", "task", "ratio", "trial", self.metric]).assign(stopped=True)
+        return pd.concat([finished, frame] if stopped else [finished]).sort_values(["cell", "trial"], kind="stable")
 
 
 @dataclass(frozen=True)
@@ -168,28 +177,45 @@ def importance(results: Results, row: str) -> Importance:
 
 
 def history(results: Results, row: str) -> History:
-    """Return every finished search trial and the best so far, per cell."""
+    """Return every search trial that has a value, finished or given up, and the best finished one so far, per cell."""
     labels, metric = results.labels, results.labels.selection.metric
     pick = max if labels.higher else min
+    every = results.trials[(results.trials["part"] == "search") & (results.trials["row"] == row)]
     traces = []
     for cell, trials in search_trials(results, row, metric).groupby("cell", sort=True):
         first = trials.iloc[0]
         x = tuple(int(name) for name in trials["name"])
         y = tuple(float(value) for value in trials[f"metrics.{metric}"])
-        traces.append(Trace(str(cell), str(first["task"]), float(first["ratio"]), x, y, tuple(accumulate(y, pick))))
-    every = results.trials[(results.trials["part"] == "search") & (results.trials["row"] == row)]
-    lost = int(every["status"].isin(["FAILED", "KILLED", "PRUNED"]).sum())
-    notes = [f"{lost} search trials that failed or were stopped early are not shown."] if lost else []
-    by_task = {task: [y for trace in traces if trace.task == task for y in trace.y] for task in results.tasks()}
-    edge = {task: worse_end(values, labels.higher) for task, values in by_task.items()}
+        stopped = _stopped(every[every["cell"] == cell], metric)
+        best = tuple(accumulate(y, pick))
+        traces.append(Trace(str(cell), str(first["task"]), float(first["ratio"]), x, y, best, stopped))
+    if all(len(trace.values) < 2 for trace in traces):
+        raise MissingError(
+            f"optimisation history of {labels.row(row).name}: no cell has two search trials with a value; run "
+            "`study search`, with more trials"
+        )
+    title = row_title("Optimisation history", results, row)
+    ended = int(every["status"].isin(["FINISHED", "FAILED", "KILLED", "PRUNED"]).sum())
+    lost = ended - sum(len(trace.values) for trace in traces)
+    notes = [f"{lost} search trials that have no value are not shown."] if lost else []
+    by_task = {task: [y for trace in traces if trace.task == task for y in trace.values] for task in results.tasks()}
+    edge = {task: worse_end(of_task, labels.higher) for task, of_task in by_task.items()}
     sign = -1 if labels.higher else 1
-    beyond = sum(sign * y > sign * edge[trace.task] for trace in traces for y in trace.y)
+    beyond = sum(sign * y > sign * edge[task] for task, of_task in by_task.items() for y in of_task)
     if beyond:
         notes.append(f"{beyond} trials lie beyond the axis and are drawn at its edge.")
-    title = row_title("Optimisation history", results, row)
     alt = f"{title}: each search trial and the best so far, per task and {labels.task_type.ratio} ratio."
     head = Head(labels, row_name("history", results, row), title, alt, palette_of(results), tuple(notes))
     return History(head, metric, tuple(traces), int(every["name"].astype(int).max()), edge)
+
+
+def _stopped(trials: pd.DataFrame, metric: str) -> tuple[tuple[int, float], ...]:
+    """Number and last value of the trials that the search gave up."""
+    column = f"metrics.epoch/{metric}"
+    if column not in trials.columns:
+        return ()
+    given_up = trials[(trials["status"] == "PRUNED") & trials[column].map(math.isfinite)].sort_values("name")
+    return tuple((int(name), float(value)) for name, value in zip(given_up["name"], given_up[column], strict=True))
 
 
 def curves(results: Results, row: str) -> Curves:

@@ -84,6 +84,10 @@ def _tradeoff(
     clouds = [
         _cloud(of_cell, columns, higher, best[row, str(cell)].run_id) for cell, of_cell in trials.groupby("cell")
     ]  # fmt: skip
+    if all(len(cloud.trials) < 2 for cloud in clouds):
+        raise MissingError(
+            f"{title.lower()}: no cell has two finished search trials; run `study search`, with more trials"
+        )
     alt = f"{title}: one point per trial, one panel per task; " + "; ".join(
         f"{cloud.cell}: {len(cloud.front)} of {len(cloud.trials)} trials on the front" for cloud in clouds
     )

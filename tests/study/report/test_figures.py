@@ -19,8 +19,9 @@ from study.report.figures import Sensitivity, Tradeoff
 from study.report.figures.common import Head, Palette, value_text
 from study.report.figures.search import curves, history, importance, parallel
 from study.report.figures.sensitivity import sensitivity
-from study.report.figures.tradeoffs import Cloud, cost
+from study.report.figures.tradeoffs import Cloud, cost, pareto
 from study.report.statistics import seed_interval
+from study.tracking import tags
 from study.tracking.results import MissingError, Results, load_results
 
 from ..store import ACTIVATIONS, CELLS, CONFIG, MUSIC, STEPS, empty_store, fill_search, rival, with_rivals, with_seeds
@@ -112,9 +113,10 @@ def test_the_line_of_a_front_promises_only_what_a_trial_attains(name: str, highe
 def test_a_selected_trial_without_the_cost_is_not_marked(tmp_path: Path) -> None:
     store = empty_store(tmp_path)
     store.add("search", "a->b", 0.2, "0000", {"val_rmse": 0.8})
-    store.add("search", "a->b", 0.2, "0001", {"val_rmse": 0.9, "seconds": 5.0})
+    for number in ("0001", "0002"):
+        store.add("search", "a->b", 0.2, number, {"val_rmse": 0.9, "seconds": 5.0})
     figure = cost(load_results(store.uri, store.experiment, MUSIC), "music")
-    assert figure.points()[["trial", "selected"]].values.tolist() == [["0001", False]]
+    assert figure.points()[["trial", "selected"]].values.tolist() == [["0001", False], ["0002", False]]
     assert len(draw(figure).axes[0].get_lines()) == 2
 
 
@@ -165,7 +167,7 @@ def test_history_is_the_running_best_and_counts_the_failed(results: Results) -> 
         assert trace.x == tuple(range(12))
         assert trace.y == tuple(values)
         assert trace.best == tuple(min(values[: k + 1]) for k in range(12))
-    assert figure.head.notes == ("1 search trials that failed or were stopped early are not shown.",)
+    assert figure.head.notes == ("1 search trials that have no value are not shown.",)
 
 
 def test_history_keeps_diverged_trials_from_stretching_the_axis(tmp_path: Path) -> None:
@@ -178,14 +180,38 @@ def test_history_keeps_diverged_trials_from_stretching_the_axis(tmp_path: Path) 
     assert figure.points()["val_rmse"].max() == 40.0
 
 
-def test_history_has_room_for_trials_that_were_stopped(tmp_path: Path) -> None:
+def test_history_shows_what_was_stopped_at_its_last_epoch_and_has_room_for_what_failed(tmp_path: Path) -> None:
+    """A study whose pruner stops all trials but the first had a figure of one point."""
     store = empty_store(tmp_path)
     store.add("search", "a->b", 0.2, "0000", with_seeds({"val_rmse": [0.9]}))
-    for number in ("0001", "0002"):
-        store.add("search", "a->b", 0.2, number, {}, status="FAILED")
+    store.add(
+        "search", "a->b", 0.2, "0001", {}, status="KILLED", tags={tags.PRUNED: "x"}, epochs={"val_rmse": [1.3, 1.1]}
+    )
+    store.add("search", "a->b", 0.2, "0002", {}, status="FAILED")
     figure = history(load_results(store.uri, store.experiment, MUSIC), "music")
+    (trace,) = figure.traces
+    assert (trace.x, trace.y, trace.best, trace.stopped) == ((0,), (0.9,), (0.9,), ((1, 1.1),))
+    assert figure.head.notes == ("1 search trials that have no value are not shown.",)
     (axes,) = draw(figure).axes
     assert axes.get_xlim() == (-0.5, 2.5)
+    crosses = [line for line in axes.lines if line.get_marker() == "x"]
+    assert [line.get_xydata().tolist() for line in crosses] == [[[1.0, 1.1]]]
+    points = figure.points()[["trial", "val_rmse", "best_so_far", "stopped"]].to_dict("records")
+    assert points[0] == {"trial": 0, "val_rmse": 0.9, "best_so_far": 0.9, "stopped": False}
+    assert {name: points[1][name] for name in ("trial", "val_rmse", "stopped")} == {
+        "trial": 1, "val_rmse": 1.1, "stopped": True,
+    }  # fmt: skip
+
+
+def test_one_trial_is_no_figure(tmp_path: Path) -> None:
+    store = empty_store(tmp_path)
+    store.add("search", "a->b", 0.2, "0000", {"val_rmse": 0.9, "val_ndcg20": 0.7, "seconds": 3.0})
+    results = load_results(store.uri, store.experiment, MUSIC)
+    with pytest.raises(MissingError, match="optimisation history of MuSiC: no cell has two search trials with a value"):
+        history(results, "music")
+    for figure in (pareto, cost):
+        with pytest.raises(MissingError, match="no cell has two finished search trials"):
+            figure(results, "music")
 
 
 def test_learning_curves_are_those_of_the_selected_trials(results: Results) -> None:
