@@ -64,6 +64,8 @@ class Content:
     tables: Sequence[Table]
     findings: Sequence[Finding]
     missing: Sequence[str]
+    few: Sequence[str]
+    """What would need more search trials."""
     cost: Table | None
 
 
@@ -78,6 +80,7 @@ def page(results: Results, content: Content, folder: Path) -> str:
         "Figures": "".join(_figure(results, figure, folder) for figure in content.figures),
         "Tables": "".join(map(_table, (*main, *others))),
         "Missing": _list(content.missing),
+        "Too few trials": _list(content.few),
         "State": _facts(results) + _state(results) + (_table(content.cost) if content.cost else ""),
         "Behind the claims": "".join(map(_table, last)),
     }

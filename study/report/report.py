@@ -39,7 +39,7 @@ from study.report.page import Content, page
 from study.report.table import Table
 from study.tracking import tags
 from study.tracking.addresses import without_password
-from study.tracking.results import Results, UnreadError, load_results
+from study.tracking.results import Results, TooFewError, UnreadError, load_results
 
 PAGE = "report.html"
 _FOLDERS = ("figures", "tables")
@@ -68,6 +68,7 @@ class _Content:
     figures: list[Figure] = field(default_factory=list)
     tables: list[Table] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
+    few: list[str] = field(default_factory=list)
     unread: bool = False
     """Whether something could not be made because a part of the store cannot be read."""
     comparison: Comparison | None = None
@@ -102,7 +103,8 @@ def report(
         cost = _cost(results, staged)
         found = findings(labels, content.claims, content.comparison)
         all_ = Content(
-            figures=content.figures, tables=content.tables, findings=found, missing=content.missing, cost=cost
+            figures=content.figures, tables=content.tables, findings=found, missing=content.missing,
+            few=content.few, cost=cost,
         )  # fmt: skip
         (staged / PAGE).write_text(page(results, all_, staged / "figures"), encoding="utf-8")
         if content.unread:
@@ -242,7 +244,7 @@ def _make(results: Results, progress: Callable[[int, int], None], staged: Path) 
         try:
             item = make()
         except InputError as error:  # the page lists it
-            content.missing.append(str(error))
+            (content.few if isinstance(error, TooFewError) else content.missing).append(str(error))
             content.unread |= isinstance(error, UnreadError)
         else:
             if isinstance(item, Table):

@@ -48,6 +48,10 @@ class MissingError(InputError):
     """The store does not hold what a figure or table needs (yet); the report lists the message and goes on."""
 
 
+class TooFewError(MissingError):
+    """A figure needs more search trials with a result than there are; a plan may have asked for no more."""
+
+
 class UnreadError(InputError):
     """What was logged cannot be read any more: a part of the store is gone or damaged."""
 

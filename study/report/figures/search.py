@@ -23,7 +23,7 @@ from study.report.figures.common import (
     worse_end,
 )
 from study.selection import best_trials
-from study.tracking.results import MissingError, Results
+from study.tracking.results import MissingError, Results, TooFewError
 from trainables.interface import Figure as Look
 from trainables.interface import Selection
 
@@ -158,7 +158,7 @@ def importance(results: Results, row: str) -> Importance:
         shares = _importances(of_cell, ranges, selection)
         cells.append(CellImportance(str(cell), str(first["task"]), float(first["ratio"]), len(of_cell), shares))
     if not cells or not names:
-        raise MissingError(
+        raise TooFewError(
             f"importance: no cell has {MIN_TRIALS} finished search trials that differ; run `study search`, with more "
             "trials where it has ended"
         )
@@ -190,7 +190,7 @@ def history(results: Results, row: str) -> History:
         best = tuple(accumulate(y, pick))
         traces.append(Trace(str(cell), str(first["task"]), float(first["ratio"]), x, y, best, stopped))
     if all(len(trace.values) < 2 for trace in traces):
-        raise MissingError(
+        raise TooFewError(
             f"optimisation history of {labels.row(row).name}: no cell has two search trials with a value; run "
             "`study search`, with more trials"
         )
@@ -244,7 +244,7 @@ def parallel(results: Results, row: str, cell: str) -> Parallel:
     names = results.searched(row)
     trials = every[every["cell"] == cell]
     if trials.empty or not names:
-        raise MissingError(
+        raise TooFewError(
             f"parallel coordinates of {cell}: no finished search trials that differ; run `study search`, with more "
             "trials where it has ended"
         )

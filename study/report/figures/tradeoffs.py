@@ -11,7 +11,7 @@ import pandas as pd
 from study.labels import in_group
 from study.report.figures.common import Head, palette_of, row_name, row_title
 from study.selection import best_trials, pareto_front
-from study.tracking.results import MissingError, Results
+from study.tracking.results import MissingError, Results, TooFewError
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ def _tradeoff(
         _cloud(of_cell, columns, higher, best[row, str(cell)].run_id) for cell, of_cell in trials.groupby("cell")
     ]  # fmt: skip
     if all(len(cloud.trials) < 2 for cloud in clouds):
-        raise MissingError(
+        raise TooFewError(
             f"{title.lower()}: no cell has two finished search trials; run `study search`, with more trials"
         )
     alt = f"{title}: one point per trial, one panel per task; " + "; ".join(

@@ -132,9 +132,10 @@ def test_a_partial_study_says_what_is_missing_and_drops_what_is_stale(tmp_path: 
         "Table 3",
         "Table 4",
         "sweep of steps",
-        "importance",
     ]
-    assert "Partial study: 10 figures, tables or parts missing." in made.page.read_text()
+    text = made.page.read_text()
+    assert "Partial study: 9 figures, tables or parts missing." in text
+    assert "importance: no cell has 5 finished search trials" in text.partition("<h2>Too few trials</h2>")[2]
     assert re.search(
         r"domains.json cannot be used \(.*\); put the file back, or delete the run in MLflow", made.missing[0]
     )
