@@ -55,6 +55,8 @@ class Report:
     state: Callable[[], dict[str, Any]] | None = None
     """Gives what `run` goes on from behind this report, as `torch.load(weights_only=True)` reads it. Its tensors may be the
     living ones: call it before the next report is asked for. None: the model cannot go on."""
+    caught_up: bool = False
+    """Behind epochs that were there already, which take no time: the next one has to be trained."""
 
 
 def run(
@@ -94,8 +96,10 @@ def run(
         metrics = {} if staged else _means([training.metrics for training in trainings])
         resumable = all(training.resumable for training in trainings)
         keep = partial(_state, number, spent, trainings) if resumable else None
+        replayed = all(isinstance(place, Replayed) for place in places)
+        caught_up = replayed and not all(training.replays for training in running)
         try:
-            yield Report(epoch=number, metrics=metrics, state=keep)
+            yield Report(epoch=number, metrics=metrics, state=keep, caught_up=caught_up)
         except GeneratorExit:
             for training in trainings:
                 with suppress(Exception):  # an error here would take the place of what has stopped the trial
@@ -233,6 +237,11 @@ class SeedTraining:
     def resumable(self) -> bool:
         """Whether `state` gives what training goes on from."""
         return self.result is not None or self._setup is not None
+
+    @property
+    def replays(self) -> bool:
+        """Whether the next epoch is one that the opposite training has measured, and nothing has to be trained for it."""
+        return len(self._replay) > (1 if self._replay_ends else 0)
 
     def advance(self) -> Stage | Epoch | Replayed | None:
         """Train to the next place; None where there is none. The last epoch gives the result."""

@@ -116,6 +116,8 @@ def _train(payload: dict[str, Any], outbox: Outbox, folders: TrialFolders) -> No
     epochs = list(checkpoint.epochs) if checkpoint else []
     for epoch in epochs:
         outbox.add(epoch)
+    if epochs:
+        outbox.send()  # the driver may stop the trial by them, before an epoch is trained in vain
     final = False
     reports = trainable(
         payload["model"], payload["config"], folders.task_dir, payload["seeds"], test_dir=folders.test_dir,
@@ -133,6 +135,8 @@ def _train(payload: dict[str, Any], outbox: Outbox, folders: TrialFolders) -> No
             if metrics:
                 epochs.append((report.epoch, metrics, report.final, dict(report.artifacts), int(time.time() * 1000)))
                 outbox.add(epochs[-1])
+            if report.caught_up:
+                outbox.send()  # as above
             if report.state is not None:
                 with _node_errors():
                     writer.offer(report.state, epochs)

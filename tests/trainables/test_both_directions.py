@@ -168,6 +168,23 @@ def test_what_was_trained_before_a_stop_serves_the_opposite_direction_too(
     assert at_first == 2 * len(SEEDS)
 
 
+@pytest.mark.parametrize("stopped", [True, False])
+def test_one_who_catches_up_says_so_before_it_trains(
+    worlds: dict[str, dict[str, TaskFolders]], stopped: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = (worlds["together"][name] for name in DIRECTIONS)
+    if stopped:
+        stop("sasrec", first, 2)
+    else:
+        trained("sasrec", first, patience=7)
+    epochs, reports = counted("sasrec", monkeypatch), []
+    for report in run("sasrec", config_of("sasrec", patience=7 - 5 * stopped), str(second.task_dir), SEEDS):
+        reports.append((report.caught_up, len(epochs)))
+    free = sum(not trained for _, trained in reports)
+    assert free == (2 if stopped else 6)
+    assert [caught_up for caught_up, _ in reports] == [number == free for number in range(1, len(reports) + 1)]
+
+
 def test_a_training_that_was_stopped_before_its_first_epoch_leaves_nothing(
     worlds: dict[str, dict[str, TaskFolders]],
 ) -> None:

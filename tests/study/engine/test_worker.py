@@ -110,7 +110,7 @@ def test_a_result_that_cannot_be_returned_is_not_the_trial_s_failure(
     messages: list[dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def run(*_: Any, **__: Any) -> Any:
-        yield SimpleNamespace(metrics={}, final=True, epoch=1, artifacts={}, state=None)
+        yield SimpleNamespace(metrics={}, final=True, epoch=1, artifacts={}, state=None, caught_up=False)
 
     def bring_home(*_: Any) -> None:
         raise ActorDiedError
@@ -194,7 +194,7 @@ def test_the_trainable_is_given_its_device_and_its_share_of_the_memory(
 
     def run(*_: Any, device: str, **__: Any) -> Any:
         devices.append(device)
-        yield SimpleNamespace(metrics={}, final=True, epoch=1, artifacts={}, state=None)
+        yield SimpleNamespace(metrics={}, final=True, epoch=1, artifacts={}, state=None, caught_up=False)
 
     monkeypatch.setattr(worker, "resolve", lambda path: run)
     (tmp_path / "home").mkdir()
@@ -211,7 +211,7 @@ def test_a_trial_that_ray_stops_is_closed_before_its_process_is_used_again(
 
     def run(*_: Any, **__: Any) -> Any:
         try:
-            yield SimpleNamespace(metrics={"a": 1.0}, final=False, epoch=1, artifacts={}, state=None)
+            yield SimpleNamespace(metrics={"a": 1.0}, final=False, epoch=1, artifacts={}, state=None, caught_up=False)
         except GeneratorExit:
             closed.append("closed")
             raise
@@ -228,6 +228,28 @@ def test_a_trial_that_ray_stops_is_closed_before_its_process_is_used_again(
     with pytest.raises(SystemExit):
         worker.run_trial(payload(tmp_path), Outbox(report))
     assert closed == ["closed"], "although something still refers to it"
+
+
+def test_epochs_that_take_no_time_are_judged_before_one_is_trained(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They come faster than a trial speaks: without this, each trial that they end would train an epoch in vain."""
+    done: list[str] = []
+
+    def run(*_: Any, **__: Any) -> Any:
+        for epoch in (1, 2, 3):
+            replayed = SimpleNamespace(metrics={"a": 1.0}, final=False, epoch=epoch, artifacts={}, state=None)
+            replayed.caught_up = epoch == 3
+            yield replayed
+        done.append("trained")
+        yield SimpleNamespace(metrics={"a": 1.0}, final=True, epoch=4, artifacts={}, state=None, caught_up=False)
+
+    monkeypatch.setattr(worker, "resolve", lambda path: run)
+    (tmp_path / "home").mkdir()
+    outbox = Outbox(lambda message: done.append(str([epoch[0] for epoch in message["epochs"]])))
+    worker.run_trial(payload(tmp_path), outbox)
+    outbox.send()
+    assert done == ["[1, 2, 3]", "trained", "[4]"]
 
 
 def test_a_trial_without_a_gpu_never_touches_cuda(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

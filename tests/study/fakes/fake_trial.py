@@ -18,6 +18,7 @@ class Report:
     final: bool = False
     artifacts: Mapping[str, str | bytes] = field(default_factory=dict)
     state: Callable[[], dict[str, Any]] | None = None
+    caught_up: bool = False
 
 
 def loss(x: float, epoch: int = 0) -> float:
