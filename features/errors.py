@@ -4,6 +4,7 @@
         InputError              features.errors: bad input from outside, in one line: place, rule, value, remedy
             PlanError           study.plan.load: all faults of a plan, a line each
             MissingError        study.tracking.results: a store lacks what was asked for
+                TooFewError     study.tracking.results: a figure needs more search trials than have a result
             UnreadError         study.tracking.results: what a store held cannot be read any more
         _RowError               features.domains.json_lines: what is wrong with a row whose place is not known yet
         SpaceError              search_spaces.reader: all faults of a search space, a line each
