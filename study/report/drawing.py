@@ -421,8 +421,9 @@ def _search(axes: Axes, trace: Trace, figure: History, edge: float) -> None:
     axes.plot(
         trace.x, within(trace.y, edge), linestyle="", marker=shape["marker"], color=colour, alpha=0.4, markersize=4.5
     )
-    for number, value in trace.stopped:
-        axes.plot(number, within(value, edge), linestyle="", marker="x", color=colour, alpha=0.6, markersize=4.5)
+    if trace.stopped:
+        x, values = zip(*trace.stopped, strict=True)
+        axes.plot(x, within(values, edge), linestyle="", marker="x", color=colour, alpha=0.6, markersize=4.5)
     axes.step(trace.x, trace.best, where="post", color=colour, linestyle=shape["linestyle"])
 
 
